@@ -1,0 +1,241 @@
+"""Train both sides in lockstep, compare every step, and come to a verdict."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from regcheck.compare import (
+    Difference,
+    Divergence,
+    compare_step,
+    diverges,
+    each,
+    exceeds,
+    greatest,
+    locate,
+)
+from regcheck.formula import Training
+from regcheck.models import accuracy
+from regcheck.numpy_trainer import NumpyTrainer, State
+from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.rounding import RoundingModel
+from regcheck.schedule import Batch, training_of
+from regcheck.spec import LoadedSpec, Spec, from_mapping, read_spec
+from regcheck.torch_trainer import TorchTrainer, torch_settings
+from regcheck.torch_trainer import environment as torch_environment
+from regcheck.trace import Trace
+
+class Final(NamedTuple):
+    """Where one side ended: parameters, the last reported loss, and accuracies (None: no rows)."""
+
+    parameters: Parameters
+    loss: float
+    accuracy: dict[str, float | None]
+
+
+class LossDivergence(NamedTuple):
+    """The first step at which the reported losses part, at the same parameters."""
+
+    step: int
+    at: Difference
+
+
+class Sample(NamedTuple):
+    """One step of both sides from the framework's parameters, kept to be shown."""
+
+    step: int
+    scratch: Step
+    framework: Step
+
+
+@dataclass
+class Report:
+    """What a run found. `to_dict` gives it as plain data."""
+
+    name: str
+    spec: Spec
+    training: Training
+    features: tuple[str, ...]
+    steps: int
+    limit: float
+    trace: Trace
+    verdict: Verdict = "inconclusive"
+    reason: str = ""
+    compared: int = 0
+    first_divergence: Divergence | None = None
+    first_loss_divergence: LossDivergence | None = None
+    first_by_stage: dict[str, int] = field(default_factory=dict)
+    sample: Sample | None = None
+    previous: Sample | None = None
+    first_unjudged: int | None = None
+    first_loss_unjudged: int | None = None
+    final: dict[str, Final] = field(default_factory=dict)
+    max_drift: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
+    diagnosis: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as the JSON that `regcheck run --json` prints, read back."""
+        from regcheck.report.json import report_dict
+
+        return report_dict(self)
+
+
+def check(
+    spec: str | Path | Mapping[str, Any], *, progress: Progress | None = None
+) -> Report:
+    """Run a spec: a file's path, or its content as a mapping.
+
+    Args:
+        spec: the file, or the mapping; a mapping's relative paths are relative to here.
+        progress: called with each compared step's number.
+
+    Raises:
+        InputError: the spec or its data are not as they must be.
+    """
+    loaded = from_mapping(spec) if isinstance(spec, Mapping) else read_spec(Path(spec))
+    return check_loaded(loaded, progress or (lambda step: None))
+
+
+def assert_equivalent(spec: str | Path | Mapping[str, Any]) -> None:
+    """Raise AssertionError, with the table, unless a spec's two sides are equivalent."""
+    report = check(spec)
+    if report.verdict != "equivalent":
+        from regcheck.report.terminal import report_text
+
+        raise AssertionError("\n" + report_text(report))
+
+
+def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
+    """Run a spec that is loaded."""
+    problem = build_problem(loaded)
+    tensors = tuple(problem.initial)
+    report = Report(
+        name=loaded.name,
+        spec=loaded.spec,
+        training=training_of(loaded.spec, len(problem.y)),
+        features=problem.features,
+        steps=problem.schedule.steps,
+        limit=loaded.spec.tolerance.rounding,
+        trace=Trace(tensors),
+    )
+    work = min(problem.schedule.batch_size, len(problem.y)) * problem.X.shape[1]
+    with torch_settings(work) as threads:
+        run = Run(problem, report)
+        run.compare_start()
+        for batch in problem.schedule.batches():
+            if not run.advance(batch):
+                break
+            progress(batch.step)
+        run.finish()
+    report.environment = {
+        "python": platform.python_version(),
+        **torch_environment(),
+        "threads": threads,
+        "platform": platform.platform(),
+    }
+    report.verdict, report.reason = conclusion(report)
+    return report
+
+
+class Run:
+    """Both sides of a run while it lasts, filling a report."""
+
+    def __init__(self, problem: Problem, report: Report) -> None:
+        self.problem, self.report = problem, report
+        self.scratch = NumpyTrainer(problem)
+        self.framework = TorchTrainer(problem)
+        self.rounding = RoundingModel(problem)
+        self.own = self.scratch.start()
+        self.velocities = self.own.velocities
+        self.losses = {"scratch": math.nan, "framework": math.nan}
+        self.last: Sample | None = None
+
+    def compare_start(self) -> None:
+        """Compare the parameters that the sides start from."""
+        start = self.framework.parameters()
+        bounds = self.rounding.start_bounds(self.problem.initial)
+        at = greatest(each(self.own.parameters, start, bounds).values())
+        if exceeds(at, self.report.limit):
+            still = Step(start, (), math.nan, {}, {}, {}, {}, start)
+            self.report.first_divergence = Divergence(1, 1, 1, "initial", at, at, still, still)
+
+    def advance(self, batch: Batch) -> bool:
+        """Take and compare one step; False where it cannot be judged, which ends the run."""
+        report, limit = self.report, self.report.limit
+        framework = self.framework.step(batch)
+        own = self.scratch.step(self.own, batch)
+        # The scratch rule from the framework's parameters, its optimizer fed by them all along.
+        local = self.scratch.step(State(framework.before, self.velocities), batch)
+        bounds = self.rounding.bounds(batch, framework, local.slopes)
+        row = compare_step(batch, own.step, local.step, framework, bounds)
+        self.own, self.velocities = own.state, local.state.velocities
+        self.losses = {"scratch": own.step.loss, "framework": framework.loss}
+
+        report.trace.append(row)
+        sample = Sample(batch.step, local.step, framework)
+        for stage, difference in row.within.items():
+            if exceeds(difference, limit):
+                report.first_by_stage.setdefault(stage, batch.step)
+        if report.first_loss_divergence is None and exceeds(row.loss, limit):
+            report.first_loss_divergence = LossDivergence(batch.step, row.loss)
+        if report.first_loss_unjudged is None and not row.loss.judged:
+            report.first_loss_unjudged = batch.step
+        if report.first_divergence is None and diverges(row, limit):
+            report.first_divergence = locate(row, local.step, framework, limit)
+            report.sample, report.previous = sample, self.last
+        if report.sample is None:
+            report.sample = sample
+        self.last = sample
+        report.max_drift = max(report.max_drift, *row.drift.values(), key=nan_is_largest)
+        if not row.judged:
+            report.first_unjudged = batch.step
+            return False
+        report.compared += 1
+        return True
+
+    def finish(self) -> None:
+        """Note where both sides ended."""
+        ends = {"scratch": self.own.parameters, "framework": self.framework.parameters()}
+        problem = self.problem
+        with np.errstate(all="ignore"):
+            for side, parameters in ends.items():
+                accuracies = {
+                    "train": accuracy(problem.X, problem.y, parameters),
+                    "test": accuracy(problem.X_test, problem.y_test, parameters),
+                }
+                self.report.final[side] = Final(
+                    parameters, self.losses[side], accuracies if problem.model == "logistic" else {}
+                )
+
+
+def nan_is_largest(value: float) -> float:
+    """Order numbers with NaN above all."""
+    return math.inf if math.isnan(value) else value
+
+
+def conclusion(report: Report) -> tuple[Verdict, str]:
+    """Come to a verdict, with its reason where it is not plain from the report.
+
+    What was judged stays judged: a divergence stands whatever comes after it.
+    """
+    judged = report.spec.compare
+    if report.first_divergence is not None and "parameters" in judged:
+        return "diverged", ""
+    if report.first_loss_divergence is not None and "loss" in judged:
+        return "diverged", ""
+    if report.steps == 0:
+        return "inconclusive", "there is no step: drop_last leaves out every row"
+    if report.first_unjudged is not None:
+        return "inconclusive", f"from step {report.first_unjudged} neither side is finite"
+    if report.first_loss_unjudged is not None and "loss" in judged:
+        step = report.first_loss_unjudged
+        return "inconclusive", f"from step {step} neither side's loss is finite"
+    return "equivalent", ""

@@ -1,0 +1,197 @@
+"""Steps of both sides to rows of differences, and the first divergence.
+
+At each step there are three updates: the framework's, along its own trajectory; the scratch
+side's from the framework's parameters (local); and the scratch side's along its own trajectory
+(drift). A step diverges where a parameter's local difference exceeds `limit` times the rounding
+bound; the stage named is the first within the step at which the two parted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.problem import Array, Parameters, Step
+from regcheck.rounding import Bounds
+from regcheck.schedule import Batch
+
+STAGES = ("initial", "forward", "gradient", "penalty", "optimizer", "update")
+"""Stages of a step, in order. `initial` is before the first."""
+
+
+class Difference(NamedTuple):
+    """The entry of one tensor whose difference is the most bounds; ratio = difference/bound.
+
+    The ratio is inf where one side alone is not finite. `judged` is false where some entry could
+    not be judged, being finite on neither side or having no finite bound; the ratio is then that
+    of the other entries, NaN if there are none.
+    """
+
+    tensor: str
+    index: tuple[int, ...]
+    scratch: float
+    framework: float
+    difference: float
+    bound: float
+    ratio: float
+    judged: bool
+
+
+class Row(NamedTuple):
+    """One compared step.
+
+    Attributes:
+        loss: the reported losses, both at the framework's parameters.
+        drift: the largest difference of each tensor, each side on its own trajectory.
+        within: the worst local difference at each stage before the update.
+        local: the worst local difference of each tensor after the update.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    scratch_loss: float
+    framework_loss: float
+    loss: Difference
+    drift: dict[str, float]
+    within: dict[str, Difference]
+    local: dict[str, Difference]
+
+    @property
+    def judged(self) -> bool:
+        """Whether every parameter could be judged."""
+        return all(difference.judged for difference in self.local.values())
+
+
+class Divergence(NamedTuple):
+    """The first step whose local difference rounding cannot explain.
+
+    `at` is the parameter after the update; `within` is the difference at the stage named, in
+    that stage's own quantity. `scratch` and `framework` are the updates that were compared.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    stage: str
+    at: Difference
+    within: Difference
+    scratch: Step
+    framework: Step
+
+
+def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Difference:
+    """Find the entry of a tensor whose difference is the most bounds.
+
+    Raises:
+        ValueError: the two have different shapes.
+    """
+    if scratch.shape != framework.shape or bound.shape != framework.shape:
+        raise ValueError(f"{tensor}: shapes {scratch.shape} and {framework.shape} differ")
+    if scratch.size == 1:  # the bias: plain floats are several times faster than arrays of one
+        return difference_of(tensor, (0,) * scratch.ndim, scratch.item(), framework.item(), bound.item())
+    with np.errstate(all="ignore"):
+        differences = np.abs(np.subtract(scratch, framework, dtype=np.float64))
+        ratios = differences / bound
+    place = int(ratios.argmax())  # the first NaN, where there is one
+    unjudged = not math.isfinite(ratios.item(place) + float(bound.sum()))
+    if unjudged:
+        ratios = np.where(np.isfinite(bound), ratios, np.nan)
+        ratios[np.isfinite(scratch) != np.isfinite(framework)] = np.inf
+        place = int(np.where(np.isnan(ratios), -1.0, ratios).argmax())
+    index = tuple(int(part) for part in np.unravel_index(place, scratch.shape))
+    found = difference_of(tensor, index, scratch.item(place), framework.item(place), bound.item(place))
+    return found._replace(judged=not np.isnan(ratios).any()) if unjudged else found
+
+
+def difference_of(
+    tensor: str, index: tuple[int, ...], scratch: float, framework: float, bound: float
+) -> Difference:
+    """Compare two numbers."""
+    difference = abs(scratch - framework)
+    if math.isfinite(scratch) != math.isfinite(framework):
+        ratio = math.inf
+    elif math.isfinite(difference) and math.isfinite(bound):
+        ratio = difference / bound
+    else:
+        ratio = math.nan
+    return Difference(
+        tensor, index, scratch, framework, difference, bound, ratio, not math.isnan(ratio)
+    )
+
+
+def exceeds(difference: Difference, limit: float) -> bool:
+    """Say whether rounding cannot explain a difference."""
+    return difference.ratio > limit
+
+
+def each(scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]) -> dict[str, Difference]:
+    """Compare tensor by tensor.
+
+    Raises:
+        ValueError: a tensor is missing on one side.
+    """
+    if scratch.keys() != framework.keys():
+        raise ValueError(f"the sides have different tensors: {sorted(scratch)}, {sorted(framework)}")
+    return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
+
+
+def compare_loss(scratch: Step, framework: Step, bounds: Bounds) -> Difference:
+    """Compare the reported losses at the same parameters."""
+    return difference_of("loss", (), scratch.loss, framework.loss, bounds.loss)
+
+
+def compare_step(batch: Batch, own: Step, local: Step, framework: Step, bounds: Bounds) -> Row:
+    """Compare one step: `own` along its trajectory, `local` from the framework's parameters."""
+    drift = {}
+    with np.errstate(all="ignore"):
+        for name, w in framework.after.items():
+            drift[name] = float(np.abs(np.subtract(own.after[name], w, dtype=np.float64)).max())
+    return Row(
+        step=batch.step,
+        epoch=batch.epoch,
+        batch=batch.batch,
+        scratch_loss=own.loss,
+        framework_loss=framework.loss,
+        loss=compare_loss(local, framework, bounds),
+        drift=drift,
+        within=stages(local, framework, bounds),
+        local=each(local.after, framework.after, bounds.after),
+    )
+
+
+def diverges(row: Row, limit: float) -> bool:
+    """Say whether a parameter's local difference exceeds the limit."""
+    return any(exceeds(difference, limit) for difference in row.local.values())
+
+
+def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
+    """Give the worst difference at each stage before the update, in the stages' order."""
+    outputs = [
+        worst("output", left, right, bound)
+        for left, right, bound in zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
+    ]
+    return {
+        "forward": greatest(outputs),
+        "gradient": greatest(each(scratch.gradient, framework.gradient, bounds.gradient).values()),
+        "penalty": greatest(each(scratch.penalty, framework.penalty, bounds.penalty).values()),
+        "optimizer": greatest(each(scratch.shift, framework.shift, bounds.shift).values()),
+    }
+
+
+def greatest(differences: Iterable[Difference]) -> Difference:
+    """Give the difference with the largest ratio; one that cannot be judged counts least."""
+    return max(differences, key=lambda one: -1.0 if math.isnan(one.ratio) else one.ratio)
+
+
+def locate(row: Row, scratch: Step, framework: Step, limit: float) -> Divergence:
+    """Name the first stage at which a diverging step parts, and the entry that parts most."""
+    at = greatest(row.local.values())
+    stage, within = next(
+        ((stage, found) for stage, found in row.within.items() if exceeds(found, limit)),
+        ("update", at),
+    )
+    return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

@@ -1,0 +1,188 @@
+"""The choices by which one implementation of a training differs from another.
+
+A `Convention` is one set of such choices. Its defaults are torch's own, so that
+`Convention()` is what `torch.optim.SGD` with a mean-reduced loss does; the scratch side trains by
+the convention that the spec names. Adding a key here is adding a way to differ: the spec accepts
+it, `explain` prints it, and the NumPy trainer must obey it.
+
+For one parameter tensor w with data gradient g, penalty λ and learning rate lr, torch does
+w ← w − lr (g + λ w)   (torch/optim/sgd.py, `_single_tensor_sgd`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple
+
+DividePenaltyBy = Literal["nothing", "batch", "dataset"]
+Decay = Literal[
+    "gradient",
+    "after-momentum",
+    "decoupled",
+    "decoupled-unscaled",
+    "after-update",
+    "before-clipping",
+]
+PenaltyNorm = Literal["squared", "unsquared"]
+LossReduction = Literal["mean", "sum"]
+MomentumForm = Literal["torch", "dampened", "lr-inside"]
+UpdateOrder = Literal["simultaneous", "bias-first"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One set of choices; the defaults are torch's. `KEYS` says what each means."""
+
+    divide_penalty_by: DividePenaltyBy = "nothing"
+    penalty_factor: float = 1.0
+    penalize_bias: bool = True
+    decay: Decay = "gradient"
+    penalty_norm: PenaltyNorm = "squared"
+    penalty_in_loss: bool = False
+    loss_reduction: LossReduction = "mean"
+    loss_factor: float = 1.0
+    momentum_form: MomentumForm = "torch"
+    update_order: UpdateOrder = "simultaneous"
+
+
+class Key(NamedTuple):
+    """One key of a convention: a line on what it chooses, and what each value does."""
+
+    title: str
+    values: dict[str, str]
+
+
+KEYS: dict[str, Key] = {
+    "decay": Key(
+        "where λ·w enters the step",
+        {
+            "gradient": "added to the gradient, so that momentum sees it: g ← g + λ w",
+            "after-momentum": "added behind the momentum buffer: w ← w − lr (v + λ w)",
+            "decoupled": "shrinks w by 1 − lr·λ before the update",
+            "decoupled-unscaled": "shrinks w by 1 − λ before the update: not times lr",
+            "after-update": "shrinks w by 1 − lr·λ after the update",
+            "before-clipping": "added to the gradient before it is clipped, so that it is clipped too",
+        },
+    ),
+    "divide_penalty_by": Key(
+        "what λ is divided by",
+        {
+            "nothing": "λ as it stands",
+            "batch": "λ/B, with B the rows of this step's batch",
+            "dataset": "λ/n, with n the training rows",
+        },
+    ),
+    "loss_factor": Key(
+        "a factor on the loss, and so on its gradient",
+        {"1": "the loss as it stands", "NUMBER": "0.5 makes the squared error the half one"},
+    ),
+    "loss_reduction": Key(
+        "how the rows' losses become one number",
+        {"mean": "their mean over the batch", "sum": "their sum: the gradient is B times larger"},
+    ),
+    "momentum_form": Key(
+        "how the velocity is built",
+        {
+            "torch": "v ← μ v + g",
+            "dampened": "v ← μ v + (1 − μ) g, the first step included",
+            "lr-inside": "v ← μ v + lr·g, then w ← w − v; differs from torch only where lr changes",
+        },
+    ),
+    "penalize_bias": Key(
+        "whether the penalty acts on the bias",
+        {"true": "weights and bias alike, as torch does", "false": "on the weights only"},
+    ),
+    "penalty_factor": Key(
+        "a factor on λ·w",
+        {"1": "the penalty is λ/2 Σw²", "NUMBER": "2 makes it λ Σw², without the ½"},
+    ),
+    "penalty_in_loss": Key(
+        "whether the reported loss holds the penalty; the training is the same",
+        {"false": "the loss of the data alone, as torch reports it", "true": "with λ/2 Σw² added"},
+    ),
+    "penalty_norm": Key(
+        "which norm the penalty takes",
+        {"squared": "λ/2 ‖w‖², whose gradient is λ w", "unsquared": "λ ‖w‖, whose gradient is λ w/‖w‖"},
+    ),
+    "update_order": Key(
+        "when each tensor's gradient is taken",
+        {
+            "simultaneous": "both at the old parameters",
+            "bias-first": "the weight's only after the bias has moved",
+        },
+    ),
+}
+
+
+class NamedConvention(NamedTuple):
+    """A convention that has a name, with a line on who does it so."""
+
+    title: str
+    convention: Convention
+
+
+NAMED: dict[str, NamedConvention] = {
+    "bias-free": NamedConvention(
+        "as torch, but the bias is not penalized",
+        Convention(penalize_bias=False),
+    ),
+    "coursera": NamedConvention(
+        "Ng's course: λ/(2n) Σw² in the loss, the bias free",
+        Convention(divide_penalty_by="dataset", penalize_bias=False, penalty_in_loss=True),
+    ),
+    "decoupled": NamedConvention(
+        "AdamW's decay: w shrinks by lr·λ, apart from the gradient",
+        Convention(decay="decoupled"),
+    ),
+    "divided-by-batch": NamedConvention(
+        "λ·w added to the summed gradient, all divided by the batch's rows",
+        Convention(divide_penalty_by="batch", penalty_in_loss=True),
+    ),
+    "divided-by-dataset": NamedConvention(
+        "λ divided by the training rows",
+        Convention(divide_penalty_by="dataset"),
+    ),
+    "doubled": NamedConvention(
+        "the penalty is λ Σw², without the ½",
+        Convention(penalty_factor=2.0),
+    ),
+    "keras-l2": NamedConvention(
+        "keras.regularizers.L2 as kernel_regularizer: l2 Σw² in the loss, the bias free",
+        Convention(penalty_factor=2.0, penalize_bias=False, penalty_in_loss=True),
+    ),
+    "pytorch": NamedConvention(
+        "torch.optim.SGD(weight_decay=λ) with a mean-reduced loss",
+        Convention(),
+    ),
+    "sklearn-mlp": NamedConvention(
+        "sklearn's MLPClassifier(alpha=λ): λ/(2B) Σw² in the loss, the bias free",
+        Convention(divide_penalty_by="batch", penalize_bias=False, penalty_in_loss=True),
+    ),
+}
+
+TORCH = NAMED["pytorch"].convention
+
+
+def differences(convention: Convention) -> dict[str, tuple[str, str]]:
+    """Name the keys in which a convention differs from torch's: key → (its value, torch's)."""
+    found = {}
+    for field in fields(Convention):
+        here, torch = getattr(convention, field.name), getattr(TORCH, field.name)
+        if here != torch:
+            found[field.name] = (plain(here), plain(torch))
+    return found
+
+
+def name_of(convention: Convention) -> str | None:
+    """Give the name of a convention, or None where it has none."""
+    for name, known in NAMED.items():
+        if known.convention == convention:
+            return name
+    return None
+
+
+def plain(value: object) -> str:
+    """Write a key's value as a spec would: `true`, `batch`, `2`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,73 @@
+"""Losses of one row and their slopes, as functions of the model's output z.
+
+Each takes z and y of shape (B,), and gives the rows' losses ℓ_i and slopes dℓ_i/dz_i, both (B,),
+in the dtype of z. Sums, means and factors are the trainer's, because conventions differ in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+LOG_FLOOR = -100.0
+"""torch.nn.BCELoss takes no logarithm below this (torch's docs; aten/native/Loss.cpp)."""
+
+DENOMINATOR_FLOOR = 1e-12
+"""BCELoss's backward divides by no less than this in the place of p (1 − p) (aten/native/Loss.cpp)."""
+
+
+class RowLosses(NamedTuple):
+    """The rows' losses and their slopes with respect to z."""
+
+    values: Array
+    slopes: Array
+
+
+def sigmoid(z: Array) -> Array:
+    """σ(z) = 1/(1 + e^(−z)). Where e^(−z) overflows, the result is the right one, 0."""
+    p: Array = 1 / (1 + np.exp(-z))
+    return p
+
+
+def mse(z: Array, y: Array) -> RowLosses:
+    """ℓ = (z − y)², dℓ/dz = 2 (z − y). torch.nn.MSELoss: no ½."""
+    r = z - y
+    return RowLosses(r * r, 2 * r)
+
+
+def bce(z: Array, y: Array) -> RowLosses:
+    """ℓ = −y log p − (1 − y) log(1 − p) with p = σ(z); dℓ/dz = p − y.
+
+    torch.nn.BCELoss's floors are part of it: logarithms stop at −100, and the slope is
+    (p − y)/max(q, 1e-12) · q with q = p (1 − p), which fades out where p is 0 or 1 to rounding.
+    """
+    p = sigmoid(z)
+    q = p * (1 - p)
+    values = (y - 1) * np.maximum(np.log1p(-p), LOG_FLOOR) - y * np.maximum(np.log(p), LOG_FLOOR)
+    return RowLosses(values, (p - y) / np.maximum(q, DENOMINATOR_FLOOR) * q)
+
+
+def bce_with_logits(z: Array, y: Array) -> RowLosses:
+    """ℓ = max(z, 0) − z y + log(1 + e^(−|z|)), dℓ/dz = σ(z) − y. torch.nn.BCEWithLogitsLoss."""
+    return RowLosses(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))), sigmoid(z) - y)
+
+
+def brier(z: Array, y: Array) -> RowLosses:
+    """ℓ = (p − y)² with p = σ(z), dℓ/dz = 2 (p − y) p (1 − p). torch.nn.MSELoss of a sigmoid."""
+    p = sigmoid(z)
+    r = p - y
+    return RowLosses(r * r, 2 * r * p * (1 - p))
+
+
+LOSSES: dict[tuple[str, str], Callable[[Array, Array], RowLosses]] = {
+    ("linear", "mse"): mse,
+    ("logistic", "bce"): bce,
+    ("logistic", "bce_with_logits"): bce_with_logits,
+    ("logistic", "mse"): brier,
+}
+"""By model and loss: what turns z and y into the rows' losses."""

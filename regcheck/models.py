@@ -1,0 +1,34 @@
+"""The one-layer models: z = X wᵀ + b, and what a slope on z is as a gradient of w and b.
+
+X is (B, d), `weight` (1, d) and `bias` (1,) as in torch.nn.Linear; z is (B,).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Parameters = dict[str, Array]
+"""Tensors by torch's names."""
+
+
+def predict(X: Array, parameters: Parameters) -> Array:
+    """z = X wᵀ + b."""
+    z: Array = X @ parameters["weight"][0] + parameters["bias"]
+    return z
+
+
+def gradient(X: Array, slopes: Array) -> Parameters:
+    """∂L/∂w = slopesᵀ X, ∂L/∂b = Σ slopes, for slopes ∂L/∂z of shape (B,)."""
+    return {"weight": (slopes @ X)[None, :], "bias": slopes.sum(keepdims=True)}
+
+
+def accuracy(X: Array, y: Array, parameters: Parameters) -> float | None:
+    """Share of rows on whose side of ½ the logistic model is right; None without rows.
+
+    σ(z) > ½ just where z > 0.
+    """
+    if len(y) == 0:
+        return None
+    return float(np.mean((predict(X, parameters) > 0) == (y > 0.5)))

@@ -1,0 +1,134 @@
+"""A problem: everything that both trainers share, and nothing that either computes.
+
+Data in float64, the schedule of rows and learning rates, the start, and the settings. Each side
+casts the data and the start to its own dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.convention import Convention
+from regcheck.data.preparation import prepare
+from regcheck.data.sources import load_rows
+from regcheck.errors import InputError
+from regcheck.schedule import Schedule, schedule_of
+from regcheck.spec import LoadedSpec
+from regcheck.spec.schema import Init, Sgd
+
+Array = NDArray[np.floating]
+Parameters = dict[str, Array]
+"""Tensors by torch's names."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training, ready to be done twice.
+
+    X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and `bias` (1,).
+    All are float64. `weight_decay` is λ of each tensor.
+    """
+
+    model: str
+    loss: str
+    X: Array
+    y: Array
+    X_test: Array
+    y_test: Array
+    features: tuple[str, ...]
+    schedule: Schedule
+    initial: Parameters
+    optimizer: Sgd
+    weight_decay: dict[str, float]
+    clip_norm: float | None
+    clip_value: float | None
+    convention: Convention
+    scratch_dtype: str
+    framework_dtype: str
+
+
+class Step(NamedTuple):
+    """What one update did, as either trainer tells it.
+
+    Attributes:
+        before, after: the parameters around the update.
+        outputs: the model's output z of each micro-batch, (B,) each.
+        loss: the loss as this side reports it.
+        gradient: the data gradient, as the loss gives it: before clipping, without the penalty.
+        penalty: what the penalty alone subtracts from each parameter, learning rate included.
+        velocity: the momentum buffer after the update, in this side's form; empty without momentum.
+        shift: what the optimizer subtracts in all.
+    """
+
+    before: Parameters
+    outputs: tuple[Array, ...]
+    loss: float
+    gradient: Parameters
+    penalty: Parameters
+    velocity: Parameters
+    shift: Parameters
+    after: Parameters
+
+
+def build_problem(loaded: LoadedSpec) -> Problem:
+    """Load the data of a spec and make its problem.
+
+    Raises:
+        InputError: the data are not as the spec says, or the start does not fit them.
+    """
+    spec = loaded.spec
+    rows = load_rows(loaded)
+    split = prepare(loaded, rows)
+    check_range(loaded, split.X, split.y)
+    return Problem(
+        model=spec.model,
+        loss=str(spec.loss),
+        X=split.X,
+        y=split.y,
+        X_test=split.X_test,
+        y_test=split.y_test,
+        features=rows.features,
+        schedule=schedule_of(spec, len(split.y)),
+        initial=start(loaded, spec.init, split.X.shape[1]),
+        optimizer=spec.optimizer,
+        weight_decay={"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias},
+        clip_norm=spec.clip_norm,
+        clip_value=spec.clip_value,
+        convention=spec.named_convention(),
+        scratch_dtype=spec.dtype.scratch,
+        framework_dtype=spec.dtype.framework,
+    )
+
+
+def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
+    """Make the parameters that both sides start from.
+
+    Normal numbers are drawn for the weight first, then for the bias, from
+    `numpy.random.default_rng(seed)`.
+    """
+    if init.normal is not None:
+        random = np.random.default_rng(init.normal.seed)
+        weight = init.normal.std * random.normal(size=features)
+        bias = init.normal.std * random.normal(size=1)
+    elif init.constant is not None:
+        weight, bias = np.full(features, init.constant), np.full(1, init.constant)
+    else:
+        weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
+        for name, tensor, size in (("weight", weight, features), ("bias", bias, 1)):
+            if tensor.size != size:
+                text = f"must have {size} numbers, one for each {'feature' if name == 'weight' else 'output'}, got {tensor.size}"
+                raise InputError([loaded.complaint(("init", name), text)])
+    return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
+
+
+def check_range(loaded: LoadedSpec, X: Array, y: Array) -> None:
+    """Refuse data that overflow in float32 where a side uses it."""
+    dtypes = (loaded.spec.dtype.scratch, loaded.spec.dtype.framework)
+    largest = max(float(np.abs(X).max()), float(np.abs(y).max()))
+    if "float32" in dtypes and largest > np.finfo(np.float32).max:
+        text = f"float32 cannot hold the data, whose largest number is {largest:.3g}; use float64"
+        raise InputError([loaded.complaint(("dtype",), text)])
