@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regcheck.check import Report, assert_equivalent, check
+    from regcheck.checking import Report, assert_equivalent, check
 
 __all__ = ["Report", "__version__", "assert_equivalent", "check"]
 __version__ = "0.1.0"
@@ -16,7 +16,6 @@ def __getattr__(name: str) -> Any:
     # Loaded when first used: `regcheck explain` needs neither torch nor NumPy.
     if name not in __all__:
         raise AttributeError(f"module 'regcheck' has no attribute {name!r}")
-    import importlib
+    from regcheck import checking
 
-    # Not `from regcheck import check`: the module has the function's name.
-    return getattr(importlib.import_module("regcheck.check"), name)
+    return getattr(checking, name)

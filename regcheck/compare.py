@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ STAGES = ("initial", "forward", "gradient", "penalty", "optimizer", "update")
 """Stages of a step, in order. `initial` is before the first."""
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Difference:
     """The entry of one tensor whose difference is the most bounds; ratio = difference/bound.
 
     The ratio is inf where one side alone is not finite. `judged` is false where some entry could
@@ -92,7 +94,9 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
     if scratch.shape != framework.shape or bound.shape != framework.shape:
         raise ValueError(f"{tensor}: shapes {scratch.shape} and {framework.shape} differ")
     if scratch.size == 1:  # the bias: plain floats are several times faster than arrays of one
-        return difference_of(tensor, (0,) * scratch.ndim, scratch.item(), framework.item(), bound.item())
+        return difference_of(
+            tensor, (0,) * scratch.ndim, scratch.item(), framework.item(), bound.item()
+        )
     with np.errstate(all="ignore"):
         differences = np.abs(np.subtract(scratch, framework, dtype=np.float64))
         ratios = differences / bound
@@ -103,8 +107,10 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
         ratios[np.isfinite(scratch) != np.isfinite(framework)] = np.inf
         place = int(np.where(np.isnan(ratios), -1.0, ratios).argmax())
     index = tuple(int(part) for part in np.unravel_index(place, scratch.shape))
-    found = difference_of(tensor, index, scratch.item(place), framework.item(place), bound.item(place))
-    return found._replace(judged=not np.isnan(ratios).any()) if unjudged else found
+    found = difference_of(
+        tensor, index, scratch.item(place), framework.item(place), bound.item(place)
+    )
+    return replace(found, judged=not np.isnan(ratios).any()) if unjudged else found
 
 
 def difference_of(
@@ -128,14 +134,18 @@ def exceeds(difference: Difference, limit: float) -> bool:
     return difference.ratio > limit
 
 
-def each(scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]) -> dict[str, Difference]:
+def each(
+    scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]
+) -> dict[str, Difference]:
     """Compare tensor by tensor.
 
     Raises:
         ValueError: a tensor is missing on one side.
     """
     if scratch.keys() != framework.keys():
-        raise ValueError(f"the sides have different tensors: {sorted(scratch)}, {sorted(framework)}")
+        raise ValueError(
+            f"the sides have different tensors: {sorted(scratch)}, {sorted(framework)}"
+        )
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
 
 
@@ -172,7 +182,9 @@ def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Differen
     """Give the worst difference at each stage before the update, in the stages' order."""
     outputs = [
         worst("output", left, right, bound)
-        for left, right, bound in zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
+        for left, right, bound in zip(
+            scratch.outputs, framework.outputs, bounds.outputs, strict=True
+        )
     ]
     return {
         "forward": greatest(outputs),
@@ -187,11 +199,21 @@ def greatest(differences: Iterable[Difference]) -> Difference:
     return max(differences, key=lambda one: -1.0 if math.isnan(one.ratio) else one.ratio)
 
 
-def locate(row: Row, scratch: Step, framework: Step, limit: float) -> Divergence:
-    """Name the first stage at which a diverging step parts, and the entry that parts most."""
+def locate(row: Row, scratch: Step, framework: Step, bounds: Bounds, limit: float) -> Divergence:
+    """Name the first stage at which a diverging step parts, and the entry that parts most.
+
+    At that stage the same entry is told, unless another one alone parts there.
+    """
     at = greatest(row.local.values())
-    stage, within = next(
-        ((stage, found) for stage, found in row.within.items() if exceeds(found, limit)),
-        ("update", at),
-    )
+    stage = next((name for name, found in row.within.items() if exceeds(found, limit)), "update")
+    within = at if stage == "update" else row.within[stage]
+    quantities = {
+        "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
+        "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
+        "optimizer": (scratch.shift, framework.shift, bounds.shift),
+    }
+    if stage in quantities:
+        values = (float(tensors[at.tensor][at.index]) for tensors in quantities[stage])
+        same = difference_of(at.tensor, at.index, *values)
+        within = same if exceeds(same, limit) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

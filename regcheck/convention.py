@@ -61,7 +61,7 @@ KEYS: dict[str, Key] = {
             "decoupled": "shrinks w by 1 − lr·λ before the update",
             "decoupled-unscaled": "shrinks w by 1 − λ before the update: not times lr",
             "after-update": "shrinks w by 1 − lr·λ after the update",
-            "before-clipping": "added to the gradient before it is clipped, so that it is clipped too",
+            "before-clipping": "added to the gradient before clipping, which then acts on both",
         },
     ),
     "divide_penalty_by": Key(
@@ -102,7 +102,10 @@ KEYS: dict[str, Key] = {
     ),
     "penalty_norm": Key(
         "which norm the penalty takes",
-        {"squared": "λ/2 ‖w‖², whose gradient is λ w", "unsquared": "λ ‖w‖, whose gradient is λ w/‖w‖"},
+        {
+            "squared": "λ/2 ‖w‖², whose gradient is λ w",
+            "unsquared": "λ ‖w‖, whose gradient is λ w/‖w‖",
+        },
     ),
     "update_order": Key(
         "when each tensor's gradient is taken",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regcheck.convention import TORCH, Convention
+from regcheck.convention import Convention
 
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
 WEIGHTS = frozenset({"weight"})
@@ -50,7 +50,20 @@ class Letters:
 
 
 SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "B", "n")
-SYMBOLIC_MOMENTUM = Letters("lr", {"weight": "λ", "bias": "λ"}, "μ", "", False, False, "B", "n")
+
+
+def symbols(training: Training) -> Letters:
+    """Give the letters of what a training has: no μ without momentum, no λ where it is 0."""
+    return Letters(
+        lr="lr",
+        weight_decay={name: "λ" if value else "" for name, value in training.weight_decay.items()},
+        momentum="μ" if training.momentum else "",
+        dampening="τ" if training.dampening else "",
+        nesterov=training.nesterov,
+        clipped=training.clipped,
+        batch_rows="B",
+        train_rows="n",
+    )
 
 
 def letters(training: Training) -> Letters:
@@ -101,8 +114,6 @@ def update_lines(convention: Convention, given: Letters, tensor: str = "weight")
         step = times(lr, direction)
         if convention.momentum_form == "lr-inside":
             step = f"{times(lr, bare)} − {mu} v" if given.nesterov else "v"
-    elif convention.momentum_form == "dampened":
-        pass  # μ = 0: (1 − μ) g is g
 
     if not penalty or decay in ("gradient", "before-clipping"):
         return [*lines, f"{w} ← {w} − {step}"]
@@ -115,6 +126,18 @@ def update_lines(convention: Convention, given: Letters, tensor: str = "weight")
     if decay == "decoupled-unscaled":
         return [*lines, f"{w} ← {w} − {penalty} − {step}"]
     return [*lines, f"{w} ← {w} − {step}", f"{w} ← {w} − {lr}·{penalty}"]
+
+
+def rule_lines(convention: Convention, given: Letters) -> list[str]:
+    """Write the update of weight and bias; the bias's only where it is another.
+
+    >>> rule_lines(Convention(penalize_bias=False), SYMBOLIC)
+    ['w ← w − lr (g + λ w)', 'b ← b − lr g']
+    """
+    weight, bias = (update_lines(convention, given, tensor) for tensor in ("weight", "bias"))
+    if bias == [line.replace("w", "b") for line in weight]:
+        return [*weight[:-1], f"{weight[-1]}, b likewise"]
+    return [*weight, "; ".join(bias)]
 
 
 def penalty_text(convention: Convention, given: Letters, tensor: str) -> str:
@@ -189,7 +212,39 @@ def loss_text(convention: Convention, given: Letters) -> str:
     return " + ".join(terms)
 
 
-class NoMatch(Exception):
+def one_step(convention: Convention, training: Training, w: float, g: float) -> tuple[str, float]:
+    """Work out a weight's first step by hand: the sum as it is written, and its result.
+
+    Without momentum and clipping; g is the gradient of the mean loss.
+
+    >>> ten = Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2)
+    >>> one_step(Convention(divide_penalty_by="batch"), ten, 1.0, -32.0)
+    ('1 − 0.1 (-32 + 1/2·1)', 4.15)
+    """
+    lr = training.lr
+    gain = gradient_gain(convention, training)
+    strength = training.weight_decay["weight"] * convention.penalty_factor
+    divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
+    strength /= divisor[convention.divide_penalty_by]
+    pull = penalty_text(convention, letters(training), "weight")
+    pull = pull.replace(" w/‖w‖", f"·{number(w / abs(w))}").replace(" w", f"·{number(w)}")
+    step = f"{number(lr)} ({number(gain * g)} + {pull})"
+
+    def penalty(at: float) -> float:
+        return strength * at if convention.penalty_norm == "squared" else strength * at / abs(at)
+
+    if convention.decay in ("gradient", "before-clipping", "after-momentum"):
+        return f"{number(w)} − {step}", w - lr * (gain * g + penalty(w))
+    bare = f"{number(lr)}·({number(gain * g)})"
+    if convention.decay == "decoupled":
+        return f"{number(w)} − {number(lr)}·{pull} − {bare}", w - lr * penalty(w) - lr * gain * g
+    if convention.decay == "decoupled-unscaled":
+        return f"{number(w)} − {pull} − {bare}", w - penalty(w) - lr * gain * g
+    moved = w - lr * gain * g
+    return f"{number(moved)} − {number(lr)}·{pull}", moved - lr * penalty(moved)
+
+
+class NoMatchError(Exception):
     """No weight decay and lr of torch's make it match; the text says why."""
 
 
@@ -213,7 +268,7 @@ def matching(convention: Convention, training: Training) -> Matching:
       λ′ = κ λ lr/lr′.
 
     Raises:
-        NoMatch: where no constant lr′ and λ′ do it.
+        NoMatchError: where no constant lr′ and λ′ do it.
     """
     decays = {
         name: value * penalized(convention, name) * convention.penalty_factor
@@ -226,25 +281,25 @@ def matching(convention: Convention, training: Training) -> Matching:
     divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
     lr = training.lr * gain
     if convention.momentum_form == "dampened" and training.momentum:
+        # The penalty goes through the same velocity, so λ keeps its share.
         lr *= 1 - training.momentum
-        gain_on_gradient = gain
-    else:
-        gain_on_gradient = gain
     if lr == 0:
-        raise NoMatch("the lr is 0: nothing moves, and every weight decay matches")
-    strengths = {name: value / divisor[convention.divide_penalty_by] for name, value in decays.items()}
+        raise NoMatchError("the lr is 0: nothing moves, and every weight decay matches")
+    strengths = {
+        name: value / divisor[convention.divide_penalty_by] for name, value in decays.items()
+    }
     if convention.decay == "decoupled-unscaled":
         strengths = {name: value / training.lr for name, value in strengths.items()}
     if convention.decay == "after-update" and decaying:
         shrinks = {1 - training.lr * value for value in strengths.values()}
         if len(shrinks) > 1:
-            raise NoMatch("each tensor would need an lr of its own")
+            raise NoMatchError("each tensor would need an lr of its own")
         shrink = shrinks.pop()
         if shrink == 0:
-            raise NoMatch("lr·λ is 1: each step ends at zero")
+            raise NoMatchError("lr·λ is 1: each step ends at zero")
         lr *= shrink
-        gain_on_gradient *= shrink
-    return Matching(lr, {name: value / gain_on_gradient for name, value in strengths.items()})
+        gain *= shrink
+    return Matching(lr, {name: value / gain for name, value in strengths.items()})
 
 
 def gradient_gain(convention: Convention, training: Training) -> float:
@@ -258,36 +313,84 @@ def gradient_gain(convention: Convention, training: Training) -> float:
 def refuse_where_nothing_matches(
     convention: Convention, training: Training, decaying: bool, gain: float
 ) -> None:
-    """Raise `NoMatch` with the reason where no constant lr and weight decay can match."""
+    """Raise `NoMatchError` with the reason where no constant lr and weight decay can match."""
+    obstacles = gradient_obstacles(convention, training, gain)
+    if decaying:
+        obstacles |= penalty_obstacles(convention, training, gain)
+    for reason, stands in obstacles.items():
+        if stands:
+            raise NoMatchError(reason)
+
+
+def gradient_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
+    """Say what keeps the gradient and its momentum from matching: reason → whether it stands."""
     moving = bool(training.momentum)
-    uneven = len(training.batch_rows) > 1
-    if convention.update_order != TORCH.update_order:
-        raise NoMatch("torch takes all gradients at the old parameters")
-    if uneven and convention.loss_reduction == "sum":
-        raise NoMatch("the batches differ in rows, so the sum is no constant multiple of the mean")
-    if training.clipped and gain != 1:
-        raise NoMatch("clipping acts on the scaled gradient")
-    if moving and training.nesterov and convention.momentum_form == "dampened":
-        raise NoMatch("Nesterov's step of a dampened velocity is no multiple of torch's")
-    if moving and training.dampening and convention.momentum_form == "dampened":
-        raise NoMatch("torch does not dampen the first step, and dampens with another factor")
-    if moving and training.lr_varies and convention.momentum_form == "lr-inside":
-        raise NoMatch("the lr changes, and torch's velocity does not hold the lr")
-    if not decaying:
-        return
-    if gain == 0:
-        raise NoMatch("the loss counts nothing, only the penalty acts")
-    if convention.penalty_norm == "unsquared":
-        raise NoMatch("λ w/‖w‖ is no constant multiple of w")
-    if uneven and convention.divide_penalty_by == "batch":
-        raise NoMatch("the batches differ in rows, so λ/B is no constant")
-    if convention.decay in ("gradient",):
-        return
-    if convention.decay == "before-clipping":
-        if training.clipped:
-            raise NoMatch("torch clips before it adds the penalty")
-        return
-    if moving:
-        raise NoMatch("with momentum, decay outside the gradient is no weight decay of torch.optim.SGD")
-    if training.lr_varies and convention.decay != "after-momentum" and convention.decay != "decoupled":
-        raise NoMatch("the lr changes, and this decay does not change with it as torch's does")
+    dampened = moving and convention.momentum_form == "dampened"
+    lr_inside = moving and convention.momentum_form == "lr-inside"
+    summed_unevenly = convention.loss_reduction == "sum" and len(training.batch_rows) > 1
+    return {
+        "torch takes all gradients at the old parameters": convention.update_order
+        != "simultaneous",
+        "the batches differ in rows, so their sum is no constant multiple": summed_unevenly,
+        "clipping acts on the scaled gradient": training.clipped and gain != 1,
+        "Nesterov's step of a dampened velocity is no multiple of torch's": (
+            dampened and training.nesterov
+        ),
+        "torch does not dampen the first step, and dampens by another factor": (
+            dampened and training.dampening != 0
+        ),
+        "the lr changes, and torch's velocity does not hold the lr": (
+            lr_inside and training.lr_varies
+        ),
+    }
+
+
+def penalty_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
+    """Say what keeps the penalty from matching: reason → whether it stands."""
+    divided_unevenly = convention.divide_penalty_by == "batch" and len(training.batch_rows) > 1
+    inside = convention.decay in ("gradient", "before-clipping")
+    unscaled = convention.decay in ("decoupled-unscaled", "after-update")
+    return {
+        "the loss counts nothing, only the penalty acts": gain == 0,
+        "λ w/‖w‖ is no constant multiple of w": convention.penalty_norm == "unsquared",
+        "the batches differ in rows, so λ/B is no constant": divided_unevenly,
+        "torch clips before it adds the penalty": (
+            convention.decay == "before-clipping" and training.clipped
+        ),
+        "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD": (
+            not inside and bool(training.momentum)
+        ),
+        "the lr changes, and this decay does not change with it as torch's does": (
+            unscaled and training.lr_varies
+        ),
+    }
+
+
+def torch_call(training: Training) -> str:
+    """Write the call of torch's optimizer that a training stands for.
+
+    >>> torch_call(Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2))
+    'torch.optim.SGD(lr=0.1, weight_decay=1)'
+    """
+    options = [f"lr={exact(training.lr)}"]
+    if training.momentum:
+        options.append(f"momentum={exact(training.momentum)}")
+    if training.dampening:
+        options.append(f"dampening={exact(training.dampening)}")
+    if training.nesterov:
+        options.append("nesterov=True")
+    return f"torch.optim.SGD({', '.join([*options, *decay_options(training.weight_decay)])})"
+
+
+def decay_options(weight_decay: Mapping[str, float]) -> list[str]:
+    """Write a weight decay as torch's argument; tensor by tensor where groups are needed."""
+    values = set(weight_decay.values())
+    if len(values) == 1:
+        value = values.pop()
+        return [f"weight_decay={exact(value)}"] if value else []
+    return [f"weight_decay={exact(value)} for the {name}" for name, value in weight_decay.items()]
+
+
+def exact(value: float) -> str:
+    """Write a number in up to 15 digits, as many as every float64 can hold."""
+    return f"{value:.15g}"

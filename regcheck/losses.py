@@ -18,7 +18,7 @@ LOG_FLOOR = -100.0
 """torch.nn.BCELoss takes no logarithm below this (torch's docs; aten/native/Loss.cpp)."""
 
 DENOMINATOR_FLOOR = 1e-12
-"""BCELoss's backward divides by no less than this in the place of p (1 − p) (aten/native/Loss.cpp)."""
+"""BCELoss's backward divides by p (1 − p), but by no less than this (aten/native/Loss.cpp)."""
 
 
 class RowLosses(NamedTuple):

@@ -14,7 +14,7 @@ Parameters = dict[str, Array]
 
 
 def predict(X: Array, parameters: Parameters) -> Array:
-    """z = X wᵀ + b."""
+    """Z = X wᵀ + b."""
     z: Array = X @ parameters["weight"][0] + parameters["bias"]
     return z
 

@@ -134,9 +134,7 @@ class NumpyTrainer:
     ) -> dict[str, Moved]:
         """Move some of the tensors by the optimizer's rule."""
         convention = self.problem.convention
-        penalties = {
-            name: self.penalty(strengths[name], w) for name, w in state.parameters.items()
-        }
+        penalties = {name: self.penalty(strengths[name], w) for name, w in state.parameters.items()}
         if convention.decay == "before-clipping":
             gradients = {name: g + penalties[name] for name, g in gradients.items()}
         gradients = self.clipped(gradients)
@@ -173,7 +171,9 @@ class NumpyTrainer:
         factor = np.minimum(1, self.problem.clip_norm / (norm + 1e-6)).astype(self.dtype)
         return {name: g * factor for name, g in gradients.items()}
 
-    def reported_loss(self, loss: float, parameters: Parameters, strengths: dict[str, float]) -> float:
+    def reported_loss(
+        self, loss: float, parameters: Parameters, strengths: dict[str, float]
+    ) -> float:
         """The data loss; with `penalty_in_loss`, plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""
         convention = self.problem.convention
         if not convention.penalty_in_loss:

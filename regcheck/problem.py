@@ -120,7 +120,8 @@ def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
         weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
         for name, tensor, size in (("weight", weight, features), ("bias", bias, 1)):
             if tensor.size != size:
-                text = f"must have {size} numbers, one for each {'feature' if name == 'weight' else 'output'}, got {tensor.size}"
+                of = "one for each feature" if name == "weight" else "for the one output"
+                text = f"must have {size} numbers, {of}, got {tensor.size}"
                 raise InputError([loaded.complaint(("init", name), text)])
     return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
 

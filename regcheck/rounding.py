@@ -83,7 +83,9 @@ class RoundingModel:
         with np.errstate(all="ignore"):
             outputs, loss, gradient = self.pass_bounds(batch, step, slopes)
             seen = self.clipped(gradient, step)
-            penalty, shift, after = {}, {}, {}
+            penalty: Parameters = {}
+            shift: Parameters = {}
+            after: Parameters = {}
             directions = self.direction_bounds(seen, step)
             for name, w in step.before.items():
                 strength = self.problem.weight_decay[name]
@@ -122,12 +124,18 @@ class RoundingModel:
             "bias": np.asarray([bias / parts]),
         }
         extra = {name: u * np.abs(g) + self.floor for name, g in step.gradient.items()}
-        return tuple(outputs), loss / parts, {name: gradient[name] + extra[name] for name in gradient}
+        return (
+            tuple(outputs),
+            loss / parts,
+            {name: gradient[name] + extra[name] for name in gradient},
+        )
 
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
         """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)."""
         features = parameters["weight"].size
-        size = self.row_norms[index] * norm(parameters["weight"][0]) + abs(float(parameters["bias"][0]))
+        size = self.row_norms[index] * norm(parameters["weight"][0]) + abs(
+            float(parameters["bias"][0])
+        )
         bound: Array = self.u * (math.sqrt(features) + 2) * size + self.floor
         return bound
 
@@ -187,7 +195,9 @@ class RoundingModel:
         error = math.hypot(*(norm(d.ravel()) for d in gradient.values()))
         error += self.u * (math.sqrt(entries) + 2) * size
         factor = min(1.0, limit / (size + 1e-6))
-        wobble = factor * (error / (size + 1e-6) + 3 * self.u) if size + error >= limit - 1e-6 else 0.0
+        wobble = (
+            factor * (error / (size + 1e-6) + 3 * self.u) if size + error >= limit - 1e-6 else 0.0
+        )
         return {
             name: factor * gradient[name] + wobble * np.abs(g) for name, g in step.gradient.items()
         }
@@ -195,29 +205,26 @@ class RoundingModel:
     def direction_bounds(self, seen: Parameters, step: Step) -> Parameters:
         """Carry the bound on the gradient through penalty and momentum."""
         u, options = self.u, self.problem.optimizer
-        coupled = {}
+        coupled: Parameters = {}
         for name, bound in seen.items():
             pull = self.problem.weight_decay[name] * np.abs(step.before[name])
             coupled[name] = bound + 3 * u * pull + 2 * u * (np.abs(step.gradient[name]) + pull)
         if options.momentum == 0:
             return coupled
-        carried = self.velocity_error
-        if carried is None:
-            self.velocity_error = coupled
+        gain = abs(1 - options.dampening)
+        if self.velocity_error is None:
+            velocity = coupled
         else:
-            gain = abs(1 - options.dampening)
-            self.velocity_error = {
-                name: options.momentum * carried[name]
+            velocity = {
+                name: options.momentum * self.velocity_error[name]
                 + gain * bound
                 + 2 * u * np.abs(step.velocity[name])
                 for name, bound in coupled.items()
             }
+        self.velocity_error = velocity
         if not options.nesterov:
-            return self.velocity_error
-        return {
-            name: bound + options.momentum * self.velocity_error[name]
-            for name, bound in coupled.items()
-        }
+            return velocity
+        return {name: bound + options.momentum * velocity[name] for name, bound in coupled.items()}
 
 
 def norm(vector: Array) -> float:

@@ -77,7 +77,7 @@ class TorchTrainer:
         dtype = getattr(torch, problem.framework_dtype)
         self.X = torch.from_numpy(problem.X).to(dtype)
         self.y = torch.from_numpy(problem.y).to(dtype)[:, None]
-        self.model = nn.utils.skip_init(nn.Linear, problem.X.shape[1], 1, dtype=dtype)
+        self.model = nn.Linear(problem.X.shape[1], 1, dtype=dtype)
         with torch.no_grad():
             for name, tensor in self.model.named_parameters():
                 tensor.copy_(torch.from_numpy(problem.initial[name]))
@@ -127,7 +127,8 @@ class TorchTrainer:
             penalty={name: batch.lr * (weight_decay[name] * w) for name, w in before.items()},
             velocity=velocity,
             shift={
-                name: batch.lr * self.direction(velocity.get(name), used[name] + weight_decay[name] * w)
+                name: batch.lr
+                * self.direction(velocity.get(name), used[name] + weight_decay[name] * w)
                 for name, w in before.items()
             },
             after=self.parameters(),
@@ -144,7 +145,7 @@ class TorchTrainer:
             loss = self.measure(z, self.y[rows])
             if parts > 1:
                 loss = loss / parts
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return tuple(outputs), total
 
@@ -197,7 +198,7 @@ def grad_of(tensor: torch.Tensor) -> Array:
 
 
 def freeze_imports() -> None:
-    """Take what is imported out of the garbage collector's sight: it lives as long as the process."""
+    """Take what is imported out of the collector's sight: it lives as long as the process."""
     gc.freeze()
 
 

@@ -51,7 +51,7 @@ class Trace:
         return len(self.numbers) // self.width
 
     def __getitem__(self, index: int) -> TraceRow:
-        start = index * self.width
+        start = (index % len(self) if index < 0 else index) * self.width
         values = self.numbers[start : start + self.width]
         if len(values) < self.width:
             raise IndexError(index)

@@ -1,1 +1,1 @@
-"""Data: files to columns of text (`tables`), to arrays (`sources`), to training rows (`preparation`)."""
+"""Data: files to text cells (`tables`), to arrays (`sources`), to training rows (`preparation`)."""

@@ -62,5 +62,7 @@ def standardized(loaded: LoadedSpec, X: Array, train: int, ddof: int) -> Array:
         constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(mean)
         scaled: Array = (X - mean) / np.where(constant, 1.0, spread)
     if not np.isfinite(scaled).all():
-        raise InputError([loaded.complaint(("data", "standardize"), "overflows: the numbers are too large")])
+        raise InputError(
+            [loaded.complaint(("data", "standardize"), "overflows: the numbers are too large")]
+        )
     return scaled

@@ -59,7 +59,7 @@ def load_rows(loaded: LoadedSpec) -> Rows:
 
 
 def named(X: Array, y: Array) -> Rows:
-    """Name features that have no names: x1, x2, …"""
+    """Name features that have no names: x1, x2 and so on."""
     return Rows(X, y, tuple(f"x{index + 1}" for index in range(X.shape[1])))
 
 
@@ -70,7 +70,9 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     if data.features is None:
         features = [index for index in numeric_columns(table) if index != target]
         if not features:
-            raise refused(table.path, 1, "no column but the target is numeric, so there are no features")
+            raise refused(
+                table.path, 1, "no column but the target is numeric, so there are no features"
+            )
     else:
         features = [
             column(loaded, table, ("data", "features", position), name)
@@ -88,8 +90,10 @@ def column(loaded: LoadedSpec, table: Table, path: tuple[str | int, ...], name: 
     found = table.header.count(name)
     if found == 1:
         return table.header.index(name)
-    problem = f"{table.path.name} has {found} columns of this name" if found else (
-        f"no column `{name}` in {table.path.name}; {suggest(name, table.header)}"
+    problem = (
+        f"{table.path.name} has {found} columns of this name"
+        if found
+        else (f"no column `{name}` in {table.path.name}; {suggest(name, table.header)}")
     )
     raise InputError([loaded.complaint(path, problem)])
 
@@ -136,7 +140,8 @@ def labels(
     y = np.array([same_label(cells[index], positive) for cells in table.rows], dtype=np.float64)
     if not y.any():
         present = sorted({cells[index].strip() for cells in table.rows})
-        text = f"no row of {table.path.name} has the label `{positive}`; {suggest(positive, present[:20])}"
+        hint = suggest(positive, present[:20])
+        text = f"no row of {table.path.name} has the label `{positive}`; {hint}"
         raise InputError([loaded.complaint(("data", "positive"), text)])
     return y
 
@@ -144,7 +149,9 @@ def labels(
 def ask_for_positive(labels: set[str]) -> str:
     """Ask which of a target's labels counts as 1."""
     some = ", ".join(sorted(labels)[:5]) + (", .." if len(labels) > 5 else "")
-    return f"holds labels ({some}); say which one is 1 with `positive: {min(labels, default='LABEL')}`"
+    return (
+        f"holds labels ({some}); say which one is 1 with `positive: {min(labels, default='LABEL')}`"
+    )
 
 
 def same_label(cell: str, positive: str) -> bool:
@@ -195,7 +202,10 @@ def plain_numbers(path: Path, key: str, array: NDArray[np.generic]) -> Array:
     bad = np.argwhere(~np.isfinite(values))
     raise_some(
         [
-            Complaint(Place(str(path)), f"`{key}`: {at(index)}: missing or infinite value ({array[tuple(index)]})")
+            Complaint(
+                Place(str(path)),
+                f"`{key}`: {at(index)}: missing or infinite value ({array[tuple(index)]})",
+            )
             for index in bad[:100]
         ]
     )

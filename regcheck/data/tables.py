@@ -43,29 +43,7 @@ def read_csv(path: Path) -> Table:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "no such file"
         raise InputError([Complaint(Place(str(path)), f"{found}; paths are relative to the spec")])
-    header: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for cells in reader:
-                line = reader.line_num
-                if not any(cells):
-                    if len(cells) < 2:
-                        continue
-                if not header:
-                    header = [name.strip() for name in cells]
-                    continue
-                rows.append(cells)
-                lines.append(line)
-    except UnicodeDecodeError as error:
-        raise refused(path, None, f"not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except csv.Error as error:
-        raise refused(path, line + 1, f"not valid CSV: {error}") from None
-    except OSError as error:
-        raise refused(path, None, f"cannot be read: {error.strerror}") from None
+    header, rows, lines = csv_cells(path)
     if not header:
         raise refused(path, None, "empty; a header and at least one row are needed")
     if not rows:
@@ -76,11 +54,41 @@ def read_csv(path: Path) -> Table:
     ragged = [index for index, cells in enumerate(rows) if len(cells) != len(header)]
     raise_some(
         [
-            Complaint(table.place(index), f"{len(rows[index])} cells, but the header has {len(header)} columns")
+            Complaint(
+                table.place(index),
+                f"{len(rows[index])} cells, but the header has {len(header)} columns",
+            )
             for index in ragged
         ]
     )
     return table
+
+
+def csv_cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
+    """Read a CSV file's header, rows and line numbers; empty lines are passed over."""
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                if not cells or (len(cells) == 1 and not cells[0].strip()):
+                    continue
+                if not header:
+                    header = [name.strip() for name in cells]
+                    continue
+                rows.append(cells)
+                lines.append(reader.line_num)
+    except UnicodeDecodeError as error:
+        raise refused(
+            path, None, f"not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise refused(path, reader.line_num, f"not valid CSV: {error}") from None
+    except OSError as error:
+        raise refused(path, None, f"cannot be read: {error.strerror}") from None
+    return header, rows, lines
 
 
 def refused(path: Path, line: int | None, text: str) -> InputError:
@@ -149,7 +157,15 @@ def npz_rows(path: Path, key: str) -> int:
             return int(ast.literal_eval(member.read(length).decode("latin1"))["shape"][0])
     except FileNotFoundError:
         raise refused(path, None, "no such file; paths are relative to the spec") from None
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, IndexError, SyntaxError, RuntimeError):
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        IndexError,
+        SyntaxError,
+        RuntimeError,
+    ):
         raise refused(path, None, f"no array `{key}` can be read from it") from None
 
 

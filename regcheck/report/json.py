@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from regcheck import __version__
-from regcheck.check import Final, Report, Sample
+from regcheck.checking import Final, Report, Sample
 from regcheck.compare import Difference, Divergence
 from regcheck.convention import differences
 from regcheck.problem import Array, Parameters, Step

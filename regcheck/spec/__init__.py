@@ -51,7 +51,10 @@ def validate(document: Document) -> Spec:
     if not isinstance(document.content, Mapping):
         found = "is empty" if document.content is None else f"holds {shown(document.content)}"
         complaints.append(
-            Complaint(document.place(()), f"a spec is a mapping with data, model, lr, ..; this file {found}")
+            Complaint(
+                document.place(()),
+                f"a spec is a mapping with data, model, lr, ..; this file {found}",
+            )
         )
     else:
         try:
@@ -62,7 +65,9 @@ def validate(document: Document) -> Spec:
                 for error in invalid.errors(include_url=False, include_context=True)
             ]
     if complaints or spec is None:
-        raise InputError(sorted(complaints, key=lambda one: (one.place.line or 0, one.place.column or 0)))
+        raise InputError(
+            sorted(complaints, key=lambda one: (one.place.line or 0, one.place.column or 0))
+        )
     return spec
 
 
@@ -78,14 +83,16 @@ def complaint_of(error: Any, document: Document) -> Complaint:
             text = f"unknown key; {suggest(key, model.model_fields)}"
         return Complaint(document.place(path, of_key=True), f"{dotted(path)}: {text}")
     if kind == "missing":
-        text = "is required" + required_hint(path, document)
+        text = "is required" + required_hint(path)
         return Complaint(document.place(path[:-1], of_key=True), f"{dotted(path)}: {text}")
     place = document.place(path)
     name = dotted(path)
-    return Complaint(place, f"{name}: {reason(kind, context, value)}" if name else reason(kind, context, value))
+    return Complaint(
+        place, f"{name}: {reason(kind, context, value)}" if name else reason(kind, context, value)
+    )
 
 
-def required_hint(path: Path_, document: Document) -> str:
+def required_hint(path: Path_) -> str:
     """Name what a missing key may hold, where that helps."""
     hints = {"model": ", one of " + ", ".join(MODELS), "data": ": csv, npz, synthetic, or X and y"}
     return hints.get(str(path[-1]), "") if len(path) == 1 else ""
@@ -117,7 +124,10 @@ def reason(kind: str, context: Mapping[str, Any], value: object) -> str:
     if kind == "regcheck":
         return str(context["text"])
     if kind in ("literal_error", "enum"):
-        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        choices = [
+            choice.strip("'")
+            for choice in str(context["expected"]).replace(" or ", ", ").split(", ")
+        ]
         hint = suggest(value, choices) if isinstance(value, str) else ""
         text = f"must be one of {', '.join(choices)}, got {shown(value)}"
         return f"{text}; {hint}" if hint.startswith("did") else text
@@ -149,7 +159,8 @@ def followed(loc: tuple[str | int, ...]) -> tuple[Path_, type[BaseModel]]:
         inner = model.model_fields[key].annotation if key in model.model_fields else None
         candidates = [inner, *getattr(inner, "__args__", ())]
         model = next(
-            (one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), model
+            (one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)),
+            model,
         )
     return tuple(path), model
 

@@ -46,27 +46,29 @@ class Document(NamedTuple):
 class CoreLoader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012
 
+
+FLOAT = (
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
 
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        "-+.0123456789",
-    ),
+    ("float", FLOAT, "-+.0123456789"),
 ):
-    CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    CoreLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first)
+    )
 
 SCALARS: dict[str, Callable[[str], object]] = {
     "bool": lambda text: text.lower() == "true",
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     "int": int,
-    "null": lambda text: None,
+    "null": lambda _: None,
     "str": str,
 }
 
@@ -88,7 +90,9 @@ def load(path: Path) -> Document:
             [Complaint(Place(str(path)), f"not UTF-8 text (byte {error.start}); save it as UTF-8")]
         ) from None
     except OSError as error:
-        raise InputError([Complaint(Place(str(path)), f"cannot be read: {error.strerror}")]) from None
+        raise InputError(
+            [Complaint(Place(str(path)), f"cannot be read: {error.strerror}")]
+        ) from None
     return parse(text.removeprefix("\ufeff"), str(path))
 
 
@@ -97,12 +101,13 @@ def parse(text: str, file: str) -> Document:
     try:
         for event in yaml.parse(text, CoreLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                mark = event.start_mark
-                place = Place(file, mark.line + 1, mark.column + 1)
+                place = place_of(event, file)
                 raise InputError([Complaint(place, "anchors and aliases have no use in a spec")])
         node = yaml.compose(text, CoreLoader)
     except yaml.MarkedYAMLError as error:
-        raise InputError([Complaint(yaml_place(error, file), f"not valid YAML: {yaml_reason(error)}")]) from None
+        raise InputError(
+            [Complaint(yaml_place(error, file), f"not valid YAML: {yaml_reason(error)}")]
+        ) from None
     except yaml.reader.ReaderError as error:
         raise InputError([Complaint(Place(file), f"not valid YAML: {error.reason}")]) from None
     except RecursionError:
@@ -112,6 +117,12 @@ def parse(text: str, file: str) -> Document:
         return document
     content = Reader(document).read(node, ())
     return document._replace(content=content)
+
+
+def place_of(part: yaml.Event | yaml.Node, file: str) -> Place:
+    """Take the place of an event or a node, counted from 1."""
+    mark = part.start_mark
+    return Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
 
 
 def yaml_place(error: yaml.MarkedYAMLError, file: str) -> Place:

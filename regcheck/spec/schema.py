@@ -52,7 +52,7 @@ def not_yet(what: str) -> PydanticCustomError:
     return wrong(f"{what} is planned, and not in this version of regcheck")
 
 
-class Mapping_(BaseModel):
+class Section(BaseModel):
     """A mapping of a spec: unknown keys are errors, numbers are not guessed from words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -68,13 +68,13 @@ def label(value: object) -> object:
     return f"{value}" if isinstance(value, int | float) else value
 
 
-class Standardize(Mapping_):
+class Standardize(Section):
     """Subtract the training rows' mean and divide by their standard deviation."""
 
     ddof: Annotated[int, Field(ge=0, le=1)] = 0
 
 
-class Test(Mapping_):
+class Test(Section):
     """The share of the rows that is held out; without a seed, the last rows."""
 
     share: Annotated[float, Field(gt=0, lt=1)]
@@ -82,6 +82,7 @@ class Test(Mapping_):
 
 
 def standardize_form(value: object) -> object:
+    """Turn what `standardize` may hold into its full form."""
     if isinstance(value, bool):
         return {} if value else None
     if value is None or not isinstance(value, Mapping):
@@ -90,14 +91,17 @@ def standardize_form(value: object) -> object:
 
 
 def test_form(value: object) -> object:
+    """Turn what `test` may hold into its full form."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"share": value}
     if not isinstance(value, Mapping):
-        raise wrong("must be a share between 0 and 1, or {share: 0.2, seed: 0}, got " + shown(value))
+        raise wrong(
+            "must be a share between 0 and 1, or {share: 0.2, seed: 0}, got " + shown(value)
+        )
     return value
 
 
-class Preparation(Mapping_):
+class Preparation(Section):
     """What is done with the rows, wherever they come from."""
 
     standardize: Annotated[Standardize | None, BeforeValidator(standardize_form)] = None
@@ -109,7 +113,9 @@ class CsvData(Preparation):
 
     csv: Word
     target: Annotated[str, BeforeValidator(label)]
-    features: Annotated[list[Annotated[str, BeforeValidator(label)]], Field(min_length=1)] | None = None
+    features: (
+        Annotated[list[Annotated[str, BeforeValidator(label)]], Field(min_length=1)] | None
+    ) = None
     positive: Annotated[str, BeforeValidator(label)] | None = None
 
     @field_validator("features")
@@ -131,7 +137,7 @@ class NpzData(Preparation):
     y: Word = "y"
 
 
-class Synthetic(Mapping_):
+class Synthetic(Section):
     """Rows made from a seed."""
 
     rows: Annotated[int, Field(ge=1, le=10**9)]
@@ -161,7 +167,7 @@ class InlineData(Preparation):
 
     @field_validator("y")
     @classmethod
-    def as_long_as_X(cls, y: list[float], info: ValidationInfo) -> list[float]:
+    def as_long_as_x(cls, y: list[float], info: ValidationInfo) -> list[float]:
         X = info.data.get("X")
         if X is not None and len(y) != len(X):
             raise wrong(f"must have one number for each row of X: X has {len(X)} rows, y {len(y)}")
@@ -183,7 +189,9 @@ def source_of(value: object) -> str:
     if not found and "X" not in value and "y" not in value:
         hints = [suggest(str(key), SOURCES) for key in value]
         hint = next((hint for hint in hints if hint.startswith("did")), "")
-        raise wrong("must have one source: csv, npz, synthetic, or X and y" + (hint and f"; {hint}"))
+        raise wrong(
+            "must have one source: csv, npz, synthetic, or X and y" + (hint and f"; {hint}")
+        )
     if found and found[0] != "npz" and ("X" in value or "y" in value):
         raise wrong(f"must have exactly one source, got {found[0]} and inline X, y")
     return found[0] if found else "inline"
@@ -222,6 +230,7 @@ LossName = Literal["mse", "bce", "bce_with_logits"]
 
 
 def model_form(value: object) -> object:
+    """Turn what `model` may hold into its full form."""
     if isinstance(value, Mapping) and len(value) == 1:
         value = next(iter(value))
     if value in LATER_MODELS:
@@ -229,14 +238,14 @@ def model_form(value: object) -> object:
     return value
 
 
-class Normal(Mapping_):
+class Normal(Section):
     """Normal numbers with mean 0."""
 
     std: NotNegative
     seed: Seed = 0
 
 
-class Init(Mapping_):
+class Init(Section):
     """The start: one constant, normal numbers, or the numbers themselves."""
 
     constant: Number | None = None
@@ -249,17 +258,23 @@ class Init(Mapping_):
         given = [name for name in ("constant", "normal") if getattr(self, name) is not None]
         explicit = self.weight is not None or self.bias is not None
         if len(given) + explicit != 1:
-            raise wrong("must be zeros, {constant: C}, {normal: {std: S, seed: 0}} or {weight: [..], bias: [..]}")
+            raise wrong(
+                "must be zeros, {constant: C}, {normal: {std: S}} or {weight: [..], bias: [..]}"
+            )
         if explicit and (self.weight is None or self.bias is None):
             raise wrong("must give both weight and bias")
         return self
 
 
 def init_form(value: object) -> object:
+    """Turn what `init` may hold into its full form."""
     if value == "zeros":
         return {"constant": 0}
     if isinstance(value, str):
-        raise wrong("must be zeros, {constant: C}, {normal: {std: S}} or {weight: [..], bias: [..]}, got " + shown(value))
+        raise wrong(
+            "must be zeros, {constant: C}, {normal: {std: S}} or {weight: [..], bias: [..]}, got "
+            + shown(value)
+        )
     if not isinstance(value, Mapping):
         return value
     flat = dict(value)
@@ -272,7 +287,7 @@ def init_form(value: object) -> object:
     return flat
 
 
-class Sgd(Mapping_):
+class Sgd(Section):
     """torch.optim.SGD's options."""
 
     name: Literal["sgd"]
@@ -289,6 +304,7 @@ class Sgd(Mapping_):
 
 
 def optimizer_form(value: object) -> object:
+    """Turn what `optimizer` may hold into its full form."""
     name = value.get("name") if isinstance(value, Mapping) else value
     if isinstance(name, str) and name.lower() in LATER_OPTIMIZERS:
         raise not_yet(f"the optimizer {name}")
@@ -299,7 +315,7 @@ def optimizer_form(value: object) -> object:
     return value
 
 
-class WeightDecay(Mapping_):
+class WeightDecay(Section):
     """λ of each tensor, as torch's parameter groups have it."""
 
     weight: NotNegative
@@ -307,6 +323,7 @@ class WeightDecay(Mapping_):
 
 
 def weight_decay_form(value: object) -> object:
+    """Turn what `weight_decay` may hold into its full form."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -316,13 +333,14 @@ def weight_decay_form(value: object) -> object:
     raise wrong("must be a number ≥ 0, or {weight: 0.1, bias: 0}, got " + shown(value))
 
 
-class Shuffle(Mapping_):
+class Shuffle(Section):
     """A new order of the rows each epoch, from a seed."""
 
     seed: Seed
 
 
 def shuffle_form(value: object) -> object:
+    """Turn what `shuffle` may hold into its full form."""
     if value is False:
         return None
     if value is True:
@@ -333,12 +351,15 @@ def shuffle_form(value: object) -> object:
 
 
 def batch_size_form(value: object) -> object:
-    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**12):
+    """Turn what `batch_size` may hold into its full form."""
+    if value == "full" or (
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**12
+    ):
         return value
     raise wrong("must be `full` or a whole number ≥ 1, got " + shown(value))
 
 
-class LrSchedule(Mapping_):
+class LrSchedule(Section):
     """How the lr changes; t counts steps or epochs from 0, whichever `per` says.
 
     step: lr·factor^⌊t/every⌋. exponential: lr·factor^t. cosine: from lr at t = 0 down to floor at
@@ -362,7 +383,9 @@ class LrSchedule(Mapping_):
             if key in needed and not given:
                 raise wrong(f"{self.kind} needs `{key}`")
             if given and key not in needed + optional:
-                raise wrong(f"{self.kind} has no `{key}`; it takes {', '.join(needed + optional)}, per")
+                raise wrong(
+                    f"{self.kind} has no `{key}`; it takes {', '.join(needed + optional)}, per"
+                )
         return self
 
 
@@ -376,10 +399,11 @@ LR_SCHEDULE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def none_form(value: object) -> object:
+    """Turn what `none` may hold into its full form."""
     return None if value == "none" else value
 
 
-class Dtype(Mapping_):
+class Dtype(Section):
     """The floating-point format of each side."""
 
     scratch: Literal["float32", "float64"]
@@ -387,10 +411,11 @@ class Dtype(Mapping_):
 
 
 def dtype_form(value: object) -> object:
+    """Turn what `dtype` may hold into its full form."""
     return {"scratch": value, "framework": value} if isinstance(value, str) else value
 
 
-class ConventionKeys(Mapping_):
+class ConventionKeys(Section):
     """A convention key by key; `regcheck explain KEY` says what each means."""
 
     divide_penalty_by: DividePenaltyBy = "nothing"
@@ -406,6 +431,7 @@ class ConventionKeys(Mapping_):
 
 
 def convention_form(value: object) -> object:
+    """Turn what `convention` may hold into its full form."""
     if isinstance(value, str):
         if value not in NAMED:
             raise wrong(f"no convention is called `{value}`; {suggest(value, NAMED)}")
@@ -416,13 +442,14 @@ def convention_form(value: object) -> object:
     return value
 
 
-class Tolerance(Mapping_):
+class Tolerance(Section):
     """How many times the rounding bound a local difference may reach."""
 
     rounding: Positive = 8.0
 
 
 def tolerance_form(value: object) -> object:
+    """Turn what `tolerance` may hold into its full form."""
     if value == "exact":
         raise not_yet("the tolerance `exact`")
     if isinstance(value, Mapping):
@@ -442,7 +469,7 @@ LATER_KEYS = {
 """Keys that the spec will have, and what each is."""
 
 
-class Spec(Mapping_):
+class Spec(Section):
     """One experiment: one training, told once and done by both sides."""
 
     data: DataSource
@@ -451,7 +478,9 @@ class Spec(Mapping_):
     init: Annotated[Init, BeforeValidator(init_form)] = Init(constant=0.0)
     optimizer: Annotated[Sgd, BeforeValidator(optimizer_form)] = Sgd(name="sgd")
     lr: NotNegative
-    weight_decay: Annotated[WeightDecay, BeforeValidator(weight_decay_form)] = WeightDecay(weight=0.0, bias=0.0)
+    weight_decay: Annotated[WeightDecay, BeforeValidator(weight_decay_form)] = WeightDecay(
+        weight=0.0, bias=0.0
+    )
     epochs: Count = 1
     batch_size: Annotated[int | Literal["full"], BeforeValidator(batch_size_form)] = "full"
     shuffle: Annotated[Shuffle | None, BeforeValidator(shuffle_form)] = None
@@ -460,9 +489,14 @@ class Spec(Mapping_):
     lr_schedule: Annotated[LrSchedule | None, BeforeValidator(none_form)] = None
     clip_norm: Annotated[Positive | None, BeforeValidator(none_form)] = None
     clip_value: Annotated[Positive | None, BeforeValidator(none_form)] = None
-    dtype: Annotated[Dtype, BeforeValidator(dtype_form)] = Dtype(scratch="float64", framework="float64")
+    dtype: Annotated[Dtype, BeforeValidator(dtype_form)] = Dtype(
+        scratch="float64", framework="float64"
+    )
     convention: Annotated[ConventionKeys, BeforeValidator(convention_form)] = ConventionKeys()
-    compare: Annotated[list[Literal["parameters", "loss"]], Field(min_length=1)] = ["parameters", "loss"]
+    compare: Annotated[list[Literal["parameters", "loss"]], Field(min_length=1)] = [
+        "parameters",
+        "loss",
+    ]
     tolerance: Annotated[Tolerance, BeforeValidator(tolerance_form)] = Tolerance()
 
     @field_validator("loss")
@@ -472,8 +506,10 @@ class Spec(Mapping_):
         if model is None:
             return loss
         if loss is not None and loss not in MODELS[model]:
-            raise wrong(f"{loss} does not go with the model {model}; it takes {', '.join(MODELS[model])}"
-                        + ("; for labels 0 and 1, say `model: logistic`" if model == "linear" else ""))
+            raise wrong(
+                f"{loss} does not go with the model {model}; it takes {', '.join(MODELS[model])}"
+                + ("; for labels 0 and 1, say `model: logistic`" if model == "linear" else "")
+            )
         return loss or MODELS[model][0]
 
     @field_validator("clip_value")

@@ -32,6 +32,11 @@ from regcheck.torch_trainer import TorchTrainer, torch_settings
 from regcheck.torch_trainer import environment as torch_environment
 from regcheck.trace import Trace
 
+Verdict = Literal["equivalent", "diverged", "inconclusive"]
+Progress = Callable[[int, int], None]
+"""Called with the number of each compared step, and of all steps."""
+
+
 class Final(NamedTuple):
     """Where one side ended: parameters, the last reported loss, and accuracies (None: no rows)."""
 
@@ -88,20 +93,22 @@ class Report:
         return report_dict(self)
 
 
-def check(
-    spec: str | Path | Mapping[str, Any], *, progress: Progress | None = None
-) -> Report:
+def check(spec: str | Path | Mapping[str, Any], *, progress: Progress | None = None) -> Report:
     """Run a spec: a file's path, or its content as a mapping.
 
     Args:
         spec: the file, or the mapping; a mapping's relative paths are relative to here.
-        progress: called with each compared step's number.
+        progress: called after each compared step, with its number and that of all steps.
 
     Raises:
         InputError: the spec or its data are not as they must be.
     """
     loaded = from_mapping(spec) if isinstance(spec, Mapping) else read_spec(Path(spec))
-    return check_loaded(loaded, progress or (lambda step: None))
+    return check_loaded(loaded, progress or no_progress)
+
+
+def no_progress(step: int, total: int) -> None:
+    """Show no progress."""
 
 
 def assert_equivalent(spec: str | Path | Mapping[str, Any]) -> None:
@@ -133,7 +140,7 @@ def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
         for batch in problem.schedule.batches():
             if not run.advance(batch):
                 break
-            progress(batch.step)
+            progress(batch.step, report.steps)
         run.finish()
     report.environment = {
         "python": platform.python_version(),
@@ -189,7 +196,7 @@ class Run:
         if report.first_loss_unjudged is None and not row.loss.judged:
             report.first_loss_unjudged = batch.step
         if report.first_divergence is None and diverges(row, limit):
-            report.first_divergence = locate(row, local.step, framework, limit)
+            report.first_divergence = locate(row, local.step, framework, bounds, limit)
             report.sample, report.previous = sample, self.last
         if report.sample is None:
             report.sample = sample

@@ -1,0 +1,260 @@
+"""The command line: arguments in, text out, exceptions to exit codes. Nothing else prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from regcheck import __version__
+from regcheck.errors import RegcheckError, UsageError
+
+if TYPE_CHECKING:
+    from regcheck.checking import Report
+
+EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}
+GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
+
+INTERNAL_ERROR = "internal error, and no verdict; please report it to regcheck's maintainers, with the lines above"
+
+PLANNED = ("convert", "init", "schema")
+"""Commands that regcheck will have."""
+
+
+class Commands(click.Group):
+    """The commands; planned ones are refused by name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments name."""
+        if args and args[0] in PLANNED:
+            raise UsageError(
+                f"`regcheck {args[0]}` is planned, and not in this version of regcheck"
+            )
+        return super().resolve_command(ctx, args)
+
+
+class StepCount(click.ParamType[int | None]):
+    """A number of steps, or `all`."""
+
+    name = "N|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """Read the option's value; None stands for all."""
+        if value == "all":
+            return None
+        try:
+            count = int(value)
+        except ValueError:
+            count = 0
+        if count < 1:
+            self.fail(f"must be `all` or a whole number ≥ 1, got {value!r}", param, ctx)
+        return count
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="regcheck")
+def commands() -> None:
+    """Tell whether two trainings follow the same rule, and if not, where and why.
+
+    Exit codes: 0 equivalent, 1 diverged, 2 bad usage, spec or data, 3 internal error,
+    4 inconclusive, 130 interrupted.
+    """
+
+
+@commands.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option(
+    "--steps", "rows", type=StepCount(), default="9", help="How many steps the table shows [9]."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
+@click.option("--quiet", is_flag=True, help="Print one line a spec.")
+@click.option("--report", multiple=True, hidden=True)
+def run(
+    specs: Sequence[str], rows: int | None, as_json: bool, quiet: bool, report: Sequence[str]
+) -> int:
+    """Train both sides of each SPEC in lockstep and compare every step.
+
+    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it.
+    """
+    if report:
+        raise UsageError(
+            "`--report` is planned, and not in this version; `--json` prints the report"
+        )
+    paths = [path for spec in specs for path in spec_files(Path(spec))]
+    show = JsonOutput(len(paths)) if as_json else TextOutput(rows, quiet)
+    codes = [run_one(path, show) for path in paths]
+    show.finish()
+    return next(code for code in GRAVEST_FIRST if code in codes)
+
+
+def spec_files(path: Path) -> list[Path]:
+    """Give a file as it is, and a folder as the specs below it."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        return [path]
+    found = sorted(
+        one for one in path.rglob("*") if one.suffix in (".yaml", ".yml") and one.is_file()
+    )
+    if not found:
+        raise UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
+    return found
+
+
+def run_one(path: Path, show: TextOutput | JsonOutput) -> int:
+    """Run one spec and show what came of it; gives its exit code."""
+    from regcheck.spec import read_spec
+
+    try:
+        loaded = read_spec(path)  # a bad spec is told before torch is loaded
+        from regcheck.checking import check_loaded
+        from regcheck.report.terminal import progress
+
+        with progress(path.name) as advance:
+            report = check_loaded(loaded, advance)
+        show.report(report)
+        return VERDICT_CODES[report.verdict]
+    except RegcheckError as error:
+        show.error(path, str(error))
+        return UNUSABLE
+    except MemoryError:
+        show.error(path, f"{path}: not enough memory for this many rows and features")
+        return UNUSABLE
+    except Exception:
+        traceback.print_exc()
+        show.error(path, f"{path}: {INTERNAL_ERROR}")
+        return INTERNAL
+
+
+class TextOutput:
+    """Reports for people, on standard output; errors on standard error."""
+
+    def __init__(self, rows: int | None, quiet: bool) -> None:
+        self.rows, self.quiet = rows, quiet
+        self.shown = 0
+
+    def report(self, report: Report) -> None:
+        """Print a report, or its verdict's line."""
+        from rich.console import Console
+
+        from regcheck.report.terminal import print_line, print_report
+
+        console = Console(soft_wrap=False)
+        if self.quiet:
+            print_line(report, console)
+            return
+        if self.shown:
+            console.print()
+            console.rule(style="dim")
+        print_report(report, console, self.rows)
+        self.shown += 1
+
+    def error(self, path: Path, text: str) -> None:  # noqa: ARG002
+        """Print what is wrong with a spec."""
+        click.echo(text, err=True)
+
+    def finish(self) -> None:
+        """Nothing is held back."""
+
+
+class JsonOutput:
+    """Reports as JSON on standard output: one object, or an array where there are several specs."""
+
+    def __init__(self, specs: int) -> None:
+        self.several = specs > 1
+        self.separator = "[\n" if self.several else ""
+
+    def report(self, report: Report) -> None:
+        """Print a report."""
+        from regcheck.report.json import json_chunks
+
+        sys.stdout.write(self.separator)
+        for chunk in json_chunks(report):
+            sys.stdout.write(chunk)
+        self.separator = ",\n"
+        if not self.several:
+            sys.stdout.write("\n")
+
+    def error(self, path: Path, text: str) -> None:
+        """Print what is wrong with a spec; in an array its place is kept."""
+        click.echo(text, err=True)
+        if self.several:
+            import json
+
+            sys.stdout.write(
+                self.separator
+                + json.dumps({"regcheck": __version__, "spec": str(path), "error": text})
+            )
+            self.separator = ",\n"
+
+    def finish(self) -> None:
+        """Close the array."""
+        if self.several:
+            sys.stdout.write("\n]\n")
+
+
+@commands.command()
+@click.argument("what", required=False, metavar="[NAME|SPEC]")
+@click.option("--list", "listing", is_flag=True, help="List every name that can be explained.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text")
+def explain(what: str | None, listing: bool, form: str) -> int:
+    """Print the update formulas: of every convention, of one NAME, or with a SPEC's numbers."""
+    from regcheck import explain as explaining
+    from regcheck.report.explanation import FORMATS
+
+    if listing:
+        for kind, names in explaining.names_by_kind().items():
+            for name in names:
+                click.echo(f"{kind:<12}{name}")
+        return EQUIVALENT
+    if what is None:
+        explanation = explaining.explain_all()
+    elif what not in explaining.all_names() and (
+        what.endswith((".yaml", ".yml")) or Path(what).exists()
+    ):
+        explanation = explaining.explain_spec(Path(what))
+    else:
+        explanation = explaining.explain_name(what)
+    colour = False if "NO_COLOR" in os.environ else None
+    click.echo(FORMATS[form](explanation), color=colour)
+    return EQUIVALENT
+
+
+def main() -> None:
+    """Run the command line; the one place where exceptions become exit codes."""
+    sys.exit(exit_code())
+
+
+def exit_code(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and give its exit code."""
+    try:
+        code = commands.main(args=arguments, prog_name="regcheck", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EQUIVALENT
+    except click.ClickException as error:
+        error.show()
+        return UNUSABLE
+    except RegcheckError as error:
+        click.echo(str(error), err=True)
+        return UNUSABLE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: nothing was written", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        click.echo(f"regcheck: {INTERNAL_ERROR}", err=True)
+        return INTERNAL

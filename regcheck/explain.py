@@ -1,0 +1,252 @@
+"""Explanations: the formulas of conventions, keys, optimizers and losses, and those of a spec.
+
+Loads neither torch nor NumPy, and pydantic only where a spec is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from regcheck.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
+from regcheck.errors import UsageError, suggest
+from regcheck.formula import (
+    SYMBOLIC,
+    Letters,
+    NoMatchError,
+    Training,
+    exact,
+    letters,
+    loss_text,
+    matching,
+    number,
+    one_step,
+    rule_lines,
+    torch_call,
+)
+
+LETTERS = (
+    "w weight, b bias, g gradient of the batch's mean loss without the penalty, ℓ a row's loss,",
+    "lr learning rate, λ weight_decay, B rows of the step's batch, n training rows",
+)
+
+EXAMPLE = Training(
+    lr=0.1,
+    lr_varies=False,
+    weight_decay={"weight": 1.0, "bias": 1.0},
+    momentum=0.0,
+    dampening=0.0,
+    nesterov=False,
+    clipped=False,
+    batch_rows=(2,),
+    train_rows=2,
+)
+EXAMPLE_WEIGHT, EXAMPLE_GRADIENT = 1.0, -32.0
+
+
+class Entry(NamedTuple):
+    """One explained thing: formulas in a fixed order, then notes.
+
+    `differs` are the keys in which it is not torch's: key → (its value, torch's).
+    """
+
+    name: str
+    kind: str
+    title: str
+    formulas: list[str]
+    notes: list[str]
+    differs: dict[str, tuple[str, str]]
+
+
+class Explanation(NamedTuple):
+    """Entries with what is said before and after them."""
+
+    before: list[str]
+    entries: list[Entry]
+    after: list[str]
+
+
+def explain_all() -> Explanation:
+    """Explain every named convention, torch's first, with one step worked out by each."""
+    names = ["pytorch", *(name for name in NAMED if name != "pytorch")]
+    return Explanation(
+        list(LETTERS), [convention_entry(name) for name in names], worked_example(names)
+    )
+
+
+def convention_entry(name: str) -> Entry:
+    """Explain a named convention."""
+    title, convention = NAMED[name]
+    formulas = [*rule_lines(convention, SYMBOLIC), f"reports  {loss_text(convention, SYMBOLIC)}"]
+    return Entry(name, "convention", title, formulas, [], differences(convention))
+
+
+def worked_example(names: list[str]) -> list[str]:
+    """Work one step of one weight out by each convention."""
+    width = max(len(name) for name in names)
+    sums = [
+        one_step(NAMED[name].convention, EXAMPLE, EXAMPLE_WEIGHT, EXAMPLE_GRADIENT)
+        for name in names
+    ]
+    longest = max(len(written) for written, _ in sums)
+    given = (
+        f"One step: w = {number(EXAMPLE_WEIGHT)}, g = {number(EXAMPLE_GRADIENT)}, "
+        f"lr = {number(EXAMPLE.lr)}, λ = 1, B = n = {EXAMPLE.train_rows}"
+    )
+    lines = [given]
+    for name, (written, result) in zip(names, sums, strict=True):
+        lines.append(f"  {name:<{width}}  {written:<{longest}} = {result:.2f}")
+    return lines
+
+
+def explain_name(name: str) -> Explanation:
+    """Explain one thing by its name.
+
+    Raises:
+        UsageError: nothing has this name; it lists the nearest ones.
+    """
+    if name in NAMED:
+        names = ["pytorch"] if name == "pytorch" else ["pytorch", name]
+        return Explanation(list(LETTERS), [convention_entry(name)], worked_example(names))
+    if name in KEYS:
+        return Explanation([], [key_entry(name)], [])
+    if name in OTHERS:
+        return Explanation([], [OTHERS[name]()], [])
+    raise UsageError(f"nothing is called `{name}`: {suggest(name, all_names())}; or no such file")
+
+
+def key_entry(name: str) -> Entry:
+    """Explain one key of a convention: its values, and each one's update."""
+    key = KEYS[name]
+    formulas = []
+    for value, meaning in key.values.items():
+        formulas.append(f"{value}: {meaning}")
+    default = next(iter(key.values))
+    return Entry(name, "key", key.title, formulas, [f"torch's own, and the default: {default}"], {})
+
+
+def sgd_entry() -> Entry:
+    """Explain torch.optim.SGD."""
+    momentum = replace_letters(SYMBOLIC, momentum="μ", dampening="τ")
+    nesterov = replace_letters(SYMBOLIC, momentum="μ", nesterov=True)
+    return Entry(
+        "sgd",
+        "optimizer",
+        "torch.optim.SGD(lr, momentum=μ, dampening=τ, nesterov, weight_decay=λ)",
+        [
+            f"plain:     {'; '.join(rule_lines(TORCH, SYMBOLIC))}",
+            f"momentum:  {'; '.join(rule_lines(TORCH, momentum))}",
+            f"nesterov:  {'; '.join(rule_lines(TORCH, nesterov))}",
+        ],
+        [
+            "The first step sets v to the gradient itself: it is not dampened.",
+            "weight_decay acts on every parameter passed, biases included; parameter groups give",
+            "each its own. The penalty is never in the loss that torch reports.",
+        ],
+        {},
+    )
+
+
+def replace_letters(
+    given: Letters, *, momentum: str, dampening: str = "", nesterov: bool = False
+) -> Letters:
+    """Give letters with momentum."""
+    return replace(given, momentum=momentum, dampening=dampening, nesterov=nesterov)
+
+
+def loss_entry(name: str, title: str, formulas: list[str], note: str) -> Callable[[], Entry]:
+    """Make what explains a loss."""
+    return lambda: Entry(name, "loss", title, formulas, [note], {})
+
+
+OTHERS: dict[str, Callable[[], Entry]] = {
+    "bce": loss_entry(
+        "bce",
+        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
+        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
+        "torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12.",
+    ),
+    "bce_with_logits": loss_entry(
+        "bce_with_logits",
+        "torch.nn.BCEWithLogitsLoss",
+        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
+        "The same loss as bce, without its limits where p is nearly 0 or 1.",
+    ),
+    "mse": loss_entry(
+        "mse",
+        "torch.nn.MSELoss: no ½",
+        [
+            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
+            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
+        ],
+        "Half the squared error is `convention: {loss_factor: 0.5}`.",
+    ),
+    "sgd": sgd_entry,
+}
+"""What else has a name: optimizers and losses."""
+
+
+def all_names() -> list[str]:
+    """List every name that can be explained."""
+    return [name for names in names_by_kind().values() for name in names]
+
+
+def names_by_kind() -> dict[str, list[str]]:
+    """List every name that can be explained, by kind."""
+    kinds: dict[str, list[str]] = {"convention": list(NAMED), "key": list(KEYS)}
+    for name, entry in OTHERS.items():
+        kinds.setdefault(entry().kind, []).append(name)
+    return kinds
+
+
+def explain_spec(path: Path) -> Explanation:
+    """Explain a spec: both sides' rules with its numbers, and what makes torch match.
+
+    Raises:
+        InputError: the spec or its data are not as they must be.
+    """
+    from regcheck.data.tables import train_rows
+    from regcheck.schedule import training_of
+    from regcheck.spec import read_spec
+
+    loaded = read_spec(path)
+    training = training_of(loaded.spec, train_rows(loaded))
+    convention = loaded.spec.named_convention()
+    entries = [
+        side_entry("scratch", convention, training),
+        side_entry("torch", TORCH, training),
+    ]
+    sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
+    rows = f"{training.train_rows:,} training rows, batches of {sizes}"
+    return Explanation(
+        [f"{path}: {rows}", LETTERS[0]], entries, matching_lines(convention, training)
+    )
+
+
+def side_entry(side: str, convention: Convention, training: Training) -> Entry:
+    """Explain one side of a spec."""
+    given = letters(training)
+    title = (
+        torch_call(training)
+        if side == "torch"
+        else f"NumPy, {name_of(convention) or 'a convention of its own'}"
+    )
+    formulas = [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
+    return Entry(side, "side", title, formulas, [], differences(convention))
+
+
+def matching_lines(convention: Convention, training: Training) -> list[str]:
+    """Say what makes torch train as the scratch side does."""
+    try:
+        match = matching(convention, training)
+    except NoMatchError as reason:
+        return [f"No lr and weight_decay make torch match: {reason}."]
+    if match.lr == training.lr and match.weight_decay == training.weight_decay:
+        return ["Both sides train by the same rule as it is."]
+    call = torch_call(replace(training, lr=match.lr, weight_decay=match.weight_decay))
+    lines = ["torch matches the scratch side with", f"  {call}"]
+    if training.lr_varies:
+        lines.append(f"  and every lr of the schedule times {exact(match.lr / training.lr)}")
+    return lines

@@ -1,0 +1,266 @@
+"""What a report says in words: the two rules, the verdict, the terms that differ, the way out.
+
+Every renderer takes its sentences from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from regcheck.checking import Report
+from regcheck.compare import Divergence
+from regcheck.convention import TORCH, Convention, differences, name_of
+from regcheck.formula import (
+    Letters,
+    NoMatchError,
+    gradient_text,
+    letters,
+    loss_text,
+    matching,
+    penalty_text,
+    rule_lines,
+    symbols,
+    torch_call,
+)
+from regcheck.schedule import schedule_of
+
+WHERE = {
+    "initial": "at the start",
+    "forward": "in the forward pass",
+    "gradient": "in the data gradient",
+    "penalty": "in the penalty",
+    "optimizer": "in the optimizer",
+    "update": "in the update",
+}
+
+
+class Side(NamedTuple):
+    """One side of the comparison: who it is, its update, and the loss that it reports."""
+
+    side: str
+    title: str
+    update: list[str]
+    loss: str
+
+
+class Term(NamedTuple):
+    """One side's term at the divergence: what it does, its formula, and its value."""
+
+    side: str
+    does: str
+    formulas: list[str]
+    value: float
+
+
+def subject(report: Report) -> str:
+    """Name the spec, the model, and the precision."""
+    spec = report.spec
+    dtype: str = spec.dtype.scratch
+    if spec.dtype.scratch != spec.dtype.framework:
+        dtype = f"NumPy {spec.dtype.scratch} against torch {spec.dtype.framework}"
+    return f"{report.name}: {spec.model}, {spec.loss}, {dtype}"
+
+
+def training_size(report: Report) -> str:
+    """Tell the rows, the steps and the batches."""
+    spec, training = report.spec, report.training
+    rows = training.train_rows
+    batch, *rest = training.batch_rows
+    if spec.batch_size == "full" or (batch == rows and not rest):
+        batches = "full batch"
+    else:
+        last = f", the last of an epoch {rest[0]}" if rest else ""
+        batches = f"batches of {batch:,} rows{last}"
+    return (
+        f"{rows:,} × {len(report.features):,} training rows, {count(spec.epochs, 'epoch')}, "
+        f"{count(report.steps, 'step')}, {batches}"
+    )
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things: `1 step`, `1,000 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def sides(report: Report) -> list[Side]:
+    """Tell who is compared with whom, each with its rule and the spec's numbers in it."""
+    convention = report.spec.named_convention()
+    given = letters(report.training)
+    name = name_of(convention) or ", ".join(
+        f"{key}: {here}" for key, (here, _) in differences(convention).items()
+    )
+    return [
+        Side(
+            "scratch", f"NumPy, {name}", rule_lines(convention, given), loss_text(convention, given)
+        ),
+        Side(
+            "torch", torch_call(report.training), rule_lines(TORCH, given), loss_text(TORCH, given)
+        ),
+    ]
+
+
+def sentence(report: Report) -> str:
+    """Say the verdict in one sentence."""
+    if report.verdict == "equivalent":
+        ratio = max(
+            (one.ratio for row in report.trace for one in row.tensors.values()), default=0.0
+        )
+        what = "" if "parameters" in report.spec.compare else " in the reported loss"
+        return (
+            f"EQUIVALENT{what} over {count(report.compared, 'step')}: the largest local difference "
+            f"is {short(ratio)} rounding bounds, of {report.limit:g} allowed"
+        )
+    if report.verdict == "inconclusive":
+        judged = f"; {count(report.compared, 'step')} before it agree" if report.compared else ""
+        return f"INCONCLUSIVE: {report.reason}{judged}"
+    divergence = report.first_divergence
+    if divergence is not None and "parameters" in report.spec.compare:
+        return (
+            f"DIVERGED at step {divergence.step:,} of {report.steps:,}: {part(report, divergence)}"
+        )
+    loss = report.first_loss_divergence
+    assert loss is not None
+    agree = "; the training itself agrees" if divergence is None else ""
+    return f"DIVERGED at step {loss.step:,} of {report.steps:,}, in the reported loss{agree}"
+
+
+def part(report: Report, divergence: Divergence) -> str:
+    """Name the entry and the stage of a divergence: `weight[0, 2] (x3), in the penalty`."""
+    at = divergence.at
+    return f"{entry(report, at.tensor, at.index)}, {WHERE[divergence.stage]}"
+
+
+def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:
+    """Name one entry of a tensor, with its feature where it has one."""
+    if tensor == "bias" or not index:
+        return tensor
+    name = f"{tensor}[{', '.join(str(part) for part in index)}]"
+    feature = report.features[index[-1]] if tensor == "weight" else ""
+    return f"{name} ({feature})" if feature else name
+
+
+def terms(report: Report, divergence: Divergence) -> list[Term]:
+    """Give the two terms that differ, with their values at the diverging step."""
+    within = divergence.within
+    convention = report.spec.named_convention()
+    given = letters(report.training)
+    general = symbols(report.training)
+    scratch, framework = within.scratch, within.framework
+    if divergence.stage == "penalty":
+        does = "adds"
+        lr = schedule_of(report.spec, report.training.train_rows).lr_at(
+            divergence.step, divergence.epoch
+        )
+        if lr:
+            scratch, framework = scratch / lr, framework / lr
+        formulas = [
+            [penalty_term(side, one, within.tensor) for one in (general, given)]
+            for side in (convention, TORCH)
+        ]
+    elif divergence.stage == "gradient":
+        does = "has"
+        formulas = [
+            [gradient_text(side, one) for one in (general, given)] for side in (convention, TORCH)
+        ]
+    else:
+        does = {"optimizer": "subtracts", "forward": "puts out"}.get(divergence.stage, "has")
+        formulas = [[], []]
+    return [
+        Term("scratch", does, unique(formulas[0]), scratch),
+        Term("torch", does, unique(formulas[1]), framework),
+    ]
+
+
+def penalty_term(convention: Convention, given: Letters, tensor: str) -> str:
+    """Write what the penalty adds to the gradient, where it is not the plain λ w too."""
+    text = penalty_text(convention, given, tensor)
+    if not text:
+        return "nothing"
+    if convention.decay == "decoupled-unscaled":
+        return f"{text} / {given.lr}"
+    return f"{text} (of the moved {tensor})" if convention.decay == "after-update" else text
+
+
+def unique(texts: list[str]) -> list[str]:
+    """Drop repeated texts, and keep the order."""
+    return list(dict.fromkeys(texts))
+
+
+def hidden_before(report: Report, divergence: Divergence) -> str:
+    """Say why the steps before the divergence could not show it; empty where nothing is known."""
+    if divergence.step == 1 or report.previous is None:
+        return ""
+    earlier = "Step 1" if divergence.step == 2 else f"Step {divergence.step - 1:,}"
+    tensor = divergence.within.tensor
+    if divergence.stage == "penalty" and not report.previous.framework.before[tensor].any():
+        was = "the weights were" if tensor == "weight" else "the bias was"
+        return f"{earlier} could not show it: {was} still zero, and so was the penalty."
+    if divergence.stage == "optimizer" and divergence.step == 2 and report.training.momentum:
+        return "Step 1 could not show it: the velocity held nothing from before."
+    return ""
+
+
+def loss_remark(report: Report) -> str:
+    """Say where the reported losses part, beside a divergence of the parameters."""
+    loss = report.first_loss_divergence
+    if loss is None:
+        return ""
+    too = " too" if report.first_divergence and report.first_divergence.step == loss.step else ""
+    return (
+        f"The reported losses part at step {loss.step:,}{too}, at the same parameters: "
+        f"scratch {loss.at.scratch:.9g}, torch {loss.at.framework:.9g}."
+    )
+
+
+def masked_remark(report: Report) -> str:
+    """Tell of a stage that differs where the parameters do not: the step hides it."""
+    if report.first_divergence is not None or not report.first_by_stage:
+        return ""
+    found = [f"{WHERE[stage]} (step {step:,})" for stage, step in report.first_by_stage.items()]
+    return f"The sides differ {' and '.join(found)}, but no parameter shows it."
+
+
+def drift_remark(report: Report) -> str:
+    """Tell how far the two trajectories part in all."""
+    return f"The two trajectories end within {short(report.max_drift)} of each other at worst."
+
+
+def differing_keys(report: Report) -> str:
+    """Name the keys in which the scratch side's convention is not torch's."""
+    found = differences(report.spec.named_convention())
+    return ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in found.items())
+
+
+def ways_out(report: Report) -> list[tuple[str, list[str]]]:
+    """Say what to change on either side so that they match: a label and its lines."""
+    convention = report.spec.named_convention()
+    found = differences(convention)
+    if not found:
+        return []
+    given = letters(report.training)
+    scratch = list(rule_lines(TORCH, given)) if report.first_divergence is not None else []
+    reporting = loss_text(convention, given) != loss_text(TORCH, given)
+    if reporting:
+        scratch.append(f"and report  {loss_text(TORCH, given)}")
+    ways = [("in the scratch code", scratch)] if scratch else []
+    if report.first_divergence is not None:
+        try:
+            match = matching(convention, report.training)
+        except NoMatchError as reason:
+            ways.append(("in torch", [f"no lr and weight_decay match: {reason}"]))
+        else:
+            lines = [
+                torch_call(replace(report.training, lr=match.lr, weight_decay=match.weight_decay))
+            ]
+            if report.training.lr_varies:
+                lines.append("with the same schedule")
+            ways.append(("or in torch", lines))
+    return ways
+
+
+def short(value: float) -> str:
+    """Write a number in few characters: `0`, `0.47`, `4.4e-05`, `6.1e+10`."""
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if 0.01 <= abs(value) < 1000 else f"{value:.1e}"
