@@ -5,37 +5,17 @@ The one module that imports torch, and the one place where threads and determini
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+import torch._dynamo  # the first optimizer imports it in any case
+from torch import nn
 
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector.
-
-    Importing torch makes several million objects that all live on; collecting among them takes
-    about a third of the import's time.
-    """
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
-with collector_paused():
-    import torch
-    import torch._dynamo  # the first optimizer imports it in any case
-    from torch import nn
 
 VERSION = str(torch.__version__)
 
@@ -195,11 +175,6 @@ def grad_of(tensor: torch.Tensor) -> Array:
     assert tensor.grad is not None
     grad: Array = tensor.grad.numpy()
     return grad
-
-
-def freeze_imports() -> None:
-    """Take what is imported out of the collector's sight: it lives as long as the process."""
-    gc.freeze()
 
 
 def environment() -> dict[str, str]:
