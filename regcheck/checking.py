@@ -122,7 +122,11 @@ def assert_equivalent(spec: str | Path | Mapping[str, Any]) -> None:
 
 def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
     """Run a spec that is loaded."""
-    problem = build_problem(loaded)
+    return check_problem(loaded, build_problem(loaded), progress)
+
+
+def check_problem(loaded: LoadedSpec, problem: Problem, progress: Progress) -> Report:
+    """Run a spec whose problem is built: train both sides in lockstep and compare every step."""
     tensors = tuple(problem.initial)
     report = Report(
         name=loaded.name,
@@ -134,7 +138,8 @@ def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
         trace=Trace(tensors),
     )
     work = min(problem.schedule.batch_size, len(problem.y)) * problem.X.shape[1]
-    with torch_settings(work) as threads:
+    # Overflow is an outcome of a training, judged by the comparison: no warnings.
+    with torch_settings(work) as threads, np.errstate(all="ignore"):
         run = Run(problem, report)
         run.compare_start()
         for batch in problem.schedule.batches():
@@ -189,7 +194,7 @@ class Run:
         report.trace.append(row)
         sample = Sample(batch.step, local.step, framework)
         for stage, difference in row.within.items():
-            if exceeds(difference, limit):
+            if row.judged and exceeds(difference, limit):
                 report.first_by_stage.setdefault(stage, batch.step)
         if report.first_loss_divergence is None and exceeds(row.loss, limit):
             report.first_loss_divergence = LossDivergence(batch.step, row.loss)
@@ -212,15 +217,14 @@ class Run:
         """Note where both sides ended."""
         ends = {"scratch": self.own.parameters, "framework": self.framework.parameters()}
         problem = self.problem
-        with np.errstate(all="ignore"):
-            for side, parameters in ends.items():
-                accuracies = {
-                    "train": accuracy(problem.X, problem.y, parameters),
-                    "test": accuracy(problem.X_test, problem.y_test, parameters),
-                }
-                self.report.final[side] = Final(
-                    parameters, self.losses[side], accuracies if problem.model == "logistic" else {}
-                )
+        for side, parameters in ends.items():
+            accuracies = {
+                "train": accuracy(problem.X, problem.y, parameters),
+                "test": accuracy(problem.X_test, problem.y_test, parameters),
+            }
+            self.report.final[side] = Final(
+                parameters, self.losses[side], accuracies if problem.model == "logistic" else {}
+            )
 
 
 def nan_is_largest(value: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +134,7 @@ def run_one(path: Path, show: TextOutput | JsonOutput) -> int:
         show.error(path, f"{path}: not enough memory for this many rows and features")
         return UNUSABLE
     except Exception:
-        traceback.print_exc()
+        show_traceback()
         show.error(path, f"{path}: {INTERNAL_ERROR}")
         return INTERNAL
 
@@ -273,6 +272,13 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()
+        show_traceback()
         click.echo(f"regcheck: {INTERNAL_ERROR}", err=True)
         return INTERNAL
+
+
+def show_traceback() -> None:
+    """Print the exception being handled, for a report of an internal error."""
+    import traceback  # only here: `explain` starts faster without it
+
+    traceback.print_exc()

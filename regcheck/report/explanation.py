@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from regcheck.explain import Entry, Explanation
@@ -49,6 +48,8 @@ def highlighted(formula: str, torch: Entry) -> str:
 
 def as_json(explanation: Explanation) -> str:
     """Write an explanation as JSON."""
+    import json
+
     entries = [
         entry._asdict()
         | {

@@ -98,11 +98,16 @@ def print_heading(report: Report, console: Console) -> None:
 def print_table(report: Report, console: Console, rows: int | None) -> None:
     """Print the steps, one line a tensor; the first divergence is marked with `>`."""
     last = report.trace[-1]
+    shown = chosen(report, rows)
     widths = Widths(
         step=max(4, len(str(last.step))),
         epoch=max(5, len(str(last.epoch))),
         batch=5,
-        loss=max(len(loss_number(row.scratch_loss)) for row in (report.trace[0], last)),
+        loss=max(
+            len(loss_number(loss))
+            for index in shown
+            for loss in (report.trace[index].scratch_loss, report.trace[index].framework_loss)
+        ),
         tensor=max(6, *(len(name) for name in last.tensors)),
     )
     header = (
@@ -112,7 +117,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     )
     lines = [Text(header, "bold")]
     previous = -1
-    for index in chosen(report, rows):
+    for index in shown:
         lines += gap(widths, index - previous - 1)
         lines += step_lines(report, report.trace[index], widths)
         previous = index
@@ -178,9 +183,11 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
     if mark:
         begins = []
         if diverges and divergence is not None:
-            begins.append(f"first divergence: {words.part(report, divergence)}")
+            at = divergence.at
+            where = f"{at.tensor}[{', '.join(map(str, at.index))}]"
+            begins.append(f"first divergence: {where}, {words.WHERE[divergence.stage]}")
         if loss_parts:
-            begins.append("the reported losses part")
+            begins.append("the losses part" if begins else "the reported losses part")
         lines.append(Text(f"  {'^':>{widths.step}} {'; '.join(begins)}"))
         for each in lines:
             each.stylize("bold red")
@@ -201,6 +208,7 @@ def print_verdict(report: Report, console: Console) -> None:
         print_terms(report, console)
         remarks.append(words.hidden_before(report, divergence))
     remarks.append(words.loss_remark(report))
+    remarks.append(words.unjudged_loss_remark(report))
     remarks.append(words.masked_remark(report))
     if report.verdict == "equivalent":
         remarks.append(words.drift_remark(report))

@@ -67,13 +67,16 @@ def training_size(report: Report) -> str:
     spec, training = report.spec, report.training
     rows = training.train_rows
     batch, *rest = training.batch_rows
-    if spec.batch_size == "full" or (batch == rows and not rest):
+    if report.steps == 0:
+        batches = "no batch"
+    elif spec.batch_size == "full" or (batch == rows and not rest):
         batches = "full batch"
     else:
         last = f", the last of an epoch {rest[0]}" if rest else ""
         batches = f"batches of {batch:,} rows{last}"
     return (
-        f"{rows:,} × {len(report.features):,} training rows, {count(spec.epochs, 'epoch')}, "
+        f"{count(rows, 'training row')} of {count(len(report.features), 'feature')}, "
+        f"{count(spec.epochs, 'epoch')}, "
         f"{count(report.steps, 'step')}, {batches}"
     )
 
@@ -112,7 +115,8 @@ def sentence(report: Report) -> str:
             f"is {short(ratio)} rounding bounds, of {report.limit:g} allowed"
         )
     if report.verdict == "inconclusive":
-        judged = f"; {count(report.compared, 'step')} before it agree" if report.compared else ""
+        agree = "agrees" if report.compared == 1 else "agree"
+        judged = f"; {count(report.compared, 'step')} before it {agree}" if report.compared else ""
         return f"INCONCLUSIVE: {report.reason}{judged}"
     divergence = report.first_divergence
     if divergence is not None and "parameters" in report.spec.compare:
@@ -213,6 +217,14 @@ def loss_remark(report: Report) -> str:
     )
 
 
+def unjudged_loss_remark(report: Report) -> str:
+    """Say from which step on the reported losses could not be judged."""
+    step = report.first_loss_unjudged
+    if step is None or step == report.first_unjudged:
+        return ""
+    return f"From step {step:,} on neither side's reported loss is finite, so it is not judged."
+
+
 def masked_remark(report: Report) -> str:
     """Tell of a stage that differs where the parameters do not: the step hides it."""
     if report.first_divergence is not None or not report.first_by_stage:
@@ -242,7 +254,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     scratch = list(rule_lines(TORCH, given)) if report.first_divergence is not None else []
     reporting = loss_text(convention, given) != loss_text(TORCH, given)
     if reporting:
-        scratch.append(f"and report  {loss_text(TORCH, given)}")
+        scratch.append(f"{'and ' if scratch else ''}report  {loss_text(TORCH, given)}")
     ways = [("in the scratch code", scratch)] if scratch else []
     if report.first_divergence is not None:
         try:

@@ -1,0 +1,204 @@
+"""Measure regcheck against peers: `python benchmarks/run.py [NAME...]`.
+
+Each figure is a ratio of two things timed in turn in one run, A B A B .., so that it holds on a
+machine whose speed drifts; the table gives the median of the ratios, and their range. Run it on a
+machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+REGCHECK = [str(Path(sys.executable).parent / "regcheck")]
+QUESTION = str(ROOT / "configs" / "stackoverflow.yaml")
+
+
+class Benchmark(NamedTuple):
+    """A ratio: what is measured against what, the bound it must keep, and how to take it once."""
+
+    title: str
+    bound: str
+    keeps: Callable[[float], bool]
+    ratio: Callable[[], float]
+    rounds: int
+
+
+def process(command: list[str]) -> tuple[float, float]:
+    """Run a command to its end; gives its seconds and its peak memory in KiB."""
+    started = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(child.pid, 0)
+    if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: diverged, as the question does
+        raise RuntimeError(f"{command} failed")
+    return time.perf_counter() - started, usage.ru_maxrss
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time a call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def whole_command() -> float:
+    ours, _ = process([*REGCHECK, "run", QUESTION])
+    theirs, _ = process([sys.executable, str(ROOT / "benchmarks" / "bare_torch.py")])
+    return ours / theirs
+
+
+def explain() -> float:
+    ours, _ = process([*REGCHECK, "explain"])
+    theirs, _ = process([sys.executable, "-c", "import click, rich"])
+    return ours / theirs
+
+
+def numpy_trainer() -> float:
+    from regcheck.numpy_trainer import NumpyTrainer
+    from regcheck.problem import build_problem
+    from regcheck.spec import read_spec
+
+    problem = build_problem(read_spec(Path(QUESTION)))
+    trainer = NumpyTrainer(problem)
+    batches = list(problem.schedule.batches())
+
+    def vectorised() -> None:
+        state = trainer.start()
+        for batch in batches:
+            state = trainer.step(state, batch).state
+
+    loop_steps = 5
+    each = seconds(lambda: per_sample_loop(problem.X, problem.y, loop_steps)) / loop_steps
+    return each / (seconds(vectorised) / len(batches))
+
+
+def per_sample_loop(X: np.ndarray, y: np.ndarray, steps: int) -> np.ndarray:
+    """Train as the question's code does: row by row, the cost in one loop, the gradient in another.
+
+    Like there, each probability is worked out anew wherever it is needed: four times a row.
+    """
+    lr, decay, rows = 0.05, 0.1, len(y)
+    beta = np.zeros(X.shape[1] + 1)
+
+    def probability(row: np.ndarray) -> np.floating:
+        return 1 / (1 + np.exp(-(beta[0] + np.dot(row, beta[1:]))))
+
+    for _ in range(steps):
+        cost = 0.0
+        for i in range(rows):
+            cost -= y[i] * np.log(probability(X[i])) + (1 - y[i]) * np.log(1 - probability(X[i]))
+        cost = (cost + decay / 2 * sum(part**2 for part in beta)) / rows
+        gradient = np.zeros_like(beta)
+        for i in range(rows):
+            gradient[0] += probability(X[i]) - y[i]
+            gradient[1:] += (probability(X[i]) - y[i]) * X[i]
+        beta = beta - lr * (gradient + decay * beta) / rows
+    return beta
+
+
+def large_comparison() -> float:
+    from regcheck.checking import check_problem, no_progress
+    from regcheck.problem import build_problem
+    from regcheck.spec import from_mapping
+    from regcheck.torch_trainer import TorchTrainer, torch_settings
+
+    loaded = from_mapping(
+        {
+            "data": {"synthetic": {"rows": 100_000, "features": 50}},
+            "model": "logistic",
+            "lr": 0.1,
+            "weight_decay": 0.01,
+            "epochs": 50,
+        }
+    )
+    problem = build_problem(loaded)
+
+    def torch_alone() -> None:
+        with torch_settings(problem.X.size):
+            trainer = TorchTrainer(problem)
+            for batch in problem.schedule.batches():
+                trainer.step(batch)
+
+    ours = seconds(lambda: check_problem(loaded, problem, no_progress))
+    return ours / seconds(torch_alone)
+
+
+def memory() -> float:
+    text = Path(QUESTION).read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        long = Path(folder) / "long.yaml"
+        long.write_text(text.replace("epochs: 1000", "epochs: 20000"), encoding="utf-8")
+        _, many = process([*REGCHECK, "run", str(long)])
+        _, few = process([*REGCHECK, "run", QUESTION])
+    return many / few
+
+
+BENCHMARKS = {
+    "command": Benchmark(
+        "run stackoverflow.yaml / a bare torch script of 1,000 steps",
+        "at most 1.0",
+        lambda ratio: ratio <= 1.0,
+        whole_command,
+        7,
+    ),
+    "explain": Benchmark(
+        "explain / python that imports click and rich",
+        "at most 1.5",
+        lambda ratio: ratio <= 1.5,
+        explain,
+        15,
+    ),
+    "large": Benchmark(
+        "comparison of 100,000 x 50, 50 steps / its torch side alone",
+        "at most 3.5",
+        lambda ratio: ratio <= 3.5,
+        large_comparison,
+        5,
+    ),
+    "memory": Benchmark(
+        "peak memory of 20,000 steps / of 1,000",
+        "at most 1.05",
+        lambda ratio: ratio <= 1.05,
+        memory,
+        3,
+    ),
+    "numpy": Benchmark(
+        "the question's per-sample loop / the NumPy trainer, a step",
+        "at least 250",
+        lambda ratio: ratio >= 250,
+        numpy_trainer,
+        5,
+    ),
+}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    kept = True
+    print(f"{'ratio':<62}{'median':>8}  {'range':>17}  bound")
+    for name in names:
+        benchmark = BENCHMARKS[name]
+        benchmark.ratio()  # warm: files cached, code compiled
+        ratios = [benchmark.ratio() for _ in range(benchmark.rounds)]
+        median = statistics.median(ratios)
+        kept &= benchmark.keeps(median)
+        places = max(0, 2 - int(math.log10(median)))
+        span = f"{min(ratios):.{places}f} .. {max(ratios):.{places}f}"
+        verdict = "" if benchmark.keeps(median) else "  NOT KEPT"
+        print(f"{benchmark.title:<62}{median:>8.{places}f}  {span:>17}  {benchmark.bound}{verdict}")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
