@@ -29,7 +29,7 @@ class Complaint(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        return one_line(f"{self.place}: {self.text}")
 
 
 class RegcheckError(Exception):
@@ -52,6 +52,13 @@ class InputError(RegcheckError):
         super().__init__("\n".join(str(complaint) for complaint in self.complaints))
 
 
+MOST_CHOICES = 20
+"""How many known words are listed where none is near."""
+
+LONGEST_WORD = 60
+"""Longer names are cut where a message repeats them."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Say which known word `word` may have been meant to be, or which there are.
 
@@ -60,7 +67,20 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     choices = list(known)
     lowered = {choice.lower(): choice for choice in choices}
-    nearest = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    if nearest:
-        return f"did you mean `{lowered[nearest[0]]}`?"
-    return "known here: " + ", ".join(choices)
+    # difflib takes seconds for words of megabytes, and no such word is a slip of the hand.
+    near = difflib.get_close_matches(word.lower(), lowered, n=1) if len(word) <= 200 else []
+    if near:
+        return f"did you mean `{shortened(lowered[near[0]])}`?"
+    listed = ", ".join(shortened(choice) for choice in choices[:MOST_CHOICES])
+    rest = len(choices) - MOST_CHOICES
+    return f"known here: {listed}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def shortened(word: str) -> str:
+    """Cut a word that is too long to be repeated in full."""
+    return word if len(word) <= LONGEST_WORD else word[: LONGEST_WORD - 2] + ".."
+
+
+def one_line(text: str) -> str:
+    """Write line breaks and control characters as escapes: files may hold any, messages none."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

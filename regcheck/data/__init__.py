@@ -1,1 +1,1 @@
-"""Data: files to text cells (`tables`), to arrays (`sources`), to training rows (`preparation`)."""
+"""Data: files to cells (`tables`, `npz`), to arrays (`sources`), to rows (`preparation`)."""

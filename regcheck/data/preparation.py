@@ -36,7 +36,7 @@ def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
     if data.test is not None:
         train -= held_out(len(y), data.test.share)
         if train < 1:
-            text = f"holds out all {len(y)} rows; none is left to train on"
+            text = f"holds out all {len(y)} rows, and none is left to train on; lower the share"
             raise InputError([loaded.complaint(("data", "test"), text)])
         if data.test.seed is not None:
             order = np.random.default_rng(data.test.seed).permutation(len(y))
@@ -61,8 +61,8 @@ def standardized(loaded: LoadedSpec, X: Array, train: int, ddof: int) -> Array:
         # Rounding leaves a constant column with a spread of a few ulps of its value.
         constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(mean)
         scaled: Array = (X - mean) / np.where(constant, 1.0, spread)
-    if not np.isfinite(scaled).all():
-        raise InputError(
-            [loaded.complaint(("data", "standardize"), "overflows: the numbers are too large")]
-        )
+    # A spread that overflows would make the column 0, which is finite and wrong.
+    if not (np.isfinite(spread).all() and np.isfinite(scaled).all()):
+        text = "overflows: the numbers are too large; scale them down in the file"
+        raise InputError([loaded.complaint(("data", "standardize"), text)])
     return scaled

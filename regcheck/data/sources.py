@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.data.files import MOST_COMPLAINTS, data_file, raise_some, refused
+from regcheck.data.npz import open_npz, read_shape
 from regcheck.data.tables import (
     Table,
+    find_column,
     is_missing,
     numeric_columns,
-    raise_some,
     read_csv,
-    refused,
+    resembles_number,
     to_number,
 )
-from regcheck.errors import Complaint, InputError, Place, suggest
+from regcheck.errors import Complaint, InputError, Place, shortened, suggest
 from regcheck.spec import LoadedSpec
-from regcheck.spec.schema import CsvData, InlineData, NpzData, Synthetic, SyntheticData
+from regcheck.spec.fields import shown
+from regcheck.spec.source import CsvData, InlineData, NpzData, Synthetic, SyntheticData
 
 Array = NDArray[np.float64]
 
 MOST_NUMBERS = 500_000_000
-"""Features times rows that are made or read: 4 GB in float64."""
+"""Features times rows that can be made: 4 GB in float64."""
 
 
 class Rows(NamedTuple):
@@ -47,7 +49,7 @@ def load_rows(loaded: LoadedSpec) -> Rows:
     if isinstance(data, CsvData):
         rows = from_csv(loaded, data)
     elif isinstance(data, NpzData):
-        rows = from_npz(loaded.folder / data.npz, data.X, data.y)
+        rows = from_npz(data_file(loaded, "npz", data.npz), data.X, data.y)
     elif isinstance(data, SyntheticData):
         rows = synthetic(loaded, data.synthetic)
     else:
@@ -65,17 +67,16 @@ def named(X: Array, y: Array) -> Rows:
 
 def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     """Take the target and the features of a CSV file."""
-    table = read_csv(loaded.folder / data.csv)
-    target = column(loaded, table, ("data", "target"), data.target)
+    table = read_csv(data_file(loaded, "csv", data.csv))
+    target = find_column(loaded, table, ("data", "target"), data.target)
     if data.features is None:
         features = [index for index in numeric_columns(table) if index != target]
         if not features:
-            raise refused(
-                table.path, 1, "no column but the target is numeric, so there are no features"
-            )
+            text = "no column but the target is numeric, so there are no features"
+            raise refused(table.path, 1, text)
     else:
         features = [
-            column(loaded, table, ("data", "features", position), name)
+            find_column(loaded, table, ("data", "features", position), name)
             for position, name in enumerate(data.features)
         ]
     bad: list[Complaint] = []
@@ -83,19 +84,6 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     y = labels(loaded, table, target, data.positive, bad)
     raise_some(sorted(bad, key=lambda complaint: complaint.place.line or 0))
     return Rows(np.ascontiguousarray(X), y, tuple(table.header[index] for index in features))
-
-
-def column(loaded: LoadedSpec, table: Table, path: tuple[str | int, ...], name: str) -> int:
-    """Find the one column that has a name."""
-    found = table.header.count(name)
-    if found == 1:
-        return table.header.index(name)
-    problem = (
-        f"{table.path.name} has {found} columns of this name"
-        if found
-        else (f"no column `{name}` in {table.path.name}; {suggest(name, table.header)}")
-    )
-    raise InputError([loaded.complaint(path, problem)])
 
 
 def numbers(table: Table, index: int, bad: list[Complaint]) -> list[float]:
@@ -113,11 +101,15 @@ def numbers(table: Table, index: int, bad: list[Complaint]) -> list[float]:
 def bad_cell(table: Table, index: int, row: int) -> str:
     """Say what is wrong with a cell that must be a number."""
     cell = table.rows[row][index]
-    where = f"row {row + 1}, column `{table.header[index]}`"
+    where = f"row {row + 1}, column `{shortened(table.header[index])}`"
     if is_missing(cell):
-        return f"{where}: missing value ({cell!r}); remove the row or fill it in"
-    hint = "; write a decimal point" if to_number(cell.replace(",", ".")) is not None else ""
-    return f"{where}: must be a finite number, got {cell!r}{hint}"
+        return f"{where}: missing value ({shown(cell)}); fill it in or remove the row"
+    hint = ""
+    if to_number(cell.replace(",", ".")) is not None:
+        hint = "; write a decimal point"
+    elif not resembles_number(cell):
+        hint = "; a column of text is no feature"
+    return f"{where}: must be a finite number, got {shown(cell)}{hint}"
 
 
 def labels(
@@ -126,7 +118,7 @@ def labels(
     """Read the target: numbers as they stand, or 1 where the label is `positive` and else 0."""
     if positive is None:
         cells = {cells[index].strip() for cells in table.rows if not is_missing(cells[index])}
-        if loaded.spec.model == "logistic" and all(to_number(cell) is None for cell in cells):
+        if loaded.spec.model == "logistic" and cells and not any(map(resembles_number, cells)):
             raise InputError([loaded.complaint(("data", "target"), ask_for_positive(cells))])
         return np.array(numbers(table, index, bad), dtype=np.float64)
     if loaded.spec.model != "logistic":
@@ -140,18 +132,17 @@ def labels(
     y = np.array([same_label(cells[index], positive) for cells in table.rows], dtype=np.float64)
     if not y.any():
         present = sorted({cells[index].strip() for cells in table.rows})
-        hint = suggest(positive, present[:20])
-        text = f"no row of {table.path.name} has the label `{positive}`; {hint}"
+        name, hint = shortened(positive), suggest(positive, present)
+        text = f"no row of {table.path.name} has the label `{name}`; {hint}"
         raise InputError([loaded.complaint(("data", "positive"), text)])
     return y
 
 
 def ask_for_positive(labels: set[str]) -> str:
     """Ask which of a target's labels counts as 1."""
-    some = ", ".join(sorted(labels)[:5]) + (", .." if len(labels) > 5 else "")
-    return (
-        f"holds labels ({some}); say which one is 1 with `positive: {min(labels, default='LABEL')}`"
-    )
+    some = [shortened(label) for label in sorted(labels)[:5]]
+    more = ", .." if len(labels) > 5 else ""
+    return f"holds labels ({', '.join(some)}{more}); say which one is 1 with `positive: {some[0]}`"
 
 
 def same_label(cell: str, positive: str) -> bool:
@@ -165,24 +156,8 @@ def same_label(cell: str, positive: str) -> bool:
 
 def from_npz(path: Path, X_key: str, y_key: str) -> Rows:
     """Read X (n, d) or (n,), and y (n,) or (n, 1), from an .npz file. Pickles are never loaded."""
-    if not path.is_file():
-        raise refused(path, None, "no such file; paths are relative to the spec")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise refused(path, None, "a single array; an .npz archive with X and y is needed")
-            for key in (X_key, y_key):
-                if key not in archive.files:
-                    raise refused(path, None, f"no array `{key}`; {suggest(key, archive.files)}")
-            X, y = archive[X_key], archive[y_key]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        if "pickle" in str(error).lower():
-            text = "holds Python objects, which are not loaded; save plain numeric arrays"
-        else:
-            text = "cannot be read as an .npz archive"
-        raise refused(path, None, text) from None
-    X = plain_numbers(path, X_key, X)
-    y = plain_numbers(path, y_key, y)
+    with open_npz(path) as archive:
+        X, y = read_array(path, archive, X_key), read_array(path, archive, y_key)
     X = X[:, None] if X.ndim == 1 else X
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if X.ndim != 2 or y.ndim != 1 or len(X) != len(y):
@@ -193,29 +168,34 @@ def from_npz(path: Path, X_key: str, y_key: str) -> Rows:
     return named(X, y)
 
 
-def plain_numbers(path: Path, key: str, array: NDArray[np.generic]) -> Array:
-    """Take an array of finite real numbers as float64; complain with row and column otherwise."""
-    if array.dtype.kind not in "fiub":
-        raise refused(path, None, f"`{key}` must hold real numbers, got {array.dtype}")
+def read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
+    """Read an array of finite real numbers as float64; complain with row and column otherwise."""
+    shape = read_shape(path, archive, key)
+    with archive.open(f"{key}.npy") as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
     with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, dtype=np.float64)
+        values = array.astype(np.float64).reshape(shape)
     bad = np.argwhere(~np.isfinite(values))
+    told = bad[:MOST_COMPLAINTS]
     raise_some(
         [
             Complaint(
                 Place(str(path)),
-                f"`{key}`: {at(index)}: missing or infinite value ({array[tuple(index)]})",
+                f"`{key}`{at(index)}: missing or infinite value ({values[tuple(index)]})",
             )
-            for index in bad[:100]
-        ]
+            for index in told
+        ],
+        left_out=len(bad) - len(told),
     )
     return values
 
 
 def at(index: NDArray[np.intp]) -> str:
-    """Write an index as row and column, counted from 1."""
-    row, *rest = (int(part) + 1 for part in index)
-    return f"row {row}" + "".join(f", column {part}" for part in rest)
+    """Write an index as row and column, counted from 1; nothing for a lone number."""
+    names = ("row", "column", "layer")
+    return "".join(
+        f", {names[min(axis, 2)]} {part + 1}" for axis, part in enumerate(index.tolist())
+    )
 
 
 def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
@@ -225,7 +205,7 @@ def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     probability σ(Xw + b).
     """
     if data.rows * data.features > MOST_NUMBERS:
-        text = f"{data.rows} x {data.features} numbers are more than {MOST_NUMBERS:,}"
+        text = f"{data.rows:,} × {data.features:,} numbers; at most {MOST_NUMBERS:,} can be made"
         raise InputError([loaded.complaint(("data", "synthetic"), text)])
     random = np.random.default_rng(data.seed)
     X = random.normal(size=(data.rows, data.features))
@@ -247,5 +227,5 @@ def check_labels(loaded: LoadedSpec, y: Array) -> None:
     hint = "; turn -1 and 1 into 0 and 1" if set(np.unique(y)) <= {-1.0, 1.0} else ""
     if isinstance(loaded.spec.data, CsvData):
         hint = hint or "; name the label that is 1 with `positive`"
-    text = f"the model logistic needs targets of 0 and 1, {found}{hint}"
+    text = f"the model logistic needs targets from 0 to 1, {found}{hint}"
     raise InputError([loaded.complaint(path, text)])

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import csv
+import io
 import math
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from regcheck.errors import Complaint, InputError, Place
+from regcheck.data.files import data_file, raise_some, refused
+from regcheck.data.npz import open_npz, read_shape
+from regcheck.errors import Complaint, InputError, Place, shortened, suggest
 from regcheck.spec import LoadedSpec
-from regcheck.spec.schema import CsvData, InlineData, NpzData, SyntheticData
+from regcheck.spec.loading import read_text
+from regcheck.spec.source import CsvData, InlineData, NpzData, SyntheticData
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "."})
 """Cells that stand for a missing value, in lower case."""
-
-MOST_COMPLAINTS = 10
-"""How many bad cells of one file are told one by one."""
 
 
 class Table(NamedTuple):
@@ -40,9 +38,6 @@ def read_csv(path: Path) -> Table:
     Raises:
         InputError: not readable, not UTF-8, no header, no rows, or rows of unequal length.
     """
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "no such file"
-        raise InputError([Complaint(Place(str(path)), f"{found}; paths are relative to the spec")])
     header, rows, lines = csv_cells(path)
     if not header:
         raise refused(path, None, "empty; a header and at least one row are needed")
@@ -50,15 +45,19 @@ def read_csv(path: Path) -> Table:
         raise refused(path, None, "has a header but no rows")
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise refused(path, 1, "the header has one column only; separate columns with commas")
+    repeated = [name for index, name in enumerate(header) if name and name in header[:index]]
+    if repeated:
+        text = f"the column `{shortened(repeated[0])}` is there twice; give each its own name"
+        raise refused(path, 1, text)
     table = Table(path, header, rows, lines)
-    ragged = [index for index, cells in enumerate(rows) if len(cells) != len(header)]
     raise_some(
         [
             Complaint(
                 table.place(index),
-                f"{len(rows[index])} cells, but the header has {len(header)} columns",
+                f"row {index + 1} has {len(cells)} cells, the header {len(header)}",
             )
-            for index in ragged
+            for index, cells in enumerate(rows)
+            if len(cells) != len(header)
         ]
     )
     return table
@@ -69,42 +68,27 @@ def csv_cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
     header: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for cells in reader:
-                if not cells or (len(cells) == 1 and not cells[0].strip()):
-                    continue
-                if not header:
-                    header = [name.strip() for name in cells]
-                    continue
-                rows.append(cells)
-                lines.append(reader.line_num)
-    except UnicodeDecodeError as error:
-        raise refused(
-            path, None, f"not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
+        for cells in reader:
+            if not cells or (len(cells) == 1 and not cells[0].strip()):
+                continue
+            if not header:
+                header = [name.strip() for name in cells]
+                continue
+            rows.append(cells)
+            lines.append(reader.line_num)
     except csv.Error as error:
         raise refused(path, reader.line_num, f"not valid CSV: {error}") from None
-    except OSError as error:
-        raise refused(path, None, f"cannot be read: {error.strerror}") from None
     return header, rows, lines
 
 
-def refused(path: Path, line: int | None, text: str) -> InputError:
-    """Make an error about a file as a whole, or about one line."""
-    return InputError([Complaint(Place(str(path), line), text)])
-
-
-def raise_some(complaints: Sequence[Complaint]) -> None:
-    """Raise the first complaints, and how many more there are; nothing where there are none."""
-    if not complaints:
-        return
-    told = list(complaints[:MOST_COMPLAINTS])
-    if len(complaints) > len(told):
-        rest = len(complaints) - len(told)
-        told.append(Complaint(Place(complaints[0].place.file), f"and {rest} more like these"))
-    raise InputError(told)
+def find_column(loaded: LoadedSpec, table: Table, path: tuple[str | int, ...], name: str) -> int:
+    """Find the column that a path of the spec names."""
+    if name in table.header:
+        return table.header.index(name)
+    text = f"no column `{shortened(name)}` in {table.path.name}; {suggest(name, table.header)}"
+    raise InputError([loaded.complaint(path, text)])
 
 
 def is_missing(cell: str) -> bool:
@@ -113,7 +97,11 @@ def is_missing(cell: str) -> bool:
 
 
 def to_number(cell: str) -> float | None:
-    """Read a finite decimal number; None where the cell is none."""
+    """Read a finite decimal number; None where the cell is none.
+
+    >>> to_number(" 1e-3 "), to_number("1_000"), to_number("inf"), to_number("1,5")
+    (0.001, None, None, None)
+    """
     if "_" in cell:
         return None
     try:
@@ -123,13 +111,31 @@ def to_number(cell: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def resembles_number(cell: str) -> bool:
+    """Say whether a cell is a number, or was meant to be one: `1,5`, `1_000`, `inf`."""
+    try:
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
 def numeric_columns(table: Table) -> list[int]:
-    """Find the columns whose cells, missing ones aside, are all numbers."""
+    """Find the columns that hold numbers, as against text.
+
+    A column of numbers with a few bad cells is found too, so that these are told: to leave out
+    the column without a word would train on other features than the user thinks. So is one that
+    is empty throughout.
+    """
     found = []
-    for index in range(len(table.header)):
+    for index, name in enumerate(table.header):
         cells = [row[index] for row in table.rows if not is_missing(row[index])]
-        if cells and all(to_number(cell) is not None for cell in cells):
-            found.append(index)
+        if cells and not any(resembles_number(cell) for cell in cells):
+            continue
+        if not name:
+            text = f"column {index + 1} has no name; name it, or list the `features` to train on"
+            raise refused(table.path, 1, text)
+        found.append(index)
     return found
 
 
@@ -137,36 +143,16 @@ def count_rows(loaded: LoadedSpec) -> int:
     """Count a source's rows, test rows included, without loading NumPy."""
     data = loaded.spec.data
     if isinstance(data, CsvData):
-        return len(read_csv(loaded.folder / data.csv).rows)
+        return len(read_csv(data_file(loaded, "csv", data.csv)).rows)
     if isinstance(data, NpzData):
-        return npz_rows(loaded.folder / data.npz, data.X)
+        path = data_file(loaded, "npz", data.npz)
+        with open_npz(path) as archive:
+            shape = read_shape(path, archive, data.X)
+        return shape[0] if shape else 1
     if isinstance(data, SyntheticData):
         return data.synthetic.rows
     assert isinstance(data, InlineData)
     return len(data.X)
-
-
-def npz_rows(path: Path, key: str) -> int:
-    """Read the first dimension of an array's header (NumPy's format: NEP 1)."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-            start = member.read(8)
-            if start[:6] != b"\x93NUMPY":
-                raise ValueError
-            length = int.from_bytes(member.read(2 if start[6] == 1 else 4), "little")
-            return int(ast.literal_eval(member.read(length).decode("latin1"))["shape"][0])
-    except FileNotFoundError:
-        raise refused(path, None, "no such file; paths are relative to the spec") from None
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        IndexError,
-        SyntaxError,
-        RuntimeError,
-    ):
-        raise refused(path, None, f"no array `{key}` can be read from it") from None
 
 
 def train_rows(loaded: LoadedSpec) -> int:
@@ -177,9 +163,10 @@ def train_rows(loaded: LoadedSpec) -> int:
 
 
 def held_out(rows: int, share: float) -> int:
-    """Give how many of `rows` a share holds out, rounded up as scikit-learn's split does.
+    """Give how many of `rows` a share holds out: rounded up, as scikit-learn's split does.
 
-    >>> held_out(1370, 0.2), held_out(10, 0.25)
-    (274, 3)
+    >>> held_out(1370, 0.2), held_out(10, 0.25), held_out(100, 0.07)
+    (274, 3, 7)
     """
-    return math.ceil(round(rows * share, 9))
+    # Rounding first, since 100 · 0.07 is a little above 7 in binary.
+    return max(1, math.ceil(round(rows * share, 9)))

@@ -1,7 +1,7 @@
 """YAML text to plain values, with the line and column of each.
 
 YAML 1.2's core scalars are read (so `1e-3` is a number, and `no` a word), by PyYAML's parser.
-Duplicate keys, more than one document, and anchors are refused.
+Duplicate keys, keys without a value, more than one document, anchors and tags are refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import yaml
 
 from regcheck.errors import Complaint, InputError, Place
-
-Path_ = tuple[str | int, ...]
+from regcheck.spec.fields import Path as SpecPath
+from regcheck.spec.fields import shown
 
 
 class Mark(NamedTuple):
@@ -26,14 +26,18 @@ class Mark(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A YAML document as plain values, with the mark of each path in it."""
+    """A YAML document as plain values, with the mark of each path in it.
+
+    `unread` are the paths whose values could not be read, each of which has its complaint.
+    """
 
     file: str
     content: object
-    marks: dict[Path_, Mark]
+    marks: dict[SpecPath, Mark]
     complaints: list[Complaint]
+    unread: set[SpecPath]
 
-    def place(self, path: Path_, *, of_key: bool = False) -> Place:
+    def place(self, path: SpecPath, *, of_key: bool = False) -> Place:
         """Give the place of a path, or that of the nearest thing around it."""
         for length in range(len(path), -1, -1):
             mark = self.marks.get(path[:length])
@@ -43,10 +47,49 @@ class Document(NamedTuple):
         return Place(self.file)
 
 
+def dotted(path: SpecPath) -> str:
+    """Write a path as a person would: `data.X[3]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            name = part if re.fullmatch(r"[\w-]{1,40}", part) else shown(part)
+            text += f".{name}" if text else name
+    return text
+
+
+MAX_DEPTH = 32
+"""Deeper nesting than any spec has; refused before Python's own limit is met."""
+
+
+class RefusedError(yaml.MarkedYAMLError):
+    """Valid YAML that has no use in a spec."""
+
+
 class CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2's core schema."""
+    """PyYAML's safe loader with the scalars of YAML 1.2's core schema, and nothing fancy."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node; PyYAML's composer calls this for each."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            self.refuse(event, "anchors and aliases have no use in a spec; write the value out")
+        if getattr(event, "tag", None):
+            self.refuse(event, "tags have no use in a spec; remove it")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self.refuse(event, "nested too deeply for a spec")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def refuse(self, event: yaml.Event, text: str) -> None:
+        """Refuse what an event starts."""
+        raise RefusedError(problem=text, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 FLOAT = (
@@ -68,61 +111,60 @@ SCALARS: dict[str, Callable[[str], object]] = {
     "bool": lambda text: text.lower() == "true",
     "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
     "int": int,
-    "null": lambda _: None,
     "str": str,
 }
+"""How a scalar is read, by the end of its tag."""
 
-MAX_DEPTH = 32
-"""Deeper nesting than any spec has; refused before Python's own limit is met."""
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        text = f"cannot be read: {error.strerror}"
+        raise InputError([Complaint(Place(str(path)), text)]) from None
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        text = f"not UTF-8 text (byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        raise InputError([Complaint(Place(str(path), line, column), text)]) from None
 
 
 def load(path: Path) -> Document:
     """Read a YAML file.
 
     Raises:
-        InputError: the file cannot be read, or is not one YAML document. Duplicate keys do not
-            raise but come as complaints of the document, to be told with the spec's own.
+        InputError: the file cannot be read, or is not one plain YAML document. Duplicate keys and
+            keys without a value do not raise but come as complaints of the document, to be told
+            with the spec's own.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            [Complaint(Place(str(path)), f"not UTF-8 text (byte {error.start}); save it as UTF-8")]
-        ) from None
-    except OSError as error:
-        raise InputError(
-            [Complaint(Place(str(path)), f"cannot be read: {error.strerror}")]
-        ) from None
-    return parse(text.removeprefix("\ufeff"), str(path))
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, file: str) -> Document:
     """Parse YAML text; `file` is what its places are called."""
     try:
-        for event in yaml.parse(text, CoreLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                place = place_of(event, file)
-                raise InputError([Complaint(place, "anchors and aliases have no use in a spec")])
         node = yaml.compose(text, CoreLoader)
+    except RefusedError as error:
+        raise InputError([Complaint(yaml_place(error, file), str(error.problem))]) from None
     except yaml.MarkedYAMLError as error:
-        raise InputError(
-            [Complaint(yaml_place(error, file), f"not valid YAML: {yaml_reason(error)}")]
-        ) from None
+        place = yaml_place(error, file)
+        raise InputError([Complaint(place, f"not valid YAML: {yaml_reason(error)}")]) from None
     except yaml.reader.ReaderError as error:
-        raise InputError([Complaint(Place(file), f"not valid YAML: {error.reason}")]) from None
-    except RecursionError:
-        raise InputError([Complaint(Place(file), "nested too deeply for a spec")]) from None
-    document = Document(file, None, {}, [])
+        before = text[: error.position]
+        place = Place(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        found = f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed"
+        raise InputError([Complaint(place, found)]) from None
+    document = Document(file, None, {}, [], set())
     if node is None:
         return document
-    content = Reader(document).read(node, ())
-    return document._replace(content=content)
-
-
-def place_of(part: yaml.Event | yaml.Node, file: str) -> Place:
-    """Take the place of an event or a node, counted from 1."""
-    mark = part.start_mark
-    return Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+    return document._replace(content=Reader(document).read(node, ()))
 
 
 def yaml_place(error: yaml.MarkedYAMLError, file: str) -> Place:
@@ -132,67 +174,71 @@ def yaml_place(error: yaml.MarkedYAMLError, file: str) -> Place:
 
 
 def yaml_reason(error: yaml.MarkedYAMLError) -> str:
-    """Say what PyYAML found, in one line."""
-    reason = " ".join(part for part in (error.problem, error.context) if part)
-    if "\\t" in reason or "'\t'" in reason:
+    """Say what PyYAML found, in one line, and what may mend it."""
+    reason = ", ".join(part for part in (error.context, error.problem) if part)
+    if "'\\t'" in reason:
         reason += "; indent with spaces, not tabs"
+    if "could not find expected ':'" in reason:
+        reason += "; a key ends in a colon and a space"
     return reason
 
 
 class Reader:
-    """Turns YAML nodes into plain values, noting marks and duplicate keys in the document."""
+    """Turns YAML nodes into plain values, noting marks and complaints in the document."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
 
-    def read(self, node: yaml.Node, path: Path_, key: yaml.Node | None = None) -> object:
+    def read(self, node: yaml.Node, path: SpecPath, key: yaml.Node | None = None) -> object:
         """Read one node that stands at `path`."""
-        value_at = (node.start_mark.line + 1, node.start_mark.column + 1)
-        key_at = (key.start_mark.line + 1, key.start_mark.column + 1) if key else value_at
-        self.document.marks[path] = Mark(key_at, value_at)
-        if len(path) > MAX_DEPTH:
-            self.complain(path, "nested too deeply for a spec")
-            return None
+        self.document.marks[path] = Mark(position(key or node), position(node))
         if isinstance(node, yaml.MappingNode):
             return self.read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
         return self.read_scalar(node, path)
 
-    def read_mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, object]:
+    def read_mapping(self, node: yaml.MappingNode, path: SpecPath) -> dict[str, object]:
         """Read a mapping; the first of two equal keys counts, the second is complained about."""
         found: dict[str, object] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self.complain_at(key_node, "a key must be a word")
+                self.complain(key_node, "a key must be a word")
                 continue
             key = str(key_node.value)
+            inner = (*path, key)
             if key in found:
-                first = self.document.marks[(*path, key)].key[0]
-                self.complain_at(
-                    key_node, f"`{key}` is given twice (first in line {first}); keep one of them"
-                )
-                continue
-            found[key] = self.read(value_node, (*path, key), key_node)
+                line = self.document.marks[inner].key[0]
+                text = f"is given twice, first in line {line}; keep one of them"
+                self.complain(key_node, f"{dotted(inner)}: {text}")
+            else:
+                found[key] = self.read(value_node, inner, key_node)
         return found
 
-    def read_scalar(self, node: yaml.Node, path: Path_) -> object:
-        """Read a number, a word, a truth value or nothing."""
-        read = SCALARS.get(str(node.tag).rsplit(":", 1)[-1])
-        if read is None:
-            self.complain(path, f"a tag has no use in a spec, got {node.tag}")
+    def read_scalar(self, node: yaml.Node, path: SpecPath) -> object:
+        """Read a number, a word or a truth value; a missing value is complained about."""
+        kind = str(node.tag).rsplit(":", 1)[-1]
+        if kind == "null":
+            if path:
+                self.leave(path, node, "has no value; give it one, or leave the key out")
             return None
         try:
-            return read(str(node.value))
-        except ValueError:
-            self.complain(path, "a number with too many digits")
+            return SCALARS[kind](node.value)
+        except ValueError:  # Python reads no whole number of more than 4,300 digits
+            self.leave(path, node, f"must be a finite number, got {len(node.value):,} digits")
             return None
 
-    def complain(self, path: Path_, text: str) -> None:
-        """Note a complaint about what stands at a path."""
-        self.document.complaints.append(Complaint(self.document.place(path), text))
+    def leave(self, path: SpecPath, node: yaml.Node, text: str) -> None:
+        """Complain about a value that cannot be read."""
+        self.document.unread.add(path)
+        self.complain(node, f"{dotted(path)}: {text}")
 
-    def complain_at(self, node: yaml.Node, text: str) -> None:
+    def complain(self, node: yaml.Node, text: str) -> None:
         """Note a complaint about a node."""
-        place = Place(self.document.file, node.start_mark.line + 1, node.start_mark.column + 1)
+        place = Place(self.document.file, *position(node))
         self.document.complaints.append(Complaint(place, text))
+
+
+def position(node: yaml.Node) -> tuple[int, int]:
+    """Give a node's line and column, counted from 1."""
+    return node.start_mark.line + 1, node.start_mark.column + 1

@@ -6,21 +6,17 @@ is checked, so that each field has one type and each mistake one message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from regcheck.convention import (
     NAMED,
@@ -33,179 +29,23 @@ from regcheck.convention import (
     UpdateOrder,
 )
 from regcheck.errors import suggest
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
-Word = Annotated[str, Field(min_length=1)]
-
-
-def wrong(text: str) -> PydanticCustomError:
-    """Make an error whose text is told as it stands."""
-    return PydanticCustomError("regcheck", "{text}", {"text": text})
-
-
-def not_yet(what: str) -> PydanticCustomError:
-    """Refuse what the contract of the spec holds, and this version does not do."""
-    return wrong(f"{what} is planned, and not in this version of regcheck")
-
-
-class Section(BaseModel):
-    """A mapping of a spec: unknown keys are errors, numbers are not guessed from words."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-# --- data ---------------------------------------------------------------------------------------
-
-
-def label(value: object) -> object:
-    """Take a label as the text that a data file holds."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value}" if isinstance(value, int | float) else value
-
-
-class Standardize(Section):
-    """Subtract the training rows' mean and divide by their standard deviation."""
-
-    ddof: Annotated[int, Field(ge=0, le=1)] = 0
-
-
-class Test(Section):
-    """The share of the rows that is held out; without a seed, the last rows."""
-
-    share: Annotated[float, Field(gt=0, lt=1)]
-    seed: Seed | None = None
-
-
-def standardize_form(value: object) -> object:
-    """Turn what `standardize` may hold into its full form."""
-    if isinstance(value, bool):
-        return {} if value else None
-    if value is None or not isinstance(value, Mapping):
-        raise wrong("must be true, false or {ddof: 0}, got " + shown(value))
-    return value
-
-
-def test_form(value: object) -> object:
-    """Turn what `test` may hold into its full form."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"share": value}
-    if not isinstance(value, Mapping):
-        raise wrong(
-            "must be a share between 0 and 1, or {share: 0.2, seed: 0}, got " + shown(value)
-        )
-    return value
-
-
-class Preparation(Section):
-    """What is done with the rows, wherever they come from."""
-
-    standardize: Annotated[Standardize | None, BeforeValidator(standardize_form)] = None
-    test: Annotated[Test | None, BeforeValidator(test_form)] = None
-
-
-class CsvData(Preparation):
-    """A CSV file with a header."""
-
-    csv: Word
-    target: Annotated[str, BeforeValidator(label)]
-    features: (
-        Annotated[list[Annotated[str, BeforeValidator(label)]], Field(min_length=1)] | None
-    ) = None
-    positive: Annotated[str, BeforeValidator(label)] | None = None
-
-    @field_validator("features")
-    @classmethod
-    def different(cls, features: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        for name in features or []:
-            if (features or []).count(name) > 1:
-                raise wrong(f"`{name}` is listed twice")
-            if name == info.data.get("target"):
-                raise wrong(f"`{name}` is the target, and cannot be a feature")
-        return features
-
-
-class NpzData(Preparation):
-    """Two arrays of a NumPy .npz file."""
-
-    npz: Word
-    X: Word = "X"
-    y: Word = "y"
-
-
-class Synthetic(Section):
-    """Rows made from a seed."""
-
-    rows: Annotated[int, Field(ge=1, le=10**9)]
-    features: Annotated[int, Field(ge=1, le=10**6)]
-    seed: Seed = 0
-
-
-class SyntheticData(Preparation):
-    """Made-up rows: normal features, and a target that follows the model with noise."""
-
-    synthetic: Synthetic
-
-
-class InlineData(Preparation):
-    """Rows written in the spec itself."""
-
-    X: Annotated[list[Annotated[list[Number], Field(min_length=1)]], Field(min_length=1)]
-    y: Annotated[list[Number], Field(min_length=1)]
-
-    @field_validator("X")
-    @classmethod
-    def rectangular(cls, X: list[list[float]]) -> list[list[float]]:
-        for index, row in enumerate(X):
-            if len(row) != len(X[0]):
-                raise wrong(f"row {index + 1} has {len(row)} numbers, the first row {len(X[0])}")
-        return X
-
-    @field_validator("y")
-    @classmethod
-    def as_long_as_x(cls, y: list[float], info: ValidationInfo) -> list[float]:
-        X = info.data.get("X")
-        if X is not None and len(y) != len(X):
-            raise wrong(f"must have one number for each row of X: X has {len(X)} rows, y {len(y)}")
-        return y
-
-
-SOURCES = ("csv", "npz", "synthetic")
-
-
-def source_of(value: object) -> str:
-    """Say which kind of source a data mapping is."""
-    if isinstance(value, BaseModel):
-        return type(value).__name__.removesuffix("Data").lower()
-    if not isinstance(value, Mapping):
-        raise wrong("must be a mapping with one source: csv, npz, synthetic, or X and y")
-    found = [source for source in SOURCES if source in value]
-    if len(found) > 1:
-        raise wrong(f"must have exactly one source, got {' and '.join(found)}")
-    if not found and "X" not in value and "y" not in value:
-        hints = [suggest(str(key), SOURCES) for key in value]
-        hint = next((hint for hint in hints if hint.startswith("did")), "")
-        raise wrong(
-            "must have one source: csv, npz, synthetic, or X and y" + (hint and f"; {hint}")
-        )
-    if found and found[0] != "npz" and ("X" in value or "y" in value):
-        raise wrong(f"must have exactly one source, got {found[0]} and inline X, y")
-    return found[0] if found else "inline"
-
-
-DataSource = Annotated[
-    Annotated[CsvData, Tag("csv")]
-    | Annotated[NpzData, Tag("npz")]
-    | Annotated[SyntheticData, Tag("synthetic")]
-    | Annotated[InlineData, Tag("inline")],
-    Discriminator(source_of),
-]
-
-# --- training -----------------------------------------------------------------------------------
+from regcheck.spec.fields import (
+    Count,
+    NotNegative,
+    Number,
+    Path,
+    Positive,
+    Section,
+    Seed,
+    in_range,
+    is_number,
+    not_yet,
+    shown,
+    whole,
+    wrong,
+    wrong_inside,
+)
+from regcheck.spec.source import DataSource
 
 MODELS = {"linear": ("mse",), "logistic": ("bce", "bce_with_logits", "mse")}
 """Each model with the losses that go with it, its default first."""
@@ -231,10 +71,16 @@ LossName = Literal["mse", "bce", "bce_with_logits"]
 
 def model_form(value: object) -> object:
     """Turn what `model` may hold into its full form."""
-    if isinstance(value, Mapping) and len(value) == 1:
-        value = next(iter(value))
-    if value in LATER_MODELS:
-        raise not_yet(f"the model {value}")
+    named = next(iter(value), None) if isinstance(value, Mapping) else value
+    if named in LATER_MODELS:
+        raise not_yet(f"the model {named}")
+    return value
+
+
+def loss_form(value: object) -> object:
+    """Refuse the loss that goes with the models of later versions."""
+    if value == "cross_entropy":
+        raise not_yet("the loss cross_entropy")
     return value
 
 
@@ -245,24 +91,26 @@ class Normal(Section):
     seed: Seed = 0
 
 
+INIT_FORMS = "zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..], bias: [..]}"
+
+
 class Init(Section):
     """The start: one constant, normal numbers, or the numbers themselves."""
 
     constant: Number | None = None
     normal: Normal | None = None
-    weight: list[Number] | None = None
-    bias: list[Number] | None = None
+    weight: Annotated[list[Number], Field(min_length=1)] | None = None
+    bias: Annotated[list[Number], Field(min_length=1, max_length=1)] | None = None
 
     @model_validator(mode="after")
     def one_way(self) -> Init:
         given = [name for name in ("constant", "normal") if getattr(self, name) is not None]
         explicit = self.weight is not None or self.bias is not None
         if len(given) + explicit != 1:
-            raise wrong(
-                "must be zeros, {constant: C}, {normal: {std: S}} or {weight: [..], bias: [..]}"
-            )
+            raise wrong(f"must be one of {INIT_FORMS}")
         if explicit and (self.weight is None or self.bias is None):
-            raise wrong("must give both weight and bias")
+            missing = "bias" if self.bias is None else "weight"
+            raise wrong(f"must give both weight and bias; {missing} is missing")
         return self
 
 
@@ -270,17 +118,14 @@ def init_form(value: object) -> object:
     """Turn what `init` may hold into its full form."""
     if value == "zeros":
         return {"constant": 0}
-    if isinstance(value, str):
-        raise wrong(
-            "must be zeros, {constant: C}, {normal: {std: S}} or {weight: [..], bias: [..]}, got "
-            + shown(value)
-        )
-    if not isinstance(value, Mapping):
+    if isinstance(value, Init):
         return value
+    if not isinstance(value, Mapping):
+        raise wrong(f"must be one of {INIT_FORMS}, got {shown(value)}")
     flat = dict(value)
     for name in ("weight", "bias"):
         given = flat.get(name)
-        if isinstance(given, int | float) and not isinstance(given, bool):
+        if is_number(given):
             flat[name] = [given]
         elif isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
             flat[name] = given[0]
@@ -295,21 +140,25 @@ class Sgd(Section):
     nesterov: bool = False
     dampening: Number = 0.0
 
-    @field_validator("dampening")
-    @classmethod
-    def nesterov_undampened(cls, dampening: float, info: ValidationInfo) -> float:
-        if info.data.get("nesterov") and (info.data.get("momentum") == 0 or dampening != 0):
-            raise wrong("nesterov needs a momentum above 0 and no dampening, as in torch")
-        return dampening
+    @model_validator(mode="after")
+    def nesterov_as_in_torch(self) -> Sgd:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            text = "needs a momentum above 0 and no dampening, as in torch"
+            raise wrong_inside([(("nesterov",), text)])
+        return self
 
 
 def optimizer_form(value: object) -> object:
     """Turn what `optimizer` may hold into its full form."""
+    if isinstance(value, Sgd):
+        return value
     name = value.get("name") if isinstance(value, Mapping) else value
     if isinstance(name, str) and name.lower() in LATER_OPTIMIZERS:
         raise not_yet(f"the optimizer {name}")
-    if isinstance(value, str):
+    if value == "sgd":
         return {"name": value}
+    if isinstance(value, str):
+        raise wrong(f"no optimizer is called {shown(value)}; {suggest(value, ['sgd'])}")
     if not isinstance(value, Mapping):
         raise wrong("must be sgd, or {name: sgd, momentum: 0.9, ..}, got " + shown(value))
     return value
@@ -324,12 +173,15 @@ class WeightDecay(Section):
 
 def weight_decay_form(value: object) -> object:
     """Turn what `weight_decay` may hold into its full form."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping | WeightDecay):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not 0 <= value < float("inf"):
-            raise wrong("must be a number ≥ 0, got " + shown(value))
-        return {"weight": value, "bias": value}
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        if 0 <= value < float("inf"):
+            in_range(value)
+            return {"weight": value, "bias": value}
+        raise wrong("must be a number ≥ 0, got " + shown(value))
+    if isinstance(value, str):
+        raise wrong("must be a number ≥ 0, got " + shown(value))
     raise wrong("must be a number ≥ 0, or {weight: 0.1, bias: 0}, got " + shown(value))
 
 
@@ -345,17 +197,18 @@ def shuffle_form(value: object) -> object:
         return None
     if value is True:
         raise wrong("must name its seed: {seed: 0}; both sides see the same order")
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | Shuffle):
         raise wrong("must be false or {seed: 0}, got " + shown(value))
     return value
 
 
 def batch_size_form(value: object) -> object:
     """Turn what `batch_size` may hold into its full form."""
-    if value == "full" or (
-        isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10**12
+    rows = whole(value)
+    if rows == "full" or (
+        isinstance(rows, int) and not isinstance(rows, bool) and 1 <= rows <= 10**12
     ):
-        return value
+        return rows
     raise wrong("must be `full` or a whole number ≥ 1, got " + shown(value))
 
 
@@ -378,14 +231,22 @@ class LrSchedule(Section):
     @model_validator(mode="after")
     def own_keys(self) -> LrSchedule:
         needed, optional = LR_SCHEDULE_KEYS[self.kind]
-        for key in ("every", "factor", "steps", "floor", "values"):
-            given = getattr(self, key) is not None
-            if key in needed and not given:
-                raise wrong(f"{self.kind} needs `{key}`")
-            if given and key not in needed + optional:
-                raise wrong(
-                    f"{self.kind} has no `{key}`; it takes {', '.join(needed + optional)}, per"
-                )
+        given = [
+            key
+            for key in ("every", "factor", "steps", "floor", "values")
+            if getattr(self, key) is not None
+        ]
+        takes = ", ".join(needed + optional)
+        errors: list[tuple[Path, str]] = [
+            ((key,), f"the kind {self.kind} has no such key; it takes {takes}, per")
+            for key in given
+            if key not in needed + optional
+        ]
+        missing = [key for key in needed if key not in given]
+        if missing:
+            errors.append(((), f"the kind {self.kind} needs {' and '.join(missing)}"))
+        if errors:
+            raise wrong_inside(errors)
         return self
 
 
@@ -399,20 +260,38 @@ LR_SCHEDULE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def none_form(value: object) -> object:
-    """Turn what `none` may hold into its full form."""
+    """Turn `none` into None."""
     return None if value == "none" else value
+
+
+def lr_schedule_form(value: object) -> object:
+    """Turn what `lr_schedule` may hold into its full form."""
+    if value is None or value == "none":
+        return None
+    if not isinstance(value, Mapping | LrSchedule):
+        text = "must be none or a mapping like {kind: step, every: 5, factor: 0.1}, got "
+        raise wrong(text + shown(value))
+    return value
+
+
+DtypeName = Literal["float32", "float64"]
 
 
 class Dtype(Section):
     """The floating-point format of each side."""
 
-    scratch: Literal["float32", "float64"]
-    framework: Literal["float32", "float64"]
+    scratch: DtypeName
+    framework: DtypeName
 
 
 def dtype_form(value: object) -> object:
     """Turn what `dtype` may hold into its full form."""
-    return {"scratch": value, "framework": value} if isinstance(value, str) else value
+    if value in ("float32", "float64"):
+        return {"scratch": value, "framework": value}
+    if not isinstance(value, Mapping | Dtype):
+        forms = "float64, float32 or {scratch: float64, framework: float32}"
+        raise wrong(f"must be {forms}, got {shown(value)}")
+    return value
 
 
 class ConventionKeys(Section):
@@ -434,10 +313,10 @@ def convention_form(value: object) -> object:
     """Turn what `convention` may hold into its full form."""
     if isinstance(value, str):
         if value not in NAMED:
-            raise wrong(f"no convention is called `{value}`; {suggest(value, NAMED)}")
+            raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
         named = NAMED[value].convention
         return {key: getattr(named, key) for key in ConventionKeys.model_fields}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | ConventionKeys):
         raise wrong("must be a convention's name or a mapping of its keys, got " + shown(value))
     return value
 
@@ -452,21 +331,43 @@ def tolerance_form(value: object) -> object:
     """Turn what `tolerance` may hold into its full form."""
     if value == "exact":
         raise not_yet("the tolerance `exact`")
-    if isinstance(value, Mapping):
-        for key in value:
-            if key in ("rtol", "atol"):
-                raise not_yet("a tolerance of rtol and atol on the drift")
-        if any(isinstance(inner, Mapping) or inner == "exact" for inner in value.values()):
+    if isinstance(value, Tolerance):
+        return value
+    if not isinstance(value, Mapping):
+        raise wrong("must be a mapping like {rounding: 8}, got " + shown(value))
+    if "rtol" in value or "atol" in value:
+        raise not_yet("a tolerance of rtol and atol on the drift")
+    for key, inner in value.items():
+        if key != "rounding" and (isinstance(inner, Mapping) or inner == "exact"):
             raise not_yet("a tolerance per tensor")
     return value
 
 
 LATER_KEYS = {
-    "scratch": "the user's own scratch code",
-    "framework": "the user's own model and optimizer",
     "expect": "an expected verdict",
+    "framework": "a model of your own",
+    "scratch": "scratch code of your own",
 }
 """Keys that the spec will have, and what each is."""
+
+
+Compared = Literal["parameters", "loss"]
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+
+def numbers_in(value: object, path: Path) -> Iterator[tuple[Path, float]]:
+    """Give each floating-point number in a value, with its path."""
+    if isinstance(value, float):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for key in sorted(value.model_fields_set):
+            yield from numbers_in(getattr(value, key), (*path, key))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from numbers_in(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from numbers_in(inner, (*path, index))
 
 
 class Spec(Section):
@@ -474,7 +375,9 @@ class Spec(Section):
 
     data: DataSource
     model: Annotated[ModelName, BeforeValidator(model_form)]
-    loss: Annotated[LossName | None, Field(validate_default=True)] = None
+    loss: Annotated[LossName | None, BeforeValidator(loss_form), Field(validate_default=True)] = (
+        None
+    )
     init: Annotated[Init, BeforeValidator(init_form)] = Init(constant=0.0)
     optimizer: Annotated[Sgd, BeforeValidator(optimizer_form)] = Sgd(name="sgd")
     lr: NotNegative
@@ -486,17 +389,14 @@ class Spec(Section):
     shuffle: Annotated[Shuffle | None, BeforeValidator(shuffle_form)] = None
     drop_last: bool = False
     accumulate: Count = 1
-    lr_schedule: Annotated[LrSchedule | None, BeforeValidator(none_form)] = None
+    lr_schedule: Annotated[LrSchedule | None, BeforeValidator(lr_schedule_form)] = None
     clip_norm: Annotated[Positive | None, BeforeValidator(none_form)] = None
     clip_value: Annotated[Positive | None, BeforeValidator(none_form)] = None
     dtype: Annotated[Dtype, BeforeValidator(dtype_form)] = Dtype(
         scratch="float64", framework="float64"
     )
     convention: Annotated[ConventionKeys, BeforeValidator(convention_form)] = ConventionKeys()
-    compare: Annotated[list[Literal["parameters", "loss"]], Field(min_length=1)] = [
-        "parameters",
-        "loss",
-    ]
+    compare: Annotated[list[Compared], Field(min_length=1)] = Field(["parameters", "loss"])
     tolerance: Annotated[Tolerance, BeforeValidator(tolerance_form)] = Tolerance()
 
     @field_validator("loss")
@@ -512,6 +412,13 @@ class Spec(Section):
             )
         return loss or MODELS[model][0]
 
+    @field_validator("compare")
+    @classmethod
+    def each_once(cls, compare: list[str]) -> list[str]:
+        if len(set(compare)) < len(compare):
+            raise wrong("must name each of parameters and loss once at most")
+        return compare
+
     @field_validator("clip_value")
     @classmethod
     def one_clipping(cls, value: float | None, info: ValidationInfo) -> float | None:
@@ -519,16 +426,19 @@ class Spec(Section):
             raise wrong("clip_norm and clip_value exclude each other; keep one")
         return value
 
+    @model_validator(mode="after")
+    def within_float32(self) -> Spec:
+        if "float32" in (self.dtype.scratch, self.dtype.framework):
+            sections = {key: getattr(self, key) for key in self.model_fields_set - {"data"}}
+            errors = [
+                (path, f"float32 cannot hold {number:g}, which is above 3.4e38; use float64")
+                for path, number in numbers_in(sections, ())
+                if abs(number) > LARGEST_FLOAT32
+            ]
+            if errors:
+                raise wrong_inside(errors)
+        return self
+
     def named_convention(self) -> Convention:
         """Give the convention as the record that the trainers and formulas take."""
         return Convention(**self.convention.model_dump())
-
-
-def shown(value: Any) -> str:
-    """Show a value as it was found, shortened where it is long."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "nothing"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

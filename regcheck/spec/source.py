@@ -1,0 +1,222 @@
+"""The `data` of a spec: one of four sources, and what is done with its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+)
+
+from regcheck.errors import suggest
+from regcheck.spec.fields import (
+    Count,
+    Number,
+    Section,
+    Seed,
+    Word,
+    is_number,
+    shown,
+    whole,
+    wrong,
+    wrong_inside,
+)
+
+
+def label(value: object) -> object:
+    """Take a column's name or a label as the text that a data file holds."""
+    if isinstance(value, bool):
+        raise wrong(f"must be a word, got {shown(value)}; quote it as the file has it: 'True'")
+    return str(value) if is_number(value) else value
+
+
+def file_name(value: str) -> str:
+    """Refuse names that no file system takes."""
+    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+        raise wrong(f"must be a file's name, got {shown(value)}")
+    return value
+
+
+Label = Annotated[Word, BeforeValidator(label)]
+FileName = Annotated[Word, AfterValidator(file_name)]
+
+
+class Standardize(Section):
+    """Subtract the training rows' mean and divide by their standard deviation."""
+
+    ddof: Annotated[int, BeforeValidator(whole), Field(ge=0, le=1)] = 0
+
+
+class Test(Section):
+    """The share of the rows that is held out; without a seed, the last rows."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    seed: Seed | None = None
+
+
+def standardize_form(value: object) -> object:
+    """Turn what `standardize` may hold into its full form."""
+    if isinstance(value, bool):
+        return {} if value else None
+    if not isinstance(value, Mapping | Standardize):
+        raise wrong("must be true, false or {ddof: 0}, got " + shown(value))
+    return value
+
+
+def test_form(value: object) -> object:
+    """Turn what `test` may hold into its full form."""
+    if isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 1:
+        return {"share": value}
+    if not isinstance(value, Mapping | Test):
+        raise wrong(
+            "must be a share above 0 and below 1, or {share: 0.2, seed: 0}, got " + shown(value)
+        )
+    return value
+
+
+class Preparation(Section):
+    """What is done with the rows, wherever they come from."""
+
+    standardize: Annotated[Standardize | None, BeforeValidator(standardize_form)] = None
+    test: Annotated[Test | None, BeforeValidator(test_form)] = None
+
+
+class CsvData(Preparation):
+    """A CSV file with a header."""
+
+    csv: FileName
+    target: Label
+    features: Annotated[list[Label], Field(min_length=1)] | None = None
+    positive: Label | None = None
+
+    @field_validator("features")
+    @classmethod
+    def different(cls, features: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        errors = []
+        for index, name in enumerate(features or []):
+            if name in (features or [])[:index]:
+                errors.append(((index,), f"`{name}` is listed twice"))
+            elif name == info.data.get("target"):
+                errors.append(((index,), f"`{name}` is the target, and cannot be a feature"))
+        if errors:
+            raise wrong_inside(errors)
+        return features
+
+
+class NpzData(Preparation):
+    """Two arrays of a NumPy .npz file."""
+
+    npz: FileName
+    X: Word = "X"
+    y: Word = "y"
+
+
+class Synthetic(Section):
+    """Rows made from a seed."""
+
+    rows: Count
+    features: Count
+    seed: Seed = 0
+
+
+class SyntheticData(Preparation):
+    """Made-up rows: normal features, and a target that follows the model with noise."""
+
+    synthetic: Synthetic
+
+
+def rows_form(value: object) -> object:
+    """Refuse a flat X with one message, not one for each row."""
+    if isinstance(value, list) and value and all(is_number(one) for one in value):
+        raise wrong(f"must be a list of rows, like [[2.0], [4.0]], got {shown(value)}")
+    return value
+
+
+class InlineData(Preparation):
+    """Rows written in the spec itself."""
+
+    X: Annotated[
+        list[Annotated[list[Number], Field(min_length=1)]],
+        BeforeValidator(rows_form),
+        Field(min_length=1),
+    ]
+    y: Annotated[list[Number], Field(min_length=1)]
+
+    @field_validator("X")
+    @classmethod
+    def rectangular(cls, X: list[list[float]]) -> list[list[float]]:
+        width = len(X[0])
+        errors = [
+            ((index,), f"must have {width} numbers as the first row has, got {len(row)}")
+            for index, row in enumerate(X)
+            if len(row) != width
+        ]
+        if errors:
+            raise wrong_inside(errors)
+        return X
+
+    @field_validator("y")
+    @classmethod
+    def as_long_as_x(cls, y: list[float], info: ValidationInfo) -> list[float]:
+        X = info.data.get("X")
+        if X is not None and len(y) != len(X):
+            raise wrong(f"must have one number for each row of X: X has {len(X)} rows, y {len(y)}")
+        return y
+
+
+SOURCES: dict[str, type[Preparation]] = {
+    "csv": CsvData,
+    "inline": InlineData,
+    "npz": NpzData,
+    "synthetic": SyntheticData,
+}
+"""Each source by its tag, which for all but `inline` is its key too."""
+
+SOURCE_KEYS = ("csv", "npz", "synthetic")
+ONE_SOURCE = "one source: csv, npz, synthetic, or X and y"
+
+
+def one_source(value: object) -> object:
+    """Refuse data without a source, or with several."""
+    if isinstance(value, BaseModel):
+        return value
+    if not isinstance(value, Mapping):
+        raise wrong(f"must be a mapping with {ONE_SOURCE}; got {shown(value)}")
+    found = [source for source in SOURCE_KEYS if source in value]
+    if found != ["npz"] and ("X" in value or "y" in value):
+        found.append("inline X, y")
+    if len(found) > 1:
+        raise wrong(f"must have exactly one source, got {' and '.join(found)}")
+    if not found:
+        hints = (suggest(str(key), SOURCE_KEYS) for key in value)
+        hint = next((hint for hint in hints if hint.startswith("did")), "")
+        raise wrong(f"must have {ONE_SOURCE}" + (hint and f"; {hint}"))
+    return value
+
+
+def tag_of(value: object) -> str:
+    """Say which of the sources a data mapping is, of which it has one."""
+    if isinstance(value, BaseModel):
+        return next(tag for tag, source in SOURCES.items() if isinstance(value, source))
+    assert isinstance(value, Mapping)
+    return next((source for source in SOURCE_KEYS if source in value), "inline")
+
+
+DataSource = Annotated[
+    Annotated[
+        Annotated[CsvData, Tag("csv")]
+        | Annotated[NpzData, Tag("npz")]
+        | Annotated[SyntheticData, Tag("synthetic")]
+        | Annotated[InlineData, Tag("inline")],
+        Discriminator(tag_of),
+    ],
+    BeforeValidator(one_source),
+]
