@@ -165,6 +165,14 @@ NAMED: dict[str, NamedConvention] = {
 
 TORCH = NAMED["pytorch"].convention
 
+WEIGHTS = frozenset({"weight"})
+"""Tensors that are penalized whatever `penalize_bias` says."""
+
+
+def penalized(convention: Convention, tensor: str) -> bool:
+    """Say whether a convention's penalty acts on a tensor."""
+    return convention.penalize_bias or tensor in WEIGHTS
+
 
 def differences(convention: Convention) -> dict[str, tuple[str, str]]:
     """Name the keys in which a convention differs from torch's: key → (its value, torch's)."""

@@ -1,8 +1,9 @@
-"""Update rules as text, with letters or with a spec's numbers put in, and what makes two agree.
+"""Update rules as text, with letters or with a spec's numbers put in.
 
 Letters: w the weight, b the bias, g the gradient of the mean loss of the step's batch (without
-the penalty), v the velocity, lr the learning rate, λ the weight decay, μ the momentum, τ the
-dampening, B the rows of the step's batch, n the training rows.
+the penalty), v the velocity (0 before step 1), lr the learning rate, λ the weight decay, μ the
+momentum, τ the dampening, B the rows of the step's batch, m those of a micro-batch, n the
+training rows. Where gradients are accumulated, g is the average over the step's micro-batches.
 """
 
 from __future__ import annotations
@@ -10,34 +11,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from regcheck.convention import Convention
+from regcheck.convention import Convention, penalized
+from regcheck.matching import Matching, NoMatchError, matching
+from regcheck.training import Training, gradient_gain, penalty_strength
+
+__all__ = [
+    "SYMBOLIC",
+    "Letters",
+    "Matching",
+    "NoMatchError",
+    "Training",
+    "exact",
+    "gradient_text",
+    "letters",
+    "loss_text",
+    "matching",
+    "number",
+    "one_step",
+    "penalty_text",
+    "rule_lines",
+    "symbols",
+    "torch_call",
+    "update_lines",
+]
 
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
-WEIGHTS = frozenset({"weight"})
-"""Tensors that are penalized whatever `penalize_bias` says."""
 
-
-@dataclass(frozen=True)
-class Training:
-    """The numbers of one training that enter its update formulas.
-
-    `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first.
-    """
-
-    lr: float
-    lr_varies: bool
-    weight_decay: Mapping[str, float]
-    momentum: float
-    dampening: float
-    nesterov: bool
-    clipped: bool
-    batch_rows: tuple[int, ...]
-    train_rows: int
+UNEVEN = "mᵢ"
+"""Rows of a micro-batch where these differ, so that the average runs over products with them."""
 
 
 @dataclass(frozen=True)
 class Letters:
-    """What a formula is written with: letters, or numbers in their places."""
+    """What a formula is written with: letters, or numbers in their places; empty where absent."""
 
     lr: str
     weight_decay: Mapping[str, str]
@@ -46,10 +52,11 @@ class Letters:
     nesterov: bool
     clipped: bool
     batch_rows: str
+    loss_rows: str
     train_rows: str
 
 
-SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "B", "n")
+SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "B", "B", "n")
 
 
 def symbols(training: Training) -> Letters:
@@ -62,6 +69,7 @@ def symbols(training: Training) -> Letters:
         nesterov=training.nesterov,
         clipped=training.clipped,
         batch_rows="B",
+        loss_rows=loss_rows_letter(training),
         train_rows="n",
     )
 
@@ -78,13 +86,35 @@ def letters(training: Training) -> Letters:
         nesterov=training.nesterov,
         clipped=training.clipped,
         batch_rows=str(training.batch_rows[0]) if len(training.batch_rows) == 1 else "B",
+        loss_rows=(
+            str(training.loss_rows[0])
+            if len(training.loss_rows) == 1
+            else loss_rows_letter(training)
+        ),
         train_rows=str(training.train_rows),
     )
+
+
+def loss_rows_letter(training: Training) -> str:
+    """Give the letter of the rows over which one loss is taken."""
+    if not training.micro_rows:
+        return "B"
+    return "m" if len(training.micro_rows) == 1 else UNEVEN
 
 
 def number(value: float) -> str:
     """Write a number as a person would: `0.05`, `1e-08`."""
     return f"{value:g}"
+
+
+def factor(value: float) -> str:
+    """Write a number so that a product can go on with it: `0.5`, `(-1)`."""
+    return number(value) if value >= 0 else f"({number(value)})"
+
+
+def exact(value: float) -> str:
+    """Write a number in up to 15 digits, as many as every float64 can hold."""
+    return f"{value:.15g}"
 
 
 def update_lines(convention: Convention, given: Letters, tensor: str = "weight") -> list[str]:
@@ -93,39 +123,45 @@ def update_lines(convention: Convention, given: Letters, tensor: str = "weight")
     >>> update_lines(Convention(divide_penalty_by="batch"), SYMBOLIC)
     ['w ← w − lr (g + λ/B w)']
     """
-    w = TENSOR_LETTER[tensor]
-    lr, mu, decay = given.lr, given.momentum, convention.decay
+    w, lr, decay = TENSOR_LETTER[tensor], given.lr, convention.decay
     penalty = penalty_text(convention, given, tensor)
-    gradient = gradient_text(convention, given)
+    direction = gradient_text(convention, given)
+    if decay == "before-clipping":
+        direction = plus(direction, penalty)
+    if given.clipped:
+        direction = f"clip({direction})"
+    if decay == "gradient":
+        direction = plus(direction, penalty)
 
-    lines = []
-    if given.clipped and decay == "before-clipping":
-        direction = f"clip({plus(gradient, penalty)})"
-    else:
-        direction = f"clip({gradient})" if given.clipped else gradient
-        if decay in ("gradient", "before-clipping"):
-            direction = plus(direction, penalty)
-
-    bare = direction
-    step = times(lr, direction)
-    if mu:
-        lines.append(f"v ← {mu} v + {velocity_gain(convention, given, direction)}")
-        direction = plus(bare, f"{mu} v") if given.nesterov else "v"
-        step = times(lr, direction)
-        if convention.momentum_form == "lr-inside":
-            step = f"{times(lr, bare)} − {mu} v" if given.nesterov else "v"
+    lr_inside = given.momentum and convention.momentum_form == "lr-inside"
+    if lr_inside:
+        direction = times(lr, direction)
+    lines = velocity_lines(convention, given, direction)
+    if given.momentum:
+        direction = plus(direction, f"{given.momentum} v") if given.nesterov else "v"
+    step = bracketed(direction) if lr_inside else times(lr, direction)
 
     if not penalty or decay in ("gradient", "before-clipping"):
         return [*lines, f"{w} ← {w} − {step}"]
-    if decay == "after-momentum":
-        if convention.momentum_form == "lr-inside" and mu:
-            return [*lines, f"{w} ← {w} − {step} − {times(lr, penalty)}"]
+    if decay == "after-update":
+        return [*lines, f"{w} ← {w} − {step}", f"{w} ← {w} − {lr}·{penalty}"]
+    if decay == "after-momentum" and not lr_inside:
         return [*lines, f"{w} ← {w} − {times(lr, plus(direction, penalty))}"]
-    if decay == "decoupled":
-        return [*lines, f"{w} ← {w} − {lr}·{penalty} − {step}"]
-    if decay == "decoupled-unscaled":
-        return [*lines, f"{w} ← {w} − {penalty} − {step}"]
-    return [*lines, f"{w} ← {w} − {step}", f"{w} ← {w} − {lr}·{penalty}"]
+    shrink = penalty if decay == "decoupled-unscaled" else f"{lr}·{penalty}"
+    return [*lines, f"{w} ← {w} − {shrink} − {step}"]
+
+
+def velocity_lines(convention: Convention, given: Letters, direction: str) -> list[str]:
+    """Write how the velocity takes up a direction; nothing without momentum."""
+    mu = given.momentum
+    if not mu:
+        return []
+    if convention.momentum_form == "dampened":
+        return [f"v ← {mu} v + {times(f'(1 − {mu})', direction)}"]
+    if not given.dampening:
+        return [f"v ← {mu} v + {direction}"]
+    dampened = times(f"(1 − {given.dampening})", direction)
+    return [f"step 1: v ← {direction}", f"later: v ← {mu} v + {dampened}"]
 
 
 def rule_lines(convention: Convention, given: Letters) -> list[str]:
@@ -134,10 +170,23 @@ def rule_lines(convention: Convention, given: Letters) -> list[str]:
     >>> rule_lines(Convention(penalize_bias=False), SYMBOLIC)
     ['w ← w − lr (g + λ w)', 'b ← b − lr g']
     """
-    weight, bias = (update_lines(convention, given, tensor) for tensor in ("weight", "bias"))
-    if bias == [line.replace("w", "b") for line in weight]:
-        return [*weight[:-1], f"{weight[-1]}, b likewise"]
-    return [*weight, "; ".join(bias)]
+    weight = update_lines(convention, given)
+    bias = "; ".join(update_lines(convention, given, "bias"))
+    if convention.update_order == "bias-first":
+        return [f"first  {bias}", *weight[:-1], f"{weight[-1]}, with g at the new b"]
+    alike = strength_text(convention, given, "weight") == strength_text(convention, given, "bias")
+    return [*weight[:-1], f"{weight[-1]}, b likewise"] if alike else [*weight, bias]
+
+
+def strength_text(convention: Convention, given: Letters, tensor: str) -> str:
+    """Write κλ, the factor on w in the penalty's gradient: `2·λ/B`; empty where it is 0."""
+    strength = given.weight_decay[tensor]
+    if not strength or convention.penalty_factor == 0 or not penalized(convention, tensor):
+        return ""
+    if convention.penalty_factor != 1:
+        strength = f"{factor(convention.penalty_factor)}·{strength}"
+    divisor = {"nothing": "", "batch": f"/{given.batch_rows}", "dataset": f"/{given.train_rows}"}
+    return strength + divisor[convention.divide_penalty_by]
 
 
 def penalty_text(convention: Convention, given: Letters, tensor: str) -> str:
@@ -146,34 +195,20 @@ def penalty_text(convention: Convention, given: Letters, tensor: str) -> str:
     >>> penalty_text(Convention(penalty_factor=2.0), SYMBOLIC, "bias")
     '2·λ b'
     """
-    strength = given.weight_decay[tensor]
-    if not strength or convention.penalty_factor == 0 or not penalized(convention, tensor):
+    strength, w = strength_text(convention, given, tensor), TENSOR_LETTER[tensor]
+    if not strength:
         return ""
-    if convention.penalty_factor != 1:
-        strength = f"{number(convention.penalty_factor)}·{strength}"
-    divisor = {"nothing": "", "batch": given.batch_rows, "dataset": given.train_rows}
-    if convention.divide_penalty_by != "nothing":
-        strength = f"{strength}/{divisor[convention.divide_penalty_by]}"
-    w = TENSOR_LETTER[tensor]
     return f"{strength} {w}/‖{w}‖" if convention.penalty_norm == "unsquared" else f"{strength} {w}"
 
 
 def gradient_text(convention: Convention, given: Letters) -> str:
     """Write the data gradient in terms of g, the gradient of the mean loss: `0.5 g`, `B g`."""
-    factors = []
-    if convention.loss_factor != 1:
-        factors.append(number(convention.loss_factor))
+    factors = [factor(convention.loss_factor)] if convention.loss_factor != 1 else []
     if convention.loss_reduction == "sum":
-        factors.append(given.batch_rows)
+        if given.loss_rows == UNEVEN:
+            return " ".join([*factors, f"average({UNEVEN} gᵢ)"])
+        factors.append(given.loss_rows)
     return f"{'·'.join(factors)} g" if factors else "g"
-
-
-def velocity_gain(convention: Convention, given: Letters, direction: str) -> str:
-    """Write what a step adds to the velocity."""
-    if convention.momentum_form == "dampened":
-        return times(f"(1 − {given.momentum})", direction)
-    gain = times(f"(1 − {given.dampening})", direction) if given.dampening else direction
-    return times(given.lr, gain) if convention.momentum_form == "lr-inside" else gain
 
 
 def plus(left: str, right: str) -> str:
@@ -181,34 +216,38 @@ def plus(left: str, right: str) -> str:
     return f"{left} + {right}" if left and right else left or right
 
 
-def times(factor: str, term: str) -> str:
-    """Write a product; a term that is a sum gets brackets."""
-    return f"{factor} ({term})" if " + " in term else f"{factor} {term}"
+def times(left: str, right: str) -> str:
+    """Write a product, whose right part may be a sum."""
+    return f"{left} {bracketed(right)}"
 
 
-def penalized(convention: Convention, tensor: str) -> bool:
-    """Say whether a convention's penalty acts on a tensor."""
-    return convention.penalize_bias or tensor in WEIGHTS
+def bracketed(term: str) -> str:
+    """Put brackets around a term that is a sum, unless the sum stands in brackets already."""
+    depth = 0
+    for place, letter in enumerate(term):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0 and term.startswith(" + ", place):
+            return f"({term})"
+    return term
 
 
 def loss_text(convention: Convention, given: Letters) -> str:
-    """Write the reported loss: `mean ℓ`, `mean ℓ + λ/(2·1096) Σw²`."""
+    """Write the reported loss.
+
+    >>> loss_text(Convention(divide_penalty_by="batch", penalty_in_loss=True), SYMBOLIC)
+    'mean ℓ + ½·λ/B Σw² + ½·λ/B Σb²'
+    """
     data = "Σℓ" if convention.loss_reduction == "sum" else "mean ℓ"
+    if given.loss_rows == UNEVEN or (given.loss_rows != given.batch_rows and data == "Σℓ"):
+        data = f"average({data})"
     if convention.loss_factor != 1:
-        data = f"{number(convention.loss_factor)} {data}"
-    if not convention.penalty_in_loss:
-        return data
+        data = f"{factor(convention.loss_factor)} {data}"
     terms = [data]
-    for tensor in given.weight_decay:
-        w = TENSOR_LETTER[tensor]
-        gradient = penalty_text(convention, given, tensor)
-        if not gradient:
-            continue
-        strength = gradient.rsplit(f" {w}", 1)[0] if convention.penalty_norm == "squared" else ""
-        if strength:
-            terms.append(f"½·{strength} Σ{w}²")
-        else:
-            terms.append(f"{gradient.removesuffix(f' {w}/‖{w}‖')} ‖{w}‖")
+    for tensor, w in TENSOR_LETTER.items():
+        strength = strength_text(convention, given, tensor)
+        if strength and convention.penalty_in_loss:
+            squared = convention.penalty_norm == "squared"
+            terms.append(f"½·{strength} Σ{w}²" if squared else f"{strength} ‖{w}‖")
     return " + ".join(terms)
 
 
@@ -217,153 +256,36 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
 
     Without momentum and clipping; g is the gradient of the mean loss.
 
-    >>> ten = Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2)
-    >>> one_step(Convention(divide_penalty_by="batch"), ten, 1.0, -32.0)
+    >>> two = Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2)
+    >>> one_step(Convention(divide_penalty_by="batch"), two, 1.0, -32.0)
     ('1 − 0.1 (-32 + 1/2·1)', 4.15)
     """
-    lr = training.lr
-    gain = gradient_gain(convention, training)
-    strength = training.weight_decay["weight"] * convention.penalty_factor
-    divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
-    strength /= divisor[convention.divide_penalty_by]
-    pull = penalty_text(convention, letters(training), "weight")
-    pull = pull.replace(" w/‖w‖", f"·{number(w / abs(w))}").replace(" w", f"·{number(w)}")
-    step = f"{number(lr)} ({number(gain * g)} + {pull})"
+    lr, strength = training.lr, penalty_strength(convention, training, "weight")
+    text = strength_text(convention, letters(training), "weight")
+    slope = gradient_gain(convention, training) * g
+    moved = w - lr * slope
 
-    def penalty(at: float) -> float:
-        return strength * at if convention.penalty_norm == "squared" else strength * at / abs(at)
+    def penalty(at: float) -> tuple[str, float]:
+        """Give the penalty's gradient at a weight, as text and as a number."""
+        if convention.penalty_norm == "unsquared":
+            at = at / abs(at) if at else 0.0
+        return (f"{text}·{factor(at)}" if text else ""), strength * at
 
-    if convention.decay in ("gradient", "before-clipping", "after-momentum"):
-        return f"{number(w)} − {step}", w - lr * (gain * g + penalty(w))
-    bare = f"{number(lr)}·({number(gain * g)})"
-    if convention.decay == "decoupled":
-        return f"{number(w)} − {number(lr)}·{pull} − {bare}", w - lr * penalty(w) - lr * gain * g
-    if convention.decay == "decoupled-unscaled":
-        return f"{number(w)} − {pull} − {bare}", w - penalty(w) - lr * gain * g
-    moved = w - lr * gain * g
-    return f"{number(moved)} − {number(lr)}·{pull}", moved - lr * penalty(moved)
-
-
-class NoMatchError(Exception):
-    """No weight decay and lr of torch's make it match; the text says why."""
-
-
-@dataclass(frozen=True)
-class Matching:
-    """What to give `torch.optim.SGD` so that it trains as the scratch side does."""
-
-    lr: float
-    weight_decay: Mapping[str, float]
-
-
-def matching(convention: Convention, training: Training) -> Matching:
-    """Find the lr′ and λ′ with which torch's rule becomes the convention's.
-
-    A step without momentum is w ← w − lr (c g + κ λ w) with c the factor on the gradient and κ
-    the factor on the penalty, so lr′ = lr·c and λ′ = κ λ/c. The other forms reduce to it:
-
-    - momentum_form dampened: v is (1 − μ) times torch's, so lr′ = lr·c (1 − μ).
-    - decoupled-unscaled, without momentum: κ/lr in the place of κ.
-    - after-update, without momentum: (1 − lr·κ λ)(w − lr·c g), so lr′ = lr·c (1 − lr·κ λ) and
-      λ′ = κ λ lr/lr′.
-
-    Raises:
-        NoMatchError: where no constant lr′ and λ′ do it.
-    """
-    decays = {
-        name: value * penalized(convention, name) * convention.penalty_factor
-        for name, value in training.weight_decay.items()
-    }
-    decaying = any(decays.values())
-    gain = gradient_gain(convention, training)
-    refuse_where_nothing_matches(convention, training, decaying, gain)
-
-    divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
-    lr = training.lr * gain
-    if convention.momentum_form == "dampened" and training.momentum:
-        # The penalty goes through the same velocity, so λ keeps its share.
-        lr *= 1 - training.momentum
-    if lr == 0:
-        raise NoMatchError("the lr is 0: nothing moves, and every weight decay matches")
-    strengths = {
-        name: value / divisor[convention.divide_penalty_by] for name, value in decays.items()
-    }
-    if convention.decay == "decoupled-unscaled":
-        strengths = {name: value / training.lr for name, value in strengths.items()}
-    if convention.decay == "after-update" and decaying:
-        shrinks = {1 - training.lr * value for value in strengths.values()}
-        if len(shrinks) > 1:
-            raise NoMatchError("each tensor would need an lr of its own")
-        shrink = shrinks.pop()
-        if shrink == 0:
-            raise NoMatchError("lr·λ is 1: each step ends at zero")
-        lr *= shrink
-        gain *= shrink
-    return Matching(lr, {name: value / gain for name, value in strengths.items()})
-
-
-def gradient_gain(convention: Convention, training: Training) -> float:
-    """Give c, the factor that a convention puts on the gradient of the mean loss."""
-    gain = convention.loss_factor
-    if convention.loss_reduction == "sum":
-        gain *= training.batch_rows[0]
-    return gain
-
-
-def refuse_where_nothing_matches(
-    convention: Convention, training: Training, decaying: bool, gain: float
-) -> None:
-    """Raise `NoMatchError` with the reason where no constant lr and weight decay can match."""
-    obstacles = gradient_obstacles(convention, training, gain)
-    if decaying:
-        obstacles |= penalty_obstacles(convention, training, gain)
-    for reason, stands in obstacles.items():
-        if stands:
-            raise NoMatchError(reason)
-
-
-def gradient_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
-    """Say what keeps the gradient and its momentum from matching: reason → whether it stands."""
-    moving = bool(training.momentum)
-    dampened = moving and convention.momentum_form == "dampened"
-    lr_inside = moving and convention.momentum_form == "lr-inside"
-    summed_unevenly = convention.loss_reduction == "sum" and len(training.batch_rows) > 1
-    return {
-        "torch takes all gradients at the old parameters": convention.update_order
-        != "simultaneous",
-        "the batches differ in rows, so their sum is no constant multiple": summed_unevenly,
-        "clipping acts on the scaled gradient": training.clipped and gain != 1,
-        "Nesterov's step of a dampened velocity is no multiple of torch's": (
-            dampened and training.nesterov
-        ),
-        "torch does not dampen the first step, and dampens by another factor": (
-            dampened and training.dampening != 0
-        ),
-        "the lr changes, and torch's velocity does not hold the lr": (
-            lr_inside and training.lr_varies
-        ),
-    }
-
-
-def penalty_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
-    """Say what keeps the penalty from matching: reason → whether it stands."""
-    divided_unevenly = convention.divide_penalty_by == "batch" and len(training.batch_rows) > 1
-    inside = convention.decay in ("gradient", "before-clipping")
-    unscaled = convention.decay in ("decoupled-unscaled", "after-update")
-    return {
-        "the loss counts nothing, only the penalty acts": gain == 0,
-        "λ w/‖w‖ is no constant multiple of w": convention.penalty_norm == "unsquared",
-        "the batches differ in rows, so λ/B is no constant": divided_unevenly,
-        "torch clips before it adds the penalty": (
-            convention.decay == "before-clipping" and training.clipped
-        ),
-        "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD": (
-            not inside and bool(training.momentum)
-        ),
-        "the lr changes, and this decay does not change with it as torch's does": (
-            unscaled and training.lr_varies
-        ),
-    }
+    pull, value = penalty(w)
+    if not text:
+        return f"{number(w)} − {number(lr)}·{factor(slope)}", moved
+    match convention.decay:
+        case "gradient" | "before-clipping" | "after-momentum":
+            total = f"{number(slope)} + {pull}"
+            return f"{number(w)} − {number(lr)} ({total})", w - lr * (slope + value)
+        case "after-update":
+            pull, value = penalty(moved)
+            return f"{number(moved)} − {number(lr)}·{pull}", moved - lr * value
+        case "decoupled":
+            pull, value = f"{number(lr)}·{pull}", lr * value
+        case "decoupled-unscaled":
+            pass
+    return f"{number(w)} − {pull} − {number(lr)}·({number(slope)})", w - value - lr * slope
 
 
 def torch_call(training: Training) -> str:
@@ -389,8 +311,3 @@ def decay_options(weight_decay: Mapping[str, float]) -> list[str]:
         value = values.pop()
         return [f"weight_decay={exact(value)}"] if value else []
     return [f"weight_decay={exact(value)} for the {name}" for name, value in weight_decay.items()]
-
-
-def exact(value: float) -> str:
-    """Write a number in up to 15 digits, as many as every float64 can hold."""
-    return f"{value:.15g}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.formula import penalized
+from regcheck.convention import penalized
 from regcheck.losses import LOSSES, Array, RowLosses
 from regcheck.models import gradient, predict
 from regcheck.optimizers import Moved, sgd
@@ -60,10 +60,15 @@ class NumpyTrainer:
         return State(parameters, dict.fromkeys(parameters))
 
     def step(self, state: State, batch: Batch) -> Update:
-        """Take one update from a state."""
+        """Take one update from a state, whose parameters may be the other side's."""
         # Overflow is an outcome of the training, judged by the comparison.
         with np.errstate(all="ignore"):
-            before, convention = state.parameters, self.problem.convention
+            convention = self.problem.convention
+            before = {
+                name: tensor.astype(self.dtype, copy=False)
+                for name, tensor in state.parameters.items()
+            }
+            state = state._replace(parameters=before)
             seen = self.pass_over(before, batch)
             strengths = self.strengths(batch)
             if convention.update_order == "bias-first":
@@ -134,19 +139,19 @@ class NumpyTrainer:
     ) -> dict[str, Moved]:
         """Move some of the tensors by the optimizer's rule."""
         convention = self.problem.convention
-        penalties = {name: self.penalty(strengths[name], w) for name, w in state.parameters.items()}
         if convention.decay == "before-clipping":
-            gradients = {name: g + penalties[name] for name, g in gradients.items()}
-        gradients = self.clipped(gradients)
-        if convention.decay == "gradient":
-            gradients = {name: g + penalties[name] for name, g in gradients.items()}
+            gradients = {
+                name: g + self.penalty(strengths[name], state.parameters[name])
+                for name, g in gradients.items()
+            }
+        clipped = self.clipped(gradients)
         return {
             name: sgd(
                 self.problem.optimizer,
                 convention,
                 batch.lr,
                 state.parameters[name],
-                gradients[name],
+                clipped[name],
                 partial(self.penalty, strengths[name]),
                 state.velocities[name],
             )

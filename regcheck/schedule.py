@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from regcheck.formula import Training
 from regcheck.spec import Spec
 from regcheck.spec.schema import LrSchedule
+from regcheck.training import Training
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
     import numpy as np
@@ -94,9 +94,22 @@ class Schedule:
 
     def sizes(self) -> tuple[int, ...]:
         """Give the distinct numbers of rows that steps see, the usual one first."""
-        edge = {1, self.steps_per_epoch} if self.steps_per_epoch else set()
-        sizes = [self.parts(batch, None)[1] for batch in sorted(edge)]
-        return tuple(dict.fromkeys(sizes)) or (0,)
+        return self.first_and_last(self.accumulate)
+
+    def micro_sizes(self) -> tuple[int, ...]:
+        """Give the distinct numbers of rows of micro-batches, the usual one first."""
+        return self.first_and_last(1)
+
+    def first_and_last(self, together: int) -> tuple[int, ...]:
+        """Give the rows in an epoch's first and last group of micro-batches, where they differ.
+
+        The groups between are as large as the first.
+        """
+        if not self.micro_batches:
+            return (0,)
+        rows = min(self.rows, self.micro_batches * self.batch_size)
+        first = min(rows, together * self.batch_size)
+        return tuple(dict.fromkeys((first, (rows - 1) % first + 1)))
 
     def lr_at(self, step: int, epoch: int) -> float:
         """Give the lr of a step: that of t = 0 at step 1, as torch's schedulers do.
@@ -143,6 +156,7 @@ def schedule_of(spec: Spec, rows: int) -> Schedule:
 
 def training_of(spec: Spec, rows: int) -> Training:
     """Take the numbers that enter the update formulas of a spec that trains on `rows` rows."""
+    schedule = schedule_of(spec, rows)
     return Training(
         lr=spec.lr,
         lr_varies=spec.lr_schedule is not None,
@@ -151,6 +165,7 @@ def training_of(spec: Spec, rows: int) -> Training:
         dampening=spec.optimizer.dampening,
         nesterov=spec.optimizer.nesterov,
         clipped=spec.clip_norm is not None or spec.clip_value is not None,
-        batch_rows=schedule_of(spec, rows).sizes(),
+        batch_rows=schedule.sizes(),
         train_rows=rows,
+        micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),
     )
