@@ -54,26 +54,28 @@ def sgd(
         convention: where the penalty enters, and how the velocity is built.
         lr: this step's learning rate.
         w: the parameter before the step.
-        g: what momentum sees: the clipped gradient, with the penalty in it where `decay` is
-            gradient or before-clipping.
+        g: the clipped gradient, in which the penalty is where `decay` is before-clipping.
         penalize: gives the penalty's gradient at a parameter: λ w, or what the convention makes
             of it.
         velocity: that of the last step; None before the first.
     """
+    pull = penalize(w)
+    if convention.decay == "gradient":
+        g = g + pull
     d, velocity = direction(options, convention, lr, g, velocity)
     # lr-inside: the velocity holds the lr already.
     step = d if convention.momentum_form == "lr-inside" and options.momentum else lr * d
     match convention.decay:
         case "gradient" | "before-clipping":
-            return Moved(w - step, velocity, lr * penalize(w), step)
+            return Moved(w - step, velocity, lr * pull, step)
         case "after-update":
             u = w - step
             decay = lr * penalize(u)
             return Moved(u - decay, velocity, decay, step + decay)
         case "decoupled-unscaled":
-            decay = penalize(w)
+            decay = pull
         case "decoupled" | "after-momentum":
-            decay = lr * penalize(w)
+            decay = lr * pull
     return Moved(w - decay - step, velocity, decay, decay + step)
 
 
