@@ -83,7 +83,8 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     spec = loaded.spec
     rows = load_rows(loaded)
     split = prepare(loaded, rows)
-    check_range(loaded, split.X, split.y)
+    initial = start(loaded, spec.init, split.X.shape[1])
+    check_range(loaded, split.X, split.y, initial)
     return Problem(
         model=spec.model,
         loss=str(spec.loss),
@@ -93,7 +94,7 @@ def build_problem(loaded: LoadedSpec) -> Problem:
         y_test=split.y_test,
         features=rows.features,
         schedule=schedule_of(spec, len(split.y)),
-        initial=start(loaded, spec.init, split.X.shape[1]),
+        initial=initial,
         optimizer=spec.optimizer,
         weight_decay={"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias},
         clip_norm=spec.clip_norm,
@@ -126,10 +127,29 @@ def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
     return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
 
 
-def check_range(loaded: LoadedSpec, X: Array, y: Array) -> None:
-    """Refuse data that overflow in float32 where a side uses it."""
-    dtypes = (loaded.spec.dtype.scratch, loaded.spec.dtype.framework)
-    largest = max(float(np.abs(X).max()), float(np.abs(y).max()))
-    if "float32" in dtypes and largest > np.finfo(np.float32).max:
-        text = f"float32 cannot hold the data, whose largest number is {largest:.3g}; use float64"
-        raise InputError([loaded.complaint(("dtype",), text)])
+def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> None:
+    """Refuse numbers that overflow in float32 where a side uses it."""
+    spec = loaded.spec
+    if "float32" not in (spec.dtype.scratch, spec.dtype.framework):
+        return
+    settings = {
+        "the lr": spec.lr,
+        "the weight decay": max(spec.weight_decay.weight, spec.weight_decay.bias),
+        "the momentum": spec.optimizer.momentum,
+        "the dampening": spec.optimizer.dampening,
+        "clip_norm": spec.clip_norm or 0.0,
+        "clip_value": spec.clip_value or 0.0,
+    }
+    sizes = {
+        "the data": max(largest(X), largest(y)),
+        "the start": max(largest(tensor) for tensor in initial.values()),
+    } | {name: abs(value) for name, value in settings.items()}
+    for name, size in sizes.items():
+        if size > float(np.finfo(np.float32).max):
+            text = f"float32 cannot hold {name}, with a number of size {size:.3g}; use float64"
+            raise InputError([loaded.complaint(("dtype",), text)])
+
+
+def largest(numbers: Array) -> float:
+    """Give the size of the largest number."""
+    return float(np.abs(numbers).max())

@@ -5,13 +5,15 @@ The one module that imports torch, and the one place where threads and determini
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch._dynamo  # the first optimizer imports it in any case
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from regcheck.problem import Array, Parameters, Problem, Step
@@ -28,13 +30,18 @@ def torch_settings(multiplications: int) -> Iterator[int]:
     """Set threads and determinism for one training, and put them back; gives the threads.
 
     A pass over the rows that takes few multiplications runs on one thread, so that it does not
-    pay for handing work to others; larger ones keep torch's own number.
+    pay for handing work to others. Larger ones keep torch's own number, and NumPy's BLAS gets one
+    thread: the sides take turns, and two pools whose idle threads wait busily hold each other up
+    (measured: four times slower).
     """
+    small = multiplications < SMALL
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1 if multiplications < SMALL else threads)
+    torch.set_num_threads(1 if small else threads)
     torch.use_deterministic_algorithms(True)
     try:
-        yield torch.get_num_threads()
+        # A small pass stays below the size from which BLAS uses threads at all.
+        with nullcontext() if small else threadpool_limits(1, "blas"):
+            yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -57,7 +64,11 @@ class TorchTrainer:
         dtype = getattr(torch, problem.framework_dtype)
         self.X = torch.from_numpy(problem.X).to(dtype)
         self.y = torch.from_numpy(problem.y).to(dtype)[:, None]
-        self.model = nn.Linear(problem.X.shape[1], 1, dtype=dtype)
+        self.largest = float(torch.finfo(dtype).max)
+        # The start is the problem's; torch's own would only move its random numbers on.
+        self.model: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, problem.X.shape[1], 1, dtype=dtype
+        )
         with torch.no_grad():
             for name, tensor in self.model.named_parameters():
                 tensor.copy_(torch.from_numpy(problem.initial[name]))
@@ -94,7 +105,8 @@ class TorchTrainer:
         if self.clip():
             used = {name: grad_of(tensor).copy() for name, tensor in self.tensors.items()}
         for group in self.optimizer.param_groups:
-            group["lr"] = batch.lr
+            # A schedule may outgrow float32, where torch would raise; NumPy's lr is infinite then.
+            group["lr"] = batch.lr if batch.lr <= self.largest else math.inf
         self.optimizer.step()
         self.optimizer.zero_grad()
         velocity = self.velocity()
