@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +26,26 @@ GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
 INTERNAL_ERROR = (
     "internal error, and no verdict; please report it to the maintainers, with the lines above"
 )
+
+SPELLED = {
+    "←": "<-",
+    "−": "-",
+    "·": "*",
+    "×": "x",
+    "≠": "!=",
+    "≥": ">=",
+    "½": "1/2",
+    "²": "^2",
+    "…": "...",
+    "‖": "|",
+    "Σ": "sum ",
+    "λ": "lambda",
+    "μ": "mu",
+    "σ": "sigma",
+    "τ": "tau",
+    "ℓ": "l",
+}
+"""What the signs of formulas are spelled as where there is nothing but ASCII."""
 
 PLANNED = ("convert", "init", "schema")
 """Commands that regcheck will have."""
@@ -133,6 +155,8 @@ def run_one(path: Path, show: TextOutput | JsonOutput) -> int:
     except MemoryError:
         show.error(path, f"{path}: not enough memory for this many rows and features")
         return UNUSABLE
+    except BrokenPipeError:
+        raise
     except Exception:
         show_traceback()
         show.error(path, f"{path}: {INTERNAL_ERROR}")
@@ -248,12 +272,23 @@ def explain(what: str | None, listing: bool, form: str) -> int:
 
 
 def main() -> None:
-    """Run the command line; the one place where exceptions become exit codes."""
+    """Run the command line."""
+    codecs.register_error("spell", spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spell")
     sys.exit(exit_code())
 
 
+def spell(error: UnicodeError) -> tuple[str, int]:
+    """Spell the signs of formulas out where the output's encoding has none for them."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
+
+
 def exit_code(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit code."""
+    """Run a command; the one place where exceptions become exit codes."""
     try:
         code = commands.main(args=arguments, prog_name="regcheck", standalone_mode=False)
         sys.stdout.flush()

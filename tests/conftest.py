@@ -1,0 +1,40 @@
+"""What several tests need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL: dict[str, Any] = {
+    "data": {"X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5]], "y": [1.0, 2.0, -1.0, 0.5]},
+    "model": "linear",
+    "init": {"weight": [0.5, -0.3], "bias": [0.1]},
+    "lr": 0.1,
+    "weight_decay": 0.5,
+    "epochs": 3,
+}
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """Four rows of two features, from a start at which every term shows."""
+    return copy.deepcopy(SMALL)
+
+
+@pytest.fixture
+def write_spec(tmp_path: Path) -> Callable[..., Path]:
+    """Write a spec to a file: the small one, with some keys changed."""
+
+    def write(name: str = "small.yaml", **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(copy.deepcopy(SMALL) | changes), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,246 @@
+"""The command line: arguments, output streams, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from regcheck import cli
+from tests.conftest import ROOT
+
+Write = Callable[..., Path]
+
+DIVERGED = {"convention": "doubled"}
+
+
+def test_run_equivalent_exits_0(write_spec: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["run", str(write_spec())]) == 0
+    assert "EQUIVALENT over 3 steps" in capsys.readouterr().out
+
+
+def test_run_diverged_exits_1(write_spec: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["run", str(write_spec(**DIVERGED))]) == 1
+    assert "DIVERGED at step 1 of 3" in capsys.readouterr().out
+
+
+def test_run_without_steps_is_inconclusive_and_exits_4(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_spec(batch_size=9, drop_last=True)
+    assert cli.exit_code(["run", str(path)]) == 4
+    assert "INCONCLUSIVE" in capsys.readouterr().out
+
+
+def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["run", str(write_spec(lr="O.1"))]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "lr: must be a number" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Usage"),
+        (["run"], "Missing argument"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file or folder"),
+        (["runn"], "No such command"),
+        (["run", "--steps", "0", "x.yaml"], "whole number ≥ 1"),
+        (["run", "--steps", "few", "x.yaml"], "whole number ≥ 1"),
+        (["run", "--report", "x.xml", "x.yaml"], "planned, and not in this version"),
+        (["convert", "0.1"], "`regcheck convert` is planned"),
+        (["init"], "`regcheck init` is planned"),
+        (["schema"], "`regcheck schema` is planned"),
+        (["explain", "decoupld"], "did you mean `decoupled`?"),
+        (["explain", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["explain", "--format", "xml"], "xml"),
+    ],
+)
+def test_bad_usage_exits_2_with_a_message(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(arguments) == 2
+    captured = capsys.readouterr()
+    assert says in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_run_folder_runs_every_spec_below_it(
+    write_spec: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep").mkdir()
+    write_spec("one.yaml")
+    write_spec("deep/two.yml")
+    (tmp_path / "notes.txt").write_text("no spec", encoding="utf-8")
+    assert cli.exit_code(["run", "--quiet", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [Path(line.split(":")[0]).name for line in lines] == ["two.yml", "one.yaml"]
+
+
+def test_run_empty_folder_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["run", str(tmp_path)]) == 2
+    assert "no *.yaml or *.yml file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ([{}, {}], 0),
+        ([{}, {"batch_size": 9, "drop_last": True}], 4),
+        ([{"batch_size": 9, "drop_last": True}, DIVERGED], 1),
+        ([DIVERGED, {"lr": "x"}], 2),
+    ],
+)
+def test_several_specs_all_run_and_the_gravest_code_wins(
+    changes: list[dict[str, object]],
+    code: int,
+    write_spec: Write,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = [str(write_spec(f"{number}.yaml", **change)) for number, change in enumerate(changes)]
+    assert cli.exit_code(["run", "--quiet", *paths]) == code
+    captured = capsys.readouterr()
+    assert len((captured.out + captured.err).splitlines()) == len(paths)
+
+
+def test_internal_error_exits_3_says_so_and_the_other_specs_still_run(
+    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck import checking
+
+    good, broken = write_spec("good.yaml"), write_spec("broken.yaml")
+    real = checking.check_loaded
+
+    def fail(loaded: object, progress: object) -> object:
+        if str(broken) == loaded.name:  # type: ignore[attr-defined]
+            raise ZeroDivisionError("planted")
+        return real(loaded, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checking, "check_loaded", fail)
+    assert cli.exit_code(["run", "--quiet", str(broken), str(good)]) == 3
+    captured = capsys.readouterr()
+    assert "internal error" in captured.err
+    assert "planted" in captured.err
+    assert "good.yaml: EQUIVALENT" in captured.out
+
+
+def test_internal_error_outside_a_run_exits_3(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck import explain
+
+    monkeypatch.setattr(explain, "explain_all", lambda: 1 / 0)
+    assert cli.exit_code(["explain"]) == 3
+    assert "internal error" in capsys.readouterr().err
+
+
+def test_not_enough_memory_exits_2(
+    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck import checking
+
+    def fail(loaded: object, progress: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(checking, "check_loaded", fail)
+    assert cli.exit_code(["run", str(write_spec())]) == 2
+    assert "not enough memory" in capsys.readouterr().err
+
+
+def test_interruption_exits_130(
+    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck import checking
+
+    def interrupt(loaded: object, progress: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checking, "check_loaded", interrupt)
+    assert cli.exit_code(["run", str(write_spec())]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_json_is_all_that_standard_output_holds(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["run", "--json", str(write_spec(**DIVERGED))]) == 1
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["verdict"] == "diverged"
+    assert [row["step"] for row in report["rows"]] == [1, 2, 3]
+    assert captured.err == ""
+
+
+def test_json_of_several_specs_is_an_array_with_errors_in_their_places(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_spec("a.yaml"), write_spec("b.yaml", lr="x"), write_spec("c.yaml", **DIVERGED)]
+    assert cli.exit_code(["run", "--json", *map(str, paths)]) == 2
+    first, second, third = json.loads(capsys.readouterr().out)
+    assert first["verdict"] == "equivalent"
+    assert "lr: must be a number" in second["error"]
+    assert "verdict" not in second
+    assert third["verdict"] == "diverged"
+
+
+def test_json_of_two_runs_is_the_same_to_the_byte(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_spec(batch_size=3, shuffle={"seed": 7}, **DIVERGED))
+    cli.exit_code(["run", "--json", path])
+    first = capsys.readouterr().out
+    cli.exit_code(["run", "--json", path])
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(("steps", "shown"), [("1", 1), ("4", 4), ("all", 30), ("1000", 30)])
+def test_steps_says_how_many_steps_the_table_shows(
+    steps: str, shown: int, write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["run", "--steps", steps, str(write_spec(epochs=30))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" weight " in line and "e" in line for line in lines if line[:2] == "  ") == shown
+    assert any("not shown" in line for line in lines) == (shown < 30)
+
+
+def test_pipe_that_closes_early_leaves_no_traceback(write_spec: Write) -> None:
+    command = f"{sys.executable} -m regcheck run {write_spec(epochs=50)} --json | head -c 10"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert len(done.stdout) == 10
+    assert done.stderr == ""
+
+
+def test_output_without_a_terminal_has_no_colour_and_no_trailing_blanks(write_spec: Write) -> None:
+    done = run_process("run", str(write_spec(**DIVERGED)))
+    assert done.returncode == 1
+    assert "\x1b" not in done.stdout
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
+    assert done.stderr == ""
+
+
+def test_output_where_the_locale_has_ascii_alone_is_still_printed(write_spec: Write) -> None:
+    done = run_process("run", str(write_spec(**DIVERGED)), PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert "DIVERGED at step 1" in done.stdout
+    assert done.stderr == ""
+
+
+def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "regcheck", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ) | environment,
+    )
