@@ -112,7 +112,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     )
     header = (
         f"  {'step':>{widths.step}} {'epoch':>{widths.epoch}} {'batch':>{widths.batch}}"
-        f"  {'loss: NumPy':>{widths.loss}}   {'torch':>{widths.loss}}"
+        f" {'loss scratch':>{widths.loss + 2}}   {'torch':>{widths.loss}}"
         f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {'× bound':>7}"
     )
     lines = [Text(header, "bold")]
@@ -165,7 +165,7 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
     lines = []
     line = Text(
         f"{mark:<1} {row.step:>{widths.step}} "
-        f"{row.epoch:>{widths.epoch}} {row.batch:>{widths.batch}}  "
+        f"{row.epoch:>{widths.epoch}} {row.batch:>{widths.batch}}   "
     )
     line.append(
         f"{loss_number(row.scratch_loss):>{widths.loss}} {'≠' if beyond else ' '} "

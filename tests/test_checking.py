@@ -1,0 +1,225 @@
+"""A run from spec to verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regcheck
+from regcheck.checking import check
+from regcheck.errors import InputError
+from regcheck.problem import Step
+from regcheck.torch_trainer import TorchTrainer
+
+Spec = dict[str, Any]
+
+
+def test_check_takes_a_mapping_and_leaves_it_as_it_was(small: Spec) -> None:
+    before = repr(small)
+    report = regcheck.check(small)
+    assert report.verdict == "equivalent"
+    assert repr(small) == before
+
+
+def test_check_is_a_function_after_its_module_is_loaded(small: Spec) -> None:
+    assert regcheck.check(small).verdict == regcheck.check(small).verdict == "equivalent"
+    with pytest.raises(AttributeError):
+        regcheck.nothing_of_this_name  # noqa: B018
+
+
+def test_check_raises_what_is_wrong_with_a_mapping(small: Spec) -> None:
+    with pytest.raises(InputError, match="lr: must be a number ≥ 0, got -1"):
+        check(small | {"lr": -1})
+
+
+def test_assert_equivalent_passes_in_silence(
+    small: Spec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    regcheck.assert_equivalent(small)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_assert_equivalent_raises_with_the_report(small: Spec) -> None:
+    with pytest.raises(AssertionError) as raised:
+        regcheck.assert_equivalent(small | {"convention": "doubled"})
+    assert "DIVERGED at step 1 of 3" in str(raised.value)
+    assert "× bound" in str(raised.value)
+
+
+def test_assert_equivalent_raises_where_nothing_was_compared(small: Spec) -> None:
+    with pytest.raises(AssertionError, match="INCONCLUSIVE"):
+        regcheck.assert_equivalent(small | {"batch_size": 9, "drop_last": True})
+
+
+def test_progress_hears_of_every_step(small: Spec) -> None:
+    heard: list[tuple[int, int]] = []
+    check(small, progress=lambda step, total: heard.append((step, total)))
+    assert heard == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("convention", "stage", "step"),
+    [
+        ({"divide_penalty_by": "batch"}, "penalty", 1),
+        ({"divide_penalty_by": "dataset"}, "penalty", 1),
+        ({"penalty_factor": 2}, "penalty", 1),
+        ({"penalty_factor": -1}, "penalty", 1),
+        ({"penalty_factor": 0}, "penalty", 1),
+        ({"penalize_bias": False}, "penalty", 1),
+        ({"penalty_norm": "unsquared"}, "penalty", 1),
+        ({"decay": "decoupled-unscaled"}, "penalty", 1),
+        ({"decay": "after-update"}, "penalty", 1),
+        ({"decay": "after-momentum"}, "optimizer", 2),
+        ({"decay": "decoupled"}, "optimizer", 2),
+        ({"loss_reduction": "sum"}, "gradient", 1),
+        ({"loss_factor": 0.5}, "gradient", 1),
+        ({"momentum_form": "dampened"}, "optimizer", 1),
+        ({"update_order": "bias-first"}, "gradient", 1),
+    ],
+    ids=str,
+)
+def test_each_key_diverges_at_its_own_first_step_and_stage(
+    small: Spec, convention: Spec, stage: str, step: int
+) -> None:
+    momentum = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+    report = check(small | momentum | {"convention": convention})
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert (report.first_divergence.stage, report.first_divergence.step) == (stage, step)
+
+
+def test_lr_inside_differs_only_once_the_lr_changes(small: Spec) -> None:
+    spec = small | {
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "epochs": 6,
+        "convention": {"momentum_form": "lr-inside"},
+    }
+    assert check(spec).verdict == "equivalent"
+    report = check(spec | {"lr_schedule": {"kind": "step", "every": 3, "factor": 0.1}})
+    assert report.first_divergence is not None
+    assert (report.first_divergence.step, report.first_divergence.stage) == (4, "optimizer")
+
+
+def test_before_clipping_differs_only_where_clipping_acts(small: Spec) -> None:
+    spec = small | {"convention": {"decay": "before-clipping"}}
+    assert check(spec | {"clip_norm": 1e6}).verdict == "equivalent"
+    report = check(spec | {"clip_norm": 0.5})
+    assert report.first_divergence is not None
+    assert (report.first_divergence.step, report.first_divergence.stage) == (1, "optimizer")
+
+
+def test_penalty_in_loss_diverges_in_the_reported_loss_alone(small: Spec) -> None:
+    report = check(small | {"convention": {"penalty_in_loss": True}})
+    assert report.verdict == "diverged"
+    assert report.first_divergence is None
+    assert report.first_loss_divergence is not None
+    at = report.first_loss_divergence.at
+    # λ/2 (‖w‖² + b²) at the start.
+    expected = 0.25 * (0.25 + 0.09 + 0.01)
+    assert at.scratch - at.framework == pytest.approx(expected, rel=1e-12)
+    only = small | {"convention": {"penalty_in_loss": True}, "compare": ["parameters"]}
+    assert check(only).verdict == "equivalent"
+
+
+def test_compare_loss_alone_judges_no_parameter(small: Spec) -> None:
+    report = check(small | {"convention": {"penalty_factor": 2}, "compare": ["loss"]})
+    assert report.first_divergence is not None
+    assert report.verdict == "equivalent"
+
+
+def test_tolerance_is_the_number_of_bounds_allowed(small: Spec) -> None:
+    doubled = small | {"convention": "doubled"}
+    ratio = max(tensor.ratio for tensor in check(doubled).trace[0].tensors.values())
+    above = check(doubled | {"epochs": 1, "tolerance": {"rounding": ratio * 1.01}})
+    below = check(doubled | {"epochs": 1, "tolerance": {"rounding": ratio * 0.99}})
+    assert (above.verdict, below.verdict) == ("equivalent", "diverged")
+
+
+def test_both_sides_blowing_up_is_inconclusive_from_there(small: Spec) -> None:
+    report = check(small | {"lr": 1e6, "epochs": 100})
+    assert report.verdict == "inconclusive"
+    assert report.first_divergence is None
+    assert report.first_unjudged is not None
+    assert report.compared == report.first_unjudged - 1 == len(report.trace) - 1
+    assert "neither side is finite" in report.reason
+
+
+def test_a_divergence_stands_whatever_blows_up_later(small: Spec) -> None:
+    report = check(small | {"lr": 1e6, "epochs": 100, "convention": "doubled"})
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 1
+    assert report.first_unjudged is not None
+
+
+def test_one_side_alone_not_finite_is_a_divergence(
+    small: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TorchTrainer.step
+
+    def poisoned(self: TorchTrainer, batch: Any) -> Step:
+        step = real(self, batch)
+        if batch.step == 2:
+            step.after["weight"][0, 1] = np.nan
+        return step
+
+    monkeypatch.setattr(TorchTrainer, "step", poisoned)
+    report = check(small)
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 2
+    assert report.first_divergence.at.index == (0, 1)
+    assert report.first_divergence.at.ratio == np.inf
+
+
+def test_loss_that_is_infinite_on_both_sides_is_not_judged(small: Spec) -> None:
+    # Residuals of 1e180 square beyond float64; the parameters stay finite.
+    data = {"X": [[1.0], [2.0]], "y": [1e180, 2e180]}
+    spec = small | {"data": data, "init": "zeros", "lr": 1e-3, "epochs": 2}
+    report = check(spec)
+    assert report.verdict == "inconclusive"
+    assert report.first_loss_unjudged == 1
+    assert report.first_unjudged is None
+    assert check(spec | {"compare": ["parameters"]}).verdict == "equivalent"
+
+
+def test_initial_parameters_that_differ_are_a_divergence_of_their_own(
+    small: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TorchTrainer.parameters
+
+    def shifted(self: TorchTrainer) -> Any:
+        return {name: tensor + 1e-6 for name, tensor in real(self).items()}
+
+    monkeypatch.setattr(TorchTrainer, "parameters", shifted)
+    report = check(small)
+    assert report.first_divergence is not None
+    assert report.first_divergence.stage == "initial"
+    assert report.first_divergence.step == 1
+
+
+def test_final_holds_parameters_loss_and_accuracies() -> None:
+    spec = {
+        "data": {"synthetic": {"rows": 50, "features": 2, "seed": 1}, "test": 0.2},
+        "model": "logistic",
+        "lr": 0.5,
+        "epochs": 30,
+    }
+    report = check(spec)
+    final = report.final["framework"]
+    assert final.parameters["weight"].shape == (1, 2)
+    assert final.loss == report.trace[-1].framework_loss
+    train, test = final.accuracy["train"], final.accuracy["test"]
+    assert train is not None
+    assert test is not None
+    assert train > 0.5
+    assert train * 40 == pytest.approx(round(train * 40))
+    assert test * 10 == pytest.approx(round(test * 10))
+
+
+def test_environment_names_versions_and_threads(small: Spec) -> None:
+    environment = check(small).environment
+    assert set(environment) == {"python", "numpy", "torch", "threads", "platform"}
+    assert environment["threads"] == 1

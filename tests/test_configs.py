@@ -1,0 +1,91 @@
+"""Every spec in configs/ is run, and shows what its comment says."""
+
+from __future__ import annotations
+
+import pytest
+
+from regcheck.checking import Report, check
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+VERDICTS = {
+    "answer": "diverged",
+    "mixed-precision": "equivalent",
+    "penguins": "equivalent",
+    "stackoverflow": "diverged",
+    "stackoverflow-fixed": "equivalent",
+}
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, Report]:
+    return {path.stem: check(path) for path in CONFIGS}
+
+
+def test_configs_come_to_their_verdicts(reports: dict[str, Report]) -> None:
+    assert {name: report.verdict for name, report in reports.items()} == VERDICTS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_begins_with_a_comment_on_what_it_shows(path: object) -> None:
+    assert (ROOT / str(path)).read_text(encoding="utf-8").startswith("# ")
+
+
+def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]) -> None:
+    report = reports["stackoverflow"]
+    found = report.first_divergence
+    assert found is not None
+    assert (report.steps, report.compared) == (1000, 1000)
+    assert (found.step, found.epoch, found.batch, found.stage) == (2, 2, 1, "penalty")
+    # λ w against λ/1096 w, times the lr; both from one w, so the ratio is 1096 to rounding.
+    assert found.within.framework / found.within.scratch == pytest.approx(1096, rel=1e-12)
+    w = found.framework.before[found.within.tensor][found.within.index]
+    assert found.within.framework == pytest.approx(0.05 * 0.1 * w, rel=1e-12)
+    assert report.first_loss_divergence is not None
+    assert report.first_loss_divergence.step == 2
+    assert report.training.train_rows == 1096
+
+
+def test_stackoverflow_shows_nothing_at_step_1_because_the_weights_are_zero(
+    reports: dict[str, Report],
+) -> None:
+    report = reports["stackoverflow"]
+    assert report.previous is not None
+    assert report.previous.step == 1
+    assert not report.previous.framework.before["weight"].any()
+    assert all(tensor.ratio < 1 for tensor in report.trace[0].tensors.values())
+
+
+def test_stackoverflow_fixed_agrees_over_1000_steps(reports: dict[str, Report]) -> None:
+    report = reports["stackoverflow-fixed"]
+    assert report.compared == 1000
+    # Rounding of 1,000 steps of a contraction: a few units of the last place of 1.
+    assert report.max_drift < 1e-14
+
+
+def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> None:
+    report = reports["answer"]
+    data = report.to_dict()
+    assert data["rows"][0]["loss"]["framework"] == 26.0
+    assert data["rows"][0]["loss"]["scratch"] == 26.0
+    assert data["sample"]["framework"]["gradient"] == {"weight": [[-32.0]], "bias": [-10.0]}
+    assert data["sample"]["scratch"]["gradient"] == {"weight": [[-32.0]], "bias": [-10.0]}
+    # One step in float64: the last digit of 4.1 is rounding's.
+    assert data["final"]["framework"]["weight"][0][0] == pytest.approx(4.1, rel=1e-15)
+    assert data["final"]["framework"]["bias"][0] == pytest.approx(1.9, rel=1e-15)
+    assert data["final"]["scratch"]["weight"][0][0] == pytest.approx(4.15, rel=1e-15)
+    assert data["final"]["scratch"]["bias"][0] == pytest.approx(1.95, rel=1e-15)
+
+
+def test_penguins_have_a_smaller_last_batch_and_learn(reports: dict[str, Report]) -> None:
+    report = reports["penguins"]
+    assert report.training.batch_rows == (32, 17)
+    assert report.final["framework"].accuracy["test"] == 1.0
+    assert len(report.features) == 4
+
+
+def test_mixed_precision_drifts_but_does_not_diverge(reports: dict[str, Report]) -> None:
+    report = reports["mixed-precision"]
+    # More than float64 could drift, less than float32's rounding over the run.
+    assert 1e-9 < report.max_drift < 1e-5
