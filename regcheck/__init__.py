@@ -6,16 +6,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regcheck.checking import Report, assert_equivalent, check
+    from regcheck.checking import check
+    from regcheck.record import Report
+    from regcheck.testing import assert_equivalent
 
 __all__ = ["Report", "__version__", "assert_equivalent", "check"]
+HOMES = {"Report": "record", "assert_equivalent": "testing", "check": "checking"}
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: `regcheck explain` needs neither torch nor NumPy.
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module 'regcheck' has no attribute {name!r}")
-    from regcheck import checking
+    from importlib import import_module
 
-    return getattr(checking, name)
+    return getattr(import_module(f"regcheck.{HOMES[name]}"), name)

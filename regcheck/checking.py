@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from regcheck.compare import (
-    Difference,
     Divergence,
     compare_step,
     diverges,
@@ -21,76 +19,19 @@ from regcheck.compare import (
     greatest,
     locate,
 )
-from regcheck.formula import Training
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, State
-from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.problem import Problem, Step, build_problem
+from regcheck.record import Final, LossDivergence, Report, Sample, Verdict
 from regcheck.rounding import RoundingModel
 from regcheck.schedule import Batch, training_of
-from regcheck.spec import LoadedSpec, Spec, from_mapping, read_spec
+from regcheck.spec import LoadedSpec, from_mapping, read_spec
 from regcheck.torch_trainer import TorchTrainer, torch_settings
 from regcheck.torch_trainer import environment as torch_environment
 from regcheck.trace import Trace
 
-Verdict = Literal["equivalent", "diverged", "inconclusive"]
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
-
-
-class Final(NamedTuple):
-    """Where one side ended: parameters, the last reported loss, and accuracies (None: no rows)."""
-
-    parameters: Parameters
-    loss: float
-    accuracy: dict[str, float | None]
-
-
-class LossDivergence(NamedTuple):
-    """The first step at which the reported losses part, at the same parameters."""
-
-    step: int
-    at: Difference
-
-
-class Sample(NamedTuple):
-    """One step of both sides from the framework's parameters, kept to be shown."""
-
-    step: int
-    scratch: Step
-    framework: Step
-
-
-@dataclass
-class Report:
-    """What a run found. `to_dict` gives it as plain data."""
-
-    name: str
-    spec: Spec
-    training: Training
-    features: tuple[str, ...]
-    steps: int
-    limit: float
-    trace: Trace
-    verdict: Verdict = "inconclusive"
-    reason: str = ""
-    compared: int = 0
-    first_divergence: Divergence | None = None
-    first_loss_divergence: LossDivergence | None = None
-    first_by_stage: dict[str, int] = field(default_factory=dict)
-    sample: Sample | None = None
-    previous: Sample | None = None
-    first_unjudged: int | None = None
-    first_loss_unjudged: int | None = None
-    final: dict[str, Final] = field(default_factory=dict)
-    max_drift: float = 0.0
-    environment: dict[str, Any] = field(default_factory=dict)
-    diagnosis: None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the report as the JSON that `regcheck run --json` prints, read back."""
-        from regcheck.report.json import report_dict
-
-        return report_dict(self)
 
 
 def check(spec: str | Path | Mapping[str, Any], *, progress: Progress | None = None) -> Report:
@@ -109,15 +50,6 @@ def check(spec: str | Path | Mapping[str, Any], *, progress: Progress | None = N
 
 def no_progress(step: int, total: int) -> None:
     """Show no progress."""
-
-
-def assert_equivalent(spec: str | Path | Mapping[str, Any]) -> None:
-    """Raise AssertionError, with the table, unless a spec's two sides are equivalent."""
-    report = check(spec)
-    if report.verdict != "equivalent":
-        from regcheck.report.terminal import report_text
-
-        raise AssertionError("\n" + report_text(report))
 
 
 def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:

@@ -17,7 +17,7 @@ from regcheck import __version__
 from regcheck.errors import RegcheckError, UsageError
 
 if TYPE_CHECKING:
-    from regcheck.checking import Report
+    from regcheck.record import Report
 
 EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}

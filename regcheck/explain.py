@@ -15,17 +15,16 @@ from regcheck.errors import UsageError, suggest
 from regcheck.formula import (
     SYMBOLIC,
     Letters,
-    NoMatchError,
-    Training,
     exact,
     letters,
     loss_text,
-    matching,
     number,
     one_step,
     rule_lines,
     torch_call,
 )
+from regcheck.matching import NoMatchError, matching
+from regcheck.training import Training
 
 LETTERS = (
     "w weight, b bias, g gradient of the batch's mean loss without the penalty, ℓ a row's loss,",
@@ -248,5 +247,5 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
     call = torch_call(replace(training, lr=match.lr, weight_decay=match.weight_decay))
     lines = ["torch matches the scratch side with", f"  {call}"]
     if training.lr_varies:
-        lines.append(f"  and every lr of the schedule times {exact(match.lr / training.lr)}")
+        lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
     return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from regcheck.checking import Report, check
+from regcheck.checking import check
+from regcheck.record import Report
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from regcheck.checking import Report, no_progress
+from regcheck.checking import no_progress
+from regcheck.record import Report
 from regcheck.report import words
 from regcheck.report.words import short
 from regcheck.trace import TraceRow
@@ -195,8 +196,10 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
 
 
 def loss_number(value: float) -> str:
-    """Write a loss in ten characters or so."""
-    return f"{value:.8f}" if 1e-4 <= abs(value) < 1000 or value == 0 else f"{value:.6e}"
+    """Write a loss in ten characters, or eleven where its exponent has three digits."""
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{9 - len(str(int(abs(value))))}f}"
+    return f"{value:.4e}"
 
 
 def print_verdict(report: Report, console: Console) -> None:

@@ -8,21 +8,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from regcheck.checking import Report
 from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
 from regcheck.formula import (
     Letters,
-    NoMatchError,
+    exact,
     gradient_text,
     letters,
     loss_text,
-    matching,
     penalty_text,
     rule_lines,
     symbols,
     torch_call,
 )
+from regcheck.matching import NoMatchError, matching
+from regcheck.record import Report
 from regcheck.schedule import schedule_of
 
 WHERE = {
@@ -266,7 +266,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
                 torch_call(replace(report.training, lr=match.lr, weight_decay=match.weight_decay))
             ]
             if report.training.lr_varies:
-                lines.append("with the same schedule")
+                lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
             ways.append(("or in torch", lines))
     return ways
 

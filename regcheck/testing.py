@@ -1,0 +1,20 @@
+"""Assertions for test suites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from regcheck.checking import check
+from regcheck.report.terminal import report_text
+
+
+def assert_equivalent(spec: str | Path | Mapping[str, Any]) -> None:
+    """Raise AssertionError, with the whole report, unless a spec's two sides are equivalent.
+
+    An inconclusive run raises too: it is no pass.
+    """
+    report = check(spec)
+    if report.verdict != "equivalent":
+        raise AssertionError("\n" + report_text(report))

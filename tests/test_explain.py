@@ -1,0 +1,135 @@
+"""Explanations: every name, the worked step, and specs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regcheck import cli
+from regcheck.checking import check
+from regcheck.convention import KEYS, NAMED
+from regcheck.explain import all_names, explain_all, explain_name, explain_spec
+from regcheck.report.explanation import FORMATS, as_text
+from tests.conftest import ROOT
+
+
+def plain_text(explanation: Any) -> str:
+    import re
+
+    return re.sub(r"\x1b\[[0-9;]*m", "", as_text(explanation))
+
+
+def test_explain_tells_every_convention_torch_first() -> None:
+    names = [entry.name for entry in explain_all().entries]
+    assert names[0] == "pytorch"
+    assert sorted(names) == sorted(NAMED)
+
+
+def test_explain_works_the_answers_step_out() -> None:
+    lines = {line.split()[0]: line.split() for line in explain_all().after[1:]}
+    assert lines["pytorch"][-1] == "4.10"
+    assert lines["divided-by-batch"][-1] == "4.15"
+    assert "w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2" in explain_all().after[0]
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_worked_step_is_what_the_scratch_side_does(name: str) -> None:
+    # The answer's two points: one weight 1, gradient -32 (its bias 1 has the gradient -10).
+    spec = {
+        "data": {"X": [[2.0], [4.0]], "y": [7.0, 11.0]},
+        "model": "linear",
+        "init": {"weight": [1.0], "bias": [1.0]},
+        "lr": 0.1,
+        "weight_decay": 1.0,
+        "convention": name,
+    }
+    trained = check(spec).final["scratch"].parameters["weight"][0, 0]
+    line = next(line for line in explain_all().after if line.split()[0] == name)
+    assert line.endswith(f"= {trained:.2f}")
+
+
+@pytest.mark.parametrize("name", all_names())
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_every_name_is_explained_in_every_format(
+    name: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["explain", name, "--format", form]) == 0
+    out = capsys.readouterr().out
+    assert name in out
+    assert "None" not in out
+
+
+def test_list_holds_every_name_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["explain", "--list"]) == 0
+    pairs = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = {name: kind for kind, name in pairs}
+    assert set(listed) == set(all_names())
+    assert {name for name, kind in listed.items() if kind == "convention"} == set(NAMED)
+    assert {name for name, kind in listed.items() if kind == "key"} == set(KEYS)
+
+
+def test_text_names_what_is_not_torchs_and_highlights_it() -> None:
+    text = as_text(explain_name("doubled"))
+    assert "not torch's: penalty_factor: 2" in text
+    assert "\x1b[1;33m" in as_text(explain_all())
+
+
+def test_key_tells_every_value() -> None:
+    text = plain_text(explain_name("decay"))
+    for value in KEYS["decay"].values:
+        assert f"{value}: " in text
+
+
+def test_json_format_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["explain", "coursera", "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["entries"][0]["differs"]["penalize_bias"] == {"here": "false", "torch": "true"}
+
+
+def test_no_color_is_respected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.exit_code(["explain"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_spec_is_explained_with_its_numbers_and_the_match() -> None:
+    text = plain_text(explain_spec(ROOT / "configs" / "stackoverflow.yaml"))
+    assert "w ← w − 0.05 (g + 0.1/1096 w), b likewise" in text
+    assert "w ← w − 0.05 (g + 0.1 w), b likewise" in text
+    assert "torch.optim.SGD(lr=0.05, weight_decay=9.12408759124088e-05)" in text
+
+
+def test_spec_of_one_rule_is_told_so() -> None:
+    text = plain_text(explain_spec(ROOT / "configs" / "penguins.yaml"))
+    assert "273 training rows, batches of 32 and 17" in text
+    assert "Both sides train by the same rule" in text
+
+
+def test_spec_that_nothing_matches_is_told_why(write_spec: Callable[..., Path]) -> None:
+    path = write_spec(batch_size=3, convention="divided-by-batch")
+    text = plain_text(explain_spec(path))
+    assert "No lr and weight_decay make torch match: " in text
+    assert "differ in rows" in text
+
+
+def test_spec_counts_rows_of_every_source(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "d.npz", X=np.ones((7, 2)), y=np.ones(7))
+    (tmp_path / "d.csv").write_text("a,t\n" + "1,2\n" * 6, encoding="utf-8")
+    sources = {
+        "7": "{npz: d.npz}",
+        "6": "{csv: d.csv, target: t}",
+        "5": "{synthetic: {rows: 5, features: 2}}",
+        "2": "{X: [[1], [2]], y: [1, 2]}",
+    }
+    for rows, source in sources.items():
+        path = tmp_path / "s.yaml"
+        path.write_text(f"data: {source}\nmodel: linear\nlr: 0.1\n", encoding="utf-8")
+        assert f"{rows} training rows" in plain_text(explain_spec(path))

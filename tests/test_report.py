@@ -1,0 +1,203 @@
+"""What a person sees: table, verdict, terms and ways out."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from regcheck.checking import check
+from regcheck.report import words
+from regcheck.report.terminal import chosen, print_line, print_report, report_text
+
+Spec = dict[str, Any]
+
+
+def printed(spec: Spec, *, width: int = 80, rows: int | None = 9, colour: bool = False) -> str:
+    stream = StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=colour, color_system="standard" if colour else None
+    )
+    print_report(check(spec), console, rows)
+    return stream.getvalue()
+
+
+def test_report_marks_the_first_divergence_without_colour(small: Spec) -> None:
+    lines = printed(small | {"convention": "divided-by-batch"}).splitlines()
+    marked = [number for number, line in enumerate(lines) if line.startswith(">")]
+    assert len(marked) == 1
+    assert lines[marked[0]].split()[1] == "1"
+    assert lines[marked[0]].endswith("!")
+    assert "^ first divergence: " in lines[marked[0] + 2]
+    assert "in the penalty; the losses part" in lines[marked[0] + 2]
+
+
+def test_report_of_an_equivalent_run_marks_nothing(small: Spec) -> None:
+    text = printed(small)
+    assert not [line for line in text.splitlines() if line.startswith(">")]
+    assert "!" not in text
+    assert "≠" not in text
+    assert "EQUIVALENT over 3 steps" in text
+
+
+def test_report_tells_both_terms_with_formula_and_value(small: Spec) -> None:
+    text = printed(small | {"convention": "divided-by-dataset"})
+    values = {
+        side: line.rsplit("= ", 1)[1]
+        for line in text.splitlines()
+        for side in ("scratch", "torch")
+        if line.startswith(f"  {side} ") and "adds" in line
+    }
+    assert "adds λ/n w = 0.5/4 w" in text.replace("λ/n b", "λ/n w").replace("/4 b", "/4 w")
+    assert float(values["torch"]) == pytest.approx(4 * float(values["scratch"]), rel=1e-8)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"convention": "divided-by-batch"},
+        {"convention": {"decay": "after-update", "momentum_form": "dampened"}},
+        {"epochs": 9999, "batch_size": 2, "optimizer": {"name": "sgd", "momentum": 0.5}},
+        {"convention": {"loss_reduction": "sum"}, "weight_decay": {"weight": 0.5, "bias": 0}},
+        {"lr": 1e6, "epochs": 100},
+        {"batch_size": 9, "drop_last": True},
+    ],
+    ids=str,
+)
+def test_report_fits_the_terminal_and_has_no_trailing_blanks(
+    small: Spec, changes: Spec, width: int
+) -> None:
+    for line in printed(small | changes, width=width).splitlines():
+        assert len(line) <= width
+        assert line == line.rstrip()
+
+
+def test_report_in_colour_says_the_same_words(small: Spec) -> None:
+    import re
+
+    spec = small | {"convention": "doubled"}
+    coloured = printed(spec, colour=True)
+    assert "\x1b[1;31m" in coloured
+    stripped = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in stripped.splitlines()] == printed(spec).splitlines()
+
+
+def test_report_says_how_many_steps_it_leaves_out(small: Spec) -> None:
+    text = printed(small | {"epochs": 50}, rows=4)
+    assert "46 steps not shown" in text
+    assert "not shown" not in printed(small | {"epochs": 50}, rows=None)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9, 40])
+def test_chosen_rows_hold_the_divergence_first(small: Spec, rows: int) -> None:
+    spec = small | {
+        "epochs": 40,
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "convention": {"momentum_form": "lr-inside"},
+        "lr_schedule": {"kind": "step", "every": 20, "factor": 0.5},
+    }
+    report = check(spec)
+    assert report.first_divergence is not None
+    shown = chosen(report, rows)
+    assert len(shown) == rows
+    assert shown == sorted(set(shown))
+    assert report.first_divergence.step - 1 in shown
+    if rows >= 5:
+        assert {0, 39, 19, 21} <= {*shown, 21}
+
+
+def test_zero_weights_are_told_as_the_reason_that_step_1_shows_nothing(small: Spec) -> None:
+    text = printed(small | {"init": "zeros", "convention": "doubled"})
+    assert "DIVERGED at step 2" in text
+    assert "Step 1 could not show it: " in text
+    assert "still zero" in text
+    assert "could not show" not in printed(small | {"convention": "doubled"})
+
+
+def test_empty_velocity_is_told_as_the_reason_that_step_1_shows_nothing(small: Spec) -> None:
+    spec = small | {
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "convention": {"decay": "after-momentum"},
+    }
+    assert "Step 1 could not show it: the velocity held nothing from before." in printed(spec)
+
+
+def test_reported_loss_alone_is_told_apart_from_the_training(small: Spec) -> None:
+    text = printed(small | {"convention": {"penalty_in_loss": True}})
+    assert "the reported loss; the training itself agrees." in text
+    assert "report  mean ℓ" in text
+    assert "in torch" not in text.split("To make them match")[1]
+
+
+def test_way_out_gives_torch_the_numbers_that_match(small: Spec) -> None:
+    spec = small | {"convention": {"divide_penalty_by": "dataset", "loss_factor": 0.5}}
+    text = " ".join(printed(spec).split())
+    assert "torch.optim.SGD(lr=0.05, weight_decay=0.25)" in text
+    matched = small | {"lr": 0.05, "weight_decay": 0.25}
+    scratch = check(spec).final["scratch"].parameters["weight"]
+    framework = check(matched).final["framework"].parameters["weight"]
+    # Three steps of numbers about 1 in float64.
+    assert scratch == pytest.approx(framework, abs=1e-15)
+
+
+def test_way_out_says_where_nothing_matches(small: Spec) -> None:
+    text = printed(small | {"convention": {"penalty_norm": "unsquared"}})
+    assert "no lr and weight_decay match: λ w/‖w‖ is no constant multiple of w" in " ".join(
+        text.split()
+    )
+
+
+def test_masked_difference_is_told_though_no_parameter_shows_it(small: Spec) -> None:
+    # At lr 0 nothing moves, whatever the gradients are.
+    text = printed(small | {"lr": 0, "convention": {"loss_factor": 0.5}, "compare": ["parameters"]})
+    assert "EQUIVALENT" in text
+    assert "differ in the data gradient (step 1), but no parameter shows it" in " ".join(
+        text.split()
+    )
+
+
+def test_final_lists_the_entries_that_differ_most(small: Spec) -> None:
+    spec = small | {
+        "data": {"synthetic": {"rows": 30, "features": 20}},
+        "init": "zeros",
+        "convention": "doubled",
+    }
+    text = printed(spec)
+    assert "… 13 more, that differ less" in text
+    assert text.count("weight[0, ") >= 8
+
+
+def test_feature_names_stand_beside_their_weights() -> None:
+    from tests.conftest import ROOT
+
+    text = report_text(check(ROOT / "configs" / "penguins.yaml"))
+    assert "weight[0, 2] (flipper_length_mm)" in text
+
+
+def test_line_holds_name_and_verdict_alone(small: Spec) -> None:
+    stream = StringIO()
+    print_line(check(small), Console(file=stream, width=40))
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().startswith("spec: EQUIVALENT over 3 steps: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.5, "0.5"),
+        (0.01, "0.01"),
+        (123.4, "1.2e+02"),
+        (4.4e-5, "4.4e-05"),
+        (6.12e10, "6.1e+10"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_short_numbers_take_seven_columns_at_most(value: float, text: str) -> None:
+    assert words.short(value) == text
+    assert len(text) <= 7
