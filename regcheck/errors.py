@@ -76,9 +76,9 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"known here: {listed}" + (f" and {rest} more" if rest > 0 else "")
 
 
-def shortened(word: str) -> str:
+def shortened(word: str, longest: int = LONGEST_WORD) -> str:
     """Cut a word that is too long to be repeated in full."""
-    return word if len(word) <= LONGEST_WORD else word[: LONGEST_WORD - 2] + ".."
+    return word if len(word) <= longest else word[: longest - 2] + ".."
 
 
 def one_line(text: str) -> str:

@@ -26,7 +26,7 @@ def data_file(loaded: LoadedSpec, key: str, name: str) -> Path:
     except OSError as error:
         found = str(error.strerror)
     where = "relative to the spec" if loaded.document.marks else "relative to the current folder"
-    text = f"{shortened(str(path))}: {found}; paths are {where}"
+    text = f"{shortened(str(path), 300)}: {found}; paths are {where}"
     raise InputError([loaded.complaint(("data", key), text)])
 
 

@@ -104,12 +104,9 @@ def bad_cell(table: Table, index: int, row: int) -> str:
     where = f"row {row + 1}, column `{shortened(table.header[index])}`"
     if is_missing(cell):
         return f"{where}: missing value ({shown(cell)}); fill it in or remove the row"
-    hint = ""
-    if to_number(cell.replace(",", ".")) is not None:
-        hint = "; write a decimal point"
-    elif not resembles_number(cell):
-        hint = "; a column of text is no feature"
-    return f"{where}: must be a finite number, got {shown(cell)}{hint}"
+    comma = to_number(cell.replace(",", ".")) is not None
+    remedy = "write a decimal point" if comma else "mend it, or leave the column out"
+    return f"{where}: must be a finite number, got {shown(cell)}; {remedy}"
 
 
 def labels(

@@ -59,11 +59,20 @@ def validate(document: Document) -> Spec:
     except ValidationError as invalid:
         for error in invalid.errors(include_url=False):
             path, complaint = complaint_of(error, document)
-            # What could not be read is told once: what then seems wrong with it is no news.
-            if not any(path[: len(unread)] == unread for unread in document.unread):
+            if not any(touch(path, unread) for unread in document.unread):
                 complaints.append(complaint)
     if complaints:
         raise InputError(
             sorted(complaints, key=lambda one: (one.place.line or 0, one.place.column or 0))
         )
     return spec
+
+
+def touch(path: SpecPath, unread: SpecPath) -> bool:
+    """Say whether one path leads through the other.
+
+    What could not be read is told once: what then seems wrong with it, or with the whole that it
+    is part of, is no news.
+    """
+    length = min(len(path), len(unread))
+    return path[:length] == unread[:length]

@@ -178,6 +178,8 @@ def yaml_reason(error: yaml.MarkedYAMLError) -> str:
     reason = ", ".join(part for part in (error.context, error.problem) if part)
     if "'\\t'" in reason:
         reason += "; indent with spaces, not tabs"
+    if "mapping values are not allowed" in reason:
+        reason += "; check the indentation, and quote a value that holds a colon"
     if "could not find expected ':'" in reason:
         reason += "; a key ends in a colon and a space"
     return reason
@@ -220,7 +222,7 @@ class Reader:
         kind = str(node.tag).rsplit(":", 1)[-1]
         if kind == "null":
             if path:
-                self.leave(path, node, "has no value; give it one, or leave the key out")
+                self.leave(path, node, "has no value; give it one, or leave an optional key out")
             return None
         try:
             return SCALARS[kind](node.value)

@@ -21,10 +21,12 @@ REASONS = {
     "float_type": "must be a number",
     "int_from_float": "must be a whole number",
     "int_type": "must be a whole number",
+    "invalid_key": "a key must be a word",
     "list_type": "must be a list",
     "model_type": "must be a mapping",
     "string_too_short": "must not be empty",
     "string_type": "must be a word",
+    "string_unicode": "must hold no half of a surrogate pair",
     "too_long": "must have at most {max_length:,} of them",
     "too_short": "must not be empty",
 }

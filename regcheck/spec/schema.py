@@ -205,9 +205,7 @@ def shuffle_form(value: object) -> object:
 def batch_size_form(value: object) -> object:
     """Turn what `batch_size` may hold into its full form."""
     rows = whole(value)
-    if rows == "full" or (
-        isinstance(rows, int) and not isinstance(rows, bool) and 1 <= rows <= 10**12
-    ):
+    if rows == "full" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1):
         return rows
     raise wrong("must be `full` or a whole number ≥ 1, got " + shown(value))
 
@@ -360,8 +358,8 @@ def numbers_in(value: object, path: Path) -> Iterator[tuple[Path, float]]:
     if isinstance(value, float):
         yield path, value
     elif isinstance(value, BaseModel):
-        for key in sorted(value.model_fields_set):
-            yield from numbers_in(getattr(value, key), (*path, key))
+        for key, inner in value:
+            yield from numbers_in(inner, (*path, key))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from numbers_in(inner, (*path, key))
@@ -429,14 +427,15 @@ class Spec(Section):
     @model_validator(mode="after")
     def within_float32(self) -> Spec:
         if "float32" in (self.dtype.scratch, self.dtype.framework):
-            sections = {key: getattr(self, key) for key in self.model_fields_set - {"data"}}
-            errors = [
-                (path, f"float32 cannot hold {number:g}, which is above 3.4e38; use float64")
-                for path, number in numbers_in(sections, ())
-                if abs(number) > LARGEST_FLOAT32
-            ]
+            sections = {key: getattr(self, key) for key in sorted(self.model_fields_set - {"data"})}
+            errors: dict[tuple[str | int, float], tuple[Path, str]] = {}
+            for path, number in numbers_in(sections, ()):
+                if abs(number) > LARGEST_FLOAT32:
+                    text = f"float32 holds numbers up to 3.4e38, got {number:g}; use float64"
+                    # One weight_decay stands for both tensors', and is one mistake.
+                    errors.setdefault((path[0], number), (path, text))
             if errors:
-                raise wrong_inside(errors)
+                raise wrong_inside(errors.values())
         return self
 
     def named_convention(self) -> Convention:

@@ -40,7 +40,7 @@ def label(value: object) -> object:
 
 def file_name(value: str) -> str:
     """Refuse names that no file system takes."""
-    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+    if "\0" in value:
         raise wrong(f"must be a file's name, got {shown(value)}")
     return value
 
@@ -55,10 +55,10 @@ class Standardize(Section):
     ddof: Annotated[int, BeforeValidator(whole), Field(ge=0, le=1)] = 0
 
 
-class Test(Section):
+class HeldOut(Section):
     """The share of the rows that is held out; without a seed, the last rows."""
 
-    share: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, Field(gt=0.0, lt=1.0)]
     seed: Seed | None = None
 
 
@@ -71,11 +71,11 @@ def standardize_form(value: object) -> object:
     return value
 
 
-def test_form(value: object) -> object:
+def held_out_form(value: object) -> object:
     """Turn what `test` may hold into its full form."""
     if isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 1:
         return {"share": value}
-    if not isinstance(value, Mapping | Test):
+    if not isinstance(value, Mapping | HeldOut):
         raise wrong(
             "must be a share above 0 and below 1, or {share: 0.2, seed: 0}, got " + shown(value)
         )
@@ -86,7 +86,7 @@ class Preparation(Section):
     """What is done with the rows, wherever they come from."""
 
     standardize: Annotated[Standardize | None, BeforeValidator(standardize_form)] = None
-    test: Annotated[Test | None, BeforeValidator(test_form)] = None
+    test: Annotated[HeldOut | None, BeforeValidator(held_out_form)] = None
 
 
 class CsvData(Preparation):
