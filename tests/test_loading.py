@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from regcheck.errors import Complaint, InputError, Place
+from regcheck.spec.loading import Document, dotted, load, parse, read_text
+
+
+def content(text: str) -> object:
+    document = parse(text, "spec.yaml")
+    assert document.complaints == []
+    return document.content
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(text, "spec.yaml")
+    return str(caught.value)
+
+
+SCALARS: dict[str, object] = {
+    "5": 5,
+    "-5": -5,
+    "+5": 5,
+    "007": 7,
+    ".5": 0.5,
+    "5.": 5.0,
+    "1e-3": 0.001,
+    "1E3": 1000.0,
+    "-1.5e+2": -150.0,
+    "1e400": math.inf,
+    ".inf": math.inf,
+    "-.INF": -math.inf,
+    "true": True,
+    "False": False,
+    "yes": "yes",
+    "no": "no",
+    "on": "on",
+    "1_000": "1_000",
+    "0x10": "0x10",
+    "0o17": "0o17",
+    "1:30": "1:30",
+    "2020-01-01": "2020-01-01",
+    "e5": "e5",
+    ".": ".",
+    "'5'": "5",
+    '"true"': "true",
+    "=": "=",
+    "a b": "a b",
+    "é": "é",
+}
+
+
+@pytest.mark.parametrize("text", SCALARS)
+def test_parse_scalar_of_yaml_1_2(text: str) -> None:
+    value = content(f"x: {text}\n")
+    assert value == {"x": SCALARS[text]}
+    assert isinstance(value, dict)
+    assert type(value["x"]) is type(SCALARS[text])
+
+
+def test_parse_nan() -> None:
+    value = content("x: .NaN")
+    assert isinstance(value, dict)
+    assert math.isnan(value["x"])
+
+
+def test_parse_block_and_flow_alike() -> None:
+    assert content("a:\n  - 1\n  - {b: 2}\n") == content("{a: [1, {b: 2}]}") == {"a": [1, {"b": 2}]}
+
+
+def test_parse_nothing_is_none() -> None:
+    assert content("# only a comment\n") is None
+    assert content("") is None
+    assert content("null") is None
+
+
+def test_parse_keys_are_words_whatever_they_look_like() -> None:
+    assert content("3: 1\nnull: 2\ntrue: 3\n1e3: 4") == {"3": 1, "null": 2, "true": 3, "1e3": 4}
+
+
+@pytest.mark.parametrize("text", ["x: null", "x: ~", "x:", "x: Null"])
+def test_parse_null_is_complained_about(text: str) -> None:
+    document = parse(text, "spec.yaml")
+    assert [str(one).partition(": ")[2] for one in document.complaints] == [
+        "x: has no value; give it one, or leave an optional key out"
+    ]
+    assert document.unread == {("x",)}
+
+
+def test_parse_number_of_too_many_digits_is_complained_about() -> None:
+    document = parse("x: " + "9" * 5000, "spec.yaml")
+    place = Place("spec.yaml", 1, 4)
+    assert document.complaints == [Complaint(place, "x: must be a finite number, got 5,000 digits")]
+
+
+def test_parse_duplicate_key_keeps_the_first() -> None:
+    document = parse("a: {b: 1, b: 2}\n", "spec.yaml")
+    assert document.content == {"a": {"b": 1}}
+    assert [str(one) for one in document.complaints] == [
+        "spec.yaml:1:11: a.b: is given twice, first in line 1; keep one of them"
+    ]
+    assert document.unread == set()
+
+
+def test_place_of_values_keys_and_what_is_not_there() -> None:
+    document = parse("data:\n  X:\n    - [1, 2]\n    - [3, 4]\n", "spec.yaml")
+    assert document.place(("data", "X", 1, 1)) == Place("spec.yaml", 4, 11)
+    assert document.place(("data", "X", 1)) == Place("spec.yaml", 4, 7)
+    assert document.place(("data", "X"), of_key=True) == Place("spec.yaml", 2, 3)
+    assert document.place(("data", "X")) == Place("spec.yaml", 3, 5)
+    assert document.place(("data", "y"), of_key=True) == Place("spec.yaml", 2, 3)
+    assert document.place(()) == Place("spec.yaml", 1, 1)
+
+
+def test_place_in_a_mapping_without_marks_is_the_name() -> None:
+    assert str(Document("spec", {}, {}, [], set()).place(("lr",))) == "spec"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: &x 1\nb: *x", "spec.yaml:1:4: anchors and aliases have no use in a spec"),
+        ("a: *x", "spec.yaml:1:4: anchors and aliases"),
+        ("a: [&x 1]", "spec.yaml:1:5: anchors and aliases"),
+        ("a: !!str 1", "spec.yaml:1:4: tags have no use in a spec; remove it"),
+        ("!!map {a: 1}", "spec.yaml:1:1: tags have no use"),
+        ("a: ! 1", "spec.yaml:1:4: tags have no use"),
+        ("a: 1\n---\nb: 2", "spec.yaml:2:1: not valid YAML: expected a single document"),
+        ("a: " + "[" * 40, "spec.yaml:1:35: nested too deeply for a spec"),
+        ("a:\n\tb: 1", "; indent with spaces, not tabs"),
+        ("a: 1\nb:2\n", "a key ends in a colon and a space"),
+        ("a: 1: 2", "and quote a value that holds a colon"),
+        ("a: 1\nb: \x00", "spec.yaml:2:4: not valid YAML: the character U+0000 is not allowed"),
+    ],
+)
+def test_parse_refuses(text: str, expected: str) -> None:
+    assert expected in refusal(text)
+
+
+def test_parse_nesting_of_a_spec_is_far_from_the_limit() -> None:
+    assert content("a: " + "[" * 30 + "]" * 30) != {}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_load_any_line_ends_and_a_byte_order_mark(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + f"a: 1{end}b: [2]{end}".encode())
+    document = load(path)
+    assert document.content == {"a": 1, "b": [2]}
+    assert document.place(("b", 0)) == Place(str(path), 2, 5)
+
+
+def test_read_text_of_another_encoding_names_line_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes("a: 1\nb: é".encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        read_text(path)
+    assert str(caught.value) == f"{path}:2:4: not UTF-8 text (byte 0xe9); save the file as UTF-8"
+
+
+def test_read_text_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (("lr",), "lr"),
+        (("data", "X", 3, 1), "data.X[3][1]"),
+        (("a b",), "'a b'"),
+        (("data", "a\n"), "data.'a\\n'"),
+        ((), ""),
+    ],
+)
+def test_dotted_writes_a_path_as_a_person_would(path: tuple[str | int, ...], text: str) -> None:
+    assert dotted(path) == text
+
+
+def test_complaint_is_one_line_whatever_the_file_holds() -> None:
+    complaint = Complaint(Place("a\nb.yaml", 1), "got \x1b[31m\r\n é — λ")
+    assert str(complaint) == "a\\nb.yaml:1: got \\x1b[31m\\r\\n é — λ"
