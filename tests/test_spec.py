@@ -9,7 +9,8 @@ from regcheck.convention import NAMED, Convention
 from regcheck.errors import InputError, Place, shortened, suggest
 from regcheck.spec import from_mapping, read_spec
 from regcheck.spec.fields import shown
-from regcheck.spec.schema import Dtype, Init, LrSchedule, Normal, Sgd, Shuffle, Spec, WeightDecay
+from regcheck.spec.rule import Init, LrSchedule, Normal, Sgd, Shuffle, WeightDecay
+from regcheck.spec.schema import Dtype, Spec
 from regcheck.spec.source import (
     CsvData,
     HeldOut,
