@@ -17,8 +17,11 @@ Array = NDArray[np.floating]
 LOG_FLOOR = -100.0
 """torch.nn.BCELoss takes no logarithm below this (torch's docs; aten/native/Loss.cpp)."""
 
-DENOMINATOR_FLOOR = 1e-12
-"""BCELoss's backward divides by p (1 − p), but by no less than this (aten/native/Loss.cpp)."""
+DENOMINATOR_FLOOR = float(np.float32(1e-12))
+"""BCELoss's backward divides by p (1 − p), but by no less than this (aten/native/Loss.cpp).
+
+There it is `constexpr float EPSILON`: float32's 1e-12, which is 4e-9 of it less, in float64 too.
+"""
 
 
 class RowLosses(NamedTuple):
