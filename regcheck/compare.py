@@ -28,8 +28,8 @@ class Difference:
     """The entry of one tensor whose difference is the most bounds; ratio = difference/bound.
 
     The ratio is inf where one side alone is not finite. `judged` is false where some entry could
-    not be judged, being finite on neither side or having no finite bound; the ratio is then that
-    of the other entries, NaN if there are none.
+    not be judged, being finite on neither side or having no bound; the ratio is then that of the
+    other entries, NaN if there are none.
     """
 
     tensor: str
@@ -89,41 +89,58 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
     """Find the entry of a tensor whose difference is the most bounds.
 
     Raises:
-        ValueError: the two have different shapes.
+        ValueError: the two have different shapes, or no entries.
     """
-    if scratch.shape != framework.shape or bound.shape != framework.shape:
-        raise ValueError(f"{tensor}: shapes {scratch.shape} and {framework.shape} differ")
+    if not scratch.shape == framework.shape == bound.shape or scratch.size == 0:
+        shapes = f"{scratch.shape} and {framework.shape}, with bounds {bound.shape}"
+        raise ValueError(f"{tensor}: cannot compare the shapes {shapes}")
     if scratch.size == 1:  # the bias: plain floats are several times faster than arrays of one
         return difference_of(
             tensor, (0,) * scratch.ndim, scratch.item(), framework.item(), bound.item()
         )
     with np.errstate(all="ignore"):
-        differences = np.abs(np.subtract(scratch, framework, dtype=np.float64))
-        ratios = differences / bound
-    place = int(ratios.argmax())  # the first NaN, where there is one
-    unjudged = not math.isfinite(ratios.item(place) + float(bound.sum()))
-    if unjudged:
-        ratios = np.where(np.isfinite(bound), ratios, np.nan)
-        ratios[np.isfinite(scratch) != np.isfinite(framework)] = np.inf
-        place = int(np.where(np.isnan(ratios), -1.0, ratios).argmax())
+        ratios = np.abs(np.subtract(scratch, framework, dtype=np.float64)) / bound
+        place = int(ratios.argmax())  # the first NaN, where there is one
+        if math.isfinite(ratios.item(place) + float(bound.sum())):
+            return difference_at(place, tensor, scratch, framework, bound)
+    return worst_of_some(tensor, scratch, framework, bound)
+
+
+def worst_of_some(tensor: str, scratch: Array, framework: Array, bound: Array) -> Difference:
+    """Find the worst entry where some are not finite: what can be judged counts first."""
+    found = [
+        difference_at(place, tensor, scratch, framework, bound) for place in range(scratch.size)
+    ]
+    return replace(greatest(found), judged=all(one.judged for one in found))
+
+
+def difference_at(
+    place: int, tensor: str, scratch: Array, framework: Array, bound: Array
+) -> Difference:
+    """Compare one entry, counted along the rows."""
     index = tuple(int(part) for part in np.unravel_index(place, scratch.shape))
-    found = difference_of(
+    return difference_of(
         tensor, index, scratch.item(place), framework.item(place), bound.item(place)
     )
-    return replace(found, judged=not np.isnan(ratios).any()) if unjudged else found
 
 
 def difference_of(
     tensor: str, index: tuple[int, ...], scratch: float, framework: float, bound: float
 ) -> Difference:
-    """Compare two numbers."""
+    """Compare two numbers.
+
+    One alone that is not finite is infinitely far off, unless the bound is inf, which allows it.
+    """
     difference = abs(scratch - framework)
-    if math.isfinite(scratch) != math.isfinite(framework):
-        ratio = math.inf
-    elif math.isfinite(difference) and math.isfinite(bound):
-        ratio = difference / bound
-    else:
+    finite = math.isfinite(scratch), math.isfinite(framework)
+    if bound == math.inf or not any(finite):
         ratio = math.nan
+    elif not all(finite):
+        ratio = math.inf
+    elif bound == 0:
+        ratio = math.inf if difference > 0 else 0.0
+    else:
+        ratio = difference / bound
     return Difference(
         tensor, index, scratch, framework, difference, bound, ratio, not math.isnan(ratio)
     )
@@ -140,12 +157,11 @@ def each(
     """Compare tensor by tensor.
 
     Raises:
-        ValueError: a tensor is missing on one side.
+        ValueError: a tensor is missing on one side, or has no bound.
     """
-    if scratch.keys() != framework.keys():
-        raise ValueError(
-            f"the sides have different tensors: {sorted(scratch)}, {sorted(framework)}"
-        )
+    if not scratch.keys() == framework.keys() == bounds.keys():
+        names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
+        raise ValueError(f"the sides have different tensors: {names}")
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
 
 
@@ -155,11 +171,12 @@ def compare_loss(scratch: Step, framework: Step, bounds: Bounds) -> Difference:
 
 
 def compare_step(batch: Batch, own: Step, local: Step, framework: Step, bounds: Bounds) -> Row:
-    """Compare one step: `own` along its trajectory, `local` from the framework's parameters."""
-    drift = {}
-    with np.errstate(all="ignore"):
-        for name, w in framework.after.items():
-            drift[name] = float(np.abs(np.subtract(own.after[name], w, dtype=np.float64)).max())
+    """Compare one step: `own` along its trajectory, `local` from the framework's parameters.
+
+    Raises:
+        ValueError: a tensor is missing on one side, or the shapes differ.
+    """
+    locally = each(local.after, framework.after, bounds.after)
     return Row(
         step=batch.step,
         epoch=batch.epoch,
@@ -167,10 +184,16 @@ def compare_step(batch: Batch, own: Step, local: Step, framework: Step, bounds: 
         scratch_loss=own.loss,
         framework_loss=framework.loss,
         loss=compare_loss(local, framework, bounds),
-        drift=drift,
+        drift={name: drift(own.after[name], w) for name, w in framework.after.items()},
         within=stages(local, framework, bounds),
-        local=each(local.after, framework.after, bounds.after),
+        local=locally,
     )
+
+
+def drift(scratch: Array, framework: Array) -> float:
+    """Give the largest difference of a tensor's entries; NaN where one is not a number."""
+    with np.errstate(all="ignore"):
+        return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
 
 
 def diverges(row: Row, limit: float) -> bool:

@@ -5,16 +5,19 @@ over the step's rows and ‖x_i‖ that of row i, Cauchy-Schwarz gives, with the
 for a sum of n terms (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019):
 
     output      δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)
-    slope       δs_i ≤ L δz_i + 2u (|s_i| + |y_i|)              L bounds |ds/dz|
-    residual    δr_i ≤ δs_i/B + 2u |r_i|                        r_i = s_i/B
-    gradient    δg_j ≤ ‖x_j‖ (‖δr‖ + u (√B + 3) ‖r‖)            bias: ‖x_j‖ = √B
+    slope       δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|)            L_i bounds |ds/dz| around z_i
+    gradient    δg_j ≤ ‖x_j‖ (‖δs‖ + u (√B + 7) ‖s‖)/B          the residuals are s_i/B
     penalty     δp ≤ 4u lr λ |w|
-    velocity    δv ← μ δv + (1 − τ) δG + 2u |v|                 G = g + λ w
+    velocity    δv ← μ δv + (1 − τ) δG + 2u |v|                 δG = δg + 5u λ |w|
     shift       δ(lr d) ≤ lr δd + 2u lr |d|
-    update      δw ≤ δ(lr d) + 2u |w|
+    update      δw ≤ δ(lr d) + 2u (|w| + lr |d|)
+
+The bias is the weight of a column of ones, so that ‖x_j‖ = √B. Of the 7 in the gradient, 3 are the
+residuals and the products, 2 the addition of the penalty, and 2 the mean over micro-batches.
 
 The terms are those of the framework's rule at the framework's parameters. A local difference of
-several bounds is what rounding cannot explain; the tolerance says how many.
+several bounds is what rounding cannot explain; the tolerance says how many. A bound is inf where
+numbers may leave the range of the coarser dtype, so that one side alone may overflow.
 """
 
 from __future__ import annotations
@@ -25,19 +28,27 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from regcheck.losses import DENOMINATOR_FLOOR, LOG_FLOOR
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
 if TYPE_CHECKING:
     from regcheck.schedule import RowIndex
 
-SLOPE_OF_SLOPE = {
+STEEPEST = {
     ("linear", "mse"): 2.0,
     ("logistic", "bce"): 0.25,
     ("logistic", "bce_with_logits"): 0.25,
-    ("logistic", "mse"): 0.5,
+    ("logistic", "mse"): 0.16,
 }
-"""The largest |d²ℓ/dz²| of each model and loss."""
+"""The largest |d²ℓ/dz²| of each model and loss, over all z and all y from 0 to 1."""
+
+TAIL = {"bce": 1.0, "bce_with_logits": 1.0, "mse": 2.5}
+"""How many times σ′(z) ≤ e^(−|z|) the logistic model's |d²ℓ/dz²| can be, by loss."""
+
+
+FEW = 256
+"""Rows below which B and √B are too close together for the difference to matter."""
 
 
 class Bounds(NamedTuple):
@@ -64,13 +75,24 @@ class RoundingModel:
         self.u = float(coarser.eps) / 2
         # Below the smallest normal number, errors are absolute.
         self.floor = float(coarser.tiny)
+        # Sums of a few terms that are each below it cannot overflow.
+        self.top = float(coarser.max) / 8
         self.single = coarser.dtype == np.dtype(np.float32)
-        self.row_norms = norms(problem.X, axis=1)
-        self.column_norms = norms(problem.X, axis=0)
-        self.column_peaks = np.abs(problem.X).max(axis=0)
+        X = problem.X
+        self.row_norms = norms(X, axis=1)
+        self.column_norms = np.append(norms(X, axis=0), math.sqrt(len(X)))
+        self.column_peaks = np.append(np.abs(X).max(axis=0), 1.0)
+        self.equal_x = np.append(equal_pairs(X), 1.0)
+        self.largest_row = float(self.row_norms.max())
+        self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
-        self.key = (problem.model, problem.loss)
-        self.velocity_error: Parameters | None = None
+        self.largest_y = float(self.y_sizes.max())
+        self.decay = np.append(
+            np.full(X.shape[1], problem.weight_decay["weight"]), problem.weight_decay["bias"]
+        )
+        self.largest_decay = float(self.decay.max())
+        self.velocity_error: Array | None = None
+        self.largest_velocity = 0.0
 
     def bounds(self, batch: Batch, step: Step, slopes: Sequence[Array]) -> Bounds:
         """Bound the step's errors.
@@ -80,22 +102,22 @@ class RoundingModel:
             step: the framework's step.
             slopes: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
+        u, lr = self.u, batch.lr
+        largest_loss, largest_direction, largest = self.largest_sizes(batch, step)
         with np.errstate(all="ignore"):
             outputs, loss, gradient = self.pass_bounds(batch, step, slopes)
-            seen = self.clipped(gradient, step)
-            penalty: Parameters = {}
-            shift: Parameters = {}
-            after: Parameters = {}
-            directions = self.direction_bounds(seen, step)
-            for name, w in step.before.items():
-                strength = self.problem.weight_decay[name]
-                penalty[name] = 4 * self.u * batch.lr * strength * np.abs(w) + self.floor
-                shift[name] = (
-                    batch.lr * directions[name] + 2 * self.u * np.abs(step.shift[name]) + self.floor
-                )
-                sizes = np.maximum(np.abs(w), np.abs(step.after[name]))
-                after[name] = shift[name] + 2 * self.u * sizes
-        return Bounds(outputs, loss, gradient, penalty, shift, after)
+            size, moved = np.abs(flat(step.before)), np.abs(flat(step.shift))
+            pull = self.decay * size
+            penalty = (4 * u * lr) * pull + self.floor * (1 + lr)
+            coupled = self.clipped(gradient, step) + (5 * u) * pull + self.floor
+            shift = lr * self.direction_bound(coupled, step) + (2 * u) * moved + self.floor
+            if lr < self.floor:  # the coarser dtype has few bits for it, or none
+                shift += lr * largest_direction
+            after = shift + (2 * u) * (size + moved)
+        bounds = Bounds(outputs, loss, split(gradient), split(penalty), split(shift), split(after))
+        if not largest < self.top:
+            return unbounded(bounds)
+        return bounds if largest_loss < self.top else bounds._replace(loss=math.inf)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each dtype can do: u |w|."""
@@ -103,132 +125,187 @@ class RoundingModel:
 
     def pass_bounds(
         self, batch: Batch, step: Step, slopes: Sequence[Array]
-    ) -> tuple[tuple[Array, ...], float, Parameters]:
+    ) -> tuple[tuple[Array, ...], float, Array]:
         """Bound outputs, loss and gradient; those of micro-batches add up, and are averaged."""
         u, parts = self.u, len(batch.parts)
-        outputs, loss, weight, bias = [], 0.0, 0.0, 0.0
+        outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
         for index, z, s in zip(batch.parts, step.outputs, slopes, strict=True):
-            rows = len(s)
+            rows, slope = len(s), norm(s)
             y = self.y_sizes[index]
             dz = self.output_bound(index, step.before)
-            ds = SLOPE_OF_SLOPE[self.key] * dz + self.slope_rounding(z, s, y)
-            dr = norm(ds) / rows + 2 * u * norm(s) / rows
-            total = dr + u * (math.sqrt(rows) + 3) * norm(s) / rows
+            error = self.slope_error(z, s, y, dz)
             columns = np.minimum(self.column_norms, math.sqrt(rows) * self.column_peaks)
-            weight = weight + columns * total
-            bias = bias + math.sqrt(rows) * total
+            gradient += columns * ((error + u * (self.terms(s) + 7) * slope) / rows)
             outputs.append(dz)
-            loss += self.loss_bound(z, s, y, dz, step.loss)
-        gradient = {
-            "weight": (np.asarray(weight) / parts)[None, :],
-            "bias": np.asarray([bias / parts]),
-        }
-        extra = {name: u * np.abs(g) + self.floor for name, g in step.gradient.items()}
-        return (
-            tuple(outputs),
-            loss / parts,
-            {name: gradient[name] + extra[name] for name in gradient},
-        )
+            # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
+            loss += ((slope + error) * norm(dz) + 2 * u * slope * norm(y)) / rows
+            loss += self.loss_rounding(z, y, step.loss * parts)
+            loss += u * (math.sqrt(rows) + 7) * abs(step.loss)
+        return tuple(outputs), loss / parts + self.floor, gradient / parts + self.floor
+
+    def terms(self, s: Array) -> Array | float:
+        """Give how many terms' roundings add up in each column's sum, √B where they are random.
+
+        Rounding a partial sum depends on the term just added, so that equal terms round alike.
+        With K groups of n_k equal ones it is √(Σ n_k²): between √B and B. Σ n_k² is B + B² times
+        the share of equal pairs, at most that of x_j and at most that of s.
+        """
+        rows = len(s)
+        if rows < FEW:
+            return math.sqrt(rows)
+        shared = equal_pairs(s[:, None])
+        return np.sqrt(rows + rows**2 * np.minimum(self.equal_x, shared))
 
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
         """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)."""
-        features = parameters["weight"].size
-        size = self.row_norms[index] * norm(parameters["weight"][0]) + abs(
-            float(parameters["bias"][0])
-        )
-        bound: Array = self.u * (math.sqrt(features) + 2) * size + self.floor
+        weight, bias = norm(parameters["weight"][0]), abs(parameters["bias"].item())
+        factor = self.u * (math.sqrt(parameters["weight"].size) + 2)
+        bound: Array = self.row_norms[index] * (factor * weight) + (factor * bias + self.floor)
         return bound
 
-    def slope_rounding(self, z: Array, s: Array, y: Array) -> Array:
-        """What evaluating s(z) adds: 2u (|s_i| + |y_i|), since |σ(z) − y| and |y| bound |σ(z)|.
+    def slope_error(self, z: Array, s: Array, y: Array, dz: Array) -> float:
+        """Bound ‖δs‖: δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|).
 
-        Where σ(z) is within rounding of 0 or 1, BCELoss's backward pass divides by p (1 − p) or
-        by its floor of 1e-12, whichever rounding leaves larger, and the slope is anything up to
-        |p − y|. The squared error's factor p (1 − p) has rounding of its own size there.
+        Evaluating s(z) adds 2u (|s_i| + |y_i|), since |σ(z) − y| and |y| bound |σ(z)|; the squared
+        error of a sigmoid adds 4u more σ(z), from its factor 1 − p. For the logistic model L_i is
+        at most c σ′ in z_i ± δz_i, and so 3c e^(−|z_i|) where δz_i ≤ 1.
+        """
+        u, key = self.u, (self.problem.model, self.problem.loss)
+        if self.problem.model == "linear":
+            return STEEPEST[key] * norm(dz) + 2 * u * (norm(s) + norm(y))
+        size, odds = np.abs(s), np.exp(z)
+        tail = np.minimum(odds, 1 / odds)
+        steep = np.minimum(3 * TAIL[self.problem.loss] * tail + (dz > 1), STEEPEST[key])
+        error = steep * dz + (2 * u) * (size + y)
+        if self.problem.loss == "mse":
+            error += (4 * u) * np.minimum(odds, 1)
+        elif self.problem.loss == "bce":
+            error += self.fading(z, size, y, dz)
+        return norm(error)
+
+    def fading(self, z: Array, size: Array, y: Array, dz: Array) -> Array | float:
+        """Bound what BCELoss's floor adds to δs, where s = (p − y) q/max(q, ε) and q = p (1 − p).
+
+        Below the floor of ε = 1e-12 the slope goes with q, so that L = |s|. Where p is within
+        rounding of 1, q has an absolute error of a few u, which is lost/ε of the slope.
+        """
+        edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
+        if not np.abs(z).max() > edge:
+            return 0.0
+        lost = min(1.0, 8 * self.u / DENOMINATOR_FLOOR)
+        faded = np.abs(z) > -math.log(DENOMINATOR_FLOOR) - 1
+        return np.where(z > edge, lost * (1 - y), 0.0) + np.where(faded, size * dz, 0.0)
+
+    def loss_rounding(self, z: Array, y: Array, loss: float) -> float:
+        """Bound what evaluating the row losses adds to the mean loss of one micro-batch.
+
+        Linear: nothing more than the relative error of the sum has. With p = σ(z):
+
+        - mse: p has the error 3u p, so δ(r²) ≤ 8u (|r| + u), and Cauchy-Schwarz bounds the mean
+          of |r| by the root of the mean loss, of which `loss` is an upper bound
+        - bce_with_logits: 4u |z|, the terms of which it is the sum
+        - bce: 4u for log p; a = 2u (1 + e^z) is the relative error of 1 − p, so that its
+          logarithm's is 2a, or anything down to the floor of −100 where 2a > 1. In float32, p is
+          denormal for z < −85, with few bits left for its logarithm.
         """
         u = self.u
-        rounding: Array = 2 * u * (np.abs(s) + y)
-        if self.key == ("logistic", "mse"):
-            return rounding + 3 * u
-        if self.key == ("logistic", "bce"):
-            edge = -math.log(1e-12 + 8 * u)
-            if np.max(np.abs(z)) > edge:
-                lost = min(1.0, 8 * u / 1e-12)
-                wrong = np.abs((z > 0) - y)
-                rounding = rounding + np.where(np.abs(z) > edge, lost * wrong, 0.0)
-        return rounding
+        match self.problem.model, self.problem.loss:
+            case "logistic", "mse":
+                return 8 * u * (math.sqrt(abs(loss)) + u)
+            case "logistic", "bce_with_logits":
+                return 4 * u * norm(z) / math.sqrt(len(z))
+            case "logistic", "bce":
+                a = (2 * u) * (1 + np.exp(z))
+                error = np.where(2 * a > 1, -LOG_FLOOR, 2 * a) * (y < 1)
+                if self.single:
+                    error += 15.0 * ((z < -85) & (y > 0))
+                return float(error.mean()) + 4 * u
+        return 0.0
 
-    def loss_bound(self, z: Array, s: Array, y: Array, dz: Array, loss: float) -> float:
-        """Bound the mean loss of one micro-batch.
-
-        δℓ_i ≤ |s_i| δz_i + L δz_i²/2 + evaluation, and u (√B + 3)|loss| for the sum. Evaluating
-        takes 4u (|s_i|(|z_i| + |y_i|) + ℓ_i); BCELoss's log(1 − p) has the relative error of
-        1 − p besides, u e^z_i, and no more than the floor of 100.
-        """
-        u, rows = self.u, len(s)
-        each = np.abs(s)
-        total = float(each @ dz) + SLOPE_OF_SLOPE[self.key] / 2 * float(dz @ dz)
-        total += 4 * u * float(each @ (np.abs(z) + y))
-        if self.key == ("logistic", "mse"):
-            total += 8 * u * rows
-        elif self.key == ("logistic", "bce_with_logits"):
-            total += 4 * u * float(np.abs(z).sum())
-        elif self.key == ("logistic", "bce"):
-            total += float(np.minimum(4 * u * (1 + np.exp(z)), 100.0) @ (y < 1))
-            if self.single:
-                # σ(z) is denormal in float32 there, with few bits left for its logarithm.
-                total += 15.0 * float(np.count_nonzero((z < -85) & (y > 0)))
-        return total / rows + u * (math.sqrt(rows) + 7) * abs(loss) + self.floor
-
-    def clipped(self, gradient: Parameters, step: Step) -> Parameters:
+    def clipped(self, gradient: Array, step: Step) -> Array:
         """Carry the gradient's bound through clipping.
 
         With f = min(1, C/(‖g‖ + 1e-6)): δ(f g) ≤ f δg + |g| δf, where f can change at all
-        δf ≤ f (δ‖g‖/‖g‖ + 3u), and δ‖g‖ ≤ ‖δg‖ + u (√N + 2)‖g‖ over all N entries.
-        Clipping each entry makes no error larger.
+        δf ≤ f (δ‖g‖/‖g‖ + 3u), and δ‖g‖ ≤ ‖δg‖ + u (√N + 2)‖g‖ over all N entries; where ‖g‖²
+        overflows, f is anything down to 0. Clipping each entry makes no error larger.
         """
         limit = self.problem.clip_norm
         if limit is None:
             return gradient
-        entries = sum(g.size for g in gradient.values())
-        size = math.hypot(*(norm(g.ravel()) for g in step.gradient.values()))
-        error = math.hypot(*(norm(d.ravel()) for d in gradient.values()))
-        error += self.u * (math.sqrt(entries) + 2) * size
+        g = flat(step.gradient)
+        size = norm(g)
+        error = norm(gradient) + self.u * (math.sqrt(len(g)) + 2) * size
         factor = min(1.0, limit / (size + 1e-6))
-        wobble = (
-            factor * (error / (size + 1e-6) + 3 * self.u) if size + error >= limit - 1e-6 else 0.0
-        )
-        return {
-            name: factor * gradient[name] + wobble * np.abs(g) for name, g in step.gradient.items()
-        }
+        if (size + error) * (1 + 4 * self.u) < limit - 1e-6:
+            return gradient
+        wobble = factor * (error / (size + 1e-6) + 3 * self.u) + self.floor
+        if size * size > self.top:
+            wobble = factor
+        return factor * gradient + wobble * np.abs(g)
 
-    def direction_bounds(self, seen: Parameters, step: Step) -> Parameters:
-        """Carry the bound on the gradient through penalty and momentum."""
-        u, options = self.u, self.problem.optimizer
-        coupled: Parameters = {}
-        for name, bound in seen.items():
-            pull = self.problem.weight_decay[name] * np.abs(step.before[name])
-            coupled[name] = bound + 3 * u * pull + 2 * u * (np.abs(step.gradient[name]) + pull)
+    def direction_bound(self, coupled: Array, step: Step) -> Array:
+        """Carry the bound on the gradient with its penalty through momentum."""
+        options = self.problem.optimizer
         if options.momentum == 0:
             return coupled
-        gain = abs(1 - options.dampening)
         if self.velocity_error is None:
             velocity = coupled
         else:
-            velocity = {
-                name: options.momentum * self.velocity_error[name]
-                + gain * bound
-                + 2 * u * np.abs(step.velocity[name])
-                for name, bound in coupled.items()
-            }
+            velocity = options.momentum * self.velocity_error + abs(1 - options.dampening) * coupled
+            velocity += (2 * self.u) * np.abs(flat(step.velocity)) + self.floor
         self.velocity_error = velocity
-        if not options.nesterov:
-            return velocity
-        return {name: bound + options.momentum * velocity[name] for name, bound in coupled.items()}
+        return coupled + options.momentum * velocity if options.nesterov else velocity
+
+    def largest_sizes(self, batch: Batch, step: Step) -> tuple[float, float, float]:
+        """Give the largest sizes that loss, direction and all numbers of a step can have.
+
+        Judged by the parameters before the step, for what a step has become tells nothing of what
+        it should be.
+        """
+        options = self.problem.optimizer
+        weight, bias = norm(step.before["weight"][0]), abs(step.before["bias"].item())
+        z = self.largest_row * weight + bias
+        s = 2 * (z + self.largest_y) if self.problem.model == "linear" else 1.0
+        g = self.largest_x * s + self.largest_decay * (weight + bias)
+        gain = max(1.0, abs(1 - options.dampening))
+        self.largest_velocity = options.momentum * self.largest_velocity + gain * g
+        d = g + self.largest_velocity
+        return batch.size * s * s, d, max(z, d, batch.lr, weight + bias + batch.lr * d)
+
+
+def unbounded(bounds: Bounds) -> Bounds:
+    """Give bounds of the same shapes that allow everything."""
+    tensors = (
+        {name: np.full_like(bound, math.inf) for name, bound in part.items()}
+        for part in (bounds.gradient, bounds.penalty, bounds.shift, bounds.after)
+    )
+    return Bounds(tuple(np.full_like(dz, math.inf) for dz in bounds.outputs), math.inf, *tensors)
+
+
+def flat(parameters: Parameters) -> Array:
+    """Put the weight and the bias into one vector of d + 1 entries, in float64."""
+    vector: Array = np.concatenate(
+        (parameters["weight"][0], parameters["bias"]), dtype=np.float64, casting="same_kind"
+    )
+    return vector
+
+
+def split(vector: Array) -> Parameters:
+    """Undo `flat`."""
+    return {"weight": vector[None, :-1], "bias": vector[-1:]}
+
+
+def equal_pairs(columns: Array) -> Array:
+    """Give the share of pairs of equal entries in each column, among 64 rows spread over it."""
+    some = columns[:: max(1, len(columns) // 64)][:64].astype(np.float32)
+    pairs = len(some) * (len(some) - 1)
+    equal = np.count_nonzero(some[:, None] == some[None], axis=(0, 1)) - len(some)
+    return np.asarray(equal / max(1, pairs))
 
 
 def norm(vector: Array) -> float:
     """‖v‖ in float64; computed from v over its largest entry where squares would overflow."""
+    vector = np.asarray(vector, np.float64)
     size = math.sqrt(float(np.dot(vector, vector)))
     if math.isfinite(size) and size > 1e-140:
         return size
