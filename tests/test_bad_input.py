@@ -118,7 +118,7 @@ LINES = {
         "init: {weight: [1, 2, 3], bias: [0]}",
         "6:16: init.weight: must have 2 numbers, one for each feature, got 3",
     ),
-    "init-two-biases": ("init: {weight: [1, 2], bias: [0, 1]}", "6:30: init.bias: must have at mo"),
+    "init-two-biases": ("init: {weight: [1, 2], bias: [0, 1]}", "6:30: init.bias: must hold at mo"),
     "init-word-in-list": ("init: {weight: [1, a], bias: 0}", "6:20: init.weight[1]: must be a num"),
     "init-typo": ("init: {constnt: 1}", "6:8: init.constnt: unknown key; did you mean `constant`?"),
     "loss-unknown": ("loss: mae", "6:7: loss: must be one of mse, bce, bce_with_logits, got 'mae'"),

@@ -27,7 +27,7 @@ REASONS = {
     "string_too_short": "must not be empty",
     "string_type": "must be a word",
     "string_unicode": "must hold no half of a surrogate pair",
-    "too_long": "must have at most {max_length:,} of them",
+    "too_long": "must hold at most {max_length:,} number",
     "too_short": "must not be empty",
 }
 """Kinds of pydantic's errors, in plain words."""
