@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from regcheck.losses import LOSSES, Array, bce, bce_with_logits, brier, mse, sigmoid
+from regcheck.spec.schema import MODELS
+from regcheck.torch_trainer import LOSSES as TORCH_LOSSES
+
+BY_NAME = {"mse": mse, "bce": bce, "bce_with_logits": bce_with_logits, "brier": brier}
+OF_LABELS = ("bce", "bce_with_logits", "brier")
+
+labels = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=20)
+
+
+def logits_like(y: list[float], size: float, seed: int) -> tuple[Array, Array]:
+    """Draw a logit of at most `size` for each label."""
+    return np.random.default_rng(seed).uniform(-size, size, len(y)), np.array(y)
+
+
+@pytest.mark.parametrize(
+    ("name", "z", "y", "value", "slope"),
+    [
+        ("mse", 3.0, 1.0, 4.0, 4.0),
+        ("mse", -1.0, 1.0, 4.0, -4.0),
+        ("bce", 0.0, 1.0, math.log(2), -0.5),
+        ("bce", math.log(3), 0.0, math.log(4), 0.75),  # p = 3/4
+        ("bce_with_logits", 0.0, 0.0, math.log(2), 0.5),
+        ("bce_with_logits", math.log(3), 1.0, math.log(4 / 3), -0.25),
+        ("brier", 0.0, 1.0, 0.25, -0.25),  # 2 (1/2 - 1) 1/2 1/2
+        ("brier", math.log(3), 0.0, 9 / 16, 2 * 3 / 4 * 3 / 16),
+    ],
+)
+def test_loss_of_one_row_by_hand(name: str, z: float, y: float, value: float, slope: float) -> None:
+    found = BY_NAME[name](np.array([z]), np.array([y]))
+    # A few roundings of numbers of order 1.
+    assert found.values[0] == pytest.approx(value, rel=1e-15, abs=1e-15)
+    assert found.slopes[0] == pytest.approx(slope, rel=1e-15, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(y=labels, seed=st.integers(0, 1000))
+def test_slope_is_the_central_difference(name: str, y: list[float], seed: int) -> None:
+    z, target = logits_like(y, 5.0, seed)
+    h = 1e-5
+    loss = BY_NAME[name]
+    ahead, behind = loss(z + h, target).values, loss(z - h, target).values
+    # Truncation h²/6 |ℓ'''| < 2e-11, and rounding u |ℓ|/h < 1e-16 · 36/1e-5 = 4e-10.
+    np.testing.assert_allclose(
+        (ahead - behind) / (2 * h), loss(z, target).slopes, rtol=0, atol=1e-9
+    )
+
+
+TORCH_OF = {"mse": ("linear", "mse"), "brier": ("logistic", "mse")} | {
+    name: ("logistic", name) for name in ("bce", "bce_with_logits")
+}
+
+
+def by_torch(name: str, z: Array, y: Array) -> tuple[Array, Array]:
+    """Take values and slopes from torch's own modules and autograd."""
+    link, loss = TORCH_LOSSES[TORCH_OF[name]]
+    logits = torch.tensor(z, requires_grad=True)
+    values: torch.Tensor = loss(reduction="none")(link()(logits), torch.tensor(y))
+    values.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    return values.detach().numpy(), logits.grad.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", BY_NAME)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(y=labels, seed=st.integers(0, 1000), size=st.sampled_from([1e-6, 1.0, 8.0]))
+def test_loss_is_torchs_value_and_autograd(
+    name: str, dtype: str, y: list[float], seed: int, size: float
+) -> None:
+    z, target = (part.astype(dtype) for part in logits_like(y, size, seed))
+    found = BY_NAME[name](z, target)
+    values, slopes = by_torch(name, z, target)
+    # log(1 - p) loses e^z units of 1 - p: at z = 8 up to 3,000 u, so 1e4 u absolute.
+    atol = 1e4 * float(np.finfo(dtype).eps) / 2
+    np.testing.assert_allclose(found.values, values, rtol=1e-5, atol=atol)
+    np.testing.assert_allclose(found.slopes, slopes, rtol=1e-5, atol=atol)
+    assert found.values.dtype == found.slopes.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_loss_far_out_stays_torchs(name: str, dtype: str) -> None:
+    # Beyond |z| = 90 p is 0, 1, or below every rounding of 1: nothing is left to rounding, and
+    # what BCELoss does is its floors: -100 for the logarithm, 1e-12 for p (1 - p).
+    z = np.array([-1e30, -800.0, -90.0, 90.0, 800.0, 1e30] * 2, dtype)
+    y = np.array([0.0] * 6 + [1.0] * 6, dtype)
+    with np.errstate(over="ignore", divide="ignore"):
+        found = BY_NAME[name](z, y)
+    values, slopes = by_torch(name, z, y)
+    # e^-90 is no normal float32: NumPy has 0 where torch keeps a denormal, so leave it out.
+    kept = np.abs(z) != 90.0 if dtype == "float32" else np.full(12, True)
+    # One side may lose what is below u of the largest part of the sum, e^-90 < 1e-39 here.
+    np.testing.assert_allclose(found.values[kept], values[kept], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(found.slopes[kept], slopes[kept], rtol=1e-6, atol=1e-30)
+
+
+def test_bce_of_a_certain_mistake_is_100_and_flat() -> None:
+    with np.errstate(over="ignore", divide="ignore"):
+        found = bce(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
+    assert found.values.tolist() == [100.0, 100.0]
+    assert np.abs(found.slopes).tolist() == [0.0, 0.0]
+
+
+def test_bce_slope_fades_by_torchs_own_floor() -> None:
+    # Where p (1 - p) is below the floor and has no rounding to speak of: 1e-12 would be 4e-9 off.
+    z, y = np.array([-30.0, -40.0, -60.0]), np.array([1.0, 1.0, 1.0])
+    # e^-z in torch and in NumPy: a few units in the last place.
+    np.testing.assert_allclose(bce(z, y).slopes, by_torch("bce", z, y)[1], rtol=1e-14)
+
+
+def test_bce_with_logits_of_a_certain_mistake_is_the_logit_and_steep() -> None:
+    with np.errstate(over="ignore"):
+        found = bce_with_logits(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
+    assert found.values.tolist() == [800.0, 800.0]
+    assert found.slopes.tolist() == [1.0, -1.0]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(y=labels, seed=st.integers(0, 1000))
+def test_label_losses_do_not_change_when_classes_swap(y: list[float], seed: int) -> None:
+    z, target = logits_like(y, 8.0, seed)
+    for name in OF_LABELS:
+        here, there = BY_NAME[name](z, target), BY_NAME[name](-z, 1 - target)
+        # 1 - p holds up to e^8 = 3,000 u of its own size.
+        np.testing.assert_allclose(here.values, there.values, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(here.slopes, -there.slopes, rtol=1e-12, atol=1e-12)
+
+
+def test_slopes_add_up_to_zero_at_the_best_constant() -> None:
+    y = np.array([0.0, 1.0, 1.0, 1.0])
+    best = np.full(4, math.log(3.0))  # p = 3/4, the share of ones
+    # Sums of four numbers below 1, a few roundings each.
+    assert mse(np.full(4, 0.75), y).slopes.sum() == pytest.approx(0, abs=1e-15)
+    for name in OF_LABELS:
+        assert BY_NAME[name](best, y).slopes.sum() == pytest.approx(0, abs=1e-15)
+
+
+def test_sigmoid_is_torchs_and_never_nan() -> None:
+    z = np.array([-np.inf, -745.0, -1.0, 0.0, 1.0, 745.0, np.inf])
+    with np.errstate(over="ignore"):
+        p = sigmoid(z)
+    # Two units in the last place; torch vectorises e^z.
+    np.testing.assert_allclose(p, torch.sigmoid(torch.tensor(z)).numpy(), rtol=5e-16)
+    assert p[0] == 0
+    assert p[-1] == 1
+
+
+def test_every_model_and_loss_of_the_spec_has_a_loss_on_both_sides() -> None:
+    pairs = {(model, loss) for model, losses in MODELS.items() for loss in losses}
+    assert set(LOSSES) == pairs
+    assert set(TORCH_LOSSES) == pairs
+    assert TORCH_LOSSES["linear", "mse"] == (nn.Identity, nn.MSELoss)
