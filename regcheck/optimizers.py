@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.convention import Convention
-from regcheck.spec.schema import Sgd
+from regcheck.spec.rule import Sgd
 
 Array = NDArray[np.floating]
 

@@ -18,7 +18,7 @@ from regcheck.data.sources import load_rows
 from regcheck.errors import InputError
 from regcheck.schedule import Schedule, schedule_of
 from regcheck.spec import LoadedSpec
-from regcheck.spec.schema import Init, Sgd
+from regcheck.spec.rule import Init, Sgd
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]
@@ -119,37 +119,26 @@ def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
         weight, bias = np.full(features, init.constant), np.full(1, init.constant)
     else:
         weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
-        for name, tensor, size in (("weight", weight, features), ("bias", bias, 1)):
-            if tensor.size != size:
-                of = "one for each feature" if name == "weight" else "for the one output"
-                text = f"must have {size} numbers, {of}, got {tensor.size}"
-                raise InputError([loaded.complaint(("init", name), text)])
+        if weight.size != features:
+            text = f"must have {features} numbers, one for each feature, got {weight.size}"
+            raise InputError([loaded.complaint(("init", "weight"), text)])
     return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
 
 
 def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> None:
-    """Refuse numbers that overflow in float32 where a side uses it."""
-    spec = loaded.spec
-    if "float32" not in (spec.dtype.scratch, spec.dtype.framework):
+    """Refuse data and a start that overflow in float32 where a side uses it."""
+    if "float32" not in (loaded.spec.dtype.scratch, loaded.spec.dtype.framework):
         return
-    settings = {
-        "the lr": spec.lr,
-        "the weight decay": max(spec.weight_decay.weight, spec.weight_decay.bias),
-        "the momentum": spec.optimizer.momentum,
-        "the dampening": spec.optimizer.dampening,
-        "clip_norm": spec.clip_norm or 0.0,
-        "clip_value": spec.clip_value or 0.0,
-    }
     sizes = {
-        "the data": max(largest(X), largest(y)),
-        "the start": max(largest(tensor) for tensor in initial.values()),
-    } | {name: abs(value) for name, value in settings.items()}
+        "data": max(largest(X), largest(y)),
+        "start": max(largest(tensor) for tensor in initial.values()),
+    }
     for name, size in sizes.items():
         if size > float(np.finfo(np.float32).max):
-            text = f"float32 cannot hold {name}, with a number of size {size:.3g}; use float64"
-            raise InputError([loaded.complaint(("dtype",), text)])
+            text = f"float32 cannot hold the {name}, whose largest number is {size:.3g}"
+            raise InputError([loaded.complaint(("dtype",), f"{text}; use float64")])
 
 
 def largest(numbers: Array) -> float:
-    """Give the size of the largest number."""
+    """Give the largest number, whatever its sign."""
     return float(np.abs(numbers).max())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.spec import Spec
-from regcheck.spec.schema import LrSchedule
+from regcheck.spec.rule import LrSchedule
 from regcheck.training import Training
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy

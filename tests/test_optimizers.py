@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regcheck.convention import Convention, Decay, MomentumForm
+from regcheck.optimizers import Array, Moved, sgd
+from regcheck.spec.rule import Sgd
+
+PLAIN = Sgd(name="sgd")
+TORCH_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.5, "dampening": 0.3},
+    {"momentum": 1.5, "dampening": -1.0},
+    {"dampening": 0.3},
+]
+
+
+def moved(
+    convention: Convention,
+    w: float,
+    g: float,
+    strength: float = 0.5,
+    options: Sgd = PLAIN,
+    velocity: float | None = None,
+    lr: float = 0.1,
+) -> Moved:
+    """Move one number, with the penalty λ w."""
+    return sgd(
+        options,
+        convention,
+        lr,
+        np.array([w]),
+        np.array([g]),
+        lambda at: strength * at,
+        None if velocity is None else np.array([velocity]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("decay", "after", "penalty"),
+    [
+        # w = 2, g = 3, lr = 0.1, λ = 0.5
+        ("gradient", 2 - 0.1 * (3 + 1), 0.1),
+        ("after-momentum", 2 - 0.1 * (3 + 1), 0.1),
+        ("decoupled", 2 * (1 - 0.05) - 0.3, 0.1),
+        ("decoupled-unscaled", 2 * (1 - 0.5) - 0.3, 1.0),
+        ("after-update", (2 - 0.3) * (1 - 0.05), 0.085),
+        ("before-clipping", 2 - 0.1 * 3, 0.1),  # the trainer puts the penalty into g
+    ],
+)
+def test_decay_by_hand(decay: Decay, after: float, penalty: float) -> None:
+    found = moved(Convention(decay=decay), 2.0, 3.0)
+    # A few roundings of numbers of order 1.
+    assert found.parameter[0] == pytest.approx(after, abs=1e-15)
+    assert found.penalty[0] == pytest.approx(penalty, abs=1e-15)
+    assert found.shift[0] == pytest.approx(2 - after, abs=1e-15)
+    assert found.velocity is None
+
+
+@pytest.mark.parametrize(
+    ("form", "first", "second", "steps"),
+    [
+        # μ = 0.5, g = 4 then 8, lr = 0.1: v after each step, and what each subtracts
+        ("torch", 4.0, 10.0, (0.4, 1.0)),
+        ("dampened", 2.0, 5.0, (0.2, 0.5)),
+        ("lr-inside", 0.4, 1.0, (0.4, 1.0)),
+    ],
+)
+def test_momentum_form_by_hand(
+    form: MomentumForm, first: float, second: float, steps: tuple[float, float]
+) -> None:
+    convention, options = Convention(momentum_form=form), Sgd(name="sgd", momentum=0.5)
+    one = moved(convention, 0.0, 4.0, options=options, strength=0.0)
+    assert one.velocity is not None
+    two = moved(
+        convention, 0.0, 8.0, options=options, strength=0.0, velocity=float(one.velocity[0])
+    )
+    assert two.velocity is not None
+    # Two roundings of numbers up to 10.
+    assert one.velocity[0] == pytest.approx(first, rel=1e-15)
+    assert two.velocity[0] == pytest.approx(second, rel=1e-15)
+    assert (one.shift[0], two.shift[0]) == pytest.approx(steps, rel=1e-15)
+
+
+def test_lr_inside_differs_from_torch_once_the_lr_changes() -> None:
+    # g = 1, μ = 0.9, lr 1, 1, 0.1: torch subtracts 0.1·2.71, Keras' form 0.1 + 0.9·1.9
+    # (pytorch/pytorch#1099 is about this).
+    ends = {}
+    for form in ("torch", "lr-inside"):
+        w, velocity = 0.0, None
+        for lr in (1.0, 1.0, 0.1):
+            step = moved(
+                Convention(momentum_form=form),
+                w,
+                1.0,
+                strength=0.0,
+                options=Sgd(name="sgd", momentum=0.9),
+                velocity=velocity,
+                lr=lr,
+            )
+            assert step.velocity is not None
+            w, velocity = float(step.parameter[0]), float(step.velocity[0])
+        ends[form] = w
+    # Ten roundings of numbers below 5.
+    assert ends == pytest.approx({"torch": -3.171, "lr-inside": -4.71}, rel=1e-14)
+
+
+@pytest.mark.parametrize("options", TORCH_OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    shape=st.sampled_from([(1,), (1, 1), (1, 7), (3, 2)]),
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-8, 1.0, 1e6]),
+    strength=st.sampled_from([0.0, 1e-3, 0.7]),
+)
+def test_torchs_convention_is_torch_optim_sgd(
+    options: dict[str, Any],
+    dtype: str,
+    shape: tuple[int, ...],
+    seed: int,
+    scale: float,
+    strength: float,
+) -> None:
+    random, lrs = np.random.default_rng(seed), (0.1, 0.1, 0.05, 0.2, 0.01)
+    w = random.normal(size=shape).astype(dtype)
+    gradients = [(scale * random.normal(size=shape)).astype(dtype) for _ in lrs]
+    tensor = torch.tensor(w, requires_grad=True)
+    optimizer = torch.optim.SGD([tensor], lr=1.0, weight_decay=strength, **options)
+    velocity: Array | None = None
+    for lr, g in zip(lrs, gradients, strict=True):
+        tensor.grad = torch.tensor(g)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        found = sgd(
+            Sgd(name="sgd", **options), Convention(), lr, w, g, lambda at: strength * at, velocity
+        )
+        w, velocity = found.parameter, found.velocity
+        assert w.dtype == found.penalty.dtype == found.shift.dtype == dtype
+        # Some ten roundings a step, each of at most the largest number in play. μ = 1.5 makes
+        # v and its errors grow to 20 times the gradient's.
+        size = 20 * (1 + scale) * 4
+        atol = 10 * len(lrs) * float(np.finfo(dtype).eps) * size
+        np.testing.assert_allclose(w, tensor.detach().numpy(), rtol=0, atol=atol)
+        if velocity is not None:
+            buffer = optimizer.state[tensor]["momentum_buffer"].numpy()
+            np.testing.assert_allclose(velocity, buffer, rtol=0, atol=atol)
+            assert velocity.dtype == dtype
+
+
+ALL = list(itertools.product(get_args(Decay), get_args(MomentumForm), TORCH_OPTIONS))
+
+
+@pytest.mark.parametrize(("decay", "form", "options"), ALL, ids=str)
+def test_shift_is_the_whole_step_and_penalty_its_part(
+    decay: Decay, form: MomentumForm, options: dict[str, Any]
+) -> None:
+    convention = Convention(decay=decay, momentum_form=form)
+    given_options = Sgd(name="sgd", **options)
+    with_penalty = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25)
+    without = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25, strength=0.0)
+    # A few roundings of numbers of order 1 to 10.
+    assert 2.0 - with_penalty.shift[0] == pytest.approx(with_penalty.parameter[0], abs=1e-14)
+    if decay not in ("gradient", "before-clipping"):  # those go through the momentum
+        part = with_penalty.shift[0] - without.shift[0]
+        assert with_penalty.penalty[0] == pytest.approx(part, abs=1e-14)
+    assert without.penalty[0] == 0
+
+
+@pytest.mark.parametrize(("decay", "form", "options"), ALL, ids=str)
+def test_step_writes_into_nothing_that_it_was_given(
+    decay: Decay, form: MomentumForm, options: dict[str, Any]
+) -> None:
+    given_arrays = [np.array([2.0]), np.array([3.0]), np.array([0.25])]
+    for array in given_arrays:
+        array.flags.writeable = False
+    w, g, velocity = given_arrays
+    found = sgd(
+        Sgd(name="sgd", **options),
+        Convention(decay=decay, momentum_form=form),
+        0.1,
+        w,
+        g,
+        lambda at: 0.5 * at,
+        velocity if options.get("momentum") else None,
+    )
+    # A read-only array would have raised; nothing of the result is the parameter itself.
+    assert not np.shares_memory(found.parameter, w)
+    assert found.parameter[0] != 2.0
+
+
+@pytest.mark.parametrize("decay", get_args(Decay))
+def test_lr_of_zero_moves_nothing_but_by_the_unscaled_decay(decay: Decay) -> None:
+    found = moved(Convention(decay=decay), 2.0, 3.0, lr=0.0)
+    assert found.parameter[0] == (1.0 if decay == "decoupled-unscaled" else 2.0)
