@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+
+from regcheck.schedule import Batch, Schedule, schedule_of, training_of
+from regcheck.spec import Spec, from_mapping
+
+BASE: dict[str, Any] = {
+    "data": {"X": [[1.0], [2.0]], "y": [1.0, 2.0]},
+    "model": "linear",
+    "lr": 0.4,
+}
+
+
+def spec_of(**keys: Any) -> Spec:
+    """Check a spec over the base one."""
+    return from_mapping(BASE | keys).spec
+
+
+def schedule(rows: int = 10, **keys: Any) -> Schedule:
+    """Make a schedule of a spec over the base one."""
+    return schedule_of(spec_of(**keys), rows)
+
+
+def rows_of(batch: Batch, rows: int) -> list[list[int]]:
+    """List the rows of each micro-batch."""
+    return [np.arange(rows)[part].tolist() for part in batch.parts]
+
+
+# --- lr -------------------------------------------------------------------------------------------
+
+SCHEDULERS: list[tuple[dict[str, Any], Callable[[Any], lr_scheduler.LRScheduler]]] = [
+    (
+        {"kind": "step", "every": 3, "factor": 0.1},
+        lambda o: lr_scheduler.StepLR(o, step_size=3, gamma=0.1),
+    ),
+    ({"kind": "exponential", "factor": 0.9}, lambda o: lr_scheduler.ExponentialLR(o, gamma=0.9)),
+    (
+        {"kind": "cosine", "steps": 12, "floor": 0.05},
+        lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=12, eta_min=0.05),
+    ),
+    ({"kind": "cosine", "steps": 12}, lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=12)),
+    (
+        {"kind": "warmup", "steps": 5},
+        lambda o: lr_scheduler.LinearLR(o, start_factor=1 / 5, total_iters=4),
+    ),
+    (
+        {"kind": "list", "values": [0.3, 0.2, 0.7]},
+        lambda o: lr_scheduler.LambdaLR(o, lambda t: [0.3, 0.2, 0.7][min(t, 2)] / 0.4),
+    ),
+]
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+@pytest.mark.parametrize(("given_schedule", "make"), SCHEDULERS, ids=lambda one: str(one)[:40])
+def test_lr_is_torchs_schedulers(
+    given_schedule: dict[str, Any],
+    make: Callable[[Any], lr_scheduler.LRScheduler],
+    per: str,
+) -> None:
+    tensor = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([tensor], lr=0.4)
+    scheduler = make(optimizer)
+    epochs = 4 if per == "step" else 13
+    steps = schedule(
+        batch_size=4, epochs=epochs, lr_schedule=given_schedule | {"per": per}
+    )  # 3 steps an epoch; 12 in all, where the cosine ends (torch's then rises again)
+    for batch in steps.batches():
+        lr = optimizer.param_groups[0]["lr"]
+        # torch multiplies lr up from step to step: some ten roundings.
+        assert batch.lr == pytest.approx(lr, rel=1e-14, abs=1e-16)
+        optimizer.step()
+        if per == "step" or batch.batch == 3:
+            scheduler.step()
+
+
+def test_lr_stays_at_its_end() -> None:
+    cosine = schedule(epochs=20, lr_schedule={"kind": "cosine", "steps": 10, "floor": 0.1})
+    listed = schedule(epochs=20, lr_schedule={"kind": "list", "values": [0.3, 0.2]})
+    warm = schedule(epochs=20, lr_schedule={"kind": "warmup", "steps": 5})
+    assert [one.lr for one in cosine.batches()][10:] == [0.1] * 10
+    assert [one.lr for one in listed.batches()] == [0.3] + [0.2] * 19
+    assert [one.lr for one in warm.batches()][4:] == [0.4] * 16
+
+
+def test_lr_that_outgrows_float64_is_infinite() -> None:
+    growing = schedule(epochs=400, lr_schedule={"kind": "exponential", "factor": 10.0})
+    lrs = [batch.lr for batch in growing.batches()]
+    assert lrs[:2] == [0.4, 4.0]
+    assert lrs[-1] == math.inf
+
+
+def test_lr_without_a_schedule_is_the_lr() -> None:
+    assert {batch.lr for batch in schedule(epochs=3, batch_size=3).batches()} == {0.4}
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [[[0, 1, 2, 3, 4]]]),
+        ({"batch_size": 99}, [[[0, 1, 2, 3, 4]]]),
+        ({"batch_size": 2}, [[[0, 1]], [[2, 3]], [[4]]]),
+        ({"batch_size": 2, "drop_last": True}, [[[0, 1]], [[2, 3]]]),
+        ({"batch_size": 2, "accumulate": 2}, [[[0, 1], [2, 3]], [[4]]]),
+        ({"batch_size": 2, "accumulate": 9}, [[[0, 1], [2, 3], [4]]]),
+        ({"batch_size": 2, "accumulate": 2, "drop_last": True}, [[[0, 1], [2, 3]]]),
+        ({"batch_size": 9, "drop_last": True}, []),
+    ],
+    ids=str,
+)
+def test_rows_of_an_epoch_by_hand(keys: dict[str, Any], expected: list[list[list[int]]]) -> None:
+    found = schedule(rows=5, **keys)
+    assert [rows_of(batch, 5) for batch in found.batches()] == expected
+    assert found.steps == found.steps_per_epoch == len(expected)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 40),
+    batch_size=st.integers(1, 45),
+    accumulate=st.integers(1, 5),
+    drop_last=st.booleans(),
+    seed=st.one_of(st.none(), st.integers(0, 100)),
+)
+def test_every_row_is_seen_once_an_epoch(
+    rows: int, batch_size: int, accumulate: int, drop_last: bool, seed: int | None
+) -> None:
+    found = schedule(
+        rows,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        drop_last=drop_last,
+        epochs=2,
+        shuffle=False if seed is None else {"seed": seed},
+    )
+    batches = list(found.batches())
+    assert [batch.step for batch in batches] == list(range(1, found.steps + 1))
+    for epoch in (1, 2):
+        own = [batch for batch in batches if batch.epoch == epoch]
+        assert [batch.batch for batch in own] == list(range(1, found.steps_per_epoch + 1))
+        micro = [part for batch in own for part in rows_of(batch, rows)]
+        seen = [row for part in micro for row in part]
+        assert (
+            len(set(seen)) == len(seen) == (rows // batch_size * batch_size if drop_last else rows)
+        )
+        assert all(len(part) == batch_size for part in micro[:-1])
+        assert all(len(batch.parts) == accumulate for batch in own[:-1])
+    for batch in batches:
+        assert batch.size == sum(len(part) for part in rows_of(batch, rows))
+    sizes = {batch.size for batch in batches} or {0}
+    assert set(found.sizes()) == sizes
+    micro_sizes = {len(part) for batch in batches for part in rows_of(batch, rows)} or {0}
+    assert set(found.micro_sizes()) == micro_sizes
+    if batches:
+        assert found.sizes()[0] == batches[0].size
+        assert found.micro_sizes()[0] == len(rows_of(batches[0], rows)[0])
+
+
+def test_shuffle_is_another_order_each_epoch_and_the_same_each_run() -> None:
+    keys = {"batch_size": 5, "shuffle": {"seed": 7}, "epochs": 3}
+    once = [rows_of(batch, 20) for batch in schedule(20, **keys).batches()]
+    again = [rows_of(batch, 20) for batch in schedule(20, **keys).batches()]
+    other = [
+        rows_of(batch, 20) for batch in schedule(20, **keys | {"shuffle": {"seed": 8}}).batches()
+    ]
+    assert once == again
+    assert once != other
+    assert once[:4] != once[4:8]
+    assert once[:4] != [[list(range(at, at + 5))] for at in range(0, 20, 5)]
+
+
+def test_rows_in_their_own_order_are_slices() -> None:
+    # Slices cost no copy of the data.
+    assert all(
+        isinstance(part, slice)
+        for batch in schedule(batch_size=3).batches()
+        for part in batch.parts
+    )
+
+
+# --- the numbers of a training --------------------------------------------------------------------
+
+
+def test_training_holds_the_specs_numbers() -> None:
+    spec = spec_of(
+        optimizer={"name": "sgd", "momentum": 0.9, "dampening": 0.1},
+        weight_decay={"weight": 0.3, "bias": 0.0},
+        batch_size=4,
+        clip_value=1.0,
+        lr_schedule={"kind": "exponential", "factor": 0.5},
+    )
+    found = training_of(spec, 10)
+    assert (found.lr, found.lr_varies) == (0.4, True)
+    assert (found.momentum, found.dampening, found.nesterov) == (0.9, 0.1, False)
+    assert found.weight_decay == {"weight": 0.3, "bias": 0.0}
+    assert found.clipped
+    assert (found.batch_rows, found.train_rows) == ((4, 2), 10)
+    assert found.micro_rows == ()
+    assert found.loss_rows == (4, 2)
+
+
+def test_training_holds_the_micro_batches_where_gradients_are_accumulated() -> None:
+    found = training_of(spec_of(batch_size=4, accumulate=2), 10)
+    assert found.batch_rows == (8, 2)
+    assert found.loss_rows == (4, 2)
+    even = training_of(spec_of(batch_size=5, accumulate=2), 10)
+    assert (even.batch_rows, even.loss_rows) == ((10,), (5,))

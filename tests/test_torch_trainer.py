@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.spec import from_mapping
+from regcheck.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
+
+BASE: dict[str, Any] = {
+    "data": {"synthetic": {"rows": 23, "features": 3, "seed": 1}},
+    "model": "logistic",
+    "init": {"normal": {"std": 0.5, "seed": 2}},
+    "lr": 0.1,
+    "weight_decay": {"weight": 0.3, "bias": 0.1},
+    "epochs": 3,
+}
+OPTIMIZERS: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.6, "dampening": 0.3},
+]
+CLIPS: list[dict[str, Any]] = [{}, {"clip_norm": 0.2}, {"clip_value": 0.05}]
+BATCHES: list[dict[str, Any]] = [
+    {},
+    {"batch_size": 5},
+    {"batch_size": 5, "drop_last": True, "shuffle": {"seed": 3}},
+    {"batch_size": 4, "accumulate": 3, "lr_schedule": {"kind": "step", "every": 2, "factor": 0.5}},
+]
+MODELS: list[dict[str, Any]] = [
+    {"model": "linear"},
+    {"loss": "bce"},
+    {"loss": "bce_with_logits"},
+    {"loss": "mse"},
+]
+
+
+def problem_of(spec: dict[str, Any]) -> Problem:
+    """Build the problem of a spec over the base one."""
+    return build_problem(from_mapping(BASE | spec))
+
+
+def by_torch(problem: Problem) -> Iterator[Step]:
+    """Train in torch, step by step."""
+    trainer = TorchTrainer(problem)
+    return (trainer.step(batch) for batch in problem.schedule.batches())
+
+
+def by_numpy(problem: Problem) -> Iterator[Step]:
+    """Train in NumPy, step by step."""
+    trainer = NumpyTrainer(problem)
+    state = trainer.start()
+    for batch in problem.schedule.batches():
+        update = trainer.step(state, batch)
+        state = update.state
+        yield update.step
+
+
+def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
+    """Train as a person would in torch, with nothing of regcheck but the numbers."""
+    model = nn.Linear(problem.X.shape[1], 1).double()
+    model.load_state_dict({name: torch.tensor(t) for name, t in problem.initial.items()})
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [model.weight], "weight_decay": problem.weight_decay["weight"]},
+            {"params": [model.bias], "weight_decay": problem.weight_decay["bias"]},
+        ],
+        lr=problem.schedule.lr,
+        momentum=problem.optimizer.momentum,
+        nesterov=problem.optimizer.nesterov,
+        dampening=problem.optimizer.dampening,
+    )
+    X, y = torch.tensor(problem.X), torch.tensor(problem.y).reshape(-1, 1)
+    for batch in problem.schedule.batches():
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = batch.lr
+        total = 0.0
+        for rows in batch.parts:
+            z = model(X[torch.arange(len(X))[rows]])
+            target = y[torch.arange(len(X))[rows]]
+            if problem.loss == "bce":
+                loss = nn.functional.binary_cross_entropy(torch.sigmoid(z), target)
+            elif problem.loss == "bce_with_logits":
+                loss = nn.functional.binary_cross_entropy_with_logits(z, target)
+            else:
+                p = z if problem.model == "linear" else torch.sigmoid(z)
+                loss = nn.functional.mse_loss(p, target)
+            (loss / len(batch.parts)).backward()  # type: ignore[no-untyped-call]
+            total += loss.item() / len(batch.parts)
+        if problem.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), problem.clip_norm)
+        if problem.clip_value is not None:
+            nn.utils.clip_grad_value_(model.parameters(), problem.clip_value)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield {name: t.detach().numpy().copy() for name, t in model.named_parameters()}, total
+
+
+# Every fifth of the 192 combinations: 5 shares no factor with any of the counts.
+ALL = list(itertools.product(OPTIMIZERS, CLIPS, BATCHES, MODELS))[::5]
+
+
+def spec_of(
+    optimizer: dict[str, Any], clip: dict[str, Any], batches: dict[str, Any], model: dict[str, Any]
+) -> dict[str, Any]:
+    """Put a combination together."""
+    return {**clip, **batches, **model, "optimizer": {"name": "sgd", **optimizer}}
+
+
+def test_trainer_is_the_bare_script_in_every_combination() -> None:
+    for combination in ALL:
+        problem = problem_of(spec_of(*combination))
+        for step, (after, loss) in zip(by_torch(problem), bare_script(problem), strict=True):
+            for name, tensor in after.items():
+                # The same kernels on the same numbers; indexing may change the order of a sum.
+                np.testing.assert_allclose(step.after[name], tensor, rtol=1e-13, atol=1e-14)
+            assert step.loss == pytest.approx(loss, rel=1e-13), combination
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None:
+    for combination in ALL:
+        problem = problem_of(spec_of(*combination) | {"dtype": dtype})
+        # Up to 15 steps of some 30 roundings, of numbers of order 1 to 10.
+        atol = 15 * 30 * 10 * float(np.finfo(dtype).eps) / 2
+        for left, right in zip(by_numpy(problem), by_torch(problem), strict=True):
+            assert left.loss == pytest.approx(right.loss, abs=atol), combination
+            for field in ("before", "gradient", "penalty", "velocity", "shift", "after"):
+                here, there = getattr(left, field), getattr(right, field)
+                assert here.keys() == there.keys()
+                for name in here:
+                    assert here[name].dtype == there[name].dtype == dtype
+                    np.testing.assert_allclose(here[name], there[name], rtol=0, atol=atol)
+            for z, other in zip(left.outputs, right.outputs, strict=True):
+                np.testing.assert_allclose(z, other, rtol=0, atol=atol)
+
+
+def test_shift_is_what_torch_subtracted() -> None:
+    for combination in ALL:
+        for step in by_torch(problem_of(spec_of(*combination))):
+            for name, w in step.before.items():
+                # Two or three roundings of numbers of order 1.
+                np.testing.assert_allclose(w - step.shift[name], step.after[name], atol=1e-15)
+
+
+def test_answers_step_by_hand() -> None:
+    spec = {
+        "data": {"X": [[2.0], [4.0]], "y": [7.0, 11.0]},
+        "model": "linear",
+        "init": {"constant": 1.0},
+        "weight_decay": 1.0,
+        "epochs": 1,
+    }
+    (step,) = by_torch(problem_of(spec))
+    assert step.loss == 26.0
+    assert (step.gradient["weight"].item(), step.gradient["bias"].item()) == (-32.0, -10.0)
+    # Two roundings of numbers of order 1.
+    assert step.penalty["weight"].item() == pytest.approx(0.1, rel=1e-15)
+    assert step.after["weight"].item() == pytest.approx(4.1, rel=1e-15)
+    assert step.after["bias"].item() == pytest.approx(1.9, rel=1e-15)
+
+
+def test_model_and_optimizer_are_torchs_own() -> None:
+    trainer = TorchTrainer(problem_of({"optimizer": {"name": "sgd", "momentum": 0.9}}))
+    assert type(trainer.model) is nn.Linear
+    assert type(trainer.optimizer) is torch.optim.SGD
+    groups = trainer.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.1]
+    assert [group["params"] for group in groups] == [[trainer.model.weight], [trainer.model.bias]]
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
+    """List every array of a step."""
+    groups = (step.before, step.gradient, step.penalty, step.velocity, step.shift, step.after)
+    return [*step.outputs, *(array for group in groups for array in group.values())]
+
+
+def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
+    for combination in ALL:
+        problem = problem_of(spec_of(*combination))
+        kept = copy.deepcopy((problem.X, problem.y, problem.initial))
+        steps, copies = [], []
+        for step in by_torch(problem):
+            steps.append(step)
+            copies.append(copy.deepcopy(step))
+        for step, as_it_was in zip(steps, copies, strict=True):
+            pairs = zip(arrays(step), arrays(as_it_was), strict=True)
+            assert all(np.array_equal(left, right) for left, right in pairs), combination
+        assert np.array_equal(problem.X, kept[0])
+        assert np.array_equal(problem.y, kept[1])
+        assert all(np.array_equal(problem.initial[name], kept[2][name]) for name in kept[2])
+
+
+def test_parameters_are_copies() -> None:
+    problem = problem_of({})
+    trainer = TorchTrainer(problem)
+    start = trainer.parameters()
+    trainer.step(next(problem.schedule.batches()))
+    assert np.array_equal(start["weight"], problem.initial["weight"])
+    assert not np.array_equal(trainer.parameters()["weight"], start["weight"])
+
+
+# --- torch's global state -------------------------------------------------------------------------
+
+
+def test_torchs_random_numbers_do_not_move() -> None:
+    state = torch.get_rng_state()
+    list(by_torch(problem_of({})))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("work", [1, SMALL - 1, SMALL, 10**9])
+def test_settings_are_set_and_put_back(work: int) -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with torch_settings(work) as threads:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_num_threads() == threads == (1 if work < SMALL else before[0])
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_settings_are_put_back_after_an_error() -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KeyError), torch_settings(1):
+        raise KeyError
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_environment_names_torch() -> None:
+    assert environment()["torch"] == torch.__version__
+    assert environment()["numpy"] == np.__version__
+
+
+# --- numbers that are none ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce_with_logits", "mse"])
+def test_loss_of_no_number_is_no_number(loss: str) -> None:
+    # BCELoss raises where p is NaN; a training that ran away is judged, not broken off.
+    problem = problem_of({"loss": loss, "epochs": 2})
+    trainer = TorchTrainer(problem)
+    with torch.no_grad():
+        trainer.model.weight.fill_(math.nan)
+    step = trainer.step(next(problem.schedule.batches()))
+    assert math.isnan(step.loss)
+    assert np.isnan(step.after["bias"]).all()
+
+
+def test_other_errors_of_torch_are_not_swallowed() -> None:
+    problem = problem_of({"loss": "bce"})
+    trainer = TorchTrainer(problem)
+    trainer.y = trainer.y - 3.0  # no label
+    with pytest.raises(RuntimeError, match="between 0 and 1"):
+        trainer.step(next(problem.schedule.batches()))
+
+
+def test_lr_beyond_float32_is_infinite_as_in_numpy() -> None:
+    schedule = {"kind": "exponential", "factor": 1e40**0.5}
+    problem = problem_of({"dtype": "float32", "lr_schedule": schedule, "epochs": 3})
+    assert [batch.lr > 3.4e38 for batch in problem.schedule.batches()] == [False, False, True]
+    with np.errstate(all="ignore"):
+        *_, framework = by_torch(problem)
+        *_, scratch = by_numpy(problem)
+    for name in problem.initial:
+        # Infinite, or already NaN where the step before was: the same on both sides.
+        assert not np.isfinite(framework.after[name]).any()
+        assert not np.isfinite(scratch.after[name]).any()
+
+
+# --- both sides over shapes and scales ------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 30),
+    features=st.integers(1, 6),
+    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    model=st.sampled_from(MODELS),
+    batch_size=st.integers(1, 31),
+    accumulate=st.integers(1, 3),
+    shuffled=st.booleans(),
+)
+def test_both_sides_agree_on_one_epoch_of_any_shape(
+    seed: int,
+    rows: int,
+    features: int,
+    scale: float,
+    dtype: str,
+    model: dict[str, Any],
+    batch_size: int,
+    accumulate: int,
+    shuffled: bool,
+) -> None:
+    draw = np.random.default_rng(seed)
+    spec = {
+        "data": {
+            "X": (scale * draw.normal(size=(rows, features))).tolist(),
+            "y": draw.integers(0, 2, rows).astype(float).tolist(),
+        },
+        "init": {"weight": (draw.normal(size=features) / scale).tolist(), "bias": [0.1]},
+        "lr": 0.01 / max(scale, 1.0) ** 2,
+        "epochs": 1,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "optimizer": {"name": "sgd", "momentum": 0.5},
+        **model,
+        **({"shuffle": {"seed": seed}} if shuffled else {}),
+    }
+    problem = problem_of(spec)
+    for left, right in zip(by_numpy(problem), by_torch(problem), strict=True):
+        for name, w in right.after.items():
+            # Weights are of size 3/scale, gradients of size 30 scale, over at most 30 steps of
+            # some 30 roundings; the step's own error is lr·30 scale u, below the weights'.
+            size = 10 * (1 + 1 / scale)
+            atol = 30 * 30 * size * float(np.finfo(dtype).eps) / 2
+            np.testing.assert_allclose(left.after[name], w, rtol=0, atol=atol)
