@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import get_args
+
+import pytest
+
+from regcheck.convention import (
+    KEYS,
+    NAMED,
+    TORCH,
+    Convention,
+    Decay,
+    DividePenaltyBy,
+    LossReduction,
+    MomentumForm,
+    PenaltyNorm,
+    UpdateOrder,
+    differences,
+    name_of,
+    penalized,
+    plain,
+)
+from regcheck.spec.schema import ConventionKeys
+
+CHOICES = {
+    "decay": Decay,
+    "divide_penalty_by": DividePenaltyBy,
+    "loss_reduction": LossReduction,
+    "momentum_form": MomentumForm,
+    "penalty_norm": PenaltyNorm,
+    "update_order": UpdateOrder,
+}
+
+
+def test_torch_is_the_default() -> None:
+    assert Convention() == TORCH
+    assert differences(Convention()) == {}
+    assert name_of(Convention()) == "pytorch"
+
+
+def test_keys_are_those_of_the_convention_and_of_the_spec() -> None:
+    names = [field.name for field in fields(Convention)]
+    assert sorted(KEYS) == sorted(names)
+    assert list(ConventionKeys.model_fields) == names
+    assert Convention(**ConventionKeys().model_dump()) == TORCH
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_value_of_a_key_is_told_the_default_first(key: str) -> None:
+    assert set(KEYS[key].values) == set(get_args(CHOICES[key]))
+    assert next(iter(KEYS[key].values)) == getattr(TORCH, key)
+
+
+def test_registries_are_sorted() -> None:
+    assert list(KEYS) == sorted(KEYS)
+    assert list(NAMED) == sorted(NAMED)
+
+
+@pytest.mark.parametrize(
+    ("name", "differing"),
+    [
+        # The question, the courses and the libraries that each is named for.
+        ("bias-free", {"penalize_bias": "false"}),
+        (
+            "coursera",
+            {"divide_penalty_by": "dataset", "penalize_bias": "false", "penalty_in_loss": "true"},
+        ),
+        ("decoupled", {"decay": "decoupled"}),
+        ("divided-by-batch", {"divide_penalty_by": "batch", "penalty_in_loss": "true"}),
+        ("divided-by-dataset", {"divide_penalty_by": "dataset"}),
+        ("doubled", {"penalty_factor": "2"}),
+        (
+            "keras-l2",
+            {"penalty_factor": "2", "penalize_bias": "false", "penalty_in_loss": "true"},
+        ),
+        ("pytorch", {}),
+        (
+            "sklearn-mlp",
+            {"divide_penalty_by": "batch", "penalize_bias": "false", "penalty_in_loss": "true"},
+        ),
+    ],
+)
+def test_named_convention_differs_from_torch_in(name: str, differing: dict[str, str]) -> None:
+    found = differences(NAMED[name].convention)
+    assert {key: here for key, (here, _) in found.items()} == differing
+    assert name_of(NAMED[name].convention) == name
+
+
+def test_a_mixture_has_no_name_but_differences() -> None:
+    mixture = replace(TORCH, loss_factor=0.5, penalty_factor=2.0)
+    assert name_of(mixture) is None
+    assert differences(mixture) == {"loss_factor": ("0.5", "1"), "penalty_factor": ("2", "1")}
+
+
+def test_the_bias_alone_can_be_free() -> None:
+    free = Convention(penalize_bias=False)
+    assert [penalized(free, name) for name in ("weight", "bias")] == [True, False]
+    assert [penalized(TORCH, name) for name in ("weight", "bias")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), (False, "false"), (2.0, "2"), (0.5, "0.5"), ("batch", "batch")],
+)
+def test_value_is_written_as_in_a_spec(value: object, text: str) -> None:
+    assert plain(value) == text

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regcheck.convention import Convention, Decay, MomentumForm
+from regcheck.matching import Matching, NoMatchError, matching
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import Array, Parameters, Problem, build_problem
+from regcheck.schedule import training_of
+from regcheck.spec import LoadedSpec, from_mapping
+from regcheck.torch_trainer import TorchTrainer
+from regcheck.training import Training
+
+OPTIMIZERS: list[dict[str, Any]] = [
+    {},
+    {"name": "sgd", "momentum": 0.9},
+    {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    {"name": "sgd", "momentum": 0.6, "dampening": 0.3},
+]
+SCHEDULE = {"kind": "exponential", "factor": 0.8}
+
+
+def data(seed: int, rows: int = 7, features: int = 3) -> dict[str, Any]:
+    """Draw rows with labels."""
+    draw = np.random.default_rng(seed)
+    return {
+        "X": draw.normal(size=(rows, features)).tolist(),
+        "y": draw.integers(0, 2, rows).astype(float).tolist(),
+    }
+
+
+def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
+    """Fill a spec up."""
+    base = {
+        "data": data(seed),
+        "model": "linear",
+        "init": {"normal": {"std": 0.5, "seed": seed}},
+        "lr": 0.05,
+    }
+    return from_mapping(base | spec)
+
+
+def match_of(spec: LoadedSpec) -> Matching:
+    """Match a spec; raises NoMatchError."""
+    return matching(spec.spec.named_convention(), training_of(spec.spec, 7))
+
+
+def match_or_reason(spec: LoadedSpec) -> Matching | str:
+    """Match a spec, or tell why not."""
+    try:
+        return match_of(spec)
+    except NoMatchError as reason:
+        return str(reason)
+
+
+def by_numpy(problem: Problem) -> Iterator[Parameters]:
+    """Train in NumPy."""
+    trainer = NumpyTrainer(problem)
+    state = trainer.start()
+    for batch in problem.schedule.batches():
+        state = trainer.step(state, batch).state
+        yield state.parameters
+
+
+def by_torch(problem: Problem, match: Matching) -> Iterator[Parameters]:
+    """Train in torch with the matched numbers in the place of the spec's."""
+    trainer = TorchTrainer(problem)
+    for group, name in zip(trainer.optimizer.param_groups, trainer.tensors, strict=True):
+        group["weight_decay"] = match.weight_decay[name]
+    for batch in problem.schedule.batches():
+        yield trainer.step(batch._replace(lr=batch.lr * match.lr_factor)).after
+
+
+def apart(spec: LoadedSpec, match: Matching) -> float:
+    """Give the largest difference after any step, relative to numbers of order 1."""
+    problem = build_problem(spec)
+    worst = 0.0
+    for left, right in zip(by_numpy(problem), by_torch(problem, match), strict=True):
+        for name, tensor in left.items():
+            size = max(1.0, float(np.abs(tensor).max()))
+            worst = max(worst, float(np.abs(tensor - right[name]).max()) / size)
+    return worst
+
+
+def could_match(loaded: LoadedSpec) -> bool:
+    """Say whether any lr and weight decays that torch takes give the convention's steps.
+
+    Along the scratch side's path, torch's displacement is linear in a = lr′/lr and c = a λ′ of
+    each tensor: lr (a d(g) + c d(w)) with d the direction that momentum makes of a sequence. So
+    least squares over all entries of all steps finds a and c, or leaves a residual.
+    """
+    problem = build_problem(loaded)
+    trainer, options = NumpyTrainer(problem), problem.optimizer
+    plain = NumpyTrainer(replace(problem, convention=Convention()))
+    state = trainer.start()
+    buffers: dict[tuple[str, str], Array] = {}
+    columns, target = [], []
+    for batch in problem.schedule.batches():
+        before = state.parameters
+        state = trainer.step(state, batch).state
+        slopes = plain.clipped(plain.pass_over(before, batch).gradient)
+        for place, name in enumerate(before):
+            entry = np.zeros((before[name].size, 3))
+            for column, x in ((0, slopes[name]), (1 + place, before[name])):
+                d, key = x, (name, f"column {column}")
+                if options.momentum:
+                    v = (
+                        options.momentum * buffers[key] + (1 - options.dampening) * x
+                        if key in buffers
+                        else x
+                    )
+                    buffers[key] = v
+                    d = x + options.momentum * v if options.nesterov else v
+                entry[:, column] = batch.lr * d.ravel()
+            columns.append(entry)
+            target.append((before[name] - state.parameters[name]).ravel())
+    A, t = np.vstack(columns), np.concatenate(target)
+    solution, *_ = np.linalg.lstsq(A, t)
+    a, *c = solution
+    # Rounding leaves 1e-15 of numbers of order 1; the differences at stake are above 1e-8.
+    return bool(np.abs(A @ solution - t).max() < 1e-10 and a > 1e-10 and min(c) > -1e-10)
+
+
+def specs() -> Iterator[dict[str, Any]]:
+    """Give every combination of what matching looks at; the rest is drawn for each."""
+    draw = random.Random("matching")
+    for optimizer, form, decay, clip, scheduled in itertools.product(
+        OPTIMIZERS, get_args(MomentumForm), get_args(Decay), [False, True], [False, True]
+    ):
+        for _ in range(3):
+            yield {
+                "optimizer": {"name": "sgd"} | optimizer,
+                "convention": {
+                    "momentum_form": form,
+                    "decay": decay,
+                    "divide_penalty_by": draw.choice(["nothing", "batch", "dataset"]),
+                    "penalty_factor": draw.choice([1.0, 2.0, 0.5]),
+                    "penalize_bias": draw.random() < 0.6,
+                    "loss_reduction": draw.choice(["mean", "mean", "sum"]),
+                    "loss_factor": draw.choice([1.0, 1.0, 0.5]),
+                    "update_order": draw.choice(["simultaneous"] * 9 + ["bias-first"]),
+                    "penalty_norm": draw.choice(["squared"] * 9 + ["unsquared"]),
+                },
+                "weight_decay": draw.choice([0.3, {"weight": 0.3, "bias": 0.2}, 0.0]),
+                "batch_size": draw.choice([2, 7, 7]),
+                "accumulate": draw.choice([1, 2]),
+                "drop_last": draw.random() < 0.5,
+                "epochs": 4,
+                **({"clip_norm": 0.3} if clip else {}),
+                **({"lr_schedule": SCHEDULE} if scheduled else {}),
+                "model": draw.choice(["linear", "logistic"]),
+            }
+
+
+def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None:
+    matched = refused = 0
+    for seed, spec in enumerate(specs()):
+        loaded = loaded_spec(spec, seed)
+        match = match_or_reason(loaded)
+        if isinstance(match, str):
+            refused += 1
+            # Where nothing is ever clipped there might be a match; only the steps could tell.
+            assert "clip" in match or not could_match(loaded), (spec, match)
+            continue
+        assert could_match(loaded), spec
+        # Up to 16 steps of some 50 roundings, of numbers of order 1.
+        assert apart(loaded, match) < 1e-12, (spec, match)
+        matched += 1
+    assert matched > 100
+    assert refused > 100
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    lr=st.sampled_from([1e-3, 0.02, 0.1]),
+    weight=st.sampled_from([0.0, 1e-4, 0.4]),
+    factor=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+    loss_factor=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    divide=st.sampled_from(["nothing", "batch", "dataset"]),
+    decay=st.sampled_from(get_args(Decay)),
+    free=st.booleans(),
+)
+def test_without_momentum_only_decay_after_the_update_may_have_no_match(
+    seed: int,
+    lr: float,
+    weight: float,
+    factor: float,
+    loss_factor: float,
+    reduction: str,
+    divide: str,
+    decay: Decay,
+    free: bool,
+) -> None:
+    loaded = loaded_spec(
+        {
+            "lr": lr,
+            "weight_decay": weight,
+            "epochs": 8,
+            "convention": {
+                "penalty_factor": factor,
+                "loss_factor": loss_factor,
+                "loss_reduction": reduction,
+                "divide_penalty_by": divide,
+                "decay": decay,
+                "penalize_bias": not free,
+            },
+        },
+        seed,
+    )
+    if decay == "after-update" and free and weight:
+        with pytest.raises(NoMatchError, match="an lr of its own"):
+            match_of(loaded)
+    else:
+        # Eight steps of some 50 roundings; the largest lr times 14 rows makes numbers grow.
+        assert apart(loaded, match_of(loaded)) < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("changes", "convention", "lr", "weight_decay"),
+    [
+        # lr 0.1, λ 0.5, 8 rows, momentum 0.9 where named
+        ({}, Convention(), 0.1, 0.5),
+        ({}, Convention(divide_penalty_by="batch"), 0.1, 0.0625),
+        ({}, Convention(penalty_factor=2.0), 0.1, 1.0),
+        ({}, Convention(loss_reduction="sum"), 0.8, 0.0625),
+        ({}, Convention(loss_factor=0.5), 0.05, 1.0),
+        ({"momentum": 0.9}, Convention(momentum_form="dampened"), 0.01, 0.5),
+        ({"momentum": 0.9}, Convention(momentum_form="lr-inside"), 0.1, 0.5),
+        ({}, Convention(decay="decoupled"), 0.1, 0.5),
+        ({}, Convention(decay="decoupled-unscaled"), 0.1, 5.0),
+        ({}, Convention(decay="after-update"), 0.095, 0.5 / 0.95),
+        # A micro-batch's sum is 4 times its mean, whatever the step's rows.
+        ({"micro_rows": (4,)}, Convention(loss_reduction="sum"), 0.4, 0.125),
+        ({"lr": 0.0}, Convention(divide_penalty_by="batch"), 0.0, 0.0625),
+    ],
+)
+def test_match_by_hand(
+    changes: dict[str, Any], convention: Convention, lr: float, weight_decay: float
+) -> None:
+    found = matching(convention, training(**changes))
+    # One or two roundings.
+    assert found.lr == pytest.approx(lr, rel=1e-15)
+    assert found.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
+
+
+def training(**changes: Any) -> Training:
+    """Make a plain training of 8 rows."""
+    numbers: dict[str, Any] = {
+        "lr": 0.1,
+        "lr_varies": False,
+        "weight_decay": {"weight": 0.5, "bias": 0.5},
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "nesterov": False,
+        "clipped": False,
+        "batch_rows": (8,),
+        "train_rows": 8,
+    }
+    return Training(**(numbers | changes))
+
+
+def test_changing_lr_is_matched_by_a_factor_on_each() -> None:
+    found = matching(
+        Convention(loss_factor=0.5), training(lr=0.0, lr_varies=True)
+    )  # a list of lrs: the spec's own lr says nothing
+    assert found.lr_factor == 0.5
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+MOMENTUM = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+DECAYING = {"weight_decay": 0.3}
+
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("old parameters", {}, {"update_order": "bias-first"}),
+    ("differ in rows, so their sum", {"batch_size": 4}, {"loss_reduction": "sum"}),
+    (
+        "differ in rows, so their sum",
+        {"batch_size": 4, "accumulate": 2},
+        {"loss_reduction": "sum"},
+    ),
+    ("clipping acts", {"clip_value": 0.2}, {"loss_factor": 0.5}),
+    (
+        "dampened velocity",
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
+        {"momentum_form": "dampened"},
+    ),
+    (
+        "does not dampen the first step",
+        {"optimizer": {"name": "sgd", "momentum": 0.6, "dampening": 0.3}},
+        {"momentum_form": "dampened"},
+    ),
+    (
+        "does not hold the lr",
+        MOMENTUM | {"lr_schedule": SCHEDULE},
+        {"momentum_form": "lr-inside"},
+    ),
+    ("counts nothing", DECAYING, {"loss_factor": 0.0}),
+    ("no constant multiple of w", DECAYING, {"penalty_norm": "unsquared"}),
+    ("λ/B is no constant", DECAYING | {"batch_size": 4}, {"divide_penalty_by": "batch"}),
+    ("clips before", DECAYING | {"clip_norm": 0.1}, {"decay": "before-clipping"}),
+    ("with momentum", DECAYING | MOMENTUM, {"decay": "after-momentum"}),
+    ("with momentum", DECAYING | MOMENTUM, {"decay": "decoupled"}),
+    ("with momentum", DECAYING | MOMENTUM, {"decay": "decoupled-unscaled"}),
+    ("with momentum", DECAYING | MOMENTUM, {"decay": "after-update"}),
+    (
+        "does not change with it",
+        DECAYING | {"lr_schedule": SCHEDULE},
+        {"decay": "decoupled-unscaled"},
+    ),
+    (
+        "does not change with it",
+        DECAYING | {"lr_schedule": SCHEDULE},
+        {"decay": "after-update"},
+    ),
+    (
+        "an lr of its own",
+        {"weight_decay": {"weight": 0.3, "bias": 0.1}},
+        {"decay": "after-update"},
+    ),
+    ("ends at zero", {"weight_decay": 2.0, "lr": 0.5}, {"decay": "after-update"}),
+    ("no negative lr", {}, {"loss_factor": -1.0}),
+    ("no negative lr", {"weight_decay": 4.0, "lr": 0.5}, {"decay": "after-update"}),
+    ("no negative weight decay", DECAYING, {"penalty_factor": -1.0}),
+    ("the lr is 0", DECAYING | {"lr": 0.0}, {"decay": "decoupled-unscaled"}),
+]
+
+
+@pytest.mark.parametrize(("reason", "spec", "convention"), REFUSED)
+def test_refusal_names_its_reason_and_nothing_would_match(
+    reason: str, spec: dict[str, Any], convention: dict[str, Any]
+) -> None:
+    loaded = loaded_spec(spec | {"convention": convention, "epochs": 4})
+    with pytest.raises(NoMatchError, match=reason):
+        match_of(loaded)
+    assert not could_match(loaded)
