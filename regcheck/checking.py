@@ -177,8 +177,8 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
     if report.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
     if report.first_unjudged is not None:
-        return "inconclusive", f"from step {report.first_unjudged} neither side is finite"
+        return "inconclusive", f"from step {report.first_unjudged} the numbers are not finite"
     if report.first_loss_unjudged is not None and "loss" in judged:
         step = report.first_loss_unjudged
-        return "inconclusive", f"from step {step} neither side's loss is finite"
+        return "inconclusive", f"from step {step} the losses are not finite"
     return "equivalent", ""

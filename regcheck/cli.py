@@ -123,9 +123,12 @@ def run(
 
 def spec_files(path: Path) -> list[Path]:
     """Give a file as it is, and a folder as the specs below it."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such file or folder"
+        raise UsageError(f"{path}: {reason.lower()}") from None
     if not path.is_dir():
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
         return [path]
     found = sorted(
         one for one in path.rglob("*") if one.suffix in (".yaml", ".yml") and one.is_file()

@@ -51,7 +51,9 @@ def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
     [
         ([], "Usage"),
         (["run"], "Missing argument"),
-        (["run", "nowhere.yaml"], "nowhere.yaml: no such file or folder"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file or directory"),
+        (["run", "x" * 5000], "file name too long"),
+        (["run", "a\0b"], "no such file or folder"),
         (["runn"], "No such command"),
         (["run", "--steps", "0", "x.yaml"], "whole number ≥ 1"),
         (["run", "--steps", "few", "x.yaml"], "whole number ≥ 1"),

@@ -222,7 +222,7 @@ def unjudged_loss_remark(report: Report) -> str:
     step = report.first_loss_unjudged
     if step is None or step == report.first_unjudged:
         return ""
-    return f"From step {step:,} on neither side's reported loss is finite, so it is not judged."
+    return f"From step {step:,} on the reported losses are not finite, so they are not judged."
 
 
 def masked_remark(report: Report) -> str:
@@ -235,7 +235,7 @@ def masked_remark(report: Report) -> str:
 
 def drift_remark(report: Report) -> str:
     """Tell how far the two trajectories part in all."""
-    return f"The two trajectories end within {short(report.max_drift)} of each other at worst."
+    return f"The two trajectories are never more than {short(report.max_drift)} apart."
 
 
 def differing_keys(report: Report) -> str:
