@@ -29,7 +29,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
 SCHEDULE = {"kind": "exponential", "factor": 0.8}
 
 
-def data(seed: int, rows: int = 7, features: int = 3) -> dict[str, Any]:
+def data(seed: int, rows: int = 8, features: int = 3) -> dict[str, Any]:
     """Draw rows with labels."""
     draw = np.random.default_rng(seed)
     return {
@@ -51,7 +51,7 @@ def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
 
 def match_of(spec: LoadedSpec) -> Matching:
     """Match a spec; raises NoMatchError."""
-    return matching(spec.spec.named_convention(), training_of(spec.spec, 7))
+    return matching(spec.spec.named_convention(), training_of(spec.spec, 8))
 
 
 def match_or_reason(spec: LoadedSpec) -> Matching | str:
@@ -151,7 +151,7 @@ def specs() -> Iterator[dict[str, Any]]:
                     "penalty_norm": draw.choice(["squared"] * 9 + ["unsquared"]),
                 },
                 "weight_decay": draw.choice([0.3, {"weight": 0.3, "bias": 0.2}, 0.0]),
-                "batch_size": draw.choice([2, 7, 7]),
+                "batch_size": draw.choice([3, 4, 8, 8]),
                 "accumulate": draw.choice([1, 2]),
                 "drop_last": draw.random() < 0.5,
                 "epochs": 4,
@@ -242,6 +242,8 @@ def test_without_momentum_only_decay_after_the_update_may_have_no_match(
         ({}, Convention(decay="after-update"), 0.095, 0.5 / 0.95),
         # A micro-batch's sum is 4 times its mean, whatever the step's rows.
         ({"micro_rows": (4,)}, Convention(loss_reduction="sum"), 0.4, 0.125),
+        # .. and λ is divided by the step's rows, not by a micro-batch's.
+        ({"micro_rows": (4,)}, Convention(divide_penalty_by="batch"), 0.1, 0.0625),
         ({"lr": 0.0}, Convention(divide_penalty_by="batch"), 0.0, 0.0625),
     ],
 )
@@ -284,10 +286,10 @@ DECAYING = {"weight_decay": 0.3}
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("old parameters", {}, {"update_order": "bias-first"}),
-    ("differ in rows, so their sum", {"batch_size": 4}, {"loss_reduction": "sum"}),
+    ("differ in rows, so their sum", {"batch_size": 3}, {"loss_reduction": "sum"}),
     (
         "differ in rows, so their sum",
-        {"batch_size": 4, "accumulate": 2},
+        {"batch_size": 3, "accumulate": 2},
         {"loss_reduction": "sum"},
     ),
     ("clipping acts", {"clip_value": 0.2}, {"loss_factor": 0.5}),
@@ -308,7 +310,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("counts nothing", DECAYING, {"loss_factor": 0.0}),
     ("no constant multiple of w", DECAYING, {"penalty_norm": "unsquared"}),
-    ("λ/B is no constant", DECAYING | {"batch_size": 4}, {"divide_penalty_by": "batch"}),
+    ("λ/B is no constant", DECAYING | {"batch_size": 3}, {"divide_penalty_by": "batch"}),
     ("clips before", DECAYING | {"clip_norm": 0.1}, {"decay": "before-clipping"}),
     ("with momentum", DECAYING | MOMENTUM, {"decay": "after-momentum"}),
     ("with momentum", DECAYING | MOMENTUM, {"decay": "decoupled"}),
