@@ -11,7 +11,6 @@ w ← w − lr (g + λ w)   (torch/optim/sgd.py, `_single_tensor_sgd`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 DividePenaltyBy = Literal["nothing", "batch", "dataset"]
@@ -29,8 +28,7 @@ MomentumForm = Literal["torch", "dampened", "lr-inside"]
 UpdateOrder = Literal["simultaneous", "bias-first"]
 
 
-@dataclass(frozen=True)
-class Convention:
+class Convention(NamedTuple):
     """One set of choices; the defaults are torch's. `KEYS` says what each means."""
 
     divide_penalty_by: DividePenaltyBy = "nothing"
@@ -177,10 +175,9 @@ def penalized(convention: Convention, tensor: str) -> bool:
 def differences(convention: Convention) -> dict[str, tuple[str, str]]:
     """Name the keys in which a convention differs from torch's: key → (its value, torch's)."""
     found = {}
-    for field in fields(Convention):
-        here, torch = getattr(convention, field.name), getattr(TORCH, field.name)
+    for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True):
         if here != torch:
-            found[field.name] = (plain(here), plain(torch))
+            found[key] = (plain(here), plain(torch))
     return found
 
 

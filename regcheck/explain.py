@@ -5,8 +5,8 @@ Loads neither torch nor NumPy, and pydantic only where a spec is explained.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from regcheck.formula import (
     exact,
     letters,
     loss_text,
+    meanings,
     number,
     one_step,
     rule_lines,
@@ -25,11 +26,6 @@ from regcheck.formula import (
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.training import Training
-
-LETTERS = (
-    "w weight, b bias, g gradient of the batch's mean loss without the penalty, ℓ a row's loss,",
-    "lr learning rate, λ weight_decay, B rows of the step's batch, n training rows",
-)
 
 EXAMPLE = Training(
     lr=0.1,
@@ -70,9 +66,16 @@ class Explanation(NamedTuple):
 def explain_all() -> Explanation:
     """Explain every named convention, torch's first, with one step worked out by each."""
     names = ["pytorch", *(name for name in NAMED if name != "pytorch")]
-    return Explanation(
-        list(LETTERS), [convention_entry(name) for name in names], worked_example(names)
-    )
+    entries = [convention_entry(name) for name in names]
+    return Explanation(legend(entries), entries, worked_example(names))
+
+
+def legend(entries: list[Entry]) -> list[str]:
+    """Say what the letters of some entries' formulas mean, in lines of 80 columns."""
+    formulas = [formula for entry in entries for formula in entry.formulas]
+    # A letter stays with its meaning's first word.
+    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(formulas))
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
 
 
 def convention_entry(name: str) -> Entry:
@@ -108,11 +111,13 @@ def explain_name(name: str) -> Explanation:
     """
     if name in NAMED:
         names = ["pytorch"] if name == "pytorch" else ["pytorch", name]
-        return Explanation(list(LETTERS), [convention_entry(name)], worked_example(names))
+        entries = [convention_entry(name)]
+        return Explanation(legend(entries), entries, worked_example(names))
     if name in KEYS:
         return Explanation([], [key_entry(name)], [])
     if name in OTHERS:
-        return Explanation([], [OTHERS[name]()], [])
+        entries = [OTHERS[name]()]
+        return Explanation(legend(entries), entries, [])
     raise UsageError(f"nothing is called `{name}`: {suggest(name, all_names())}; or no such file")
 
 
@@ -152,7 +157,7 @@ def replace_letters(
     given: Letters, *, momentum: str, dampening: str = "", nesterov: bool = False
 ) -> Letters:
     """Give letters with momentum."""
-    return replace(given, momentum=momentum, dampening=dampening, nesterov=nesterov)
+    return given._replace(momentum=momentum, dampening=dampening, nesterov=nesterov)
 
 
 def loss_entry(name: str, title: str, formulas: list[str], note: str) -> Callable[[], Entry]:
@@ -220,7 +225,7 @@ def explain_spec(path: Path) -> Explanation:
     sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
     rows = f"{training.train_rows:,} training rows, batches of {sizes}"
     return Explanation(
-        [f"{path}: {rows}", LETTERS[0]], entries, matching_lines(convention, training)
+        [f"{path}: {rows}", *legend(entries)], entries, matching_lines(convention, training)
     )
 
 
@@ -244,7 +249,7 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
         return [f"No lr and weight_decay make torch match: {reason}."]
     if match.lr == training.lr and match.weight_decay == training.weight_decay:
         return ["Both sides train by the same rule as it is."]
-    call = torch_call(replace(training, lr=match.lr, weight_decay=match.weight_decay))
+    call = torch_call(training._replace(lr=match.lr, weight_decay=match.weight_decay))
     lines = ["torch matches the scratch side with", f"  {call}"]
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")

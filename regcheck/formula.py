@@ -8,41 +8,52 @@ training rows. Where gradients are accumulated, g is the average over the step's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from regcheck.convention import Convention, penalized
-from regcheck.matching import Matching, NoMatchError, matching
 from regcheck.training import Training, gradient_gain, penalty_strength
 
-__all__ = [
-    "SYMBOLIC",
-    "Letters",
-    "Matching",
-    "NoMatchError",
-    "Training",
-    "exact",
-    "gradient_text",
-    "letters",
-    "loss_text",
-    "matching",
-    "number",
-    "one_step",
-    "penalty_text",
-    "rule_lines",
-    "symbols",
-    "torch_call",
-    "update_lines",
-]
-
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
+
+MEANINGS = {
+    "w": "weight",
+    "b": "bias",
+    "g": "gradient of the batch's mean loss, without the penalty",
+    "v": "velocity, 0 before step 1",
+    "ℓ": "loss of a row",
+    "lr": "learning rate",
+    "λ": "weight_decay",
+    "μ": "momentum",
+    "τ": "dampening",
+    "B": "rows of the step's batch",
+    "m": "rows of a micro-batch",
+    "mᵢ": "rows of micro-batch i",
+    "n": "training rows",
+}
+"""What each letter of a formula stands for."""
+
+
+def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> list[str]:
+    """Say what those of some letters mean that occur in formulas.
+
+    >>> meanings(["w ← w − lr g"], ["g", "v", "lr"])
+    ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
+    """
+    text = " ".join(lines)
+    return [
+        f"{letter} {MEANINGS[letter]}"
+        for letter in letters
+        if re.search(rf"(?<!\w){letter}(?!\w)", text.replace("Σ", " "))
+    ]
+
 
 UNEVEN = "mᵢ"
 """Rows of a micro-batch where these differ, so that the average runs over products with them."""
 
 
-@dataclass(frozen=True)
-class Letters:
+class Letters(NamedTuple):
     """What a formula is written with: letters, or numbers in their places; empty where absent."""
 
     lr: str

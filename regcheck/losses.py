@@ -47,12 +47,13 @@ def bce(z: Array, y: Array) -> RowLosses:
     """ℓ = −y log p − (1 − y) log(1 − p) with p = σ(z); dℓ/dz = p − y.
 
     torch.nn.BCELoss's floors are part of it: logarithms stop at −100, and the slope is
-    (p − y)/max(q, 1e-12) · q with q = p (1 − p), which fades out where p is 0 or 1 to rounding.
+    (p − y) q/max(q, 1e-12) with q = p (1 − p), which fades out where p is 0 or 1 to rounding.
     """
     p = sigmoid(z)
-    q = p * (1 - p)
-    values = (y - 1) * np.maximum(np.log1p(-p), LOG_FLOOR) - y * np.maximum(np.log(p), LOG_FLOOR)
-    return RowLosses(values, (p - y) / np.maximum(q, DENOMINATOR_FLOOR) * q)
+    other = 1 - p
+    fade = np.minimum(p * other / DENOMINATOR_FLOOR, 1)
+    log_p, log_other = np.maximum(np.log(p), LOG_FLOOR), np.maximum(np.log(other), LOG_FLOOR)
+    return RowLosses((y - 1) * log_other - y * log_p, (p - y) * fade)
 
 
 def bce_with_logits(z: Array, y: Array) -> RowLosses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from regcheck.convention import Convention
 from regcheck.training import Training, gradient_gain, penalty_strength
@@ -13,8 +13,7 @@ class NoMatchError(Exception):
     """No weight decay and lr of torch's make it match; the text says why."""
 
 
-@dataclass(frozen=True)
-class Matching:
+class Matching(NamedTuple):
     """What to give `torch.optim.SGD` so that it trains as the scratch side does.
 
     `lr_factor` is what every lr is multiplied by, those of a schedule included.

@@ -184,7 +184,7 @@ class NumpyTrainer:
         if not convention.penalty_in_loss:
             return loss
         for name, w in parameters.items():
-            squares = float(np.sum(w * w))
+            squares = float(np.vdot(w, w))
             if convention.penalty_norm == "squared":
                 loss += strengths[name] / 2 * squares
             else:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from regcheck.convention import Convention, penalized
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """What formulas, their numbers, and the match with torch are made from.
 
     `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first.

@@ -14,7 +14,6 @@ from regcheck.convention import Convention, Decay, MomentumForm, PenaltyNorm, Up
 from regcheck.formula import (
     SYMBOLIC,
     Letters,
-    Training,
     bracketed,
     exact,
     letters,
@@ -29,6 +28,7 @@ from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.problem import Array, Parameters, build_problem
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
+from regcheck.training import Training
 
 # --- reading the text back ------------------------------------------------------------------------
 

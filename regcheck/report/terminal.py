@@ -93,7 +93,8 @@ def print_heading(report: Report, console: Console) -> None:
             grid.add_row("", Text(line, "cyan"))
         grid.add_row("", Text(f"reports  {side.loss}"))
     console.print(grid)
-    console.print(" g: gradient of the batch's mean loss, without the penalty", style="dim")
+    for meaning in words.meanings_of(report):
+        console.print(f" {meaning}", style="dim", highlight=False)
 
 
 def print_table(report: Report, console: Console, rows: int | None) -> None:

@@ -5,7 +5,6 @@ Every renderer takes its sentences from here.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from regcheck.compare import Divergence
@@ -16,6 +15,7 @@ from regcheck.formula import (
     gradient_text,
     letters,
     loss_text,
+    meanings,
     penalty_text,
     rule_lines,
     symbols,
@@ -101,6 +101,13 @@ def sides(report: Report) -> list[Side]:
             "torch", torch_call(report.training), rule_lines(TORCH, given), loss_text(TORCH, given)
         ),
     ]
+
+
+def meanings_of(report: Report) -> list[str]:
+    """Say what those letters mean that the sides' rules have and a spec has not."""
+    lines = [line for side in sides(report) for line in side.update]
+    found = meanings(lines, ("g", "v", "lr", "B", "m", "mᵢ"))
+    return [meaning.replace(" ", ": ", 1) for meaning in found]
 
 
 def sentence(report: Report) -> str:
@@ -263,7 +270,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
             ways.append(("in torch", [f"no lr and weight_decay match: {reason}"]))
         else:
             lines = [
-                torch_call(replace(report.training, lr=match.lr, weight_decay=match.weight_decay))
+                torch_call(report.training._replace(lr=match.lr, weight_decay=match.weight_decay))
             ]
             if report.training.lr_varies:
                 lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
