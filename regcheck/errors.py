@@ -6,7 +6,6 @@ every `RegcheckError` into exit code 2; anything else that is raised is a fault 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -65,6 +64,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     >>> suggest("weight_decy", ["lr", "weight_decay"])
     'did you mean `weight_decay`?'
     """
+    import difflib  # only here: `explain` starts faster without it
+
     choices = list(known)
     lowered = {choice.lower(): choice for choice in choices}
     # difflib takes seconds for words of megabytes, and no such word is a slip of the hand.

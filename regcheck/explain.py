@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
 from regcheck.errors import UsageError, suggest
@@ -26,6 +25,9 @@ from regcheck.formula import (
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.training import Training
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXAMPLE = Training(
     lr=0.1,
@@ -205,17 +207,19 @@ def names_by_kind() -> dict[str, list[str]]:
     return kinds
 
 
-def explain_spec(path: Path) -> Explanation:
+def explain_spec(path: str | Path) -> Explanation:
     """Explain a spec: both sides' rules with its numbers, and what makes torch match.
 
     Raises:
         InputError: the spec or its data are not as they must be.
     """
+    from pathlib import Path
+
     from regcheck.data.tables import train_rows
     from regcheck.schedule import training_of
     from regcheck.spec import read_spec
 
-    loaded = read_spec(path)
+    loaded = read_spec(Path(path))
     training = training_of(loaded.spec, train_rows(loaded))
     convention = loaded.spec.named_convention()
     entries = [
