@@ -101,7 +101,7 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
     with np.errstate(all="ignore"):
         ratios = np.abs(np.subtract(scratch, framework, dtype=np.float64)) / bound
         place = int(ratios.argmax())  # the first NaN, where there is one
-        if math.isfinite(ratios.item(place) + float(bound.sum())):
+        if math.isfinite(ratios.item(place) + float(np.add.reduce(bound, axis=None))):
             return difference_at(place, tensor, scratch, framework, bound)
     return worst_of_some(tensor, scratch, framework, bound)
 
@@ -118,7 +118,11 @@ def difference_at(
     place: int, tensor: str, scratch: Array, framework: Array, bound: Array
 ) -> Difference:
     """Compare one entry, counted along the rows."""
-    index = tuple(int(part) for part in np.unravel_index(place, scratch.shape))
+    index: tuple[int, ...] = ()
+    rest = place
+    for size in reversed(scratch.shape):
+        rest, at = divmod(rest, size)
+        index = (at, *index)
     return difference_of(
         tensor, index, scratch.item(place), framework.item(place), bound.item(place)
     )
@@ -192,6 +196,8 @@ def compare_step(batch: Batch, own: Step, local: Step, framework: Step, bounds: 
 
 def drift(scratch: Array, framework: Array) -> float:
     """Give the largest difference of a tensor's entries; NaN where one is not a number."""
+    if framework.size == 1:
+        return abs(float(scratch.item()) - float(framework.item()))
     with np.errstate(all="ignore"):
         return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
 

@@ -47,6 +47,9 @@ TAIL = {"bce": 1.0, "bce_with_logits": 1.0, "mse": 2.5}
 """How many times σ′(z) ≤ e^(−|z|) the logistic model's |d²ℓ/dz²| can be, by loss."""
 
 
+SAMPLE = 32
+"""Rows looked at for terms that round alike."""
+
 FEW = 256
 """Rows below which B and √B are too close together for the difference to matter."""
 
@@ -60,6 +63,15 @@ class Bounds(NamedTuple):
     penalty: Parameters
     shift: Parameters
     after: Parameters
+
+
+class Sizes(NamedTuple):
+    """The largest sizes that |z|, the loss, the direction and any number of a step can have."""
+
+    output: float
+    loss: float
+    direction: float
+    all: float
 
 
 class RoundingModel:
@@ -77,12 +89,14 @@ class RoundingModel:
         self.floor = float(coarser.tiny)
         # Sums of a few terms that are each below it cannot overflow.
         self.top = float(coarser.max) / 8
+        # Beyond it, σ(z) is so near to 1 that rounding shows in BCELoss.
+        self.edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
         self.single = coarser.dtype == np.dtype(np.float32)
         X = problem.X
         self.row_norms = norms(X, axis=1)
         self.column_norms = np.append(norms(X, axis=0), math.sqrt(len(X)))
         self.column_peaks = np.append(np.abs(X).max(axis=0), 1.0)
-        self.equal_x = np.append(equal_pairs(X), 1.0)
+        self.close_x = np.append(close_pairs(X, self.u * len(X) / 4), 1.0)
         self.largest_row = float(self.row_norms.max())
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
@@ -103,58 +117,62 @@ class RoundingModel:
             slopes: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
         u, lr = self.u, batch.lr
-        largest_loss, largest_direction, largest = self.largest_sizes(batch, step)
         with np.errstate(all="ignore"):
-            outputs, loss, gradient = self.pass_bounds(batch, step, slopes)
+            largest = self.largest_sizes(batch, step)
+            outputs, loss, gradient = self.pass_bounds(batch, step, slopes, largest.output)
             size, moved = np.abs(flat(step.before)), np.abs(flat(step.shift))
             pull = self.decay * size
             penalty = (4 * u * lr) * pull + self.floor * (1 + lr)
             coupled = self.clipped(gradient, step) + (5 * u) * pull + self.floor
             shift = lr * self.direction_bound(coupled, step) + (2 * u) * moved + self.floor
             if lr < self.floor:  # the coarser dtype has few bits for it, or none
-                shift += lr * largest_direction
+                shift += lr * largest.direction
             after = shift + (2 * u) * (size + moved)
         bounds = Bounds(outputs, loss, split(gradient), split(penalty), split(shift), split(after))
-        if not largest < self.top:
+        if not largest.all < self.top:
             return unbounded(bounds)
-        return bounds if largest_loss < self.top else bounds._replace(loss=math.inf)
+        return bounds if largest.loss < self.top else bounds._replace(loss=math.inf)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each dtype can do: u |w|."""
         return {name: self.u * np.abs(w) + self.floor for name, w in start.items()}
 
     def pass_bounds(
-        self, batch: Batch, step: Step, slopes: Sequence[Array]
+        self, batch: Batch, step: Step, slopes: Sequence[Array], largest_z: float
     ) -> tuple[tuple[Array, ...], float, Array]:
         """Bound outputs, loss and gradient; those of micro-batches add up, and are averaged."""
         u, parts = self.u, len(batch.parts)
         outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
         for index, z, s in zip(batch.parts, step.outputs, slopes, strict=True):
-            rows, slope = len(s), norm(s)
-            y = self.y_sizes[index]
+            rows, y = len(s), self.y_sizes[index]
+            slope, target = norm(s), norm(y)
             dz = self.output_bound(index, step.before)
-            error = self.slope_error(z, s, y, dz)
+            error = self.slope_error(z, s, y, dz, largest_z) + 2 * u * (slope + target)
             columns = np.minimum(self.column_norms, math.sqrt(rows) * self.column_peaks)
             gradient += columns * ((error + u * (self.terms(s) + 7) * slope) / rows)
             outputs.append(dz)
             # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
-            loss += ((slope + error) * norm(dz) + 2 * u * slope * norm(y)) / rows
-            loss += self.loss_rounding(z, y, step.loss * parts)
+            loss += ((slope + error) * norm(dz) + 2 * u * slope * target) / rows
+            loss += self.loss_rounding(z, y, step.loss * parts, largest_z)
             loss += u * (math.sqrt(rows) + 7) * abs(step.loss)
         return tuple(outputs), loss / parts + self.floor, gradient / parts + self.floor
 
     def terms(self, s: Array) -> Array | float:
         """Give how many terms' roundings add up in each column's sum, √B where they are random.
 
-        Rounding a partial sum depends on the term just added, so that equal terms round alike.
-        With K groups of n_k equal ones it is √(Σ n_k²): between √B and B. Σ n_k² is B + B² times
-        the share of equal pairs, at most that of x_j and at most that of s.
+        Rounding a partial sum depends on the term just added, so that terms round alike which
+        differ by less than the last digit of the sum, about u B of one. With groups of n_k such
+        terms it is √(Σ n_k²), between √B and B; and Σ n_k² is B + B² times the share of pairs
+        that are so close, in x_j and in s.
         """
         rows = len(s)
         if rows < FEW:
             return math.sqrt(rows)
-        shared = equal_pairs(s[:, None])
-        return np.sqrt(rows + rows**2 * np.minimum(self.equal_x, shared))
+        tolerance, some = self.u * rows / 4, np.sort(sample(s))
+        if np.min(some[1:] - some[:-1]) > tolerance * max(-some[0], some[-1]):
+            return math.sqrt(rows)
+        share = self.close_x * close_pairs(s[:, None], tolerance)
+        return np.asarray(np.sqrt(rows + rows**2 * share))
 
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
         """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)."""
@@ -163,40 +181,39 @@ class RoundingModel:
         bound: Array = self.row_norms[index] * (factor * weight) + (factor * bias + self.floor)
         return bound
 
-    def slope_error(self, z: Array, s: Array, y: Array, dz: Array) -> float:
-        """Bound ‖δs‖: δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|).
+    def slope_error(self, z: Array, s: Array, y: Array, dz: Array, largest_z: float) -> float:
+        """Bound ‖δs‖, but for 2u (‖s‖ + ‖y‖): δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|).
 
         Evaluating s(z) adds 2u (|s_i| + |y_i|), since |σ(z) − y| and |y| bound |σ(z)|; the squared
         error of a sigmoid adds 4u more σ(z), from its factor 1 − p. For the logistic model L_i is
         at most c σ′ in z_i ± δz_i, and so 3c e^(−|z_i|) where δz_i ≤ 1.
         """
-        u, key = self.u, (self.problem.model, self.problem.loss)
+        loss = self.problem.loss
+        steepest = STEEPEST[self.problem.model, loss]
         if self.problem.model == "linear":
-            return STEEPEST[key] * norm(dz) + 2 * u * (norm(s) + norm(y))
-        size, odds = np.abs(s), np.exp(z)
-        tail = np.minimum(odds, 1 / odds)
-        steep = np.minimum(3 * TAIL[self.problem.loss] * tail + (dz > 1), STEEPEST[key])
-        error = steep * dz + (2 * u) * (size + y)
-        if self.problem.loss == "mse":
-            error += (4 * u) * np.minimum(odds, 1)
-        elif self.problem.loss == "bce":
-            error += self.fading(z, size, y, dz)
+            return steepest * norm(dz)
+        odds = np.exp(z)
+        steep = np.minimum((3 * TAIL[loss]) * np.minimum(odds, 1 / odds), steepest)
+        if float(dz.max()) > 1:
+            steep[dz > 1] = steepest
+        error = steep * dz
+        if loss == "mse":
+            error += (4 * self.u) * np.minimum(odds, 1)
+        elif loss == "bce" and largest_z > self.edge:
+            error += self.fading(z, np.abs(s), y, dz)
         return norm(error)
 
-    def fading(self, z: Array, size: Array, y: Array, dz: Array) -> Array | float:
+    def fading(self, z: Array, size: Array, y: Array, dz: Array) -> Array:
         """Bound what BCELoss's floor adds to δs, where s = (p − y) q/max(q, ε) and q = p (1 − p).
 
         Below the floor of ε = 1e-12 the slope goes with q, so that L = |s|. Where p is within
         rounding of 1, q has an absolute error of a few u, which is lost/ε of the slope.
         """
-        edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
-        if not np.abs(z).max() > edge:
-            return 0.0
         lost = min(1.0, 8 * self.u / DENOMINATOR_FLOOR)
         faded = np.abs(z) > -math.log(DENOMINATOR_FLOOR) - 1
-        return np.where(z > edge, lost * (1 - y), 0.0) + np.where(faded, size * dz, 0.0)
+        return np.where(z > self.edge, lost * (1 - y), 0.0) + np.where(faded, size * dz, 0.0)
 
-    def loss_rounding(self, z: Array, y: Array, loss: float) -> float:
+    def loss_rounding(self, z: Array, y: Array, loss: float, largest_z: float) -> float:
         """Bound what evaluating the row losses adds to the mean loss of one micro-batch.
 
         Linear: nothing more than the relative error of the sum has. With p = σ(z):
@@ -215,11 +232,13 @@ class RoundingModel:
             case "logistic", "bce_with_logits":
                 return 4 * u * norm(z) / math.sqrt(len(z))
             case "logistic", "bce":
-                a = (2 * u) * (1 + np.exp(z))
-                error = np.where(2 * a > 1, -LOG_FLOOR, 2 * a) * (y < 1)
-                if self.single:
+                error = (4 * u) * (1 + np.exp(z))
+                if largest_z > self.edge:
+                    error[error > 1] = -LOG_FLOOR
+                error *= y < 1
+                if largest_z > self.edge and self.single:
                     error += 15.0 * ((z < -85) & (y > 0))
-                return float(error.mean()) + 4 * u
+                return float(np.add.reduce(error)) / len(z) + 4 * u
         return 0.0
 
     def clipped(self, gradient: Array, step: Step) -> Array:
@@ -256,11 +275,10 @@ class RoundingModel:
         self.velocity_error = velocity
         return coupled + options.momentum * velocity if options.nesterov else velocity
 
-    def largest_sizes(self, batch: Batch, step: Step) -> tuple[float, float, float]:
-        """Give the largest sizes that loss, direction and all numbers of a step can have.
+    def largest_sizes(self, batch: Batch, step: Step) -> Sizes:
+        """Judge how large numbers can be by the parameters before the step.
 
-        Judged by the parameters before the step, for what a step has become tells nothing of what
-        it should be.
+        What they have become in the step tells nothing of what they should be.
         """
         options = self.problem.optimizer
         weight, bias = norm(step.before["weight"][0]), abs(step.before["bias"].item())
@@ -270,7 +288,8 @@ class RoundingModel:
         gain = max(1.0, abs(1 - options.dampening))
         self.largest_velocity = options.momentum * self.largest_velocity + gain * g
         d = g + self.largest_velocity
-        return batch.size * s * s, d, max(z, d, batch.lr, weight + bias + batch.lr * d)
+        largest = max(z, d, batch.lr, weight + bias + batch.lr * d)
+        return Sizes(z, batch.size * s * s, d, largest)
 
 
 def unbounded(bounds: Bounds) -> Bounds:
@@ -295,12 +314,17 @@ def split(vector: Array) -> Parameters:
     return {"weight": vector[None, :-1], "bias": vector[-1:]}
 
 
-def equal_pairs(columns: Array) -> Array:
-    """Give the share of pairs of equal entries in each column, among 64 rows spread over it."""
-    some = columns[:: max(1, len(columns) // 64)][:64].astype(np.float32)
-    pairs = len(some) * (len(some) - 1)
-    equal = np.count_nonzero(some[:, None] == some[None], axis=(0, 1)) - len(some)
-    return np.asarray(equal / max(1, pairs))
+def sample(rows: Array) -> Array:
+    """Take 32 rows spread over all, or all where they are fewer."""
+    return rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+
+
+def close_pairs(columns: Array, tolerance: float) -> Array:
+    """Give the share of pairs in each column that differ by at most tolerance times its peak."""
+    some = sample(columns).astype(np.float64)
+    near = np.abs(some[:, None] - some) <= tolerance * np.abs(some).max(axis=0)
+    pairs = max(1, len(some) * (len(some) - 1))
+    return np.asarray((np.count_nonzero(near, axis=(0, 1)) - len(some)) / pairs)
 
 
 def norm(vector: Array) -> float:

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from regcheck.compare import (
+    Difference,
+    compare_step,
+    difference_of,
+    diverges,
+    drift,
+    each,
+    exceeds,
+    greatest,
+    locate,
+    worst,
+)
+from regcheck.problem import Step
+from regcheck.rounding import Bounds
+from regcheck.schedule import Batch
+
+Array = NDArray[np.floating]
+NAN, INF = math.nan, math.inf
+BATCH = Batch(step=3, epoch=2, batch=1, lr=0.1, size=4, parts=(slice(0, 4),))
+LIMIT = 8.0
+
+
+def array(*values: float) -> Array:
+    return np.array(values)
+
+
+def a_step() -> Step:
+    """Make a step of two features and four rows; its numbers need not fit together."""
+    tensors = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}
+    parts = [{name: tensor.copy() for name, tensor in tensors.items()} for _ in range(6)]
+    return Step(parts[0], (array(1, 2, 3, 4),), 0.5, *parts[1:])
+
+
+def some_bounds(size: float = 0.01) -> Bounds:
+    tensors = {"weight": np.full((1, 2), size), "bias": np.full(1, size)}
+    return Bounds((np.full(4, size),), size, tensors, tensors, tensors, tensors)
+
+
+def changed(step: Step, part: str, tensor: str, index: Any, value: float) -> Step:
+    """Copy a step with one number of it put in another's place."""
+    tensors = {name: old.copy() for name, old in getattr(step, part).items()}
+    tensors[tensor][index] = value
+    other: dict[str, Any] = {part: tensors}
+    return step._replace(**other)
+
+
+# --- one tensor ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_worst_finds_the_one_entry_that_differs(place: int, dtype: type[np.floating]) -> None:
+    framework = np.arange(5).astype(dtype)
+    scratch = framework.copy()
+    scratch[place] += 0.5
+    found = worst("weight", scratch, framework, np.full(5, 0.25))
+
+    assert found == Difference(
+        "weight", (place,), place + 0.5, float(place), 0.5, 0.25, 2.0, judged=True
+    )
+
+
+def test_worst_counts_in_bounds_and_not_in_size() -> None:
+    found = worst("weight", array(1.0, 0.01), array(0.0, 0.0), array(1.0, 0.001))
+
+    assert found.index == (1,)
+    assert found.ratio == pytest.approx(10.0)
+
+
+def test_worst_gives_the_index_in_the_tensors_own_shape() -> None:
+    framework = np.zeros((2, 3))
+    scratch = framework.copy()
+    scratch[1, 0] = 1.0
+
+    assert worst("weight", scratch, framework, np.ones((2, 3))).index == (1, 0)
+    assert worst("bias", array(1.0), array(0.0), array(1.0)).index == (0,)
+    assert worst("weight", np.ones((1, 1)), np.zeros((1, 1)), np.ones((1, 1))).index == (0, 0)
+
+
+def test_worst_measures_float32_in_float64() -> None:
+    # In float32 the difference of these two would overflow.
+    top = np.array([3e38, 0.0], np.float32)
+
+    assert worst("weight", top, -top, array(1.0, 1.0)).difference == pytest.approx(6e38)
+
+
+ONE_SIDED = [(NAN, 1.0), (1.0, NAN), (INF, 1.0), (1.0, -INF)]
+NEITHER = [(NAN, NAN), (INF, INF), (INF, -INF), (NAN, INF), (-INF, NAN)]
+
+
+@pytest.mark.parametrize(("scratch", "framework"), ONE_SIDED)
+@pytest.mark.parametrize("bound", [0.0, 1.0, 1e300, NAN])
+def test_one_side_alone_not_finite_is_infinitely_far(
+    scratch: float, framework: float, bound: float
+) -> None:
+    found = difference_of("bias", (0,), scratch, framework, bound)
+
+    assert (found.ratio, found.judged) == (INF, True)
+    for place in range(3):
+        pair = np.zeros((2, 3))
+        pair[:, place] = scratch, framework
+        within = worst("weight", pair[0], pair[1], np.full(3, bound if bound else 1.0))
+        assert (within.index, within.ratio) == ((place,), INF)
+
+
+@pytest.mark.parametrize(("scratch", "framework"), NEITHER)
+def test_neither_side_finite_is_not_judged(scratch: float, framework: float) -> None:
+    found = difference_of("bias", (0,), scratch, framework, 1.0)
+
+    assert math.isnan(found.ratio)
+    assert not found.judged
+    assert not exceeds(found, LIMIT)
+
+
+@pytest.mark.parametrize(("scratch", "framework"), [*NEITHER, *ONE_SIDED, (1.0, 1.0), (1.0, 9.0)])
+def test_no_bound_is_not_judged(scratch: float, framework: float) -> None:
+    found = difference_of("bias", (0,), scratch, framework, INF)
+
+    assert math.isnan(found.ratio)
+    assert not found.judged
+
+
+@pytest.mark.parametrize(("scratch", "framework"), NEITHER)
+@pytest.mark.parametrize("place", range(3))
+def test_an_entry_that_cannot_be_judged_hides_no_other(
+    place: int, scratch: float, framework: float
+) -> None:
+    pair = np.zeros((2, 4))
+    pair[:, place] = scratch, framework
+    pair[0, 3] = 9.0
+    found = worst("weight", pair[0], pair[1], np.ones(4))
+
+    assert (found.index, found.ratio, found.judged) == ((3,), 9.0, False)
+    assert exceeds(found, LIMIT)
+
+
+@pytest.mark.parametrize("unknown", [NAN, INF])
+def test_an_entry_without_a_bound_hides_no_other(unknown: float) -> None:
+    found = worst("weight", array(5.0, 9.0), array(0.0, 0.0), array(unknown, 1.0))
+
+    assert (found.index, found.ratio, found.judged) == ((1,), 9.0, False)
+
+
+def test_a_tensor_of_which_nothing_can_be_judged_says_so() -> None:
+    found = worst("weight", array(NAN, INF), array(NAN, INF), np.ones(2))
+
+    assert math.isnan(found.ratio)
+    assert not found.judged
+
+
+@pytest.mark.parametrize(("difference", "ratio"), [(0.0, 0.0), (1e-300, INF)])
+def test_a_bound_of_zero_asks_for_equality(difference: float, ratio: float) -> None:
+    assert difference_of("bias", (0,), difference, 0.0, 0.0).ratio == ratio
+    assert worst("weight", array(0.0, difference), array(0.0, 0.0), np.zeros(2)).ratio == ratio
+
+
+def test_finite_numbers_too_far_apart_to_subtract_differ_infinitely() -> None:
+    found = worst("weight", array(1.0, 1e308), array(1.0, -1e308), np.ones(2))
+
+    assert (found.index, found.ratio, found.judged) == ((1,), INF, True)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "framework", "bound"),
+    [((2,), (1,), (2,)), ((2,), (1, 2), (2,)), ((2,), (2,), (1,))],
+)
+def test_worst_refuses_shapes_that_would_broadcast(
+    scratch: tuple[int, ...], framework: tuple[int, ...], bound: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="weight: cannot compare the shapes"):
+        worst("weight", np.zeros(scratch), np.zeros(framework), np.ones(bound))
+
+
+def test_worst_refuses_a_tensor_without_entries() -> None:
+    with pytest.raises(ValueError, match="cannot compare the shapes"):
+        worst("weight", np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+@pytest.mark.parametrize("side", range(3))
+@pytest.mark.parametrize("names", [("weight",), ("weight", "bias", "more"), ("weight", "Bias")])
+def test_each_refuses_missing_and_extra_tensors(side: int, names: tuple[str, ...]) -> None:
+    three: list[dict[str, Array]] = [
+        {name: np.ones(2) for name in ("weight", "bias")} for _ in range(3)
+    ]
+    three[side] = {name: np.ones(2) for name in names}
+
+    with pytest.raises(ValueError, match="different tensors"):
+        each(*three)
+
+
+def test_greatest_takes_a_number_over_one_that_is_none() -> None:
+    one = difference_of("bias", (0,), 1.0, 0.0, 1.0)
+    none = replace(one, ratio=NAN, judged=False)
+
+    assert greatest([none, one, none]) is one
+    assert greatest([one, replace(one, ratio=2.0), none]).ratio == 2.0
+
+
+def test_exceeds_is_strict() -> None:
+    assert not exceeds(difference_of("bias", (0,), 8.0, 0.0, 1.0), LIMIT)
+    assert exceeds(difference_of("bias", (0,), 8.0 + 1e-9, 0.0, 1.0), LIMIT)
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+def test_equal_steps_differ_nowhere() -> None:
+    step = a_step()
+    row = compare_step(BATCH, step, step, step, some_bounds())
+
+    assert (row.step, row.epoch, row.batch) == (3, 2, 1)
+    assert (row.scratch_loss, row.framework_loss, row.loss.ratio) == (0.5, 0.5, 0.0)
+    assert row.drift == {"weight": 0.0, "bias": 0.0}
+    assert {name: one.ratio for name, one in row.local.items()} == {"weight": 0.0, "bias": 0.0}
+    assert {name: one.ratio for name, one in row.within.items()} == {
+        "forward": 0.0,
+        "gradient": 0.0,
+        "penalty": 0.0,
+        "optimizer": 0.0,
+    }
+    assert row.judged
+    assert not diverges(row, LIMIT)
+
+
+ENTRIES: list[tuple[str, Any]] = [("weight", (0, 0)), ("weight", (0, 1)), ("bias", 0)]
+STAGE_PARTS = [("gradient", "gradient"), ("penalty", "penalty"), ("shift", "optimizer")]
+
+
+@pytest.mark.parametrize(("part", "stage"), STAGE_PARTS)
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES)
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+def test_every_entry_of_every_stage_is_compared(
+    part: str, stage: str, tensor: str, index: Any, side: str
+) -> None:
+    step = a_step()
+    other = changed(step, part, tensor, index, 100.0)
+    pair = (other, step) if side == "scratch" else (step, other)
+    row = compare_step(BATCH, step, *pair, some_bounds())
+
+    assert [name for name, one in row.within.items() if exceeds(one, LIMIT)] == [stage]
+    assert row.within[stage].tensor == tensor
+    assert not diverges(row, LIMIT)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_output_is_compared(place: int) -> None:
+    step = a_step()
+    outputs = step.outputs[0].copy()
+    outputs[place] += 1.0
+    row = compare_step(BATCH, step, step._replace(outputs=(outputs,)), step, some_bounds())
+
+    assert row.within["forward"].index == (place,)
+    assert row.within["forward"].ratio == pytest.approx(100.0)
+
+
+def test_every_micro_batch_is_compared() -> None:
+    two = a_step()._replace(outputs=(array(1, 2), array(3, 4)))
+    bounds = some_bounds()._replace(outputs=(np.ones(2), np.ones(2)))
+    for part, place in product(range(2), range(2)):
+        outputs = [one.copy() for one in two.outputs]
+        outputs[part][place] += 9.0
+        other = two._replace(outputs=tuple(outputs))
+        assert compare_step(BATCH, two, other, two, bounds).within["forward"].ratio == 9.0
+    with pytest.raises(ValueError, match="zip"):
+        compare_step(BATCH, two, two._replace(outputs=two.outputs[:1]), two, bounds)
+
+
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES)
+def test_every_parameter_is_compared(tensor: str, index: Any) -> None:
+    step = a_step()
+    other = changed(step, "after", tensor, index, 100.0)
+    row = compare_step(BATCH, step, other, step, some_bounds())
+
+    assert diverges(row, LIMIT)
+    assert exceeds(row.local[tensor], LIMIT)
+    assert row.drift == {"weight": 0.0, "bias": 0.0}
+    assert locate(row, other, step, some_bounds(), LIMIT).stage == "update"
+
+
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES)
+def test_drift_is_that_of_the_own_trajectory(tensor: str, index: Any) -> None:
+    step = a_step()
+    own = changed(step, "after", tensor, index, 100.0)
+    row = compare_step(BATCH, own, step, step, some_bounds())
+
+    assert row.drift[tensor] == 100.0 - float(step.after[tensor][index])
+    assert not diverges(row, LIMIT)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_drift_does_not_lose_what_is_not_finite(value: float) -> None:
+    assert not drift(array(1.0, value), array(1.0, 1.0)) < INF
+
+
+@pytest.mark.parametrize("value", [NAN, INF, 100.0])
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+def test_reported_losses_are_compared_at_the_same_parameters(value: float, side: str) -> None:
+    step = a_step()
+    other = step._replace(loss=value)
+    pair = (other, step) if side == "scratch" else (step, other)
+
+    assert exceeds(compare_step(BATCH, step, *pair, some_bounds()).loss, LIMIT)
+    assert compare_step(BATCH, other, step, step, some_bounds()).loss.ratio == 0.0
+
+
+def test_a_row_is_judged_only_if_every_parameter_is() -> None:
+    for tensor, index in ENTRIES:
+        step = changed(a_step(), "after", tensor, index, NAN)
+        row = compare_step(BATCH, step, step, step, some_bounds())
+        assert not row.judged
+        assert not diverges(row, LIMIT)
+
+
+# --- where a step parts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "stage"), STAGE_PARTS)
+def test_locate_names_the_first_stage_and_tells_the_same_entry(part: str, stage: str) -> None:
+    step = a_step()
+    other = changed(step, "after", "weight", (0, 1), 50.0)
+    for later, _ in STAGE_PARTS[[one for one, _ in STAGE_PARTS].index(part) :]:
+        other = changed(other, later, "weight", (0, 1), 20.0)
+        other = changed(other, later, "bias", 0, 30.0)
+    row = compare_step(BATCH, step, other, step, some_bounds())
+    found = locate(row, other, step, some_bounds(), LIMIT)
+
+    assert (found.step, found.stage) == (3, stage)
+    assert (found.at.tensor, found.at.index, found.at.scratch) == ("weight", (0, 1), 50.0)
+    # The bias parts further there, but it is the weight that parts most after the update.
+    assert (found.within.tensor, found.within.index, found.within.scratch) == (
+        "weight",
+        (0, 1),
+        20.0,
+    )
+
+
+def test_locate_tells_another_entry_where_that_one_alone_parts() -> None:
+    step = a_step()
+    other = changed(step, "after", "weight", (0, 1), 50.0)
+    other = changed(other, "gradient", "bias", 0, 30.0)
+    row = compare_step(BATCH, step, other, step, some_bounds())
+    found = locate(row, other, step, some_bounds(), LIMIT)
+
+    assert (found.stage, found.within.tensor, found.within.scratch) == ("gradient", "bias", 30.0)
+
+
+def test_locate_names_the_outputs_before_all_else() -> None:
+    step = a_step()
+    other = changed(step, "after", "bias", 0, 50.0)
+    other = changed(other, "gradient", "bias", 0, 50.0)
+    other = other._replace(outputs=(other.outputs[0] + 1,))
+    row = compare_step(BATCH, step, other, step, some_bounds())
+    found = locate(row, other, step, some_bounds(), LIMIT)
+
+    assert (found.stage, found.within.tensor) == ("forward", "output")

@@ -1,0 +1,509 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from regcheck import checking
+from regcheck.checking import check
+from regcheck.losses import LOSSES
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import Problem, Step, build_problem
+from regcheck.rounding import (
+    FEW,
+    STEEPEST,
+    TAIL,
+    Bounds,
+    RoundingModel,
+    close_pairs,
+    norm,
+    norms,
+)
+from regcheck.schedule import Batch
+from regcheck.spec import from_mapping
+from regcheck.torch_trainer import TorchTrainer
+
+Array = NDArray[np.floating]
+KINDS = [
+    ("linear", "mse"),
+    ("logistic", "bce"),
+    ("logistic", "bce_with_logits"),
+    ("logistic", "mse"),
+]
+U64, TINY64 = 2.0**-53, 2.0**-1022
+U32, TINY32 = 2.0**-24, 2.0**-126
+
+
+def problem_of(**settings: Any) -> Problem:
+    spec: dict[str, Any] = {"data": {"X": [[3.0, 4.0]], "y": [1.0]}, "model": "linear", "lr": 0.5}
+    return build_problem(from_mapping(spec | settings))
+
+
+def first_step(problem: Problem) -> tuple[Batch, Step, Bounds]:
+    """Take the first step of the NumPy trainer, with its bounds."""
+    trainer, batch = NumpyTrainer(problem), next(problem.schedule.batches())
+    update = trainer.step(trainer.start(), batch)
+    return batch, update.step, RoundingModel(problem).bounds(batch, update.step, update.slopes)
+
+
+# --- worked by hand -----------------------------------------------------------------------------
+
+
+def test_bounds_of_one_row_worked_by_hand() -> None:
+    # x = (3, 4), y = 1, w = (1, 0), b = 1: ‖x‖ = 5, ‖w‖ = 1, z = 4, s = 2 (4 − 1) = 6.
+    _, step, bounds = first_step(
+        problem_of(init={"weight": [1.0, 0.0], "bias": 1.0}, weight_decay=0.25)
+    )
+    dz = (math.sqrt(2) + 2) * (5 + 1)
+    ds = 2 * dz + 2 * (6 + 1)
+    dg = ds + (1 + 7) * 6
+    loss = (6 + ds * U64) * dz + 2 * 6 * 1 + (1 + 7) * 9
+    gradient = np.array([3, 4, 1]) * dg
+    pull = np.array([0.25, 0.0, 0.25])
+    shift = 0.5 * (gradient + 5 * pull) + 2 * np.array([9.125, 12, 3.125])
+    after = shift + 2 * (np.array([1, 0, 1]) + np.array([9.125, 12, 3.125]))
+
+    assert step.shift["weight"].tolist() == [[9.125, 12.0]]
+    assert bounds.outputs[0] == pytest.approx(np.array([dz * U64]), rel=1e-12)
+    assert bounds.loss == pytest.approx(loss * U64, rel=1e-12)
+    for found, expected in [
+        (bounds.gradient, gradient),
+        (bounds.penalty, 4 * 0.5 * pull),
+        (bounds.shift, shift),
+        (bounds.after, after),
+    ]:
+        vector = np.append(found["weight"], found["bias"])
+        assert vector == pytest.approx(expected * U64, rel=1e-12, abs=4 * TINY64)
+        assert found["weight"].shape == (1, 2)
+        assert found["bias"].shape == (1,)
+
+
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.75}, {"nesterov": True}])
+def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -> None:
+    problem = problem_of(optimizer={"name": "sgd", "momentum": 0.5, **options}, epochs=2, lr=0.25)
+    trainer, model = NumpyTrainer(problem), RoundingModel(problem)
+    state, taken = trainer.start(), []
+    for batch in problem.schedule.batches():
+        update = trainer.step(state, batch)
+        taken.append((update.step, model.bounds(batch, update.step, update.slopes)))
+        state = update.state
+    (_, first), (step, second) = taken
+    dg = second.gradient["bias"].item()
+    dv = 0.5 * first.gradient["bias"].item() + (1 - options.get("dampening", 0)) * dg
+    dv += 2 * U64 * abs(step.velocity["bias"].item())
+    dd = dg + 0.5 * dv if "nesterov" in options else dv
+
+    expected = 0.25 * dd + 2 * U64 * abs(step.shift["bias"].item())
+    assert second.shift["bias"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "u"),
+    [
+        ("float64", U64),
+        ("float32", U32),
+        ({"scratch": "float64", "framework": "float32"}, U32),
+        ({"scratch": "float32", "framework": "float64"}, U32),
+    ],
+)
+def test_the_coarser_dtype_counts(dtype: Any, u: float) -> None:
+    model = RoundingModel(problem_of(dtype=dtype))
+    start = model.start_bounds({"weight": np.array([[2.0, -4.0]]), "bias": np.array([0.0])})
+
+    assert start["weight"] == pytest.approx(np.array([[2 * u, 4 * u]]), rel=1e-12)
+    assert start["bias"].item() == (TINY64 if u == U64 else TINY32)
+
+
+def test_micro_batches_are_averaged() -> None:
+    rows = {"data": {"X": [[3.0, 4.0], [3.0, 4.0]], "y": [1.0, 1.0]}}
+    start = {"init": {"weight": [1.0, 0.0], "bias": 1.0}}
+    _, _, one = first_step(problem_of(**start))
+    _, _, two = first_step(problem_of(**rows, **start, batch_size=1, accumulate=2))
+
+    assert len(two.outputs) == 2
+    assert two.gradient["weight"] == pytest.approx(one.gradient["weight"], rel=1e-12)
+    assert two.loss == pytest.approx(one.loss, rel=1e-12)
+
+
+def test_a_small_batch_has_its_own_column_norms() -> None:
+    # Of 4 rows one is large. A batch of one row cannot have more than √1 times the largest entry.
+    X, y = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [0.0, 0.0, 0.0, 0.0]
+    small = RoundingModel(problem_of(data={"X": X, "y": y}, batch_size=1))
+    batch = next(small.problem.schedule.batches())
+    update = NumpyTrainer(small.problem).step(NumpyTrainer(small.problem).start(), batch)
+    slopes = (np.array([1.0]),)
+    of_one = small.bounds(batch, update.step, slopes).gradient["weight"]
+
+    assert of_one == pytest.approx(np.full((1, 2), (2 + 8) * U64), rel=1e-12)
+
+
+# --- the pieces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steepest_is_the_largest_slope_of_the_slope(kind: tuple[str, str]) -> None:
+    z = np.linspace(-12, 12, 24_001)
+    steepness = np.array(
+        [np.gradient(LOSSES[kind](z, np.full_like(z, y)).slopes, z) for y in (0.0, 0.3, 1.0)]
+    )
+    largest = np.abs(steepness).max(axis=0)
+
+    assert 0.95 * STEEPEST[kind] < largest.max() < STEEPEST[kind] * (1 + 1e-6)
+    if kind[0] == "logistic":
+        assert np.all(largest <= TAIL[kind[1]] * np.exp(-np.abs(z)) * 1.001)
+
+
+def test_close_pairs_of_columns() -> None:
+    rows = np.arange(1000.0)
+    columns = np.stack([rows, np.ones(1000), 1 + 1e-9 * rows, rows % 7], axis=1)
+
+    assert close_pairs(columns, 0.0)[:3].tolist() == [0.0, 1.0, 0.0]
+    assert close_pairs(columns, 1e-5)[:3].tolist() == [0.0, 1.0, 1.0]
+    assert close_pairs(columns, 1e-5)[3] == pytest.approx(1 / 7, abs=0.05)
+    assert close_pairs(np.ones((1, 1)), 0.0).tolist() == [0.0]
+
+
+def test_terms_that_are_close_round_alike() -> None:
+    rows = 4 * FEW
+    random = np.random.default_rng(0).normal(size=rows)
+    X = np.column_stack([np.ones(rows), random])
+    model = RoundingModel(problem_of(data={"X": X.tolist(), "y": [0.0] * rows}))
+    few, many = math.sqrt(rows), math.hypot(rows, math.sqrt(rows))
+
+    assert model.terms(np.ones(rows)) == pytest.approx([many, few, many])
+    assert model.terms(1 + 1e-15 * random) == pytest.approx([many, few, many])
+    assert model.terms(random) == few
+    assert model.terms(np.ones(FEW - 1)) == math.sqrt(FEW - 1)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # callers have them ignored
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_norm_of_any_scale(scale: float) -> None:
+    assert norm(np.array([3.0, 4.0]) * scale) == pytest.approx(5 * scale, rel=1e-15)
+    X = np.array([[3.0, 0.0], [4.0, 1.0]]) * scale
+    assert norms(X, axis=0) == pytest.approx(np.array([5.0, 1.0]) * scale, rel=1e-12)
+    assert norms(X, axis=1) == pytest.approx(np.array([3.0, math.sqrt(17)]) * scale, rel=1e-12)
+
+
+def test_norm_of_what_has_none() -> None:
+    assert norm(np.zeros(3)) == 0.0
+    assert norm(np.array([1.0, math.inf])) == math.inf
+    assert math.isnan(norm(np.array([1.0, math.nan])))
+    assert norms(np.zeros((2, 3)), axis=1).tolist() == [0.0, 0.0]
+    # Squares of float32 that overflow or vanish in float32.
+    assert norm(np.array([3e-30, 4e-30], np.float32)) == pytest.approx(5e-30, rel=1e-6)
+    assert norm(np.array([3e30, 4e30], np.float32)) == pytest.approx(5e30, rel=1e-6)
+
+
+# --- clipping -----------------------------------------------------------------------------------
+
+
+def clipped_problem(limit: float) -> Problem:
+    # z = 0, s = −2: the gradient is (−6, −8, −2), whose norm is √104.
+    return problem_of(clip_norm=limit)
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(20.0, 1.0), (5.0, 5 / math.sqrt(104))])
+def test_clipping_scales_the_bound_and_adds_that_of_the_factor(limit: float, factor: float) -> None:
+    problem = clipped_problem(limit)
+    _, step, bounds = first_step(problem)
+    model = RoundingModel(problem)
+    gradient = np.append(bounds.gradient["weight"], bounds.gradient["bias"])
+    found = model.clipped(gradient, step)
+    size = math.sqrt(104)
+    relative = (norm(gradient) + U64 * (math.sqrt(3) + 2) * size) / size + 3 * U64
+    wobble = 0.0 if limit > size else factor * relative * np.array([6, 8, 2])
+
+    assert found == pytest.approx(factor * gradient + wobble, rel=1e-5)
+
+
+@pytest.mark.parametrize(("off", "moves"), [(-1e-5, True), (0.0, True), (1e-5, False)])
+def test_clipping_near_its_threshold(off: float, moves: bool) -> None:
+    # f < 1 from ‖g‖ = C − 1e-6 on; within rounding of that, one side may clip and the other not.
+    problem = clipped_problem(math.sqrt(104) + 1e-6 + off)
+    _, step, bounds = first_step(problem)
+    gradient = np.append(bounds.gradient["weight"], bounds.gradient["bias"])
+
+    assert np.any(RoundingModel(problem).clipped(gradient, step) > gradient * 1.5) == moves
+
+
+def test_a_norm_that_overflows_may_clip_to_nothing() -> None:
+    problem = problem_of(clip_norm=1.0, dtype="float32")
+    model, step = RoundingModel(problem), first_step(problem)[1]
+    huge = step._replace(gradient={"weight": np.full((1, 2), 1e25), "bias": np.full(1, 1e25)})
+
+    assert np.all(model.clipped(np.zeros(3), huge) >= 1 / math.sqrt(3) * (1 - 1e-9))
+
+
+# --- against actual errors ----------------------------------------------------------------------
+
+
+def errors_in_bounds(problem: Problem) -> dict[str, float]:
+    """Give the largest errors of a float32 step against the same one in float64, in bounds."""
+    batch, exact, _ = first_step(problem)
+    model = RoundingModel(problem)
+    single = NumpyTrainer(problem)
+    single.dtype = np.dtype(np.float32)
+    single.X, single.y = problem.X.astype(np.float32), problem.y.astype(np.float32)
+    update = single.step(single.start(), batch)
+    bounds = model.bounds(batch, update.step, update.slopes)
+    pairs = {
+        "forward": (update.step.outputs[0], exact.outputs[0], bounds.outputs[0]),
+        "loss": (np.array(update.step.loss), np.array(exact.loss), np.array(bounds.loss)),
+    }
+    for part in ("gradient", "penalty", "shift", "after"):
+        for name in ("weight", "bias"):
+            pairs[f"{part} {name}"] = tuple(
+                getattr(one, part)[name] for one in (update.step, exact, bounds)
+            )
+    return {
+        name: float((np.abs(left - right.astype(np.float64)) / bound).max())
+        for name, (left, right, bound) in pairs.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 30, 3000])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_errors_of_float32_are_within_the_bounds_and_not_far_below(
+    kind: tuple[str, str], rows: int, scale: float
+) -> None:
+    random = np.random.default_rng(rows)
+    X = random.normal(size=(rows, 5)) * scale
+    y = (random.random(rows) < 0.5).astype(float)
+    largest: dict[str, float] = {}
+    for seed in range(5):
+        problem = problem_of(
+            data={"X": X.tolist(), "y": y.tolist()},
+            model=kind[0],
+            loss=kind[1],
+            init={"normal": {"std": 1.0, "seed": seed}},
+            weight_decay=0.1,
+            lr=0.01,
+            dtype={"scratch": "float64", "framework": "float32"},
+        )
+        for name, ratio in errors_in_bounds(problem).items():
+            largest[name] = max(largest.get(name, 0.0), ratio)
+
+    # The limit of 8 is for what the bounds do not foresee; here they must hold as they stand.
+    assert max(largest.values()) < 1.0, largest
+    assert min(largest["forward"], largest["after weight"], largest["after bias"]) > 0.01, largest
+
+
+SATURATED = [-200.0, -104.0, -90.0, -40.0, -28.0, -27.0, -15.0, 0.0, 8.0, 14.0, 15.0, 16.6, 17.0]
+SATURATED += [20.0, 27.0, 28.0, 35.0, 37.0, 50.0, 90.0, 101.0, 200.0, 710.0, 750.0, -710.0, -750.0]
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("z", SATURATED)
+@pytest.mark.parametrize(
+    "dtype",
+    ["float64", "float32", {"scratch": "float64", "framework": "float32"}],
+    ids=["float64", "float32", "mixed"],
+)
+def test_saturated_sigmoid_is_no_divergence(
+    kind: tuple[str, str], z: float, y: float, dtype: Any
+) -> None:
+    report = check(
+        {
+            "data": {"X": [[1.0]], "y": [y]},
+            "model": kind[0],
+            "loss": kind[1],
+            "init": {"weight": [z * 0.7], "bias": z * 0.3},
+            "lr": 1e-3,
+            "epochs": 2,
+            "dtype": dtype,
+        }
+    )
+
+    assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+@pytest.mark.parametrize("z", [-40.0, 40.0])
+def test_bounds_shrink_where_the_sigmoid_is_saturated_and_right(z: float) -> None:
+    # σ′ is e^(−40) there, so that the error of z reaches nothing: a quarter of it would.
+    start = {"weight": [z / 6.0, 0.0], "bias": z / 2}
+    common = {"data": {"X": [[3.0, 4.0]], "y": [float(z > 0)]}, "init": start}
+    _, _, bounds = first_step(problem_of(model="logistic", loss="bce_with_logits", **common))
+    of_output = bounds.outputs[0].item() / 4
+
+    assert bounds.gradient["bias"].item() < (of_output / 10 if z < 0 else 3 * U64)
+
+
+# --- the ends of the range ----------------------------------------------------------------------
+
+
+def blow_up(**settings: Any) -> dict[str, Any]:
+    return {
+        "data": {"X": [[100.0], [200.0]], "y": [1.0, 0.0]},
+        "model": "linear",
+        "init": {"constant": 1.0},
+        "lr": 1000.0,
+        "epochs": 100,
+        **settings,
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["float64", "float32", {"scratch": "float64", "framework": "float32"}],
+    ids=["float64", "float32", "mixed"],
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_blow_up_is_inconclusive_and_what_came_before_stays_judged(
+    dtype: Any, momentum: float
+) -> None:
+    report = check(blow_up(dtype=dtype, optimizer={"name": "sgd", "momentum": momentum}))
+
+    assert report.verdict == "inconclusive"
+    assert report.first_divergence is None
+    assert report.first_loss_divergence is None
+    assert report.compared > 2
+
+
+def test_blow_up_of_another_rule_stays_diverged() -> None:
+    report = check(blow_up(convention={"loss_factor": 0.5}))
+
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 1
+
+
+@contextmanager
+def spoiled(part: str, tensor: str, value: float, step: int) -> Iterator[None]:
+    """Let one step of the torch side give a number that is none."""
+
+    class Spoiled(TorchTrainer):
+        def step(self, batch: Batch) -> Step:
+            taken = super().step(batch)
+            if batch.step == step:
+                tensors = {name: one.copy() for name, one in getattr(taken, part).items()}
+                tensors[tensor].flat[0] = value
+                other: dict[str, Any] = {part: tensors}
+                taken = taken._replace(**other)
+            return taken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "TorchTrainer", Spoiled)
+        yield
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_one_side_alone_not_finite_diverges(value: float, tensor: str, momentum: float) -> None:
+    spec = blow_up(lr=1e-6, epochs=5, optimizer={"name": "sgd", "momentum": momentum})
+    with spoiled("after", tensor, value, 3):
+        report = check(spec)
+
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert (report.first_divergence.step, report.first_divergence.at.tensor) == (3, tensor)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["gradient", "shift"])
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_a_bound_that_is_no_number_passes_nothing(value: float, part: str, tensor: str) -> None:
+    spec = blow_up(lr=1e-6, epochs=5, clip_norm=1.0, weight_decay=0.1)
+    with spoiled(part, tensor, value, 3):
+        report = check(spec)
+
+    assert (report.verdict, report.compared) == ("inconclusive", 2)
+
+
+def test_bounds_end_where_numbers_may_overflow() -> None:
+    _, _, bounds = first_step(problem_of(init={"weight": [1e308, 0.0], "bias": 0.0}))
+
+    assert all(
+        np.isinf(one).all()
+        for one in (
+            *bounds.outputs,
+            np.array(bounds.loss),
+            *bounds.gradient.values(),
+            *bounds.penalty.values(),
+            *bounds.shift.values(),
+            *bounds.after.values(),
+        )
+    )
+
+
+def test_the_loss_alone_has_no_bound_where_its_square_overflows() -> None:
+    _, _, bounds = first_step(problem_of(init={"weight": [1e160, 0.0], "bias": 0.0}))
+
+    assert bounds.loss == math.inf
+    assert np.isfinite(bounds.after["weight"]).all()
+
+
+def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:
+    # 1e-50 is 0 in float32, and the gradient is large enough for it to be seen in float64.
+    report = check(
+        {
+            "data": {"X": [[1e15], [2e15]], "y": [1e15, 0.0]},
+            "model": "linear",
+            "lr": 1e-50,
+            "epochs": 3,
+            "dtype": {"scratch": "float64", "framework": "float32"},
+            "compare": ["parameters"],
+        }
+    )
+
+    assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-30, 1e-3, 1e3, 1e15])
+@pytest.mark.parametrize("dtype", ["float32", {"scratch": "float64", "framework": "float32"}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_denormal_and_huge_data_raise_no_alarm(
+    kind: tuple[str, str], scale: float, dtype: Any
+) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 3)) * scale
+    report = check(
+        {
+            "data": {"X": X.tolist(), "y": [0.0, 1.0] * 20},
+            "model": kind[0],
+            "loss": kind[1],
+            "init": {"constant": 1.0},
+            "lr": 0.1 / (1 + scale * scale),
+            "weight_decay": 0.01,
+            "epochs": 5,
+            "dtype": dtype,
+        }
+    )
+
+    assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_equal_rows_in_great_number_raise_no_alarm(kind: tuple[str, str], dtype: str) -> None:
+    # Every term of each sum is the same, so that roundings add up instead of cancelling.
+    rows = 6000
+    report = check(
+        {
+            "data": {"X": [[1000.1, 0.3]] * rows, "y": [1.0] * rows},
+            "model": kind[0],
+            "loss": kind[1],
+            "lr": 1e-7,
+            "epochs": 3,
+            "dtype": dtype,
+        }
+    )
+
+    assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+def test_zero_learning_rate_in_a_schedule_is_no_divergence() -> None:
+    schedule = {"kind": "list", "values": [0.0, 0.1, 0.0]}
+    report = check(
+        blow_up(lr=0.0, lr_schedule=schedule, weight_decay=0.1, epochs=3, compare=["parameters"])
+    )
+
+    assert report.verdict == "equivalent"
+    assert report.compared == 3
