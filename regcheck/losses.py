@@ -51,9 +51,12 @@ def bce(z: Array, y: Array) -> RowLosses:
     """
     p = sigmoid(z)
     other = 1 - p
-    fade = np.minimum(p * other / DENOMINATOR_FLOOR, 1)
-    log_p, log_other = np.maximum(np.log(p), LOG_FLOOR), np.maximum(np.log(other), LOG_FLOOR)
-    return RowLosses((y - 1) * log_other - y * log_p, (p - y) * fade)
+    log_p, log_other, slopes = np.log(p), np.log(other), p - y
+    q = p * other
+    if not q.min() >= DENOMINATOR_FLOOR:  # else no floor is met, since log 1e-12 > −100
+        log_p, log_other = np.maximum(log_p, LOG_FLOOR), np.maximum(log_other, LOG_FLOOR)
+        slopes = slopes * q / np.maximum(q, DENOMINATOR_FLOOR)
+    return RowLosses((y - 1) * log_other - y * log_p, slopes)
 
 
 def bce_with_logits(z: Array, y: Array) -> RowLosses:

@@ -15,7 +15,7 @@ Parameters = dict[str, Array]
 
 def predict(X: Array, parameters: Parameters) -> Array:
     """Z = X wᵀ + b."""
-    z: Array = X @ parameters["weight"][0] + parameters["bias"]
+    z: Array = X @ parameters["weight"][0] + parameters["bias"][0]
     return z
 
 
