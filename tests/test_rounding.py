@@ -39,6 +39,11 @@ U64, TINY64 = 2.0**-53, 2.0**-1022
 U32, TINY32 = 2.0**-24, 2.0**-126
 
 
+def close(expected: Any, rel: float = 1e-12, abs: float = 0.0) -> Any:  # noqa: A002
+    """Compare by relative size alone: pytest's own absolute 1e-12 is far above these bounds."""
+    return pytest.approx(expected, rel=rel, abs=abs)
+
+
 def problem_of(**settings: Any) -> Problem:
     spec: dict[str, Any] = {"data": {"X": [[3.0, 4.0]], "y": [1.0]}, "model": "linear", "lr": 0.5}
     return build_problem(from_mapping(spec | settings))
@@ -69,8 +74,8 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
     after = shift + 2 * (np.array([1, 0, 1]) + np.array([9.125, 12, 3.125]))
 
     assert step.shift["weight"].tolist() == [[9.125, 12.0]]
-    assert bounds.outputs[0] == pytest.approx(np.array([dz * U64]), rel=1e-12)
-    assert bounds.loss == pytest.approx(loss * U64, rel=1e-12)
+    assert bounds.outputs[0] == close(np.array([dz * U64]))
+    assert bounds.loss == close(loss * U64)
     for found, expected in [
         (bounds.gradient, gradient),
         (bounds.penalty, 4 * 0.5 * pull),
@@ -78,7 +83,7 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
         (bounds.after, after),
     ]:
         vector = np.append(found["weight"], found["bias"])
-        assert vector == pytest.approx(expected * U64, rel=1e-12, abs=4 * TINY64)
+        assert vector == close(expected * U64, abs=4 * TINY64)
         assert found["weight"].shape == (1, 2)
         assert found["bias"].shape == (1,)
 
@@ -99,7 +104,7 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
     dd = dg + 0.5 * dv if "nesterov" in options else dv
 
     expected = 0.25 * dd + 2 * U64 * abs(step.shift["bias"].item())
-    assert second.shift["bias"].item() == pytest.approx(expected, rel=1e-12)
+    assert second.shift["bias"].item() == close(expected)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_the_coarser_dtype_counts(dtype: Any, u: float) -> None:
     model = RoundingModel(problem_of(dtype=dtype))
     start = model.start_bounds({"weight": np.array([[2.0, -4.0]]), "bias": np.array([0.0])})
 
-    assert start["weight"] == pytest.approx(np.array([[2 * u, 4 * u]]), rel=1e-12)
+    assert start["weight"] == close(np.array([[2 * u, 4 * u]]))
     assert start["bias"].item() == (TINY64 if u == U64 else TINY32)
 
 
@@ -126,8 +131,8 @@ def test_micro_batches_are_averaged() -> None:
     _, _, two = first_step(problem_of(**rows, **start, batch_size=1, accumulate=2))
 
     assert len(two.outputs) == 2
-    assert two.gradient["weight"] == pytest.approx(one.gradient["weight"], rel=1e-12)
-    assert two.loss == pytest.approx(one.loss, rel=1e-12)
+    assert two.gradient["weight"] == close(one.gradient["weight"])
+    assert two.loss == close(one.loss)
 
 
 def test_a_small_batch_has_its_own_column_norms() -> None:
@@ -139,7 +144,7 @@ def test_a_small_batch_has_its_own_column_norms() -> None:
     slopes = (np.array([1.0]),)
     of_one = small.bounds(batch, update.step, slopes).gradient["weight"]
 
-    assert of_one == pytest.approx(np.full((1, 2), (2 + 8) * U64), rel=1e-12)
+    assert of_one == close(np.full((1, 2), (2 + 8) * U64))
 
 
 # --- the pieces ---------------------------------------------------------------------------------
@@ -184,10 +189,10 @@ def test_terms_that_are_close_round_alike() -> None:
 @pytest.mark.filterwarnings("ignore:overflow")  # callers have them ignored
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
 def test_norm_of_any_scale(scale: float) -> None:
-    assert norm(np.array([3.0, 4.0]) * scale) == pytest.approx(5 * scale, rel=1e-15)
+    assert norm(np.array([3.0, 4.0]) * scale) == close(5 * scale, rel=1e-15)
     X = np.array([[3.0, 0.0], [4.0, 1.0]]) * scale
-    assert norms(X, axis=0) == pytest.approx(np.array([5.0, 1.0]) * scale, rel=1e-12)
-    assert norms(X, axis=1) == pytest.approx(np.array([3.0, math.sqrt(17)]) * scale, rel=1e-12)
+    assert norms(X, axis=0) == close(np.array([5.0, 1.0]) * scale)
+    assert norms(X, axis=1) == close(np.array([3.0, math.sqrt(17)]) * scale)
 
 
 def test_norm_of_what_has_none() -> None:
@@ -196,8 +201,8 @@ def test_norm_of_what_has_none() -> None:
     assert math.isnan(norm(np.array([1.0, math.nan])))
     assert norms(np.zeros((2, 3)), axis=1).tolist() == [0.0, 0.0]
     # Squares of float32 that overflow or vanish in float32.
-    assert norm(np.array([3e-30, 4e-30], np.float32)) == pytest.approx(5e-30, rel=1e-6)
-    assert norm(np.array([3e30, 4e30], np.float32)) == pytest.approx(5e30, rel=1e-6)
+    assert norm(np.array([3e-30, 4e-30], np.float32)) == close(5e-30, rel=1e-6)
+    assert norm(np.array([3e30, 4e30], np.float32)) == close(5e30, rel=1e-6)
 
 
 # --- clipping -----------------------------------------------------------------------------------
@@ -219,7 +224,7 @@ def test_clipping_scales_the_bound_and_adds_that_of_the_factor(limit: float, fac
     relative = (norm(gradient) + U64 * (math.sqrt(3) + 2) * size) / size + 3 * U64
     wobble = 0.0 if limit > size else factor * relative * np.array([6, 8, 2])
 
-    assert found == pytest.approx(factor * gradient + wobble, rel=1e-5)
+    assert found == close(factor * gradient + wobble, rel=1e-5)
 
 
 @pytest.mark.parametrize(("off", "moves"), [(-1e-5, True), (0.0, True), (1e-5, False)])
@@ -435,10 +440,46 @@ def test_bounds_end_where_numbers_may_overflow() -> None:
 
 
 def test_the_loss_alone_has_no_bound_where_its_square_overflows() -> None:
-    _, _, bounds = first_step(problem_of(init={"weight": [1e160, 0.0], "bias": 0.0}))
+    # 1e39 is more than float32 holds, and no trouble to the scratch side's float64.
+    mixed = {"scratch": "float64", "framework": "float32"}
+    _, step, bounds = first_step(problem_of(init={"weight": [1e19, 0.0], "bias": 0.0}, dtype=mixed))
 
+    assert math.isfinite(step.loss)
     assert bounds.loss == math.inf
     assert np.isfinite(bounds.after["weight"]).all()
+
+
+def test_what_a_denormal_loses_is_multiplied_by_the_learning_rate() -> None:
+    _, _, bounds = first_step(
+        problem_of(init={"constant": 1e-30}, weight_decay=1e-10, lr=1e10, dtype="float32")
+    )
+
+    assert bounds.penalty["bias"].item() > 1e10 * TINY32
+    assert bounds.after["bias"].item() > 1e10 * TINY32
+
+
+def test_errors_of_z_above_one_reach_the_steepest_slope() -> None:
+    # z = 1e9, known to ±100 in float32: that it is far from 0 now says nothing of its neighbours.
+    start = {"weight": [2e9, -1.25e9], "bias": 0.0}
+    settings = {"model": "logistic", "loss": "bce_with_logits", "init": start, "dtype": "float32"}
+    _, step, bounds = first_step(problem_of(**settings))
+
+    assert abs(step.outputs[0].item()) > 1e8
+    assert bounds.outputs[0].item() > 100
+    assert bounds.gradient["bias"].item() > bounds.outputs[0].item() / 5
+
+
+@pytest.mark.parametrize("z", [-30.0, -35.0])
+def test_errors_of_z_reach_a_fading_slope_whole(z: float) -> None:
+    # y = 1, p = e^z: BCELoss's slope is −p/1e-12, so that its own slope is as large as itself.
+    start = {"weight": [1000.0, -750.0], "bias": z}
+    settings = {"model": "logistic", "loss": "bce", "init": start}
+    _, step, bounds = first_step(problem_of(**settings))
+    fading = math.exp(z) * 1e12
+    of_z = fading * bounds.outputs[0].item()
+
+    assert step.gradient["bias"].item() == close(-fading, rel=1e-6)
+    assert bounds.gradient["bias"].item() > of_z > 10 * U64
 
 
 def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:
