@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regcheck.losses import DENOMINATOR_FLOOR, LOG_FLOOR
+from regcheck.norms import close_pairs, norm, norms, sample
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
@@ -46,9 +47,6 @@ STEEPEST = {
 TAIL = {"bce": 1.0, "bce_with_logits": 1.0, "mse": 2.5}
 """How many times σ′(z) ≤ e^(−|z|) the logistic model's |d²ℓ/dz²| can be, by loss."""
 
-
-SAMPLE = 32
-"""Rows looked at for terms that round alike."""
 
 FEW = 256
 """Rows below which B and √B are too close together for the difference to matter."""
@@ -93,9 +91,9 @@ class RoundingModel:
         self.edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
         self.single = coarser.dtype == np.dtype(np.float32)
         X = problem.X
-        self.row_norms = norms(X, axis=1)
-        self.column_norms = np.append(norms(X, axis=0), math.sqrt(len(X)))
-        self.column_peaks = np.append(np.abs(X).max(axis=0), 1.0)
+        self.row_norms, column_norms, peaks = norms(X)
+        self.column_norms = np.append(column_norms, math.sqrt(len(X)))
+        self.column_peaks = np.append(peaks, 1.0)
         self.close_x = np.append(close_pairs(X, self.u * len(X) / 4), 1.0)
         self.largest_row = float(self.row_norms.max())
         self.largest_x = float(self.column_peaks.max())
@@ -312,40 +310,3 @@ def flat(parameters: Parameters) -> Array:
 def split(vector: Array) -> Parameters:
     """Undo `flat`."""
     return {"weight": vector[None, :-1], "bias": vector[-1:]}
-
-
-def sample(rows: Array) -> Array:
-    """Take 32 rows spread over all, or all where they are fewer."""
-    return rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
-
-
-def close_pairs(columns: Array, tolerance: float) -> Array:
-    """Give the share of pairs in each column that differ by at most tolerance times its peak."""
-    some = sample(columns).astype(np.float64)
-    near = np.abs(some[:, None] - some) <= tolerance * np.abs(some).max(axis=0)
-    pairs = max(1, len(some) * (len(some) - 1))
-    return np.asarray((np.count_nonzero(near, axis=(0, 1)) - len(some)) / pairs)
-
-
-def norm(vector: Array) -> float:
-    """‖v‖ in float64; computed from v over its largest entry where squares would overflow."""
-    vector = np.asarray(vector, np.float64)
-    size = math.sqrt(float(np.dot(vector, vector)))
-    if math.isfinite(size) and size > 1e-140:
-        return size
-    peak = float(np.abs(vector).max(initial=0.0))
-    if not 0 < peak < math.inf:
-        return peak
-    scaled = vector / peak
-    return peak * math.sqrt(float(np.dot(scaled, scaled)))
-
-
-def norms(X: Array, axis: int) -> Array:
-    """‖x‖ along an axis of X, safe against overflow; X is read block by block."""
-    peak = float(np.abs(X).max())
-    if peak == 0:
-        return np.zeros(X.shape[1 - axis])
-    scale = peak if not 1e-100 < peak < 1e100 else 1.0
-    X = X / scale if scale != 1.0 else X
-    size: Array = scale * np.sqrt(np.einsum("ij,ij->i" if axis else "ij,ij->j", X, X))
-    return size

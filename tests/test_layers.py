@@ -18,7 +18,7 @@ LAYERS = [
     {"spec"},
     {"data", "schedule"},
     {"problem"},
-    {"losses", "models", "optimizers"},
+    {"losses", "models", "norms", "optimizers"},
     {"rounding"},
     {"numpy_trainer", "torch_trainer"},
     {"compare"},

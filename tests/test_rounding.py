@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.losses import LOSSES
+from regcheck.norms import close_pairs, norm, norms
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Problem, Step, build_problem
 from regcheck.rounding import (
@@ -20,9 +21,6 @@ from regcheck.rounding import (
     TAIL,
     Bounds,
     RoundingModel,
-    close_pairs,
-    norm,
-    norms,
 )
 from regcheck.schedule import Batch
 from regcheck.spec import from_mapping
@@ -191,15 +189,15 @@ def test_terms_that_are_close_round_alike() -> None:
 def test_norm_of_any_scale(scale: float) -> None:
     assert norm(np.array([3.0, 4.0]) * scale) == close(5 * scale, rel=1e-15)
     X = np.array([[3.0, 0.0], [4.0, 1.0]]) * scale
-    assert norms(X, axis=0) == close(np.array([5.0, 1.0]) * scale)
-    assert norms(X, axis=1) == close(np.array([3.0, math.sqrt(17)]) * scale)
+    assert norms(X).columns == close(np.array([5.0, 1.0]) * scale)
+    assert norms(X).rows == close(np.array([3.0, math.sqrt(17)]) * scale)
 
 
 def test_norm_of_what_has_none() -> None:
     assert norm(np.zeros(3)) == 0.0
     assert norm(np.array([1.0, math.inf])) == math.inf
     assert math.isnan(norm(np.array([1.0, math.nan])))
-    assert norms(np.zeros((2, 3)), axis=1).tolist() == [0.0, 0.0]
+    assert norms(np.zeros((2, 3))).rows.tolist() == [0.0, 0.0]
     # Squares of float32 that overflow or vanish in float32.
     assert norm(np.array([3e-30, 4e-30], np.float32)) == close(5e-30, rel=1e-6)
     assert norm(np.array([3e30, 4e30], np.float32)) == close(5e30, rel=1e-6)
