@@ -201,3 +201,60 @@ def test_line_holds_name_and_verdict_alone(small: Spec) -> None:
 def test_short_numbers_take_seven_columns_at_most(value: float, text: str) -> None:
     assert words.short(value) == text
     assert len(text) <= 7
+
+
+def test_progress_shows_a_bar_on_a_terminal_after_half_a_second(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import itertools
+
+    from regcheck.report import terminal
+
+    seconds = itertools.count()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
+    with terminal.progress("long.yaml") as advance:
+        advance(2, 3)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "long.yaml" in captured.err
+    assert "2/3" in captured.err
+
+
+def test_progress_shows_nothing_for_a_short_run_or_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from regcheck.report import terminal
+
+    with terminal.progress("short.yaml") as advance:
+        advance(1, 1)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    with terminal.progress("short.yaml") as advance:
+        advance(1, 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_divergence_in_the_update_alone_and_at_the_start_are_told(
+    small: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck.torch_trainer import TorchTrainer
+
+    real = TorchTrainer.step
+
+    def nudged(self: TorchTrainer, batch: Any) -> Any:
+        step = real(self, batch)
+        step.after["bias"][0] += 1e-9
+        return step
+
+    monkeypatch.setattr(TorchTrainer, "step", nudged)
+    text = printed(small)
+    assert "DIVERGED at step 1 of 3: bias, in the update." in text
+    assert "scratch has" in text
+    monkeypatch.undo()
+
+    start = TorchTrainer.parameters
+    monkeypatch.setattr(
+        TorchTrainer, "parameters", lambda self: {k: v + 1 for k, v in start(self).items()}
+    )
+    assert "at the start." in printed(small)
