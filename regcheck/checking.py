@@ -22,7 +22,7 @@ from regcheck.compare import (
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.problem import Problem, Step, build_problem
-from regcheck.record import Final, LossDivergence, Report, Sample, Verdict
+from regcheck.record import OUT_OF_RANGE, Final, LossDivergence, Report, Sample, Verdict
 from regcheck.rounding import RoundingModel
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
@@ -177,8 +177,8 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
     if report.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
     if report.first_unjudged is not None:
-        return "inconclusive", f"from step {report.first_unjudged} the numbers are not finite"
+        return "inconclusive", f"from step {report.first_unjudged:,} on {OUT_OF_RANGE}"
     if report.first_loss_unjudged is not None and "loss" in judged:
         step = report.first_loss_unjudged
-        return "inconclusive", f"from step {step} the losses are not finite"
+        return "inconclusive", f"from step {step:,} on the reported losses are out of range"
     return "equivalent", ""

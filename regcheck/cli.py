@@ -14,11 +14,12 @@ import click
 
 from regcheck import __version__
 from regcheck.errors import RegcheckError, UsageError
+from regcheck.spelling import spell
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from regcheck.record import Report
+    from regcheck.report.output import Output
 
 EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}
@@ -27,26 +28,6 @@ GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
 INTERNAL_ERROR = (
     "internal error, and no verdict; please report it to the maintainers, with the lines above"
 )
-
-SPELLED = {
-    "←": "<-",
-    "−": "-",
-    "·": "*",
-    "×": "x",
-    "≠": "!=",
-    "≥": ">=",
-    "½": "1/2",
-    "²": "^2",
-    "…": "...",
-    "‖": "|",
-    "Σ": "sum ",
-    "λ": "lambda",
-    "μ": "mu",
-    "σ": "sigma",
-    "τ": "tau",
-    "ℓ": "l",
-}
-"""What the signs of formulas are spelled as where there is nothing but ASCII."""
 
 PLANNED = ("convert", "init", "schema")
 """Commands that regcheck will have."""
@@ -66,7 +47,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class StepCount(click.ParamType[int | None]):
+class StepCount(click.ParamType):  # type: ignore[type-arg]  # generic only in later clicks
     """A number of steps, or `all`."""
 
     name = "N|all"
@@ -115,15 +96,26 @@ def run(
         raise UsageError(
             "`--report` is planned, and not in this version; `--json` prints the report"
         )
-    paths = [path for spec in specs for path in spec_files(spec)]
-    show = JsonOutput(len(paths)) if as_json else TextOutput(rows, quiet)
-    codes = [run_one(path, show) for path in paths]
-    show.finish()
+    from regcheck.report.output import JsonOutput, TextOutput
+
+    found = [spec_files(spec) for spec in specs]
+    several = sum(1 if isinstance(part, UsageError) else len(part) for part in found)
+    show: Output = JsonOutput(several) if as_json else TextOutput(rows, quiet)
+    codes = []
+    try:
+        for name, part in zip(specs, found, strict=True):
+            if isinstance(part, UsageError):
+                show.error(name, str(part))
+                codes.append(UNUSABLE)
+            else:
+                codes += [run_one(path, show) for path in part]
+    finally:
+        show.finish()  # an array that was begun is closed, whatever ended the run
     return next(code for code in GRAVEST_FIRST if code in codes)
 
 
-def spec_files(name: str) -> list[Path]:
-    """Give a file as it is, and a folder as the specs below it."""
+def spec_files(name: str) -> list[Path] | UsageError:
+    """Give a file as it is, and a folder as the specs below it; or what is wrong with the name."""
     from pathlib import Path  # only here: `explain` starts faster without it
 
     path = Path(name)
@@ -131,18 +123,16 @@ def spec_files(name: str) -> list[Path]:
         path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such file or folder"
-        raise UsageError(f"{path}: {reason.lower()}") from None
+        return UsageError(f"{path}: {reason.lower()}")
     if not path.is_dir():
         return [path]
     found = sorted(
         one for one in path.rglob("*") if one.suffix in (".yaml", ".yml") and one.is_file()
     )
-    if not found:
-        raise UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
-    return found
+    return found or UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
 
 
-def run_one(path: Path, show: TextOutput | JsonOutput) -> int:
+def run_one(path: Path, show: Output) -> int:
     """Run one spec and show what came of it; gives its exit code."""
     from regcheck.spec import read_spec
 
@@ -157,16 +147,16 @@ def run_one(path: Path, show: TextOutput | JsonOutput) -> int:
         show.report(report)
         return VERDICT_CODES[report.verdict]
     except RegcheckError as error:
-        show.error(path, str(error))
+        show.error(str(path), str(error))
         return UNUSABLE
     except MemoryError:
-        show.error(path, f"{path}: not enough memory for this many rows and features")
+        show.error(str(path), f"{path}: not enough memory for this many rows and features")
         return UNUSABLE
-    except BrokenPipeError:
-        raise
+    except OSError:
+        raise  # standard output cannot be written to
     except Exception:
         show_traceback()
-        show.error(path, f"{path}: {INTERNAL_ERROR}")
+        show.error(str(path), f"{path}: {INTERNAL_ERROR}")
         return INTERNAL
 
 
@@ -182,73 +172,6 @@ def load_trainers() -> None:
 
     gc.freeze()
     gc.enable()
-
-
-class TextOutput:
-    """Reports for people, on standard output; errors on standard error."""
-
-    def __init__(self, rows: int | None, quiet: bool) -> None:
-        self.rows, self.quiet = rows, quiet
-        self.shown = 0
-
-    def report(self, report: Report) -> None:
-        """Print a report, or its verdict's line."""
-        from rich.console import Console
-
-        from regcheck.report.terminal import print_line, print_report
-
-        console = Console(soft_wrap=False)
-        if self.quiet:
-            print_line(report, console)
-            return
-        if self.shown:
-            console.print()
-            console.rule(style="dim")
-        print_report(report, console, self.rows)
-        self.shown += 1
-
-    def error(self, path: Path, text: str) -> None:  # noqa: ARG002
-        """Print what is wrong with a spec."""
-        click.echo(text, err=True)
-
-    def finish(self) -> None:
-        """Nothing is held back."""
-
-
-class JsonOutput:
-    """Reports as JSON on standard output: one object, or an array where there are several specs."""
-
-    def __init__(self, specs: int) -> None:
-        self.several = specs > 1
-        self.separator = "[\n" if self.several else ""
-
-    def report(self, report: Report) -> None:
-        """Print a report."""
-        from regcheck.report.json import json_chunks
-
-        sys.stdout.write(self.separator)
-        for chunk in json_chunks(report):
-            sys.stdout.write(chunk)
-        self.separator = ",\n"
-        if not self.several:
-            sys.stdout.write("\n")
-
-    def error(self, path: Path, text: str) -> None:
-        """Print what is wrong with a spec; in an array its place is kept."""
-        click.echo(text, err=True)
-        if self.several:
-            import json
-
-            sys.stdout.write(
-                self.separator
-                + json.dumps({"regcheck": __version__, "spec": str(path), "error": text})
-            )
-            self.separator = ",\n"
-
-    def finish(self) -> None:
-        """Close the array."""
-        if self.several:
-            sys.stdout.write("\n]\n")
 
 
 @commands.command()
@@ -285,17 +208,14 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="spell")
     code = exit_code()
+    try:
+        sys.stdout.flush()  # what an interrupted run had printed
+    except OSError:
+        code = code or INTERRUPTED
     sys.stderr.flush()
     # All is written. Taking the interpreter down object by object would cost a sixth of the time
     # of `explain`, and with torch loaded a third of a second.
     os._exit(code)
-
-
-def spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell the signs of formulas out where the output's encoding has none for them."""
-    assert isinstance(error, UnicodeEncodeError)
-    signs = error.object[error.start : error.end]
-    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
 
 
 def exit_code(arguments: Sequence[str] | None = None) -> int:
@@ -311,12 +231,14 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         click.echo(str(error), err=True)
         return UNUSABLE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was written", err=True)
+        click.echo("interrupted", err=True)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone; Python would complain once more when it flushes at exit.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"standard output cannot be written to: {error.strerror}", err=True)
+        # Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return INTERRUPTED
+        return INTERRUPTED if isinstance(error, BrokenPipeError) else UNUSABLE
     except Exception:
         show_traceback()
         click.echo(f"regcheck: {INTERNAL_ERROR}", err=True)

@@ -124,8 +124,8 @@ def factor(value: float) -> str:
 
 
 def exact(value: float) -> str:
-    """Write a number in up to 15 digits, as many as every float64 can hold."""
-    return f"{value:.15g}"
+    """Write a number in the fewest digits that read back as the very same one."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def update_lines(convention: Convention, given: Letters, tensor: str = "weight") -> list[str]:

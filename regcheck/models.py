@@ -25,10 +25,11 @@ def gradient(X: Array, slopes: Array) -> Parameters:
 
 
 def accuracy(X: Array, y: Array, parameters: Parameters) -> float | None:
-    """Share of rows on whose side of ½ the logistic model is right; None without rows.
+    """Share of rows on whose side of ½ the logistic model is right.
 
-    σ(z) > ½ just where z > 0.
+    σ(z) > ½ just where z > 0. None without rows, NaN where some z is no number.
     """
     if len(y) == 0:
         return None
-    return float(np.mean((predict(X, parameters) > 0) == (y > 0.5)))
+    z = predict(X, parameters)
+    return float("nan") if np.isnan(z).any() else float(np.mean((z > 0) == (y > 0.5)))

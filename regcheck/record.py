@@ -20,6 +20,9 @@ from regcheck.spec import Spec
 from regcheck.trace import Trace, TraceRow
 from regcheck.training import Training
 
+OUT_OF_RANGE = "the numbers are infinite, or too near it to be judged"
+"""What ends a run before its last step."""
+
 Verdict = Literal["equivalent", "diverged", "inconclusive"]
 
 
@@ -98,6 +101,8 @@ def head(report: Report) -> dict[str, Any]:
             "bound": number(loss.at.bound),
         },
         "first_by_stage": report.first_by_stage,
+        "first_unjudged": report.first_unjudged,
+        "first_loss_unjudged": report.first_loss_unjudged,
         "convention_differences": {
             key: {"scratch": here, "framework": torch}
             for key, (here, torch) in differences(report.spec.named_convention()).items()
@@ -166,7 +171,11 @@ def final_dict(final: Final) -> dict[str, Any]:
     return {
         **tensors_dict(final.parameters),
         "loss": number(final.loss),
-        "accuracy": final.accuracy or None,
+        "accuracy": {
+            part: share if share is None else number(share)
+            for part, share in final.accuracy.items()
+        }
+        or None,
     }
 
 

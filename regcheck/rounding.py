@@ -4,7 +4,7 @@ With u the unit roundoff of the coarser dtype, B rows, d features, ‖x_j‖ the
 over the step's rows and ‖x_i‖ that of row i, Cauchy-Schwarz gives, with the probabilistic √n u
 for a sum of n terms (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019):
 
-    output      δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)
+    output      δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)          √d, or more: `features_alike`
     slope       δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|)            L_i bounds |ds/dz| around z_i
     gradient    δg_j ≤ ‖x_j‖ (‖δs‖ + u (√B + 7) ‖s‖)/B          the residuals are s_i/B
     penalty     δp ≤ 4u lr λ |w|
@@ -95,6 +95,11 @@ class RoundingModel:
         self.column_norms = np.append(column_norms, math.sqrt(len(X)))
         self.column_peaks = np.append(peaks, 1.0)
         self.close_x = np.append(close_pairs(X, self.u * len(X) / 4), 1.0)
+        self.close_features = (
+            float(close_pairs(sample(X).T, self.u * X.shape[1] / 4).max())
+            if X.shape[1] >= FEW
+            else 0.0
+        )
         self.largest_row = float(self.row_norms.max())
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
@@ -172,10 +177,18 @@ class RoundingModel:
         share = self.close_x * close_pairs(s[:, None], tolerance)
         return np.asarray(np.sqrt(rows + rows**2 * share))
 
+    def features_alike(self, weight: Array) -> float:
+        """Give how many roundings add up in z_i: as in `terms`, but along a row."""
+        features = weight.size
+        if self.close_features == 0.0:
+            return math.sqrt(features)
+        close_w = float(close_pairs(weight.T, self.u * features / 4)[0])
+        return math.sqrt(features + features**2 * self.close_features * close_w)
+
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
-        """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)."""
+        """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|), with more than √d where terms round alike."""
         weight, bias = norm(parameters["weight"][0]), abs(parameters["bias"].item())
-        factor = self.u * (math.sqrt(parameters["weight"].size) + 2)
+        factor = self.u * (self.features_alike(parameters["weight"]) + 2)
         bound: Array = self.row_norms[index] * (factor * weight) + (factor * bias + self.floor)
         return bound
 

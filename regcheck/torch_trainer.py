@@ -36,15 +36,16 @@ def torch_settings(multiplications: int) -> Iterator[int]:
     """
     small = multiplications < SMALL
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(1 if small else threads)
     torch.use_deterministic_algorithms(True)
     try:
         # A small pass stays below the size from which BLAS uses threads at all.
-        with nullcontext() if small else threadpool_limits(1, "blas"):
+        with torch.enable_grad(), nullcontext() if small else threadpool_limits(1, "blas"):
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {

@@ -51,9 +51,9 @@ class Trace:
         return len(self.numbers) // self.width
 
     def __getitem__(self, index: int) -> TraceRow:
-        start = (index % len(self) if index < 0 else index) * self.width
+        start = (index + len(self) if index < 0 else index) * self.width
         values = self.numbers[start : start + self.width]
-        if len(values) < self.width:
+        if start < 0 or len(values) < self.width:
             raise IndexError(index)
         tensors = {
             name: TensorTrace(*values[6 + 4 * position : 10 + 4 * position])

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import regcheck
 from regcheck.checking import check
 from regcheck.errors import InputError
+from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.problem import Step
 from regcheck.torch_trainer import TorchTrainer
 
@@ -143,7 +145,7 @@ def test_both_sides_blowing_up_is_inconclusive_from_there(small: Spec) -> None:
     assert report.first_divergence is None
     assert report.first_unjudged is not None
     assert report.compared == report.first_unjudged - 1 == len(report.trace) - 1
-    assert "not finite" in report.reason
+    assert "infinite, or too near it" in report.reason
 
 
 def test_a_divergence_stands_whatever_blows_up_later(small: Spec) -> None:
@@ -223,3 +225,93 @@ def test_environment_names_versions_and_threads(small: Spec) -> None:
     environment = check(small).environment
     assert set(environment) == {"python", "numpy", "torch", "threads", "platform"}
     assert environment["threads"] == 1
+
+
+def test_lockstep_feeds_the_velocity_with_the_frameworks_parameters(
+    small: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A scratch side that starts elsewhere drifts, but each local step is the same rule's.
+    real = NumpyTrainer.start
+
+    def shifted(self: NumpyTrainer) -> State:
+        state = real(self)
+        moved = {name: tensor + 1e-3 for name, tensor in state.parameters.items()}
+        return state._replace(parameters=moved)
+
+    monkeypatch.setattr(NumpyTrainer, "start", shifted)
+    momentum = {"optimizer": {"name": "sgd", "momentum": 0.9}, "epochs": 5}
+    report = check(small | momentum)
+    assert report.first_divergence is not None
+    assert report.first_divergence.stage == "initial"
+    assert all(tensor.ratio < 1 for row in report.trace for tensor in row.tensors.values())
+    assert report.max_drift > 1e-4
+
+
+@pytest.mark.parametrize(("digits", "stage"), [(3, None), (5, "initial")])
+def test_start_is_judged_by_the_same_limit(
+    small: Spec, monkeypatch: pytest.MonkeyPatch, digits: int, stage: str | None
+) -> None:
+    real = NumpyTrainer.start
+
+    def shifted(self: NumpyTrainer) -> State:
+        state = real(self)
+        # The last digit of 1 is two bounds, which are u |w| here: six of them pass, ten do not.
+        moved = {name: w + digits * 2.0**-52 for name, w in state.parameters.items()}
+        return state._replace(parameters=moved)
+
+    monkeypatch.setattr(NumpyTrainer, "start", shifted)
+    report = check(small | {"init": {"constant": 1.0}})
+    found = report.first_divergence
+    assert (found and found.stage) == stage
+
+
+def test_stages_of_a_step_that_cannot_be_judged_are_not_told(small: Spec) -> None:
+    report = check(small | {"lr": 1e6, "epochs": 100})
+    assert report.first_unjudged is not None
+    assert report.first_by_stage == {}
+
+
+def test_sample_is_step_1_where_nothing_diverges(small: Spec) -> None:
+    report = check(small)
+    assert report.sample is not None
+    assert report.sample.step == 1
+    assert report.to_dict()["sample"]["step"] == 1
+
+
+def test_max_drift_of_a_blow_up_is_no_number(small: Spec) -> None:
+    report = check(small | {"lr": 1e6, "epochs": 1000})
+    last = [tensor.drift for tensor in report.trace[-1].tensors.values()]
+    if any(np.isnan(last)):
+        assert np.isnan(report.max_drift)
+    else:
+        assert report.max_drift == max(
+            tensor.drift for row in report.trace for tensor in row.tensors.values()
+        )
+
+
+def test_divergence_names_the_tensor_that_parts(small: Spec) -> None:
+    report = check(small | {"convention": {"penalize_bias": False}})
+    assert report.first_divergence is not None
+    assert report.first_divergence.at.tensor == "bias"
+    assert report.first_divergence.within.tensor == "bias"
+
+
+def test_check_works_where_gradients_are_switched_off_and_puts_settings_back(small: Spec) -> None:
+    threads = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.no_grad():
+            assert check(small).verdict == "equivalent"
+            assert not torch.is_grad_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.get_num_threads() == threads
+
+
+def test_check_takes_arrays_and_numpys_numbers(small: Spec) -> None:
+    data = {"X": np.array(small["data"]["X"]), "y": np.array(small["data"]["y"])}
+    report = check(small | {"data": data, "lr": np.float64(0.1), "epochs": np.int64(3)})
+    assert report.verdict == "equivalent"
+    same = check(small).final["framework"].parameters["weight"]
+    assert np.array_equal(report.final["framework"].parameters["weight"], same)

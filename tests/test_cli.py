@@ -246,3 +246,50 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
         check=False,
         env=dict(os.environ) | environment,
     )
+
+
+def test_missing_spec_does_not_keep_the_others_from_running(
+    write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.exit_code(["run", "--json", "missing.yaml", str(write_spec())]) == 2
+    captured = capsys.readouterr()
+    missing, good = json.loads(captured.out)
+    assert "no such file" in missing["error"]
+    assert good["verdict"] == "equivalent"
+    assert "missing.yaml: no such file" in captured.err
+
+
+def test_interruption_keeps_what_was_printed_and_closes_the_array(
+    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regcheck import checking
+
+    real = checking.check_loaded
+
+    def interrupt(loaded: object, progress: object) -> object:
+        if str(loaded.name).endswith("two.yaml"):  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return real(loaded, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checking, "check_loaded", interrupt)
+    paths = [str(write_spec("one.yaml")), str(write_spec("two.yaml"))]
+    assert cli.exit_code(["run", "--json", *paths]) == 130
+    (first,) = json.loads(capsys.readouterr().out)
+    assert first["verdict"] == "equivalent"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_full_disk_is_told_and_is_no_internal_error(write_spec: Write) -> None:
+    command = f"{sys.executable} -m regcheck run {write_spec()} > /dev/full"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 2
+    assert "standard output cannot be written to" in done.stderr
+    assert "Traceback" not in done.stderr

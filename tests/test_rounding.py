@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -531,6 +532,28 @@ def test_equal_rows_in_great_number_raise_no_alarm(kind: tuple[str, str], dtype:
             "loss": kind[1],
             "lr": 1e-7,
             "epochs": 3,
+            "dtype": dtype,
+        }
+    )
+
+    assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_equal_features_in_great_number_raise_no_alarm(
+    kind: tuple[str, str], dtype: str, tmp_path: Path
+) -> None:
+    # Every term of x·w is the same, so that roundings add up instead of cancelling.
+    np.savez(tmp_path / "equal.npz", X=np.full((4, 40_000), 0.1), y=np.array([1.0, 0, 1, 0]))
+    report = check(
+        {
+            "data": {"npz": str(tmp_path / "equal.npz")},
+            "model": kind[0],
+            "loss": kind[1],
+            "init": {"constant": 0.1},
+            "lr": 1e-7,
+            "epochs": 2,
             "dtype": dtype,
         }
     )

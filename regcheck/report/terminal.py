@@ -67,6 +67,11 @@ def print_report(report: Report, console: Console, rows: int | None) -> None:
     console.file.write(TRAILING_BLANKS.sub(r"\1", capture.get()))
 
 
+def terminal() -> Console:
+    """Give the console that standard output is."""
+    return Console(soft_wrap=False)
+
+
 def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
@@ -208,11 +213,12 @@ def print_verdict(report: Report, console: Console) -> None:
     console.print(Text(words.sentence(report) + ".", STYLES[report.verdict]))
     divergence = report.first_divergence
     remarks = []
-    if divergence is not None:
+    if divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
         remarks.append(words.hidden_before(report, divergence))
+    remarks.append(words.not_judged_remark(report))
     remarks.append(words.loss_remark(report))
-    remarks.append(words.unjudged_loss_remark(report))
+    remarks.append(words.unjudged_remark(report))
     remarks.append(words.masked_remark(report))
     if report.verdict == "equivalent":
         remarks.append(words.drift_remark(report))
@@ -251,7 +257,7 @@ def print_terms(report: Report, console: Console) -> None:
 def print_final(report: Report, console: Console) -> None:
     """Print where both sides ended, side by side."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("after the last step", no_wrap=True)
+    table.add_column(f"after step {report.trace[-1].step:,}", no_wrap=True)
     for name in ("scratch", "torch", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     scratch, framework = report.final["scratch"], report.final["framework"]
@@ -278,7 +284,7 @@ def print_final(report: Report, console: Console) -> None:
     for part, here in scratch.accuracy.items():
         there = framework.accuracy[part]
         if here is not None and there is not None:
-            difference = "" if here == there else f"{abs(here - there):.2%}"
+            difference = "" if here == there else f"{abs(here - there):.2%}".replace("nan%", "")
             table.add_row(f"accuracy, {part}", f"{here:.2%}", f"{there:.2%}", difference)
     console.print(table)
 

@@ -22,7 +22,7 @@ from regcheck.formula import (
     torch_call,
 )
 from regcheck.matching import NoMatchError, matching
-from regcheck.record import Report
+from regcheck.record import OUT_OF_RANGE, Report
 from regcheck.schedule import schedule_of
 
 WHERE = {
@@ -110,23 +110,48 @@ def meanings_of(report: Report) -> list[str]:
     return [meaning.replace(" ", ": ", 1) for meaning in found]
 
 
+def judged(report: Report, what: str) -> bool:
+    """Say whether the spec's `compare` names parameters or loss."""
+    return what in report.spec.compare
+
+
+def not_judged_remark(report: Report) -> str:
+    """Tell of a divergence that the spec does not judge."""
+    found = []
+    if report.first_divergence is not None and not judged(report, "parameters"):
+        found.append(f"the parameters part at step {report.first_divergence.step:,}")
+    if report.first_loss_divergence is not None and not judged(report, "loss"):
+        found.append(f"the reported losses part at step {report.first_loss_divergence.step:,}")
+    if not found:
+        return ""
+    return f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
+
+
 def sentence(report: Report) -> str:
     """Say the verdict in one sentence."""
     if report.verdict == "equivalent":
+        what = "" if judged(report, "parameters") else " in the reported loss"
         ratio = max(
-            (one.ratio for row in report.trace for one in row.tensors.values()), default=0.0
+            (
+                ratio
+                for row in report.trace
+                for ratio in (
+                    [row.loss_ratio] if what else [one.ratio for one in row.tensors.values()]
+                )
+            ),
+            default=0.0,
         )
-        what = "" if "parameters" in report.spec.compare else " in the reported loss"
         return (
             f"EQUIVALENT{what} over {count(report.compared, 'step')}: the largest local difference "
             f"is {short(ratio)} rounding bounds, of {report.limit:g} allowed"
         )
     if report.verdict == "inconclusive":
-        agree = "agrees" if report.compared == 1 else "agree"
-        judged = f"; {count(report.compared, 'step')} before it {agree}" if report.compared else ""
-        return f"INCONCLUSIVE: {report.reason}{judged}"
+        stops = (report.first_unjudged, judged(report, "loss") and report.first_loss_unjudged)
+        before = min((step - 1 for step in stops if step), default=0)
+        agree = f"; {count(before, 'step')} before it agree{'s' * (before == 1)}" if before else ""
+        return f"INCONCLUSIVE: {report.reason}{agree}"
     divergence = report.first_divergence
-    if divergence is not None and "parameters" in report.spec.compare:
+    if divergence is not None and judged(report, "parameters"):
         return (
             f"DIVERGED at step {divergence.step:,} of {report.steps:,}: {part(report, divergence)}"
         )
@@ -224,12 +249,15 @@ def loss_remark(report: Report) -> str:
     )
 
 
-def unjudged_loss_remark(report: Report) -> str:
-    """Say from which step on the reported losses could not be judged."""
-    step = report.first_loss_unjudged
-    if step is None or step == report.first_unjudged:
-        return ""
-    return f"From step {step:,} on the reported losses are not finite, so they are not judged."
+def unjudged_remark(report: Report) -> str:
+    """Say from which step on something could not be judged, where the verdict does not say it."""
+    step, loss = report.first_unjudged, report.first_loss_unjudged
+    told = []
+    if step is not None and report.verdict != "inconclusive":
+        told.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
+    if loss is not None and loss != step and report.reason.find(f"step {loss:,} ") < 0:
+        told.append(f"From step {loss:,} on the reported losses are out of range, and not judged.")
+    return " ".join(told)
 
 
 def masked_remark(report: Report) -> str:

@@ -43,8 +43,18 @@ def read_spec(path: Path) -> LoadedSpec:
 
 def from_mapping(content: Mapping[str, Any]) -> LoadedSpec:
     """Check a spec that is given as a mapping; relative paths are relative to here."""
-    document = Document("spec", dict(content), {}, [], set())
+    document = Document("spec", plain(content), {}, [], set())
     return LoadedSpec(validate(document), "spec", Path(), document)
+
+
+def plain(value: object) -> object:
+    """Turn what Python has and YAML has not into what YAML has: arrays and tuples into lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    # NumPy's arrays and numbers, and torch's tensors; NumPy is not loaded for it.
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def validate(document: Document) -> Spec:
