@@ -82,7 +82,7 @@ KEYS: dict[str, Key] = {
         "how the velocity is built",
         {
             "torch": "v ← μ v + g",
-            "dampened": "v ← μ v + (1 − μ) g, the first step included",
+            "dampened": "v ← μ v + (1 − μ) g, the first step included, in the place of τ",
             "lr-inside": "v ← μ v + lr·g, then w ← w − v; differs from torch only where lr changes",
         },
     ),

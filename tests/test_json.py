@@ -1,4 +1,4 @@
-"""The JSON report: the contract's keys, full precision, and nothing that is not JSON."""
+"""The JSON report: the keys that the README promises, full precision, and nothing that is not JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_json_text_is_the_report_as_data(small: Spec) -> None:
     assert strict("".join(json_chunks(report))) == report.to_dict()
 
 
-def test_json_has_the_keys_of_the_contract(small: Spec) -> None:
+def test_json_has_the_keys_that_programs_rely_on(small: Spec) -> None:
     data = check(small | {"convention": "divided-by-batch"}).to_dict()
     assert [key for key in data if key in KEYS] == KEYS
     assert set(data["first_divergence"]) >= {

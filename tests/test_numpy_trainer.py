@@ -49,7 +49,7 @@ def steps_of(problem: Problem) -> Iterator[Step]:
 
 
 class PlainLoop:
-    """The training of a spec, written in floats and lists straight from the contract's table."""
+    """The training of a spec, written in floats and lists straight from the README's table."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = BASE | {"batch_size": 10**6, "accumulate": 1, "epochs": 1} | spec

@@ -26,7 +26,7 @@ def wrong_inside(errors: Iterable[tuple[Path, str]]) -> ValidationError:
 
 
 def not_yet(what: str) -> PydanticCustomError:
-    """Refuse what the contract of the spec holds, and this version does not do."""
+    """Refuse what specs will hold, and this version does not do."""
     return wrong(f"{what} is planned, and not in this version of regcheck")
 
 
