@@ -1,4 +1,4 @@
-"""The JSON report: the keys that the README promises, full precision, and nothing that is not JSON."""
+"""The JSON report: its keys, full precision, and nothing that is not JSON."""
 
 from __future__ import annotations
 
