@@ -90,7 +90,7 @@ def run(
 ) -> int:
     """Train both sides of each SPEC in lockstep and compare every step.
 
-    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it.
+    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, hidden ones aside.
     """
     if report:
         raise UsageError(
@@ -115,7 +115,10 @@ def run(
 
 
 def spec_files(name: str) -> list[Path] | UsageError:
-    """Give a file as it is, and a folder as the specs below it; or what is wrong with the name."""
+    """Give a file as it is, and a folder as the specs below it; or what is wrong with the name.
+
+    Files and folders whose names begin with a dot hold settings and environments, not specs.
+    """
     from pathlib import Path  # only here: `explain` starts faster without it
 
     path = Path(name)
@@ -127,7 +130,11 @@ def spec_files(name: str) -> list[Path] | UsageError:
     if not path.is_dir():
         return [path]
     found = sorted(
-        one for one in path.rglob("*") if one.suffix in (".yaml", ".yml") and one.is_file()
+        one
+        for one in path.rglob("*")
+        if one.suffix in (".yaml", ".yml")
+        and one.is_file()
+        and not any(part.startswith(".") for part in one.relative_to(path).parts)
     )
     return found or UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
 
@@ -184,9 +191,7 @@ def explain(what: str | None, listing: bool, form: str) -> int:
     from regcheck.report.explanation import FORMATS
 
     if listing:
-        for kind, names in explaining.names_by_kind().items():
-            for name in names:
-                click.echo(f"{kind:<12}{name}")
+        sys.stdout.write(listed(explaining.names_by_kind(), form) + "\n")
         return EQUIVALENT
     if what is None:
         explanation = explaining.explain_all()
@@ -196,9 +201,21 @@ def explain(what: str | None, listing: bool, form: str) -> int:
         explanation = explaining.explain_spec(what)
     else:
         explanation = explaining.explain_name(what)
-    colour = False if "NO_COLOR" in os.environ else None
-    click.echo(FORMATS[form](explanation), color=colour)
+    text = FORMATS[form](explanation)
+    if "NO_COLOR" in os.environ or not sys.stdout.isatty():
+        text = click.unstyle(text)
+    sys.stdout.write(text + "\n")
     return EQUIVALENT
+
+
+def listed(kinds: dict[str, list[str]], form: str) -> str:
+    """Write every name that can be explained, one a line by kind, or as JSON."""
+    if form == "json":
+        import json
+
+        return json.dumps(kinds, indent=1)
+    start = "- " if form == "markdown" else ""
+    return "\n".join(f"{start}{kind:<12}{name}" for kind, names in kinds.items() for name in names)
 
 
 def main() -> NoReturn:

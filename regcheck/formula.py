@@ -312,13 +312,13 @@ def torch_call(training: Training) -> str:
         options.append(f"dampening={exact(training.dampening)}")
     if training.nesterov:
         options.append("nesterov=True")
-    return f"torch.optim.SGD({', '.join([*options, *decay_options(training.weight_decay)])})"
-
-
-def decay_options(weight_decay: Mapping[str, float]) -> list[str]:
-    """Write a weight decay as torch's argument; tensor by tensor where groups are needed."""
-    values = set(weight_decay.values())
-    if len(values) == 1:
-        value = values.pop()
-        return [f"weight_decay={exact(value)}"] if value else []
-    return [f"weight_decay={exact(value)} for the {name}" for name, value in weight_decay.items()]
+    decays = dict(training.weight_decay)
+    if len(set(decays.values())) == 1:
+        decay = decays.popitem()[1]
+        options += [f"weight_decay={exact(decay)}"] if decay else []
+        return f"torch.optim.SGD({', '.join(options)})"
+    groups = [
+        f'{{"params": [model.{name}], "weight_decay": {exact(decay)}}}'
+        for name, decay in decays.items()
+    ]
+    return f"torch.optim.SGD([{', '.join(groups)}], {', '.join(options)})"

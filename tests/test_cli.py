@@ -82,6 +82,9 @@ def test_run_folder_runs_every_spec_below_it(
     write_spec("one.yaml")
     write_spec("deep/two.yml")
     (tmp_path / "notes.txt").write_text("no spec", encoding="utf-8")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "schema.yaml").write_text("no: spec", encoding="utf-8")
+    (tmp_path / ".hidden.yaml").write_text("no: spec", encoding="utf-8")
     assert cli.exit_code(["run", "--quiet", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [Path(line.split(":")[0]).name for line in lines] == ["two.yml", "one.yaml"]

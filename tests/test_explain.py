@@ -72,6 +72,12 @@ def test_list_holds_every_name_by_kind(capsys: pytest.CaptureFixture[str]) -> No
     assert {name for name, kind in listed.items() if kind == "key"} == set(KEYS)
 
 
+def test_list_as_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["explain", "--list", "--format", "json"]) == 0
+    kinds = json.loads(capsys.readouterr().out)
+    assert sorted(name for names in kinds.values() for name in names) == sorted(all_names())
+
+
 def test_text_names_what_is_not_torchs_and_highlights_it() -> None:
     text = as_text(explain_name("doubled"))
     assert "not torch's: penalty_factor: 2" in text

@@ -514,8 +514,9 @@ def test_one_step_of_the_answer_is_4_10_against_4_15() -> None:
         (
             {"momentum": 0.9, "dampening": 0.5, "weight_decay": {"weight": 0.5, "bias": 0.0}},
             (
-                "torch.optim.SGD(lr=0.1, momentum=0.9, dampening=0.5, "
-                "weight_decay=0.5 for the weight, weight_decay=0 for the bias)"
+                'torch.optim.SGD([{"params": [model.weight], "weight_decay": 0.5}, '
+                '{"params": [model.bias], "weight_decay": 0}], '
+                "lr=0.1, momentum=0.9, dampening=0.5)"
             ),
         ),
     ],

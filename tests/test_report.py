@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,8 +79,6 @@ def test_report_fits_the_terminal_and_has_no_trailing_blanks(
 
 
 def test_report_in_colour_says_the_same_words(small: Spec) -> None:
-    import re
-
     spec = small | {"convention": "doubled"}
     coloured = printed(spec, colour=True)
     assert "\x1b[1;31m" in coloured
@@ -312,7 +312,7 @@ def test_final_entries_listed_are_those_that_differ_most(small: Spec) -> None:
 def test_blow_up_is_told_in_full(small: Spec) -> None:
     text = " ".join(printed(small | {"lr": 1e6, "epochs": 100}).split())
     assert "INCONCLUSIVE: from step" in text
-    assert "before it agree." in text
+    assert re.search(r"; steps 1 to \d+ agree\.", text)
     assert "not judged" in text
     parted = " ".join(printed(small | {"lr": 1e6, "epochs": 100, "convention": "doubled"}).split())
     assert "DIVERGED at step 1 of 100" in parted
@@ -329,3 +329,68 @@ def test_what_compare_leaves_out_is_said_and_not_judged(small: Spec) -> None:
     assert "Not judged, since `compare` leaves it out: the parameters part at step 1." in text
     assert "e+1" not in text.split("EQUIVALENT")[1].split(" of 8 allowed")[0]
     assert "both sides from the same parameters:" not in text
+
+
+def test_run_that_cannot_show_a_difference_says_so(small: Spec) -> None:
+    one = small | {"init": "zeros", "epochs": 1, "convention": {"penalty_factor": 2}}
+    text = " ".join(printed(one).split())
+    assert "EQUIVALENT over 1 step" in text
+    assert "convention differs in penalty_factor: 2 (torch: 1); nothing in this run tells" in text
+    assert "nothing in this run tells" not in printed(small)
+
+
+def test_terms_of_the_optimizer_are_told_with_their_formulas(small: Spec) -> None:
+    spec = small | {
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "convention": {"decay": "after-momentum"},
+    }
+    text = printed(spec)
+    assert "scratch subtracts 0.1 (v + 0.5 " in text
+    assert "torch   subtracts 0.1 v" in text
+
+
+def test_groups_with_decays_of_their_own_are_told_as_python(small: Spec) -> None:
+    text = " ".join(printed(small | {"convention": "bias-free"}).split())
+    call = text.split("or in torch")[1]
+    for part in (
+        '{"params": [model.weight], "weight_decay": 0.5}',
+        '[model.bias], "weight_decay": 0}',
+    ):
+        assert part in call
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_long_feature_names_are_cut_and_numbers_are_not(tmp_path: Path, width: int) -> None:
+    name = "a very very long column name with spaces and more of them than anyone would want"
+    (tmp_path / "d.csv").write_text(f"{name},t\n1.5,2\n2.5,1\n", encoding="utf-8")
+    spec = {
+        "data": {"csv": str(tmp_path / "d.csv"), "target": "t"},
+        "model": "linear",
+        "lr": 0.123456,
+        "epochs": 3,
+    }
+    text = printed(spec, width=width)
+    final = check(spec).final["framework"].parameters["weight"][0, 0]
+    line = next(line for line in text.splitlines() if line.startswith("weight[0, 0]"))
+    assert "…" in line
+    assert f"{final:.9g}" in line
+
+
+def test_settings_that_formulas_only_hint_at_are_told(small: Spec) -> None:
+    text = " ".join(
+        printed(
+            small
+            | {
+                "batch_size": 2,
+                "accumulate": 2,
+                "clip_norm": 0.5,
+                "lr_schedule": {"kind": "exponential", "factor": 0.9},
+            }
+        ).split()
+    )
+    assert "micro-batches of 2" in text
+    assert "clip: g · min(1, 0.5/(‖g‖ + 1e-6)), ‖g‖ over all tensors" in text
+    assert "lr: 0.1, kind exponential, factor 0.9, per step" in text
+    assert "clip: each entry of g to at most 0.5" in " ".join(
+        printed(small | {"clip_value": 0.5}).split()
+    )

@@ -137,9 +137,14 @@ def labels(
 
 def ask_for_positive(labels: set[str]) -> str:
     """Ask which of a target's labels counts as 1."""
-    some = [shortened(label) for label in sorted(labels)[:5]]
+    some = [in_yaml(shortened(label)) for label in sorted(labels)[:5]]
     more = ", .." if len(labels) > 5 else ""
-    return f"holds labels ({', '.join(some)}{more}); say which one is 1 with `positive: {some[0]}`"
+    return f"holds labels ({', '.join(some)}{more}); say which one is 1 with `positive: LABEL`"
+
+
+def in_yaml(label: str) -> str:
+    """Write a label as a spec must: in quotes where YAML has another meaning for the word."""
+    return f"'{label}'" if label.lower() in ("true", "false", "null", "~") else label
 
 
 def same_label(cell: str, positive: str) -> bool:

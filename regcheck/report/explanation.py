@@ -64,7 +64,7 @@ def as_json(explanation: Explanation) -> str:
 
 def as_markdown(explanation: Explanation) -> str:
     """Write an explanation as Markdown."""
-    blocks = [" ".join(explanation.before)] if explanation.before else []
+    blocks = ["  \n".join(explanation.before)] if explanation.before else []
     for entry in explanation.entries:
         blocks.append(
             f"## {entry.name}\n\n{entry.title}\n\n```\n" + "\n".join(entry.formulas) + "\n```"

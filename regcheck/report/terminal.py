@@ -222,6 +222,7 @@ def print_verdict(report: Report, console: Console) -> None:
     remarks.append(words.masked_remark(report))
     if report.verdict == "equivalent":
         remarks.append(words.drift_remark(report))
+        remarks.append(words.undistinguished_remark(report))
     for remark in filter(None, remarks):
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
     keys = words.differing_keys(report)
@@ -244,14 +245,17 @@ def print_terms(report: Report, console: Console) -> None:
     within = divergence.within
     where = words.entry(report, within.tensor, within.index)
     grid = Table.grid(padding=(0, 1))
-    for term in words.terms(report, divergence):
+    terms = words.terms(report, divergence)
+    for term in terms:
         formula = Text(" = ".join(term.formulas), "cyan")
         value = f"= {term.value + 0.0:.9g}" if term.formulas else f"{term.value:.9g}"
         grid.add_row(
             f"  {term.side}", term.does, formula, "" if term.formulas == ["nothing"] else value
         )
+    apart = short(abs(terms[0].value - terms[1].value))
     console.print(Text(f"  {where}, both sides from the same parameters:"))
     console.print(grid)
+    console.print(f"  difference {apart}: {short(within.ratio)} rounding bounds", highlight=False)
 
 
 def print_final(report: Report, console: Console) -> None:
@@ -275,12 +279,15 @@ def print_final(report: Report, console: Console) -> None:
     if len(entries) > ENTRIES:
         ranked = sorted(entries, key=lambda one: -abs(one[2] - one[3]))[:ENTRIES]
         listed = [one for one in entries if one in ranked]
+    # Numbers are never cut; a long feature's name is.
+    room = max(12, console.width - 46)
     for name, index, left, right in listed:
-        add_pair(table, words.entry(report, name, index), left, right)
+        label = words.entry(report, name, index)
+        add_pair(table, label if len(label) <= room else f"{label[: room - 1]}…", left, right)
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
         table.add_row(Text(f"… {rest} more, that differ less", "dim"))
-    add_pair(table, "reported loss", scratch.loss, framework.loss)
+    add_pair(table, "loss reported in it", scratch.loss, framework.loss)
     for part, here in scratch.accuracy.items():
         there = framework.accuracy[part]
         if here is not None and there is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
 from regcheck.formula import (
+    TENSOR_LETTER,
     Letters,
     exact,
     gradient_text,
@@ -20,6 +21,7 @@ from regcheck.formula import (
     rule_lines,
     symbols,
     torch_call,
+    update_lines,
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.record import OUT_OF_RANGE, Report
@@ -69,11 +71,13 @@ def training_size(report: Report) -> str:
     batch, *rest = training.batch_rows
     if report.steps == 0:
         batches = "no batch"
-    elif spec.batch_size == "full" or (batch == rows and not rest):
+    elif batch == rows and not rest:
         batches = "full batch"
     else:
         last = f", the last of an epoch {rest[0]}" if rest else ""
         batches = f"batches of {batch:,} rows{last}"
+    if spec.accumulate > 1:
+        batches += f", in micro-batches of {spec.batch_size}"
     return (
         f"{count(rows, 'training row')} of {count(len(report.features), 'feature')}, "
         f"{count(spec.epochs, 'epoch')}, "
@@ -104,10 +108,22 @@ def sides(report: Report) -> list[Side]:
 
 
 def meanings_of(report: Report) -> list[str]:
-    """Say what those letters mean that the sides' rules have and a spec has not."""
+    """Say what those letters of the sides' rules mean that a spec has not, with its settings."""
+    spec = report.spec
     lines = [line for side in sides(report) for line in side.update]
-    found = meanings(lines, ("g", "v", "lr", "B", "m", "mᵢ"))
-    return [meaning.replace(" ", ": ", 1) for meaning in found]
+    told = dict(
+        meaning.split(" ", 1) for meaning in meanings(lines, ("g", "v", "lr", "B", "m", "mᵢ"))
+    )
+    if spec.accumulate > 1:
+        told["g"] = "average gradient of the micro-batches' mean losses, without the penalty"
+    if spec.lr_schedule is not None:
+        keys = spec.lr_schedule.model_dump(exclude_none=True)
+        told["lr"] = ", ".join([f"{spec.lr:g}", *(f"{key} {keys[key]}" for key in keys)])
+    if spec.clip_norm is not None:
+        told["clip"] = f"g · min(1, {spec.clip_norm:g}/(‖g‖ + 1e-6)), ‖g‖ over all tensors"
+    if spec.clip_value is not None:
+        told["clip"] = f"each entry of g to at most {spec.clip_value:g} in size"
+    return [f"{letter}: {meaning}" for letter, meaning in told.items()]
 
 
 def judged(report: Report, what: str) -> bool:
@@ -148,7 +164,8 @@ def sentence(report: Report) -> str:
     if report.verdict == "inconclusive":
         stops = (report.first_unjudged, judged(report, "loss") and report.first_loss_unjudged)
         before = min((step - 1 for step in stops if step), default=0)
-        agree = f"; {count(before, 'step')} before it agree{'s' * (before == 1)}" if before else ""
+        until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
+        agree = f"; {until}" if before else ""
         return f"INCONCLUSIVE: {report.reason}{agree}"
     divergence = report.first_divergence
     if divergence is not None and judged(report, "parameters"):
@@ -199,13 +216,24 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         formulas = [
             [gradient_text(side, one) for one in (general, given)] for side in (convention, TORCH)
         ]
+    elif divergence.stage == "optimizer":
+        does = "subtracts"
+        formulas = [[shift_text(side, given, within.tensor)] for side in (convention, TORCH)]
     else:
-        does = {"optimizer": "subtracts", "forward": "puts out"}.get(divergence.stage, "has")
+        does = {"forward": "puts out"}.get(divergence.stage, "has")
         formulas = [[], []]
     return [
         Term("scratch", does, unique(formulas[0]), scratch),
         Term("torch", does, unique(formulas[1]), framework),
     ]
+
+
+def shift_text(convention: Convention, given: Letters, tensor: str) -> str:
+    """Write what a step subtracts in all, as the update has it: `0.05 (v + 0.1 w)`."""
+    w = TENSOR_LETTER[tensor]
+    lines = update_lines(convention, given, tensor)
+    moves = [line.split(f"{w} ← {w} − ", 1)[1] for line in lines if line.startswith(f"{w} ←")]
+    return ", then ".join(moves)
 
 
 def penalty_term(convention: Convention, given: Letters, tensor: str) -> str:
@@ -245,7 +273,8 @@ def loss_remark(report: Report) -> str:
     too = " too" if report.first_divergence and report.first_divergence.step == loss.step else ""
     return (
         f"The reported losses part at step {loss.step:,}{too}, at the same parameters: "
-        f"scratch {loss.at.scratch:.9g}, torch {loss.at.framework:.9g}."
+        f"scratch {loss.at.scratch:.9g}, torch {loss.at.framework:.9g}, "
+        f"difference {short(loss.at.difference)}."
     )
 
 
@@ -271,6 +300,14 @@ def masked_remark(report: Report) -> str:
 def drift_remark(report: Report) -> str:
     """Tell how far the two trajectories part in all."""
     return f"The two trajectories are never more than {short(report.max_drift)} apart."
+
+
+def undistinguished_remark(report: Report) -> str:
+    """Say of a run that agrees that its conventions differ all the same: it could not show it."""
+    keys = differing_keys(report)
+    if report.verdict != "equivalent" or not keys:
+        return ""
+    return f"The spec's convention differs in {keys}; nothing in this run tells the two apart."
 
 
 def differing_keys(report: Report) -> str:
@@ -300,7 +337,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
             lines = [
                 torch_call(report.training._replace(lr=match.lr, weight_decay=match.weight_decay))
             ]
-            if report.training.lr_varies:
+            if report.training.lr_varies and match.lr_factor != 1:
                 lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
             ways.append(("or in torch", lines))
     return ways

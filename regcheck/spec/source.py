@@ -34,7 +34,7 @@ from regcheck.spec.fields import (
 def label(value: object) -> object:
     """Take a column's name or a label as the text that a data file holds."""
     if isinstance(value, bool):
-        raise wrong(f"must be a word, got {shown(value)}; quote it as the file has it: 'True'")
+        raise wrong(f"must be a word, got {shown(value)}; quote it as the file has it: '{value}'")
     return str(value) if is_number(value) else value
 
 
