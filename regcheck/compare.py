@@ -19,9 +19,6 @@ from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
 
-STAGES = ("initial", "forward", "gradient", "penalty", "optimizer", "update")
-"""Stages of a step, in order. `initial` is before the first."""
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

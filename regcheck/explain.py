@@ -19,12 +19,12 @@ from regcheck.formula import (
     loss_text,
     meanings,
     number,
-    one_step,
     rule_lines,
     torch_call,
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.training import Training
+from regcheck.worked import one_step
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from regcheck.convention import Convention, penalized
-from regcheck.training import Training, gradient_gain, penalty_strength
+from regcheck.training import Training
 
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
 
@@ -260,43 +260,6 @@ def loss_text(convention: Convention, given: Letters) -> str:
             squared = convention.penalty_norm == "squared"
             terms.append(f"½·{strength} Σ{w}²" if squared else f"{strength} ‖{w}‖")
     return " + ".join(terms)
-
-
-def one_step(convention: Convention, training: Training, w: float, g: float) -> tuple[str, float]:
-    """Work out a weight's first step by hand: the sum as it is written, and its result.
-
-    Without momentum and clipping; g is the gradient of the mean loss.
-
-    >>> two = Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2)
-    >>> one_step(Convention(divide_penalty_by="batch"), two, 1.0, -32.0)
-    ('1 − 0.1 (-32 + 1/2·1)', 4.15)
-    """
-    lr, strength = training.lr, penalty_strength(convention, training, "weight")
-    text = strength_text(convention, letters(training), "weight")
-    slope = gradient_gain(convention, training) * g
-    moved = w - lr * slope
-
-    def penalty(at: float) -> tuple[str, float]:
-        """Give the penalty's gradient at a weight, as text and as a number."""
-        if convention.penalty_norm == "unsquared":
-            at = at / abs(at) if at else 0.0
-        return (f"{text}·{factor(at)}" if text else ""), strength * at
-
-    pull, value = penalty(w)
-    if not text:
-        return f"{number(w)} − {number(lr)}·{factor(slope)}", moved
-    match convention.decay:
-        case "gradient" | "before-clipping" | "after-momentum":
-            total = f"{number(slope)} + {pull}"
-            return f"{number(w)} − {number(lr)} ({total})", w - lr * (slope + value)
-        case "after-update":
-            pull, value = penalty(moved)
-            return f"{number(moved)} − {number(lr)}·{pull}", moved - lr * value
-        case "decoupled":
-            pull, value = f"{number(lr)}·{pull}", lr * value
-        case "decoupled-unscaled":
-            pass
-    return f"{number(w)} − {pull} − {number(lr)}·({number(slope)})", w - value - lr * slope
 
 
 def torch_call(training: Training) -> str:

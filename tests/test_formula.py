@@ -19,7 +19,6 @@ from regcheck.formula import (
     letters,
     loss_text,
     number,
-    one_step,
     rule_lines,
     symbols,
     torch_call,
@@ -29,6 +28,7 @@ from regcheck.problem import Array, Parameters, build_problem
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
 from regcheck.training import Training
+from regcheck.worked import one_step
 
 # --- reading the text back ------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from regcheck.checking import no_progress
 from regcheck.record import Report
 from regcheck.report import words
+from regcheck.report.remarks import remarks
 from regcheck.report.words import short
 from regcheck.trace import TraceRow
 
@@ -211,23 +212,10 @@ def loss_number(value: float) -> str:
 def print_verdict(report: Report, console: Console) -> None:
     """Print the verdict, the terms that differ, and what to change."""
     console.print(Text(words.sentence(report) + ".", STYLES[report.verdict]))
-    divergence = report.first_divergence
-    remarks = []
-    if divergence is not None and words.judged(report, "parameters"):
+    if report.first_divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
-        remarks.append(words.hidden_before(report, divergence))
-    remarks.append(words.not_judged_remark(report))
-    remarks.append(words.loss_remark(report))
-    remarks.append(words.unjudged_remark(report))
-    remarks.append(words.masked_remark(report))
-    if report.verdict == "equivalent":
-        remarks.append(words.drift_remark(report))
-        remarks.append(words.undistinguished_remark(report))
-    for remark in filter(None, remarks):
+    for remark in remarks(report):
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
-    keys = words.differing_keys(report)
-    if keys and report.verdict == "diverged":
-        console.print(Padding(Text(f"The spec's convention differs in {keys}."), (0, 0, 0, 2)))
     ways = words.ways_out(report) if report.verdict == "diverged" else []
     if ways:
         console.print("To make them match", style="bold")

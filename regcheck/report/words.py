@@ -24,7 +24,7 @@ from regcheck.formula import (
     update_lines,
 )
 from regcheck.matching import NoMatchError, matching
-from regcheck.record import OUT_OF_RANGE, Report
+from regcheck.record import Report
 from regcheck.schedule import schedule_of
 
 WHERE = {
@@ -129,18 +129,6 @@ def meanings_of(report: Report) -> list[str]:
 def judged(report: Report, what: str) -> bool:
     """Say whether the spec's `compare` names parameters or loss."""
     return what in report.spec.compare
-
-
-def not_judged_remark(report: Report) -> str:
-    """Tell of a divergence that the spec does not judge."""
-    found = []
-    if report.first_divergence is not None and not judged(report, "parameters"):
-        found.append(f"the parameters part at step {report.first_divergence.step:,}")
-    if report.first_loss_divergence is not None and not judged(report, "loss"):
-        found.append(f"the reported losses part at step {report.first_loss_divergence.step:,}")
-    if not found:
-        return ""
-    return f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
 
 
 def sentence(report: Report) -> str:
@@ -249,65 +237,6 @@ def penalty_term(convention: Convention, given: Letters, tensor: str) -> str:
 def unique(texts: list[str]) -> list[str]:
     """Drop repeated texts, and keep the order."""
     return list(dict.fromkeys(texts))
-
-
-def hidden_before(report: Report, divergence: Divergence) -> str:
-    """Say why the steps before the divergence could not show it; empty where nothing is known."""
-    if divergence.step == 1 or report.previous is None:
-        return ""
-    earlier = "Step 1" if divergence.step == 2 else f"Step {divergence.step - 1:,}"
-    tensor = divergence.within.tensor
-    if divergence.stage == "penalty" and not report.previous.framework.before[tensor].any():
-        was = "the weights were" if tensor == "weight" else "the bias was"
-        return f"{earlier} could not show it: {was} still zero, and so was the penalty."
-    if divergence.stage == "optimizer" and divergence.step == 2 and report.training.momentum:
-        return "Step 1 could not show it: the velocity held nothing from before."
-    return ""
-
-
-def loss_remark(report: Report) -> str:
-    """Say where the reported losses part, beside a divergence of the parameters."""
-    loss = report.first_loss_divergence
-    if loss is None:
-        return ""
-    too = " too" if report.first_divergence and report.first_divergence.step == loss.step else ""
-    return (
-        f"The reported losses part at step {loss.step:,}{too}, at the same parameters: "
-        f"scratch {loss.at.scratch:.9g}, torch {loss.at.framework:.9g}, "
-        f"difference {short(loss.at.difference)}."
-    )
-
-
-def unjudged_remark(report: Report) -> str:
-    """Say from which step on something could not be judged, where the verdict does not say it."""
-    step, loss = report.first_unjudged, report.first_loss_unjudged
-    told = []
-    if step is not None and report.verdict != "inconclusive":
-        told.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
-    if loss is not None and loss != step and report.reason.find(f"step {loss:,} ") < 0:
-        told.append(f"From step {loss:,} on the reported losses are out of range, and not judged.")
-    return " ".join(told)
-
-
-def masked_remark(report: Report) -> str:
-    """Tell of a stage that differs where the parameters do not: the step hides it."""
-    if report.first_divergence is not None or not report.first_by_stage:
-        return ""
-    found = [f"{WHERE[stage]} (step {step:,})" for stage, step in report.first_by_stage.items()]
-    return f"The sides differ {' and '.join(found)}, but no parameter shows it."
-
-
-def drift_remark(report: Report) -> str:
-    """Tell how far the two trajectories part in all."""
-    return f"The two trajectories are never more than {short(report.max_drift)} apart."
-
-
-def undistinguished_remark(report: Report) -> str:
-    """Say of a run that agrees that its conventions differ all the same: it could not show it."""
-    keys = differing_keys(report)
-    if report.verdict != "equivalent" or not keys:
-        return ""
-    return f"The spec's convention differs in {keys}; nothing in this run tells the two apart."
 
 
 def differing_keys(report: Report) -> str:
