@@ -296,3 +296,18 @@ def test_full_disk_is_told_and_is_no_internal_error(write_spec: Write) -> None:
     assert done.returncode == 2
     assert "standard output cannot be written to" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_labels_that_yaml_reads_as_truth_values_are_asked_for_in_quotes(
+    write_spec: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flags.csv").write_text("flag,x\nTrue,1\nFalse,2\nTrue,3\n", encoding="utf-8")
+    data: dict[str, object] = {"csv": "flags.csv", "target": "flag"}
+    settings = {"model": "logistic", "init": "zeros"}
+    assert cli.exit_code(["run", str(write_spec(data=data, **settings))]) == 2
+    assert "holds labels ('False', 'True'); say which one is 1" in capsys.readouterr().err
+    assert cli.exit_code(["run", str(write_spec(data=data | {"positive": False}, **settings))]) == 2
+    assert "quote it as the file has it: 'False'" in capsys.readouterr().err
+    assert (
+        cli.exit_code(["run", str(write_spec(data=data | {"positive": "True"}, **settings))]) == 0
+    )
