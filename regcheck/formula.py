@@ -189,6 +189,29 @@ def rule_lines(convention: Convention, given: Letters) -> list[str]:
     return [*weight[:-1], f"{weight[-1]}, b likewise"] if alike else [*weight, bias]
 
 
+def shift_text(convention: Convention, given: Letters, tensor: str) -> str:
+    """Write what a step subtracts from a tensor in all.
+
+    >>> momentum = SYMBOLIC._replace(momentum="μ")
+    >>> shift_text(Convention(decay="decoupled"), momentum, "weight")
+    'lr·λ w + lr v'
+    """
+    w = TENSOR_LETTER[tensor]
+    start = f"{w} ← {w} − "
+    lines = update_lines(convention, given, tensor)
+    moves = [line.removeprefix(start) for line in lines if line.startswith(start)]
+    return ", then ".join(added_up(move) for move in moves)
+
+
+def added_up(subtracted: str) -> str:
+    """Turn what is subtracted one after the other, a − b outside brackets, into a sum."""
+    depth, signs = 0, []
+    for sign in subtracted:
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        signs.append("+" if sign == "−" and depth == 0 else sign)
+    return "".join(signs)
+
+
 def strength_text(convention: Convention, given: Letters, tensor: str) -> str:
     """Write κλ, the factor on w in the penalty's gradient: `2·λ/B`; empty where it is 0."""
     strength = given.weight_decay[tensor]

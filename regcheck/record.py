@@ -107,7 +107,7 @@ def head(report: Report) -> dict[str, Any]:
             key: {"scratch": here, "framework": torch}
             for key, (here, torch) in differences(report.spec.named_convention()).items()
         },
-        "diagnosis": None,
+        "diagnosis": report.diagnosis,
         "not_distinguished": None,
         "sample": sample_dict(report.sample),
         "final": {side: final_dict(final) for side, final in report.final.items()}

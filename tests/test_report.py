@@ -394,3 +394,28 @@ def test_settings_that_formulas_only_hint_at_are_told(small: Spec) -> None:
     assert "clip: each entry of g to at most 0.5" in " ".join(
         printed(small | {"clip_value": 0.5}).split()
     )
+
+
+def test_decoupled_decay_with_momentum_is_told_as_the_sum_that_is_subtracted(small: Spec) -> None:
+    momentum = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+    text = printed(small | momentum | {"convention": "decoupled"})
+    assert re.search(r"scratch subtracts 0\.1·0\.5 [wb] \+ 0\.1 v = ", text)
+    assert re.search(r"torch   subtracts 0\.1 v += ", text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr": 0, "convention": {"loss_factor": 0.5}, "compare": ["parameters"]},
+        {"convention": "doubled", "compare": ["loss"]},
+        {"convention": {"penalty_in_loss": True}, "compare": ["parameters"]},
+    ],
+    ids=["masked", "loss-alone", "parameters-alone"],
+)
+def test_run_that_shows_a_difference_it_does_not_judge_does_not_say_it_shows_none(
+    small: Spec, changes: Spec
+) -> None:
+    text = " ".join(printed(small | changes).split())
+    assert "EQUIVALENT" in text
+    assert "nothing in this run tells" not in text
+    assert "no parameter shows it" in text or "Not judged, since `compare` leaves it out" in text

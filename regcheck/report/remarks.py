@@ -70,7 +70,8 @@ def unjudged_remark(report: Report) -> str:
     told = []
     if step is not None and report.verdict != "inconclusive":
         told.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
-    if loss is not None and loss != step and report.reason.find(f"step {loss:,} ") < 0:
+    is_the_verdict = report.verdict == "inconclusive" and step is None
+    if loss is not None and loss != step and not is_the_verdict:
         told.append(f"From step {loss:,} on the reported losses are out of range, and not judged.")
     return " ".join(told)
 
@@ -93,7 +94,8 @@ def drift_remark(report: Report) -> str:
 def undistinguished_remark(report: Report) -> str:
     """Say of a run that agrees that its conventions differ all the same: it could not show it."""
     keys = differing_keys(report)
-    if report.verdict != "equivalent" or not keys:
+    shown = report.first_divergence or report.first_loss_divergence or report.first_by_stage
+    if report.verdict != "equivalent" or shown or not keys:
         return ""
     return f"The spec's convention differs in {keys}; nothing in this run tells the two apart."
 

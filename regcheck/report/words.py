@@ -10,7 +10,6 @@ from typing import NamedTuple
 from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
 from regcheck.formula import (
-    TENSOR_LETTER,
     Letters,
     exact,
     gradient_text,
@@ -19,9 +18,9 @@ from regcheck.formula import (
     meanings,
     penalty_text,
     rule_lines,
+    shift_text,
     symbols,
     torch_call,
-    update_lines,
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.record import Report
@@ -136,14 +135,8 @@ def sentence(report: Report) -> str:
     if report.verdict == "equivalent":
         what = "" if judged(report, "parameters") else " in the reported loss"
         ratio = max(
-            (
-                ratio
-                for row in report.trace
-                for ratio in (
-                    [row.loss_ratio] if what else [one.ratio for one in row.tensors.values()]
-                )
-            ),
-            default=0.0,
+            row.loss_ratio if what else max(one.ratio for one in row.tensors.values())
+            for row in report.trace
         )
         return (
             f"EQUIVALENT{what} over {count(report.compared, 'step')}: the largest local difference "
@@ -214,14 +207,6 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         Term("scratch", does, unique(formulas[0]), scratch),
         Term("torch", does, unique(formulas[1]), framework),
     ]
-
-
-def shift_text(convention: Convention, given: Letters, tensor: str) -> str:
-    """Write what a step subtracts in all, as the update has it: `0.05 (v + 0.1 w)`."""
-    w = TENSOR_LETTER[tensor]
-    lines = update_lines(convention, given, tensor)
-    moves = [line.split(f"{w} ← {w} − ", 1)[1] for line in lines if line.startswith(f"{w} ←")]
-    return ", then ".join(moves)
 
 
 def penalty_term(convention: Convention, given: Letters, tensor: str) -> str:
