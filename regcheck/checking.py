@@ -12,23 +12,27 @@ import numpy as np
 
 from regcheck.compare import (
     Divergence,
+    compare_start,
     compare_step,
     diverges,
-    each,
-    exceeds,
-    greatest,
+    in_limits,
+    injected,
     locate,
+    parts,
 )
+from regcheck.drift import DriftMeter
 from regcheck.models import accuracy
-from regcheck.numpy_trainer import NumpyTrainer, State
+from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Problem, Step, build_problem
-from regcheck.record import OUT_OF_RANGE, Final, LossDivergence, Report, Sample, Verdict
+from regcheck.record import LOST, OUT_OF_RANGE, Final, LossDivergence, Report, Sample
 from regcheck.rounding import RoundingModel
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
+from regcheck.spec.judging import Verdict
 from regcheck.torch_trainer import TorchTrainer, torch_settings
 from regcheck.torch_trainer import environment as torch_environment
 from regcheck.trace import Trace
+from regcheck.trials import Lockstep, Proof, Trials
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
@@ -59,15 +63,14 @@ def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
 
 def check_problem(loaded: LoadedSpec, problem: Problem, progress: Progress) -> Report:
     """Run a spec whose problem is built: train both sides in lockstep and compare every step."""
-    tensors = tuple(problem.initial)
+    training = training_of(loaded.spec, len(problem.y))
     report = Report(
         name=loaded.name,
         spec=loaded.spec,
-        training=training_of(loaded.spec, len(problem.y)),
+        training=training,
         features=problem.features,
         steps=problem.schedule.steps,
-        limit=loaded.spec.tolerance.rounding,
-        trace=Trace(tensors),
+        trace=Trace(tuple(problem.initial)),
     )
     work = min(problem.schedule.batch_size, len(problem.y)) * problem.X.shape[1]
     # Overflow is an outcome of a training, judged by the comparison: no warnings.
@@ -89,79 +92,106 @@ def check_problem(loaded: LoadedSpec, problem: Problem, progress: Progress) -> R
     return report
 
 
+def strictly(report: Report) -> None:
+    """Make a run inconclusive that agrees, and could not have shown every cause that concerns it.
+
+    An equivalent run says nothing of what it could not have shown.
+    """
+    if report.verdict == "equivalent" and report.not_distinguished:
+        causes = len(report.not_distinguished)
+        report.verdict = "inconclusive"
+        report.reason = (
+            f"the sides agree, but {causes} {'cause' if causes == 1 else 'causes'} that may differ "
+            "could not have shown"
+        )
+
+
 class Run:
     """Both sides of a run while it lasts, filling a report."""
 
     def __init__(self, problem: Problem, report: Report) -> None:
-        self.problem, self.report = problem, report
-        self.scratch = NumpyTrainer(problem)
+        self.problem, self.report, self.spec = problem, report, report.spec
+        self.scratch = Lockstep(NumpyTrainer(problem))
         self.framework = TorchTrainer(problem)
         self.rounding = RoundingModel(problem)
-        self.own = self.scratch.start()
-        self.velocities = self.own.velocities
+        self.drift = DriftMeter(self.spec.tolerance)
+        self.trials = Trials(self.spec, report.training, self.scratch.trainer)
+        expected = self.spec.expect.cause if self.spec.expect else None
+        self.proof = Proof(expected, self.scratch.trainer) if expected else None
         self.losses = {"scratch": math.nan, "framework": math.nan}
         self.last: Sample | None = None
 
     def compare_start(self) -> None:
         """Compare the parameters that the sides start from."""
-        start = self.framework.parameters()
+        start, own = self.framework.parameters(), self.scratch.own.parameters
         bounds = self.rounding.start_bounds(self.problem.initial)
-        at = greatest(each(self.own.parameters, start, bounds).values())
-        if exceeds(at, self.report.limit):
-            still = Step(start, (), math.nan, {}, {}, {}, {}, start)
-            self.report.first_divergence = Divergence(1, 1, 1, "initial", at, at, still, still)
+        for name, (local, judged) in compare_start(own, start, bounds, self.spec.tolerance).items():
+            self.drift.need(name, local, own[name], start[name])
+            if self.report.first_divergence is None and in_limits(judged, self.spec.tolerance) > 1:
+                still = Step(start, (), math.nan, {}, {}, {}, {}, start)
+                self.report.first_divergence = Divergence(
+                    1, 1, 1, "initial", judged, judged, still, still
+                )
 
     def advance(self, batch: Batch) -> bool:
         """Take and compare one step; False where it cannot be judged, which ends the run."""
-        report, limit = self.report, self.report.limit
+        report, tolerances = self.report, self.spec.tolerance
         framework = self.framework.step(batch)
-        own = self.scratch.step(self.own, batch)
-        # The scratch rule from the framework's parameters, its optimizer fed by them all along.
-        local = self.scratch.step(State(framework.before, self.velocities), batch)
+        own = self.scratch.step_alone(batch)
+        local = self.scratch.step_beside(framework.before, batch)
         bounds = self.rounding.bounds(batch, framework, local.slopes)
-        row = compare_step(batch, own.step, local.step, framework, bounds)
-        self.own, self.velocities = own.state, local.state.velocities
+        row = compare_step(batch, own.step, local.step, framework, bounds, tolerances)
         self.losses = {"scratch": own.step.loss, "framework": framework.loss}
 
         report.trace.append(row)
         sample = Sample(batch.step, local.step, framework)
         for stage, difference in row.within.items():
-            if row.judged and exceeds(difference, limit):
+            if row.complete and parts(difference, tolerances):
                 report.first_by_stage.setdefault(stage, batch.step)
-        if report.first_loss_divergence is None and exceeds(row.loss, limit):
-            report.first_loss_divergence = LossDivergence(batch.step, row.loss)
-        if report.first_loss_unjudged is None and not row.loss.judged:
+        loss = row.judged["loss"]
+        if report.first_loss_divergence is None and in_limits(loss, tolerances) > 1:
+            report.first_loss_divergence = LossDivergence(batch.step, loss)
+        if report.first_loss_unjudged is None and not loss.judged:
             report.first_loss_unjudged = batch.step
-        if report.first_divergence is None and diverges(row, limit):
-            report.first_divergence = locate(row, local.step, framework, bounds, limit)
+        if report.first_divergence is None and diverges(row, tolerances):
+            report.first_divergence = locate(row, local.step, framework, bounds, tolerances)
             report.sample, report.previous = sample, self.last
         if report.sample is None:
             report.sample = sample
         self.last = sample
-        report.max_drift = max(report.max_drift, *row.drift.values(), key=nan_is_largest)
-        if not row.judged:
+        self.drift.measure(row, injected(local.step, framework))
+        if not row.complete:
             report.first_unjudged = batch.step
             return False
+        self.drift.need_step(row, own.step, framework)
+        self.trials.advance(batch, framework, bounds, local.seen)
+        if self.proof is not None:
+            self.proof.advance(batch, framework, local.step, bounds)
         report.compared += 1
         return True
 
     def finish(self) -> None:
-        """Note where both sides ended."""
-        ends = {"scratch": self.own.parameters, "framework": self.framework.parameters()}
-        problem = self.problem
+        """Note where both sides ended, how far they drifted, and what could not show."""
+        report, problem = self.report, self.problem
+        ends = {
+            "scratch": self.scratch.own.parameters,
+            "framework": self.framework.parameters(),
+        }
         for side, parameters in ends.items():
             accuracies = {
                 "train": accuracy(problem.X, problem.y, parameters),
                 "test": accuracy(problem.X_test, problem.y_test, parameters),
             }
-            self.report.final[side] = Final(
+            report.final[side] = Final(
                 parameters, self.losses[side], accuracies if problem.model == "logistic" else {}
             )
-
-
-def nan_is_largest(value: float) -> float:
-    """Order numbers with NaN above all."""
-    return math.inf if math.isnan(value) else value
+        report.max_drift = self.drift.largest
+        report.needed = self.drift.needed
+        report.amplification = self.drift.amplification
+        report.first_lost = self.drift.first_lost
+        report.not_distinguished = self.trials.hidden()
+        if self.proof is not None:
+            report.cause_explains = self.proof.explains(self.spec.tolerance)
 
 
 def conclusion(report: Report) -> tuple[Verdict, str]:
@@ -178,6 +208,8 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
         return "inconclusive", "there is no step: drop_last leaves out every row"
     if report.first_unjudged is not None:
         return "inconclusive", f"from step {report.first_unjudged:,} on {OUT_OF_RANGE}"
+    if report.first_lost is not None:
+        return "inconclusive", f"from step {report.first_lost:,} on {LOST}"
     if report.first_loss_unjudged is not None and "loss" in judged:
         step = report.first_loss_unjudged
         return "inconclusive", f"from step {step:,} on the reported losses are out of range"

@@ -84,9 +84,17 @@ def commands() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
 @click.option("--quiet", is_flag=True, help="Print one line a spec.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with 4 where the sides agree but causes could not show."
+)
 @click.option("--report", multiple=True, hidden=True)
 def run(
-    specs: Sequence[str], rows: int | None, as_json: bool, quiet: bool, report: Sequence[str]
+    specs: Sequence[str],
+    rows: int | None,
+    as_json: bool,
+    quiet: bool,
+    strict: bool,
+    report: Sequence[str],
 ) -> int:
     """Train both sides of each SPEC in lockstep and compare every step.
 
@@ -108,7 +116,7 @@ def run(
                 show.error(name, str(part))
                 codes.append(UNUSABLE)
             else:
-                codes += [run_one(path, show) for path in part]
+                codes += [run_one(path, show, strict) for path in part]
     finally:
         show.finish()  # an array that was begun is closed, whatever ended the run
     return next(code for code in GRAVEST_FIRST if code in codes)
@@ -139,19 +147,23 @@ def spec_files(name: str) -> list[Path] | UsageError:
     return found or UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
 
 
-def run_one(path: Path, show: Output) -> int:
+def run_one(path: Path, show: Output, strict: bool) -> int:
     """Run one spec and show what came of it; gives its exit code."""
     from regcheck.spec import read_spec
 
     try:
         loaded = read_spec(path)  # a bad spec is told before torch is loaded
         load_trainers()
-        from regcheck.checking import check_loaded
+        from regcheck.checking import check_loaded, strictly
         from regcheck.report.terminal import progress
 
         with progress(path.name) as advance:
             report = check_loaded(loaded, advance)
+        if strict:
+            strictly(report)
         show.report(report)
+        if report.expected is not None:
+            return EQUIVALENT if report.expected else DIVERGED
         return VERDICT_CODES[report.verdict]
     except RegcheckError as error:
         show.error(str(path), str(error))

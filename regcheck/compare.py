@@ -2,8 +2,14 @@
 
 At each step there are three updates: the framework's, along its own trajectory; the scratch
 side's from the framework's parameters (local); and the scratch side's along its own trajectory
-(drift). A step diverges where a parameter's local difference exceeds `limit` times the rounding
-bound; the stage named is the first within the step at which the two parted.
+(drift). What is judged is each tensor's own tolerance:
+
+    rounding K      |local − framework| ≤ K bound
+    rtol, atol      |own − framework| ≤ atol + rtol |framework|
+    exact           own and framework have the same bits
+
+A step diverges where a parameter does not keep its tolerance; the stage named is the first within
+the step at which the two parted.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import numpy as np
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
+from regcheck.spec.judging import Tolerance, Tolerances
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Row(NamedTuple):
         drift: the largest difference of each tensor, each side on its own trajectory.
         within: the worst local difference at each stage before the update.
         local: the worst local difference of each tensor after the update.
+        judged: the worst difference by the tolerance of each tensor and of the loss: the local
+            one, or the drift in units of what is allowed.
     """
 
     step: int
@@ -58,18 +67,20 @@ class Row(NamedTuple):
     drift: dict[str, float]
     within: dict[str, Difference]
     local: dict[str, Difference]
+    judged: dict[str, Difference]
 
     @property
-    def judged(self) -> bool:
+    def complete(self) -> bool:
         """Whether every parameter could be judged."""
-        return all(difference.judged for difference in self.local.values())
+        return all(self.judged[name].judged for name in self.local)
 
 
 class Divergence(NamedTuple):
-    """The first step whose local difference rounding cannot explain.
+    """The first step at which a parameter does not keep its tolerance.
 
-    `at` is the parameter after the update; `within` is the difference at the stage named, in
-    that stage's own quantity. `scratch` and `framework` are the updates that were compared.
+    `at` is the parameter after the update; `within` is the local difference at the stage named, in
+    that stage's own quantity, or `at` itself. `scratch` and `framework` are the updates from the
+    same parameters.
     """
 
     step: int
@@ -166,29 +177,93 @@ def each(
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
 
 
-def compare_loss(scratch: Step, framework: Step, bounds: Bounds) -> Difference:
-    """Compare the reported losses at the same parameters."""
-    return difference_of("loss", (), scratch.loss, framework.loss, bounds.loss)
+def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
+    """Compare each parameter after the update, and the loss, both from the same parameters.
+
+    Raises:
+        ValueError: a tensor is missing on one side, or the shapes differ.
+    """
+    found = each(local.after, framework.after, bounds.after)
+    found["loss"] = difference_of("loss", (), local.loss, framework.loss, bounds.loss)
+    return found
 
 
-def compare_step(batch: Batch, own: Step, local: Step, framework: Step, bounds: Bounds) -> Row:
+def drift_differences(
+    tolerances: Tolerances, own: Parameters, framework: Parameters
+) -> dict[str, Difference]:
+    """Compare those parameters of the two trajectories whose tolerance is on the drift."""
+    return {
+        name: within_tolerance(tolerances.of(name), name, own[name], theirs)
+        for name, theirs in framework.items()
+        if tolerances.of(name).on_drift
+    }
+
+
+def judge(
+    tolerances: Tolerances, own: Step, framework: Step, local: dict[str, Difference]
+) -> dict[str, Difference]:
+    """Put drift in the place of those local differences whose tolerance is on it."""
+    judged = local | drift_differences(tolerances, own.after, framework.after)
+    tolerance = tolerances.of("loss")
+    if tolerance.on_drift:
+        here, there = (np.asarray(loss, np.float64) for loss in (own.loss, framework.loss))
+        judged["loss"] = within_tolerance(tolerance, "loss", here, there)
+    return judged
+
+
+def compare_start(
+    own: Parameters, framework: Parameters, bounds: Parameters, tolerances: Tolerances
+) -> dict[str, tuple[Difference, Difference]]:
+    """Compare the parameters before step 1: by rounding, and by each one's tolerance."""
+    local = each(own, framework, bounds)
+    judged = local | drift_differences(tolerances, own, framework)
+    return {name: (local[name], judged[name]) for name in local}
+
+
+def within_tolerance(
+    tolerance: Tolerance, name: str, scratch: Array, framework: Array
+) -> Difference:
+    """Compare two trajectories' tensors: the bound of an entry is atol + rtol |framework|.
+
+    With `exact` the bound is 0, and zeros of different sign are infinitely far apart.
+    """
+    scratch, framework = scratch.astype(np.float64), framework.astype(np.float64)
+    with np.errstate(all="ignore"):
+        allowed = (tolerance.atol or 0.0) + (tolerance.rtol or 0.0) * np.abs(framework)
+    found = worst(name, scratch, framework, allowed)
+    signs = np.signbit(scratch) != np.signbit(framework)
+    if tolerance.exact and found.ratio == 0 and found.judged and signs.any():
+        at = difference_at(int(signs.argmax()), name, scratch, framework, allowed)
+        return replace(at, ratio=math.inf)
+    return found
+
+
+def compare_step(
+    batch: Batch, own: Step, local: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
+) -> Row:
     """Compare one step: `own` along its trajectory, `local` from the framework's parameters.
 
     Raises:
         ValueError: a tensor is missing on one side, or the shapes differ.
     """
-    locally = each(local.after, framework.after, bounds.after)
+    found = local_differences(local, framework, bounds)
     return Row(
         step=batch.step,
         epoch=batch.epoch,
         batch=batch.batch,
         scratch_loss=own.loss,
         framework_loss=framework.loss,
-        loss=compare_loss(local, framework, bounds),
+        loss=found["loss"],
         drift={name: drift(own.after[name], w) for name, w in framework.after.items()},
         within=stages(local, framework, bounds),
-        local=locally,
+        local={name: found[name] for name in framework.after},
+        judged=judge(tolerances, own, framework, found),
     )
+
+
+def injected(local: Step, framework: Step) -> float:
+    """Give the largest difference that one step put in, in any parameter's entry."""
+    return max(drift(local.after[name], w) for name, w in framework.after.items())
 
 
 def drift(scratch: Array, framework: Array) -> float:
@@ -199,9 +274,21 @@ def drift(scratch: Array, framework: Array) -> float:
         return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
 
 
-def diverges(row: Row, limit: float) -> bool:
-    """Say whether a parameter's local difference exceeds the limit."""
-    return any(exceeds(difference, limit) for difference in row.local.values())
+def diverges(row: Row, tolerances: Tolerances) -> bool:
+    """Say whether a parameter does not keep its tolerance."""
+    return any(exceeds(row.judged[name], tolerances.of(name).limit) for name in row.local)
+
+
+def in_limits(difference: Difference, tolerances: Tolerances) -> float:
+    """Give a ratio in units of its limit, by which tensors can be ranked; −1 if unknown."""
+    if math.isnan(difference.ratio):
+        return -1.0
+    return difference.ratio / tolerances.of(difference.tensor).limit
+
+
+def parts(stage: Difference, tolerances: Tolerances) -> bool:
+    """Say whether the sides have parted at a stage within a step."""
+    return exceeds(stage, tolerances.of(stage.tensor).limit_within)
 
 
 def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
@@ -225,13 +312,18 @@ def greatest(differences: Iterable[Difference]) -> Difference:
     return max(differences, key=lambda one: -1.0 if math.isnan(one.ratio) else one.ratio)
 
 
-def locate(row: Row, scratch: Step, framework: Step, bounds: Bounds, limit: float) -> Divergence:
+def locate(
+    row: Row, scratch: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
+) -> Divergence:
     """Name the first stage at which a diverging step parts, and the entry that parts most.
 
     At that stage the same entry is told, unless another one alone parts there.
     """
-    at = greatest(row.local.values())
-    stage = next((name for name, found in row.within.items() if exceeds(found, limit)), "update")
+    at = max(
+        (row.judged[name] for name in row.local),
+        key=lambda one: in_limits(one, tolerances),
+    )
+    stage = next((name for name, found in row.within.items() if parts(found, tolerances)), "update")
     within = at if stage == "update" else row.within[stage]
     quantities = {
         "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
@@ -241,5 +333,5 @@ def locate(row: Row, scratch: Step, framework: Step, bounds: Bounds, limit: floa
     if stage in quantities:
         values = (float(tensors[at.tensor][at.index]) for tensors in quantities[stage])
         same = difference_of(at.tensor, at.index, *values)
-        within = same if exceeds(same, limit) else within
+        within = same if parts(same, tolerances) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

@@ -43,6 +43,46 @@ class Convention(NamedTuple):
     update_order: UpdateOrder = "simultaneous"
 
 
+class Slips(NamedTuple):
+    """Ways to differ that nobody chooses; the defaults are torch's, and no spec states them.
+
+    A convention is a choice, and a spec may name it. These are mistakes: they are put into a rule
+    to see whether a run would have shown them (`regcheck.causes`).
+
+    Attributes:
+        penalty_form: λ times w, or λ itself added.
+        bias_decay: the bias's own λ, or the weight's.
+        target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
+        batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
+        accumulation: the mean of the micro-batches' gradients, or their sum.
+        zeroing: gradients are zeroed at each step, or never.
+        gradient_factor: a factor on the gradient, not on the loss that is reported.
+        lr_factor: a factor on every lr.
+        lr_shift: how many steps early the schedule is; −1 is one step late.
+        clip_scope: the norm over all tensors, or each tensor's own.
+        momentum: kept, or ignored.
+        nesterov: as set, or the other way round.
+        first_step: torch does not dampen the first step's velocity.
+    """
+
+    penalty_form: Literal["proportional", "constant"] = "proportional"
+    bias_decay: Literal["own", "of-weight"] = "own"
+    target: Literal["row", "batch-mean"] = "row"
+    batch_divisor: Literal["rows", "batch-size"] = "rows"
+    accumulation: Literal["mean", "sum"] = "mean"
+    zeroing: Literal["each-step", "never"] = "each-step"
+    gradient_factor: float = 1.0
+    lr_factor: float = 1.0
+    lr_shift: int = 0
+    clip_scope: Literal["all", "tensor"] = "all"
+    momentum: Literal["kept", "ignored"] = "kept"
+    nesterov: Literal["as-set", "flipped"] = "as-set"
+    first_step: Literal["undampened", "dampened"] = "undampened"
+
+
+NO_SLIPS = Slips()
+
+
 class Key(NamedTuple):
     """One key of a convention: a line on what it chooses, and what each value does."""
 

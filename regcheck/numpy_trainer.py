@@ -6,32 +6,31 @@ Written to read as the formulas, and to share nothing with the torch side but th
 from __future__ import annotations
 
 import math
+from copy import copy
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.convention import penalized
+from regcheck.convention import Slips, penalized
 from regcheck.losses import LOSSES, Array, RowLosses
 from regcheck.models import gradient, predict
 from regcheck.optimizers import Moved, sgd
 from regcheck.problem import Parameters, Problem, Step
 from regcheck.schedule import Batch
+from regcheck.spec.rule import Sgd
 
 
 class State(NamedTuple):
-    """Where a training is: its parameters, and each tensor's velocity (none before step 1)."""
+    """Where a training is: its parameters, and what its optimizer remembers.
+
+    Each tensor has a velocity (None before step 1); `unzeroed` is the sum of all gradients so far,
+    kept only where they are never zeroed.
+    """
 
     parameters: Parameters
     velocities: dict[str, Array | None]
-
-
-class Update(NamedTuple):
-    """One update: the new state, what happened, and the rows' slopes of each micro-batch."""
-
-    state: State
-    step: Step
-    slopes: tuple[Array, ...]
+    unzeroed: Parameters | None = None
 
 
 class Pass(NamedTuple):
@@ -43,6 +42,19 @@ class Pass(NamedTuple):
     gradient: Parameters
 
 
+class Update(NamedTuple):
+    """One update: the new state, what happened, and the pass over the rows before it."""
+
+    state: State
+    step: Step
+    seen: Pass
+
+    @property
+    def slopes(self) -> tuple[Array, ...]:
+        """The rows' slopes dℓ_i/dz_i of each micro-batch."""
+        return tuple(part.slopes for part in self.seen.rows)
+
+
 class NumpyTrainer:
     """The training of a problem in NumPy. It holds the data in its dtype, and no state."""
 
@@ -51,16 +63,33 @@ class NumpyTrainer:
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
         self.y = problem.y.astype(self.dtype, copy=False)
+        self.options = used_options(problem.optimizer, problem.slips)
+
+    def by(self, problem: Problem) -> NumpyTrainer:
+        """Train on the same data by another rule, that of a problem which differs in no more."""
+        other = copy(self)
+        other.problem = problem
+        other.options = used_options(problem.optimizer, problem.slips)
+        return other
 
     def start(self) -> State:
         """Give the state before the first step."""
         parameters = {
             name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()
         }
-        return State(parameters, dict.fromkeys(parameters))
+        velocities: dict[str, Array | None] = dict.fromkeys(parameters)
+        if self.problem.slips.first_step == "dampened":  # μ 0 + (1 − τ) g
+            velocities = {name: np.zeros_like(tensor) for name, tensor in parameters.items()}
+        return State(parameters, velocities)
 
-    def step(self, state: State, batch: Batch) -> Update:
-        """Take one update from a state, whose parameters may be the other side's."""
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        """Take one update from a state, whose parameters may be the other side's.
+
+        Args:
+            state: the parameters, and what the optimizer remembers.
+            batch: the step's rows and lr.
+            seen: the pass over the rows at these parameters, where it is known already.
+        """
         # Overflow is an outcome of the training, judged by the comparison.
         with np.errstate(all="ignore"):
             convention = self.problem.convention
@@ -69,29 +98,40 @@ class NumpyTrainer:
                 for name, tensor in state.parameters.items()
             }
             state = state._replace(parameters=before)
-            seen = self.pass_over(before, batch)
+            batch = self.rescheduled(batch)
+            seen = self.pass_over(before, batch) if seen is None else seen
+            gradients = self.gradients(seen, state)
             strengths = self.strengths(batch)
             if convention.update_order == "bias-first":
-                bias = self.move(state, batch, seen.gradient, strengths, ("bias",))
+                bias = self.move(state, batch, gradients, strengths, ("bias",))
                 moved = before | {"bias": bias["bias"].parameter}
-                late = self.pass_over(moved, batch)
-                seen = seen._replace(gradient=late.gradient | {"bias": seen.gradient["bias"]})
-                moves = self.move(state, batch, seen.gradient, strengths, ("weight",)) | bias
+                late = self.gradients(self.pass_over(moved, batch), state)
+                gradients = late | {"bias": gradients["bias"]}
+                moves = self.move(state, batch, gradients, strengths, ("weight",)) | bias
             else:
-                moves = self.move(state, batch, seen.gradient, strengths, tuple(before))
+                moves = self.move(state, batch, gradients, strengths, tuple(before))
             velocities = {name: moves[name].velocity for name in before}
             step = Step(
                 before=before,
                 outputs=seen.outputs,
                 loss=self.reported_loss(seen.loss, before, strengths),
-                gradient=seen.gradient,
+                gradient=gradients,
                 penalty={name: moves[name].penalty for name in before},
                 velocity={name: v for name, v in velocities.items() if v is not None},
                 shift={name: moves[name].shift for name in before},
                 after={name: moves[name].parameter for name in before},
             )
-            after = State(step.after, velocities)
-        return Update(after, step, tuple(part.slopes for part in seen.rows))
+            unzeroed = gradients if self.problem.slips.zeroing == "never" else None
+            after = State(step.after, velocities, unzeroed)
+        return Update(after, step, seen)
+
+    def rescheduled(self, batch: Batch) -> Batch:
+        """Give the batch the lr at which this rule takes it."""
+        slips = self.problem.slips
+        if slips.lr_factor == 1 and slips.lr_shift == 0:
+            return batch
+        lr = self.problem.schedule.shifted_lr(batch.step, slips.lr_shift)
+        return batch._replace(lr=slips.lr_factor * lr)
 
     def pass_over(self, parameters: Parameters, batch: Batch) -> Pass:
         """Loss and gradient of a step's rows: the means over its micro-batches of each one's.
@@ -100,33 +140,50 @@ class NumpyTrainer:
         `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′.
         """
         outputs, rows, losses, gradients = [], [], [], []
+        slips = self.problem.slips
         for index in batch.parts:
             X, y = self.X[index], self.y[index]
+            if slips.target == "batch-mean":
+                y = np.full_like(y, y.mean())
             z = predict(X, parameters)
             row = LOSSES[self.problem.model, self.problem.loss](z, y)
             scale = self.problem.convention.loss_factor
-            if self.problem.convention.loss_reduction == "mean":
+            if slips.batch_divisor == "batch-size":
+                scale /= self.problem.schedule.batch_size
+            elif self.problem.convention.loss_reduction == "mean":
                 scale /= len(y)
             outputs.append(z)
             rows.append(row)
-            losses.append(scale * float(row.values.sum()))
+            losses.append(float(scale * row.values.sum()))
             gradients.append(gradient(X, scale * row.slopes))
         parts = len(batch.parts)
         if parts == 1:
             return Pass(tuple(outputs), tuple(rows), losses[0], gradients[0])
-        mean = {
-            name: np.sum([one[name] for one in gradients], axis=0) / parts for name in gradients[0]
-        }
-        return Pass(tuple(outputs), tuple(rows), sum(losses) / parts, mean)
+        total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
+        if slips.accumulation == "mean":
+            total = {name: g / parts for name, g in total.items()}
+        return Pass(tuple(outputs), tuple(rows), sum(losses) / parts, total)
+
+    def gradients(self, seen: Pass, state: State) -> Parameters:
+        """The gradient that the step takes: the pass's; with slips a multiple, or all so far."""
+        factor, gradients = self.problem.slips.gradient_factor, seen.gradient
+        if factor != 1:
+            gradients = {name: factor * g for name, g in gradients.items()}
+        if state.unzeroed is not None:
+            gradients = {name: state.unzeroed[name] + g for name, g in gradients.items()}
+        return gradients
 
     def strengths(self, batch: Batch) -> dict[str, float]:
         """κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
         convention = self.problem.convention
         divisor = {"nothing": 1, "batch": batch.size, "dataset": len(self.y)}
         factor = convention.penalty_factor / divisor[convention.divide_penalty_by]
+        decays = self.problem.weight_decay
+        if self.problem.slips.bias_decay == "of-weight":
+            decays = dict.fromkeys(decays, decays["weight"])
         return {
             name: factor * decay if penalized(convention, name) else 0.0
-            for name, decay in self.problem.weight_decay.items()
+            for name, decay in decays.items()
         }
 
     def move(
@@ -147,7 +204,7 @@ class NumpyTrainer:
         clipped = self.clipped(gradients)
         return {
             name: sgd(
-                self.problem.optimizer,
+                self.options,
                 convention,
                 batch.lr,
                 state.parameters[name],
@@ -159,7 +216,12 @@ class NumpyTrainer:
         }
 
     def penalty(self, strength: float, w: Array) -> Array:
-        """The penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it)."""
+        """The penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
+
+        A slip makes it κλ alone.
+        """
+        if self.problem.slips.penalty_form == "constant":
+            return np.full_like(w, strength)
         if self.problem.convention.penalty_norm == "squared":
             return strength * w
         norm = np.sqrt(np.sum(w * w))
@@ -172,6 +234,13 @@ class NumpyTrainer:
             return {name: np.clip(g, -limit, limit) for name, g in gradients.items()}
         if self.problem.clip_norm is None:
             return gradients
+        if self.problem.slips.clip_scope == "tensor":
+            return {name: self.scaled_down({name: g})[name] for name, g in gradients.items()}
+        return self.scaled_down(gradients)
+
+    def scaled_down(self, gradients: Parameters) -> Parameters:
+        """Scale some tensors down to the norm C that they may have together."""
+        assert self.problem.clip_norm is not None
         norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
         factor = np.minimum(1, self.problem.clip_norm / (norm + 1e-6)).astype(self.dtype)
         return {name: g * factor for name, g in gradients.items()}
@@ -190,3 +259,13 @@ class NumpyTrainer:
             else:
                 loss += strengths[name] * math.sqrt(squares)
         return loss
+
+
+def used_options(options: Sgd, slips: Slips) -> Sgd:
+    """Give the optimizer's options as this rule takes them."""
+    changed: dict[str, object] = {}
+    if slips.momentum == "ignored":
+        changed |= {"momentum": 0.0, "nesterov": False}
+    if slips.nesterov == "flipped":
+        changed |= {"nesterov": not options.nesterov}
+    return options.model_copy(update=changed) if changed else options

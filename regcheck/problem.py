@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.convention import Convention
+from regcheck.convention import NO_SLIPS, Convention, Slips
 from regcheck.data.preparation import prepare
 from regcheck.data.sources import load_rows
 from regcheck.errors import InputError
@@ -30,7 +30,8 @@ class Problem:
     """One training, ready to be done twice.
 
     X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and `bias` (1,).
-    All are float64. `weight_decay` is λ of each tensor.
+    All are float64. `weight_decay` is λ of each tensor. Convention and slips are
+    the scratch side's.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Problem:
     convention: Convention
     scratch_dtype: str
     framework_dtype: str
+    slips: Slips = NO_SLIPS
 
 
 class Step(NamedTuple):

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from regcheck import __version__
 from regcheck.compare import Difference, Divergence
 from regcheck.convention import differences
+from regcheck.drift import Amplification, Needed
 from regcheck.problem import Array, Parameters, Step
 from regcheck.spec import Spec
+from regcheck.spec.judging import Tolerances, Verdict
 from regcheck.trace import Trace, TraceRow
 from regcheck.training import Training
+from regcheck.trials import Hidden
 
 OUT_OF_RANGE = "the numbers are infinite, or too near it to be judged"
 """What ends a run before its last step."""
 
-Verdict = Literal["equivalent", "diverged", "inconclusive"]
+LOST = "the scratch side's own training is not finite, though every step agrees"
+"""What rounding comes to where a training amplifies it without end."""
 
 
 class Final(NamedTuple):
@@ -58,7 +62,6 @@ class Report:
     training: Training
     features: tuple[str, ...]
     steps: int
-    limit: float
     trace: Trace
     verdict: Verdict = "inconclusive"
     reason: str = ""
@@ -70,10 +73,46 @@ class Report:
     previous: Sample | None = None
     first_unjudged: int | None = None
     first_loss_unjudged: int | None = None
+    first_lost: int | None = None
     final: dict[str, Final] = field(default_factory=dict)
     max_drift: float = 0.0
+    needed: dict[str, Needed] = field(default_factory=dict)
+    amplification: Amplification | None = None
+    not_distinguished: list[Hidden] = field(default_factory=list)
+    cause_explains: bool | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     diagnosis: None = None
+
+    @property
+    def verdict_step(self) -> int | None:
+        """Give the step that the verdict is about: where it diverges, or cannot be judged."""
+        if self.verdict == "diverged":
+            if self.first_divergence is not None and "parameters" in self.spec.compare:
+                return self.first_divergence.step
+            return self.first_loss_divergence.step if self.first_loss_divergence else None
+        if self.verdict == "inconclusive":
+            return self.first_unjudged or self.first_lost or self.first_loss_unjudged
+        return None
+
+    @property
+    def expected(self) -> bool | None:
+        """Say whether the run found what its spec expects; None where it expects nothing."""
+        expect = self.spec.expect
+        if expect is None:
+            return None
+        caused = expect.cause is None or (self.verdict == "diverged" and self.cause_explains)
+        return bool(
+            expect.verdict in (None, self.verdict)
+            and expect.step in (None, self.verdict_step)
+            and caused
+        )
+
+    def smallest_tolerance(self) -> Needed:
+        """Give the smallest tolerance of each kind with which all that is judged would pass."""
+        smallest = Needed()
+        for name in self.spec.judged(self.needed):
+            smallest = smallest.joined(self.needed[name])
+        return smallest
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as plain data: what `regcheck run --json` prints, read back."""
@@ -88,10 +127,10 @@ def head(report: Report) -> dict[str, Any]:
         "spec": report.name,
         "verdict": report.verdict,
         "reason": report.reason or None,
-        "expected": None,
+        "expected": report.expected,
         "steps": report.steps,
         "compared": report.compared,
-        "first_divergence": divergence_dict(report.first_divergence),
+        "first_divergence": divergence_dict(report.first_divergence, report.spec.tolerance),
         "first_loss_divergence": loss
         and {
             "step": loss.step,
@@ -108,7 +147,17 @@ def head(report: Report) -> dict[str, Any]:
             for key, (here, torch) in differences(report.spec.named_convention()).items()
         },
         "diagnosis": report.diagnosis,
-        "not_distinguished": None,
+        "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
+        "not_distinguished_because": dict(report.not_distinguished),
+        "tolerance": tolerance_dict(report),
+        "smallest_tolerance": {name: needed_dict(needed) for name, needed in report.needed.items()},
+        "amplification": report.amplification
+        and {
+            "first_step": report.amplification.first_step,
+            "step": report.amplification.step,
+            "factor": number(report.amplification.factor),
+            "drift": number(report.amplification.drift),
+        },
         "sample": sample_dict(report.sample),
         "final": {side: final_dict(final) for side, final in report.final.items()}
         | {"max_drift": number(report.max_drift)},
@@ -116,16 +165,37 @@ def head(report: Report) -> dict[str, Any]:
     }
 
 
-def divergence_dict(divergence: Divergence | None) -> dict[str, Any] | None:
-    """Give the first divergence: the parameter after the update, and `within` the stage."""
+def tolerance_dict(report: Report) -> dict[str, Any]:
+    """Give the tolerance of each tensor and of the loss."""
+    tolerances = report.spec.tolerance
+    return {name: tolerances.of(name).as_used() for name in (*report.trace.tensors, "loss")}
+
+
+def needed_dict(needed: Needed) -> dict[str, Any]:
+    """Give the smallest tolerances that would have passed."""
+    return {
+        "rounding": number(needed.rounding),
+        "rtol": number(needed.rtol),
+        "atol": number(needed.atol),
+        "exact": needed.exact,
+    }
+
+
+def divergence_dict(divergence: Divergence | None, tolerances: Tolerances) -> dict[str, Any] | None:
+    """Give the first divergence: the parameter after the update, and `within` the stage.
+
+    Where the tolerance is on the drift, so are its numbers, and the bound is what was allowed.
+    """
     if divergence is None:
         return None
+    on_drift = tolerances.of(divergence.at.tensor).on_drift
     return {
         "step": divergence.step,
         "epoch": divergence.epoch,
         "batch": divergence.batch,
         "stage": divergence.stage,
         **difference_dict(divergence.at),
+        "on": "drift" if on_drift else "local",
         "within": difference_dict(divergence.within),
     }
 
@@ -201,9 +271,16 @@ def row_dict(row: TraceRow) -> dict[str, Any]:
             "scratch": number(row.scratch_loss),
             "framework": number(row.framework_loss),
             "ratio": number(row.loss_ratio),
+            "tolerance_ratio": number(row.loss_judged),
         },
         "tensors": {
-            name: {key: number(value) for key, value in trace._asdict().items()}
+            name: {
+                "drift": number(trace.drift),
+                "local": number(trace.local),
+                "bound": number(trace.bound),
+                "ratio": number(trace.ratio),
+                "tolerance_ratio": number(trace.judged),
+            }
             for name, trace in row.tensors.items()
         },
     }

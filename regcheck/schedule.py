@@ -111,6 +111,11 @@ class Schedule:
         first = min(rows, together * self.batch_size)
         return tuple(dict.fromkeys((first, (rows - 1) % first + 1)))
 
+    def shifted_lr(self, step: int, early: int) -> float:
+        """Give the lr of a step when the schedule runs some steps early; step 1's before it."""
+        other = max(1, step + early)
+        return self.lr_at(other, (other - 1) // self.steps_per_epoch + 1)
+
     def lr_at(self, step: int, epoch: int) -> float:
         """Give the lr of a step: that of t = 0 at step 1, as torch's schedulers do.
 
@@ -168,4 +173,5 @@ def training_of(spec: Spec, rows: int) -> Training:
         batch_rows=schedule.sizes(),
         train_rows=rows,
         micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),
+        clipped_by_norm=spec.clip_norm is not None,
     )

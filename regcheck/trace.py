@@ -10,16 +10,23 @@ from regcheck.compare import Row
 
 
 class TensorTrace(NamedTuple):
-    """One tensor in one row: drift, and the entry with the largest ratio of local and bound."""
+    """One tensor in one row: drift, and the entry with the largest ratio of local and bound.
+
+    `judged` is the ratio that its tolerance limits: the same one, or drift over what is allowed.
+    """
 
     drift: float
     local: float
     bound: float
     ratio: float
+    judged: float
 
 
 class TraceRow(NamedTuple):
-    """One compared step, as it is kept: `loss_ratio` is the local loss difference in bounds."""
+    """One compared step, as it is kept: `loss_ratio` is the local loss difference in bounds.
+
+    `loss_judged` is the ratio that the loss's tolerance limits.
+    """
 
     step: int
     epoch: int
@@ -27,7 +34,12 @@ class TraceRow(NamedTuple):
     scratch_loss: float
     framework_loss: float
     loss_ratio: float
+    loss_judged: float
     tensors: dict[str, TensorTrace]
+
+
+HEAD, EACH = 7, 5
+"""Numbers kept of a step, and of each tensor in it."""
 
 
 class Trace:
@@ -36,16 +48,21 @@ class Trace:
     def __init__(self, tensors: tuple[str, ...]) -> None:
         self.tensors = tensors
         self.numbers = array("d")
-        self.width = 6 + 4 * len(tensors)
+        self.width = HEAD + EACH * len(tensors)
 
     def append(self, row: Row) -> None:
         """Keep a row."""
         self.numbers.extend(
-            (row.step, row.epoch, row.batch, row.scratch_loss, row.framework_loss, row.loss.ratio)
+            (
+                *(row.step, row.epoch, row.batch, row.scratch_loss, row.framework_loss),
+                *(row.loss.ratio, row.judged["loss"].ratio),
+            )
         )
         for name in self.tensors:
-            local = row.local[name]
-            self.numbers.extend((row.drift[name], local.difference, local.bound, local.ratio))
+            local, judged = row.local[name], row.judged[name]
+            self.numbers.extend(
+                (row.drift[name], local.difference, local.bound, local.ratio, judged.ratio)
+            )
 
     def __len__(self) -> int:
         return len(self.numbers) // self.width
@@ -56,11 +73,12 @@ class Trace:
         if start < 0 or len(values) < self.width:
             raise IndexError(index)
         tensors = {
-            name: TensorTrace(*values[6 + 4 * position : 10 + 4 * position])
+            name: TensorTrace(*values[HEAD + EACH * position : HEAD + EACH * (position + 1)])
             for position, name in enumerate(self.tensors)
         }
         step, epoch, batch = (int(value) for value in values[:3])
-        return TraceRow(step, epoch, batch, values[3], values[4], values[5], tensors)
+        scratch, framework, ratio, judged = values[3:HEAD]
+        return TraceRow(step, epoch, batch, scratch, framework, ratio, judged, tensors)
 
     def __iter__(self) -> Iterator[TraceRow]:
         return (self[index] for index in range(len(self)))

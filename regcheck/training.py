@@ -25,6 +25,7 @@ class Training(NamedTuple):
     batch_rows: tuple[int, ...]
     train_rows: int
     micro_rows: tuple[int, ...] = ()
+    clipped_by_norm: bool = False
 
     @property
     def loss_rows(self) -> tuple[int, ...]:

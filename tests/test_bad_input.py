@@ -195,20 +195,60 @@ LINES = {
     "compare-unknown": ("compare: [weights]", "6:11: compare[0]: must be one of parameters, loss,"),
     "compare-word": ("compare: loss", "6:10: compare: must be a list, got 'loss'"),
     "compare-twice": ("compare: [loss, loss]", "6:10: compare: must name each of parameters and"),
-    "tolerance-exact": ("tolerance: exact", "6:12: tolerance: the tolerance `exact` is planned"),
-    "tolerance-rtol": ("tolerance: {rtol: 1e-5}", "6:12: tolerance: a tolerance of rtol and atol"),
-    "tolerance-per-tensor": (
-        "tolerance: {weight: exact}",
-        "6:12: tolerance: a tolerance per tensor is planned, and not in this version",
+    "tolerance-word": ("tolerance: exactly", "6:12: tolerance: must be {rounding: 8}, {rtol"),
+    "tolerance-number": ("tolerance: 8", "6:12: tolerance: must be {rounding: 8}, {rtol"),
+    "tolerance-empty": ("tolerance: {}", "6:12: tolerance: must be {rounding: 8}, {rtol"),
+    "tolerance-two-kinds": (
+        "tolerance: {rounding: 8, atol: 1}",
+        "6:12: tolerance: takes either rounding, on one step, or rtol and atol, on the drift",
     ),
-    "tolerance-number": ("tolerance: 8", "6:12: tolerance: must be a mapping like {rounding: 8}"),
+    "tolerance-exact-key": ("tolerance: {exact: true}", "6:12: tolerance: must be {rounding: 8}"),
+    "tolerance-negative": ("tolerance: {rtol: -1}", "6:19: tolerance.rtol: must be a number ≥ 0"),
+    "tolerance-near-key": (
+        "tolerance: {rtoll: 1}",
+        "6:13: tolerance.rtoll: unknown key; did you mean `rtol`?",
+    ),
+    "tolerance-near-tensor": (
+        "tolerance: {weigth: exact}",
+        "6:13: tolerance.weigth: unknown key; did you mean `weight`?",
+    ),
+    "tolerance-tensor-word": (
+        "tolerance: {weight: close}",
+        "6:21: tolerance.weight: must be {rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact",
+    ),
+    "tolerance-tensor-two-kinds": (
+        "tolerance: {bias: {rounding: 1, rtol: 1}}",
+        "6:19: tolerance.bias: takes either rounding, on one step, or rtol and atol",
+    ),
     "tolerance-zero": (
         "tolerance: {rounding: 0}",
         "6:23: tolerance.rounding: must be a number > 0",
     ),
     "scratch-later": ("scratch: my.py:train", "6:1: scratch: scratch code of your own is planned"),
     "framework-later": ("framework: my.py:build", "6:1: framework: a model of your own is planned"),
-    "expect-later": ("expect: {verdict: diverged}", "6:1: expect: an expected verdict is planned"),
+    "expect-word": ("expect: diverged", "6:9: expect: must be {verdict: diverged, step: 2"),
+    "expect-empty": ("expect: {}", "6:9: expect: must hold verdict, step or cause"),
+    "expect-verdict": (
+        "expect: {verdict: diverge}",
+        "6:19: expect.verdict: must be one of equivalent, diverged, inconclusive, got 'diverge'",
+    ),
+    "expect-step": ("expect: {step: 0}", "6:16: expect.step: must be a whole number ≥ 1, got 0"),
+    "expect-cause": (
+        "expect: {cause: penalty-double}",
+        "6:17: expect.cause: no cause is called 'penalty-double'; did you mean `penalty-doubled`?",
+    ),
+    "expect-cause-later": (
+        "expect: {cause: penalty-scaled}",
+        "6:17: expect.cause: recognising the cause penalty-scaled is planned",
+    ),
+    "expect-step-of-nothing": (
+        "expect: {verdict: equivalent, step: 2}",
+        "6:9: expect: an equivalent run has no step and no cause; expect the verdict alone",
+    ),
+    "expect-cause-of-nothing": (
+        "expect: {verdict: inconclusive, cause: penalty-doubled}",
+        "6:9: expect: an inconclusive run has no cause",
+    ),
     "unknown-key-near": (
         "weigth_decay: 0.1",
         "6:1: weigth_decay: unknown key; did you mean `weight_decay`?",

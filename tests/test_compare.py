@@ -24,11 +24,13 @@ from regcheck.compare import (
 from regcheck.problem import Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
+from regcheck.spec.judging import Tolerances
 
 Array = NDArray[np.floating]
 NAN, INF = math.nan, math.inf
 BATCH = Batch(step=3, epoch=2, batch=1, lr=0.1, size=4, parts=(slice(0, 4),))
 LIMIT = 8.0
+DEFAULT = Tolerances()
 
 
 def array(*values: float) -> Array:
@@ -217,7 +219,7 @@ def test_exceeds_is_strict() -> None:
 
 def test_equal_steps_differ_nowhere() -> None:
     step = a_step()
-    row = compare_step(BATCH, step, step, step, some_bounds())
+    row = compare_step(BATCH, step, step, step, some_bounds(), DEFAULT)
 
     assert (row.step, row.epoch, row.batch) == (3, 2, 1)
     assert (row.scratch_loss, row.framework_loss, row.loss.ratio) == (0.5, 0.5, 0.0)
@@ -229,8 +231,8 @@ def test_equal_steps_differ_nowhere() -> None:
         "penalty": 0.0,
         "optimizer": 0.0,
     }
-    assert row.judged
-    assert not diverges(row, LIMIT)
+    assert row.complete
+    assert not diverges(row, DEFAULT)
 
 
 ENTRIES: list[tuple[str, Any]] = [("weight", (0, 0)), ("weight", (0, 1)), ("bias", 0)]
@@ -246,11 +248,11 @@ def test_every_entry_of_every_stage_is_compared(
     step = a_step()
     other = changed(step, part, tensor, index, 100.0)
     pair = (other, step) if side == "scratch" else (step, other)
-    row = compare_step(BATCH, step, *pair, some_bounds())
+    row = compare_step(BATCH, step, *pair, some_bounds(), DEFAULT)
 
     assert [name for name, one in row.within.items() if exceeds(one, LIMIT)] == [stage]
     assert row.within[stage].tensor == tensor
-    assert not diverges(row, LIMIT)
+    assert not diverges(row, DEFAULT)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -258,7 +260,7 @@ def test_every_output_is_compared(place: int) -> None:
     step = a_step()
     outputs = step.outputs[0].copy()
     outputs[place] += 1.0
-    row = compare_step(BATCH, step, step._replace(outputs=(outputs,)), step, some_bounds())
+    row = compare_step(BATCH, step, step._replace(outputs=(outputs,)), step, some_bounds(), DEFAULT)
 
     assert row.within["forward"].index == (place,)
     assert row.within["forward"].ratio == pytest.approx(100.0)
@@ -271,31 +273,31 @@ def test_every_micro_batch_is_compared() -> None:
         outputs = [one.copy() for one in two.outputs]
         outputs[part][place] += 9.0
         other = two._replace(outputs=tuple(outputs))
-        assert compare_step(BATCH, two, other, two, bounds).within["forward"].ratio == 9.0
+        assert compare_step(BATCH, two, other, two, bounds, DEFAULT).within["forward"].ratio == 9.0
     with pytest.raises(ValueError, match="zip"):
-        compare_step(BATCH, two, two._replace(outputs=two.outputs[:1]), two, bounds)
+        compare_step(BATCH, two, two._replace(outputs=two.outputs[:1]), two, bounds, DEFAULT)
 
 
 @pytest.mark.parametrize(("tensor", "index"), ENTRIES)
 def test_every_parameter_is_compared(tensor: str, index: Any) -> None:
     step = a_step()
     other = changed(step, "after", tensor, index, 100.0)
-    row = compare_step(BATCH, step, other, step, some_bounds())
+    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
 
-    assert diverges(row, LIMIT)
+    assert diverges(row, DEFAULT)
     assert exceeds(row.local[tensor], LIMIT)
     assert row.drift == {"weight": 0.0, "bias": 0.0}
-    assert locate(row, other, step, some_bounds(), LIMIT).stage == "update"
+    assert locate(row, other, step, some_bounds(), DEFAULT).stage == "update"
 
 
 @pytest.mark.parametrize(("tensor", "index"), ENTRIES)
 def test_drift_is_that_of_the_own_trajectory(tensor: str, index: Any) -> None:
     step = a_step()
     own = changed(step, "after", tensor, index, 100.0)
-    row = compare_step(BATCH, own, step, step, some_bounds())
+    row = compare_step(BATCH, own, step, step, some_bounds(), DEFAULT)
 
     assert row.drift[tensor] == 100.0 - float(step.after[tensor][index])
-    assert not diverges(row, LIMIT)
+    assert not diverges(row, DEFAULT)
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
@@ -310,16 +312,16 @@ def test_reported_losses_are_compared_at_the_same_parameters(value: float, side:
     other = step._replace(loss=value)
     pair = (other, step) if side == "scratch" else (step, other)
 
-    assert exceeds(compare_step(BATCH, step, *pair, some_bounds()).loss, LIMIT)
-    assert compare_step(BATCH, other, step, step, some_bounds()).loss.ratio == 0.0
+    assert exceeds(compare_step(BATCH, step, *pair, some_bounds(), DEFAULT).loss, LIMIT)
+    assert compare_step(BATCH, other, step, step, some_bounds(), DEFAULT).loss.ratio == 0.0
 
 
 def test_a_row_is_judged_only_if_every_parameter_is() -> None:
     for tensor, index in ENTRIES:
         step = changed(a_step(), "after", tensor, index, NAN)
-        row = compare_step(BATCH, step, step, step, some_bounds())
-        assert not row.judged
-        assert not diverges(row, LIMIT)
+        row = compare_step(BATCH, step, step, step, some_bounds(), DEFAULT)
+        assert not row.complete
+        assert not diverges(row, DEFAULT)
 
 
 # --- where a step parts -------------------------------------------------------------------------
@@ -332,8 +334,8 @@ def test_locate_names_the_first_stage_and_tells_the_same_entry(part: str, stage:
     for later, _ in STAGE_PARTS[[one for one, _ in STAGE_PARTS].index(part) :]:
         other = changed(other, later, "weight", (0, 1), 20.0)
         other = changed(other, later, "bias", 0, 30.0)
-    row = compare_step(BATCH, step, other, step, some_bounds())
-    found = locate(row, other, step, some_bounds(), LIMIT)
+    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.step, found.stage) == (3, stage)
     assert (found.at.tensor, found.at.index, found.at.scratch) == ("weight", (0, 1), 50.0)
@@ -349,8 +351,8 @@ def test_locate_tells_another_entry_where_that_one_alone_parts() -> None:
     step = a_step()
     other = changed(step, "after", "weight", (0, 1), 50.0)
     other = changed(other, "gradient", "bias", 0, 30.0)
-    row = compare_step(BATCH, step, other, step, some_bounds())
-    found = locate(row, other, step, some_bounds(), LIMIT)
+    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.stage, found.within.tensor, found.within.scratch) == ("gradient", "bias", 30.0)
 
@@ -360,7 +362,7 @@ def test_locate_names_the_outputs_before_all_else() -> None:
     other = changed(step, "after", "bias", 0, 50.0)
     other = changed(other, "gradient", "bias", 0, 50.0)
     other = other._replace(outputs=(other.outputs[0] + 1,))
-    row = compare_step(BATCH, step, other, step, some_bounds())
-    found = locate(row, other, step, some_bounds(), LIMIT)
+    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.stage, found.within.tensor) == ("forward", "output")

@@ -58,7 +58,9 @@ def test_json_has_the_keys_that_programs_rely_on(small: Spec) -> None:
     assert set(data["final"]["scratch"]) == {"weight", "bias", "loss", "accuracy"}
     row = data["rows"][0]
     assert set(row) == {"step", "epoch", "batch", "loss", "tensors"}
-    assert set(row["tensors"]["weight"]) == {"drift", "local", "bound", "ratio"}
+    assert set(row["tensors"]["weight"]) == {
+        *("drift", "local", "bound", "ratio", "tolerance_ratio")
+    }
 
 
 def test_json_of_an_equivalent_run_has_no_divergence(small: Spec) -> None:

@@ -9,6 +9,7 @@ from regcheck.convention import NAMED, Convention
 from regcheck.errors import InputError, Place, shortened, suggest
 from regcheck.spec import from_mapping, read_spec
 from regcheck.spec.fields import shown
+from regcheck.spec.judging import Expect, Tolerance, Tolerances
 from regcheck.spec.rule import Init, LrSchedule, Normal, Sgd, Shuffle, WeightDecay
 from regcheck.spec.schema import Dtype, Spec
 from regcheck.spec.source import (
@@ -47,7 +48,7 @@ def test_spec_defaults_are_torchs(tmp_path: Path) -> None:
     assert (spec.epochs, spec.batch_size, spec.accumulate, spec.drop_last) == (1, "full", 1, False)
     assert (spec.shuffle, spec.lr_schedule, spec.clip_norm, spec.clip_value) == (None,) * 4
     assert spec.compare == ["parameters", "loss"]
-    assert spec.tolerance.rounding == 8.0
+    assert spec.tolerance.of("weight").limit == 8.0
     assert spec.named_convention() == Convention()
 
 
@@ -236,6 +237,8 @@ def test_from_mapping_takes_the_records_of_a_spec() -> None:
             "shuffle": Shuffle(seed=1),
             "dtype": Dtype(scratch="float32", framework="float64"),
             "lr_schedule": LrSchedule(kind="warmup", steps=2),
+            "expect": Expect(step=1),
+            "tolerance": Tolerances(weight=Tolerance(rtol=0.1)),
         }
     ).spec
     assert from_mapping(dict(spec)).spec == spec

@@ -19,6 +19,7 @@ def remarks(report: Report) -> list[str]:
         masked_remark(report),
         drift_remark(report),
         undistinguished_remark(report),
+        blind_remark(report),
         convention_remark(report),
     )
     return [remark for remark in told if remark]
@@ -85,10 +86,43 @@ def masked_remark(report: Report) -> str:
 
 
 def drift_remark(report: Report) -> str:
-    """Tell how far the two trajectories part in all, where the sides agree."""
-    if report.verdict != "equivalent":
+    """Tell how far the trajectories part where the sides agree, and whether that is amplified."""
+    if report.verdict == "diverged" or report.first_divergence or not report.compared:
         return ""
-    return f"The two trajectories are never more than {short(report.max_drift)} apart."
+    amplified = report.amplification
+    if amplified is None:
+        apart = f"The two trajectories are never more than {short(report.max_drift)} apart."
+        return apart if report.verdict == "equivalent" else ""
+    return (
+        f"The drift is amplified rounding: each step agrees, and the training magnifies what "
+        f"rounding puts in, from step {amplified.first_step:,} on. After step {amplified.step:,} "
+        f"the trajectories are {short(amplified.drift)} apart, {short(amplified.factor)} times "
+        f"what all steps so far put in."
+    )
+
+
+NAMES = 4
+"""Causes that are named before the rest is counted."""
+
+
+def blind_remark(report: Report) -> str:
+    """Say which causes a run that agrees could not have told from its own rule, and why."""
+    if not report.not_distinguished or report.first_divergence or report.verdict == "diverged":
+        return ""
+    if not report.compared:
+        return ""
+    by_reason: dict[str, list[str]] = {}
+    for hidden in report.not_distinguished:
+        by_reason.setdefault(hidden.reason, []).append(hidden.cause)
+    told = [f"{named(causes)} because {reason}" for reason, causes in by_reason.items()]
+    return f"This run cannot tell {'; nor '.join(told)}."
+
+
+def named(causes: list[str]) -> str:
+    """Name some causes: `a`, `a or b`, `a, b, c, d or 3 more`."""
+    if len(causes) > NAMES + 1:
+        causes = [*causes[:NAMES], f"{len(causes) - NAMES} more"]
+    return " or ".join(part for part in (", ".join(causes[:-1]), causes[-1]) if part)
 
 
 def undistinguished_remark(report: Report) -> str:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from regcheck.checking import no_progress
+from regcheck.compare import Difference
 from regcheck.record import Report
 from regcheck.report import words
 from regcheck.report.remarks import remarks
@@ -36,10 +37,7 @@ STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "b
 
 TRAILING_BLANKS = re.compile(r"[ ]+((?:\x1b\[0m)?)$", re.MULTILINE)
 
-LEGEND = (
-    "drift: each side on its own · local: one step from the same parameters\n"
-    "× bound: local against what rounding can cause; a step diverges above {limit:g}"
-)
+LEGEND = "drift: each side on its own · local: one step from the same parameters"
 
 
 class Widths(NamedTuple):
@@ -77,6 +75,8 @@ def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
     line.append(words.sentence(report), STYLES[report.verdict])
+    if words.expectation(report):
+        line.append(f". {words.expectation(report)}")
     console.print(line, soft_wrap=True)
 
 
@@ -121,7 +121,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     header = (
         f"  {'step':>{widths.step}} {'epoch':>{widths.epoch}} {'batch':>{widths.batch}}"
         f" {'loss scratch':>{widths.loss + 2}}   {'torch':>{widths.loss}}"
-        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {'× bound':>7}"
+        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {words.ratio_head(report):>7}"
     )
     lines = [Text(header, "bold")]
     previous = -1
@@ -132,7 +132,8 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     lines += gap(widths, len(report.trace) - previous - 1)
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
-    console.print(LEGEND.format(limit=report.limit), style="dim", highlight=False)
+    for text in (LEGEND, *words.ratio_legend(report)):
+        console.print(text, style="dim", highlight=False)
 
 
 def chosen(report: Report, rows: int | None) -> list[int]:
@@ -169,7 +170,7 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
     diverges = divergence is not None and divergence.step == row.step
     loss_parts = loss is not None and loss.step == row.step
     mark = ">" if diverges or loss_parts else ""
-    beyond = row.loss_ratio > report.limit
+    beyond = row.loss_judged > report.spec.tolerance.of("loss").limit
     lines = []
     line = Text(
         f"{mark:<1} {row.step:>{widths.step}} "
@@ -182,8 +183,8 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
     )
     margin = len(line)
     for name, tensor in row.tensors.items():
-        numbers = (f"{short(value):>7}" for value in (tensor.drift, tensor.local, tensor.ratio))
-        exceeds = tensor.ratio > report.limit
+        numbers = (f"{short(value):>7}" for value in (tensor.drift, tensor.local, tensor.judged))
+        exceeds = tensor.judged > report.spec.tolerance.of(name).limit
         line.append(f"{name:<{widths.tensor}} ")
         line.append(" ".join(numbers) + (" !" if exceeds else ""), "red" if exceeds else "")
         lines.append(line)
@@ -212,9 +213,13 @@ def loss_number(value: float) -> str:
 def print_verdict(report: Report, console: Console) -> None:
     """Print the verdict, the terms that differ, and what to change."""
     console.print(Text(words.sentence(report) + ".", STYLES[report.verdict]))
+    if words.expectation(report):
+        style = "bold green" if report.expected else "bold red"
+        console.print(Text(words.expectation(report), style))
     if report.first_divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
-    for remark in remarks(report):
+    smallest = [words.smallest_line(report)] if report.compared else []
+    for remark in remarks(report) + smallest:
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
     ways = words.ways_out(report) if report.verdict == "diverged" else []
     if ways:
@@ -230,6 +235,10 @@ def print_terms(report: Report, console: Console) -> None:
     """Print the two terms that differ, one above the other."""
     divergence = report.first_divergence
     assert divergence is not None
+    if report.spec.tolerance.of(divergence.at.tensor).on_drift:
+        print_drift(report, divergence.at, console)
+        if divergence.within == divergence.at:
+            return
     within = divergence.within
     where = words.entry(report, within.tensor, within.index)
     grid = Table.grid(padding=(0, 1))
@@ -244,6 +253,18 @@ def print_terms(report: Report, console: Console) -> None:
     console.print(Text(f"  {where}, both sides from the same parameters:"))
     console.print(grid)
     console.print(f"  difference {apart}: {short(within.ratio)} rounding bounds", highlight=False)
+
+
+def print_drift(report: Report, at: Difference, console: Console) -> None:
+    """Print the entry whose drift exceeds its tolerance, one side above the other."""
+    grid = Table.grid(padding=(0, 1))
+    for side, value in (("scratch", at.scratch), ("torch", at.framework)):
+        grid.add_row(f"  {side}", f"has {value:.17g}")
+    console.print(Text(f"  {words.entry(report, at.tensor, at.index)}, each side on its own:"))
+    console.print(grid)
+    console.print(
+        f"  difference {short(at.difference)}, allowed {short(at.bound)}", highlight=False
+    )
 
 
 def print_final(report: Report, console: Console) -> None:

@@ -5,6 +5,8 @@ Every renderer takes its sentences from here.
 
 from __future__ import annotations
 
+import math
+from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
 from regcheck.compare import Divergence
@@ -25,6 +27,7 @@ from regcheck.formula import (
 from regcheck.matching import NoMatchError, matching
 from regcheck.record import Report
 from regcheck.schedule import schedule_of
+from regcheck.spec.judging import Tolerance
 
 WHERE = {
     "initial": "at the start",
@@ -134,16 +137,12 @@ def sentence(report: Report) -> str:
     """Say the verdict in one sentence."""
     if report.verdict == "equivalent":
         what = "" if judged(report, "parameters") else " in the reported loss"
-        ratio = max(
-            row.loss_ratio if what else max(one.ratio for one in row.tensors.values())
-            for row in report.trace
-        )
-        return (
-            f"EQUIVALENT{what} over {count(report.compared, 'step')}: the largest local difference "
-            f"is {short(ratio)} rounding bounds, of {report.limit:g} allowed"
-        )
+        return f"EQUIVALENT{what} over {count(report.compared, 'step')}: {kept(report)}"
     if report.verdict == "inconclusive":
-        stops = (report.first_unjudged, judged(report, "loss") and report.first_loss_unjudged)
+        stops = (
+            *(report.first_unjudged, report.first_lost),
+            judged(report, "loss") and report.first_loss_unjudged,
+        )
         before = min((step - 1 for step in stops if step), default=0)
         until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
         agree = f"; {until}" if before else ""
@@ -159,10 +158,105 @@ def sentence(report: Report) -> str:
     return f"DIVERGED at step {loss.step:,} of {report.steps:,}, in the reported loss{agree}"
 
 
+def kept(report: Report) -> str:
+    """Say how well a run that agrees keeps its tolerances."""
+    tensors = [*report.trace.tensors] if judged(report, "parameters") else ["loss"]
+    tolerances = {tolerance_text(report.spec.tolerance.of(name)) for name in tensors}
+    if any(report.spec.tolerance.of(name).on_drift for name in tensors):
+        return f"every step keeps {' and '.join(sorted(tolerances))}"
+    ratio = max(report.needed[name].rounding for name in tensors)
+    limits = sorted({report.spec.tolerance.of(name).limit for name in tensors})
+    allowed = " or ".join(f"{limit:g}" for limit in limits)
+    return f"the largest local difference is {short(ratio)} rounding bounds, of {allowed} allowed"
+
+
+def ratio_head(report: Report) -> str:
+    """Head the column of what is judged: `× bound`, `× tol` on the drift, `ratio` where mixed."""
+    drifts = {report.spec.tolerance.of(name).on_drift for name in report.trace.tensors}
+    return "ratio" if len(drifts) > 1 else "× tol" if True in drifts else "× bound"
+
+
+def ratio_legend(report: Report) -> list[str]:
+    """Say what that column holds, and above which number a step diverges."""
+    limits: dict[str, list[str]] = {}
+    for name in report.trace.tensors:
+        tolerance = report.spec.tolerance.of(name)
+        if tolerance.exact:
+            text = "drift, which must be 0 to the last bit"
+        elif tolerance.on_drift:
+            allowed = f"{tolerance.atol or 0:g} + {tolerance.rtol or 0:g} |torch's|"
+            text = f"drift against {allowed}; a step diverges above 1"
+        else:
+            against = "local against what rounding can cause"
+            text = f"{against}; a step diverges above {tolerance.limit:g}"
+        limits.setdefault(text, []).append(name)
+    head = ratio_head(report)
+    if len(limits) == 1:
+        return [f"{head}: {next(iter(limits))}"]
+    return [f"{head} of {', '.join(names)}: {text}" for text, names in limits.items()]
+
+
+def tolerance_text(tolerance: Tolerance) -> str:
+    """Write a tolerance as a spec does."""
+    used = tolerance.as_used()
+    if isinstance(used, str):
+        return used
+    return "{" + ", ".join(f"{key}: {value:g}" for key, value in used.items()) + "}"
+
+
+def smallest_line(report: Report) -> str:
+    """Say what the smallest tolerance is that would have passed; its digits are rounded up."""
+    found = report.smallest_tolerance()
+    if found.exact:
+        return "Smallest tolerance that passes: exact."
+    used = [report.spec.tolerance.of(name) for name in (*report.trace.tensors, "loss")]
+    atol, rtol = max(one.atol or 0.0 for one in used), max(one.rtol or 0.0 for one in used)
+    beside = (f", atol: {atol:g}" if atol else "", f"rtol: {rtol:g}, " if rtol else "")
+    forms = [
+        f"{{rounding: {upward(found.rounding)}}}" if math.isfinite(found.rounding) else "",
+        f"{{rtol: {upward(found.rtol)}{beside[0]}}}" if math.isfinite(found.rtol) else "",
+        f"{{{beside[1]}atol: {upward(found.atol)}}}" if math.isfinite(found.atol) else "",
+    ]
+    told = [form for form in forms if form]
+    joined = " or ".join(part for part in (", ".join(told[:-1]), *told[-1:]) if part)
+    return f"Smallest tolerance that passes: {joined or 'none'}."
+
+
+def upward(value: float) -> str:
+    """Write a number with two digits, and no less than it is."""
+    if value == 0:
+        return "0"
+    exact = Decimal(value)
+    unit = Decimal(1).scaleb(exact.adjusted() - 1)
+    return short(float(exact.quantize(unit, rounding=ROUND_CEILING)))
+
+
+def expectation(report: Report) -> str:
+    """Say whether the run found what its spec expects; empty where it expects nothing."""
+    expect = report.spec.expect
+    if expect is None:
+        return ""
+    if report.expected:
+        return "As expected."
+    wanted = expect.verdict or ("" if expect.step is None and not expect.cause else "diverged")
+    at = f" at step {expect.step:,}" if expect.step else ""
+    by = f" by {expect.cause}" if expect.cause else ""
+    missed = ""
+    if expect.cause and report.verdict == "diverged" and not report.cause_explains:
+        missed = "; with that cause alone in torch's rule the sides still differ"
+    return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."
+
+
 def part(report: Report, divergence: Divergence) -> str:
     """Name the entry and the stage of a divergence: `weight[0, 2] (x3), in the penalty`."""
     at = divergence.at
-    return f"{entry(report, at.tensor, at.index)}, {WHERE[divergence.stage]}"
+    where = f"{entry(report, at.tensor, at.index)}, {WHERE[divergence.stage]}"
+    tolerance = report.spec.tolerance.of(at.tensor)
+    if not tolerance.on_drift:
+        return where
+    if divergence.stage == "update":
+        where = entry(report, at.tensor, at.index)
+    return f"{where}: the drift exceeds {tolerance_text(tolerance)}"
 
 
 def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:

@@ -6,7 +6,7 @@ is checked, so that each field has one type and each mistake one message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -41,6 +41,7 @@ from regcheck.spec.fields import (
     wrong,
     wrong_inside,
 )
+from regcheck.spec.judging import Expect, Tolerances, expect_form, tolerance_form
 from regcheck.spec.rule import (
     Init,
     LrSchedule,
@@ -66,7 +67,6 @@ __all__ = [
     "LrSchedule",
     "Sgd",
     "Spec",
-    "Tolerance",
 ]
 
 MODELS = {"linear": ("mse",), "logistic": ("bce", "bce_with_logits", "mse")}
@@ -139,30 +139,7 @@ def convention_form(value: object) -> object:
     return value
 
 
-class Tolerance(Section):
-    """How many times the rounding bound a local difference may reach."""
-
-    rounding: Positive = 8.0
-
-
-def tolerance_form(value: object) -> object:
-    """Turn what `tolerance` may hold into its full form."""
-    if value == "exact":
-        raise not_yet("the tolerance `exact`")
-    if isinstance(value, Tolerance):
-        return value
-    if not isinstance(value, Mapping):
-        raise wrong("must be a mapping like {rounding: 8}, got " + shown(value))
-    if "rtol" in value or "atol" in value:
-        raise not_yet("a tolerance of rtol and atol on the drift")
-    for key, inner in value.items():
-        if key != "rounding" and (isinstance(inner, Mapping) or inner == "exact"):
-            raise not_yet("a tolerance per tensor")
-    return value
-
-
 LATER_KEYS = {
-    "expect": "an expected verdict",
     "framework": "a model of your own",
     "scratch": "scratch code of your own",
 }
@@ -215,7 +192,8 @@ class Spec(Section):
     )
     convention: Annotated[ConventionKeys, BeforeValidator(convention_form)] = ConventionKeys()
     compare: Annotated[list[Compared], Field(min_length=1)] = Field(["parameters", "loss"])
-    tolerance: Annotated[Tolerance, BeforeValidator(tolerance_form)] = Tolerance()
+    tolerance: Annotated[Tolerances, BeforeValidator(tolerance_form)] = Tolerances()
+    expect: Annotated[Expect | None, BeforeValidator(expect_form)] = None
 
     @field_validator("loss")
     @classmethod
@@ -257,6 +235,12 @@ class Spec(Section):
             if errors:
                 raise wrong_inside(errors.values())
         return self
+
+    def judged(self, names: Iterable[str]) -> list[str]:
+        """Give those tensors' names that `compare` has judged, and `loss` where it is."""
+        return [
+            name for name in names if ("loss" if name == "loss" else "parameters") in self.compare
+        ]
 
     def named_convention(self) -> Convention:
         """Give the convention as the record that the trainers and formulas take."""
