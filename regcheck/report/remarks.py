@@ -6,7 +6,7 @@ Each remark is a sentence, or empty where it does not apply.
 from __future__ import annotations
 
 from regcheck.record import OUT_OF_RANGE, Report
-from regcheck.report.words import WHERE, differing_keys, judged, short
+from regcheck.report.words import WHERE, both, differing_keys, judged, short
 
 
 def remarks(report: Report) -> list[str]:
@@ -58,9 +58,12 @@ def loss_remark(report: Report) -> str:
     if loss is None:
         return ""
     too = " too" if report.first_divergence and report.first_divergence.step == loss.step else ""
+    on_drift = report.spec.tolerance.of("loss").on_drift
+    where = "each side on its own" if on_drift else "at the same parameters"
+    scratch, torch = both(loss.at.scratch, loss.at.framework)
     return (
-        f"The reported losses part at step {loss.step:,}{too}, at the same parameters: "
-        f"scratch {loss.at.scratch:.9g}, torch {loss.at.framework:.9g}, "
+        f"The reported losses part at step {loss.step:,}{too}, {where}: "
+        f"scratch {scratch}, torch {torch}, "
         f"difference {short(loss.at.difference)}."
     )
 

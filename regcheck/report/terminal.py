@@ -243,9 +243,10 @@ def print_terms(report: Report, console: Console) -> None:
     where = words.entry(report, within.tensor, within.index)
     grid = Table.grid(padding=(0, 1))
     terms = words.terms(report, divergence)
-    for term in terms:
+    values = words.both(terms[0].value + 0.0, terms[1].value + 0.0)
+    for term, text in zip(terms, values, strict=True):
         formula = Text(" = ".join(term.formulas), "cyan")
-        value = f"= {term.value + 0.0:.9g}" if term.formulas else f"{term.value:.9g}"
+        value = f"= {text}" if term.formulas else text
         grid.add_row(
             f"  {term.side}", term.does, formula, "" if term.formulas == ["nothing"] else value
         )
@@ -258,13 +259,11 @@ def print_terms(report: Report, console: Console) -> None:
 def print_drift(report: Report, at: Difference, console: Console) -> None:
     """Print the entry whose drift exceeds its tolerance, one side above the other."""
     grid = Table.grid(padding=(0, 1))
-    for side, value in (("scratch", at.scratch), ("torch", at.framework)):
-        grid.add_row(f"  {side}", f"has {value:.17g}")
+    for side, value in zip(("scratch", "torch"), words.both(at.scratch, at.framework), strict=True):
+        grid.add_row(f"  {side}", f"has {value}")
     console.print(Text(f"  {words.entry(report, at.tensor, at.index)}, each side on its own:"))
     console.print(grid)
-    console.print(
-        f"  difference {short(at.difference)}, allowed {short(at.bound)}", highlight=False
-    )
+    console.print(f"  difference {at.difference:.4g}, allowed {at.bound:.4g}", highlight=False)
 
 
 def print_final(report: Report, console: Console) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
+from regcheck.drift import Needed
 from regcheck.formula import (
     Letters,
     exact,
@@ -160,11 +161,11 @@ def sentence(report: Report) -> str:
 
 def kept(report: Report) -> str:
     """Say how well a run that agrees keeps its tolerances."""
-    tensors = [*report.trace.tensors] if judged(report, "parameters") else ["loss"]
+    tensors = report.spec.judged([*report.trace.tensors, "loss"])
     tolerances = {tolerance_text(report.spec.tolerance.of(name)) for name in tensors}
     if any(report.spec.tolerance.of(name).on_drift for name in tensors):
         return f"every step keeps {' and '.join(sorted(tolerances))}"
-    ratio = max(report.needed[name].rounding for name in tensors)
+    ratio = report.smallest_tolerance().rounding
     limits = sorted({report.spec.tolerance.of(name).limit for name in tensors})
     allowed = " or ".join(f"{limit:g}" for limit in limits)
     return f"the largest local difference is {short(ratio)} rounding bounds, of {allowed} allowed"
@@ -205,21 +206,35 @@ def tolerance_text(tolerance: Tolerance) -> str:
 
 
 def smallest_line(report: Report) -> str:
-    """Say what the smallest tolerance is that would have passed; its digits are rounded up."""
-    found = report.smallest_tolerance()
-    if found.exact:
-        return "Smallest tolerance that passes: exact."
-    used = [report.spec.tolerance.of(name) for name in (*report.trace.tensors, "loss")]
-    atol, rtol = max(one.atol or 0.0 for one in used), max(one.rtol or 0.0 for one in used)
-    beside = (f", atol: {atol:g}" if atol else "", f"rtol: {rtol:g}, " if rtol else "")
-    forms = [
-        f"{{rounding: {upward(found.rounding)}}}" if math.isfinite(found.rounding) else "",
-        f"{{rtol: {upward(found.rtol)}{beside[0]}}}" if math.isfinite(found.rtol) else "",
-        f"{{{beside[1]}atol: {upward(found.atol)}}}" if math.isfinite(found.atol) else "",
+    """Say what the smallest tolerance is that would have passed; its digits are rounded up.
+
+    Where all that is judged has one tolerance, so has what is told; else each its own.
+    """
+    names = report.spec.judged(report.needed)
+    tolerances = [report.spec.tolerance.of(name) for name in names]
+    if len(set(tolerances)) == 1:
+        told = smallest_forms(report.smallest_tolerance(), tolerances[0])
+        return f"Smallest tolerance that passes: {told}."
+    parts = [
+        f"{name} {smallest_forms(report.needed[name], tolerance)}"
+        for name, tolerance in zip(names, tolerances, strict=True)
     ]
-    told = [form for form in forms if form]
-    joined = " or ".join(part for part in (", ".join(told[:-1]), *told[-1:]) if part)
-    return f"Smallest tolerance that passes: {joined or 'none'}."
+    return f"Smallest tolerances that pass: {'; '.join(parts)}."
+
+
+def smallest_forms(needed: Needed, tolerance: Tolerance) -> str:
+    """Write the smallest tolerance of each kind, as a spec does."""
+    if needed.exact:
+        return "exact"
+    atol = f", atol: {tolerance.atol:g}" if tolerance.atol else ""
+    rtol = f"rtol: {tolerance.rtol:g}, " if tolerance.rtol else ""
+    forms = [
+        f"{{rounding: {upward(needed.rounding)}}}" if math.isfinite(needed.rounding) else "",
+        f"{{rtol: {upward(needed.rtol)}{atol}}}" if math.isfinite(needed.rtol) else "",
+        f"{{{rtol}atol: {upward(needed.atol)}}}" if math.isfinite(needed.atol) else "",
+    ]
+    found = [form for form in forms if form]
+    return " or ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part) or "none"
 
 
 def upward(value: float) -> str:
@@ -256,6 +271,8 @@ def part(report: Report, divergence: Divergence) -> str:
         return where
     if divergence.stage == "update":
         where = entry(report, at.tensor, at.index)
+    if tolerance.exact:
+        return f"{where}: the drift is not exactly 0"
     return f"{where}: the drift exceeds {tolerance_text(tolerance)}"
 
 
@@ -349,6 +366,12 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
                 lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
             ways.append(("or in torch", lines))
     return ways
+
+
+def both(left: float, right: float) -> tuple[str, str]:
+    """Write two numbers with as many digits as tell them apart, nine at least."""
+    texts = (f"{left:.9g}", f"{right:.9g}")
+    return texts if texts[0] != texts[1] or left == right else (f"{left:.17g}", f"{right:.17g}")
 
 
 def short(value: float) -> str:
