@@ -12,6 +12,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 VERDICTS = {
     "answer": "diverged",
+    "control": "diverged",
     "mixed-precision": "equivalent",
     "penguins": "equivalent",
     "stackoverflow": "diverged",
@@ -77,6 +78,12 @@ def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> No
     assert data["final"]["framework"]["bias"][0] == pytest.approx(1.9, rel=1e-15)
     assert data["final"]["scratch"]["weight"][0][0] == pytest.approx(4.15, rel=1e-15)
     assert data["final"]["scratch"]["bias"][0] == pytest.approx(1.95, rel=1e-15)
+
+
+def test_control_finds_what_it_expects(reports: dict[str, Report]) -> None:
+    report = reports["control"]
+    assert report.expected is True
+    assert report.cause_explains is True
 
 
 def test_penguins_have_a_smaller_last_batch_and_learn(reports: dict[str, Report]) -> None:

@@ -24,7 +24,7 @@ from tests.random_specs import (
 TIMES = int(os.environ.get("REGCHECK_RANDOM_RUNS", "1"))
 
 
-@pytest.mark.parametrize("seed", range(150 * TIMES))
+@pytest.mark.parametrize("seed", range(500 * TIMES))
 def test_matched_spec_raises_no_alarm(seed: int, tmp_path: Path) -> None:
     observed = observe(matched_spec(seed, tmp_path))
 
@@ -34,7 +34,7 @@ def test_matched_spec_raises_no_alarm(seed: int, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(100 * TIMES))
+@pytest.mark.parametrize("seed", range(500 * TIMES))
 def test_mismatched_spec_diverges_at_its_first_clear_step(seed: int, tmp_path: Path) -> None:
     assert mismatched_faults(observe(mismatched_spec(seed, tmp_path))) == []
 
