@@ -98,12 +98,10 @@ def strictly(report: Report) -> None:
     An equivalent run says nothing of what it could not have shown.
     """
     if report.verdict == "equivalent" and report.not_distinguished:
-        causes = len(report.not_distinguished)
+        causes = [hidden.cause for hidden in report.not_distinguished]
+        told = " and ".join(causes) if len(causes) < 3 else f"{len(causes)} causes"
         report.verdict = "inconclusive"
-        report.reason = (
-            f"the sides agree, but {causes} {'cause' if causes == 1 else 'causes'} that may differ "
-            "could not have shown"
-        )
+        report.reason = f"the sides agree, but this run cannot tell {told} from torch's rule"
 
 
 class Run:

@@ -85,6 +85,11 @@ def masked_remark(report: Report) -> str:
     if report.first_divergence is not None or not report.first_by_stage:
         return ""
     found = [f"{WHERE[stage]} (step {step:,})" for stage, step in report.first_by_stage.items()]
+    if report.spec.tolerance.on_drift:
+        return (
+            f"The rules differ all the same, {' and '.join(found)}, by more than rounding: the "
+            "tolerance allows what has come of it."
+        )
     return f"The sides differ {' and '.join(found)}, but no parameter shows it."
 
 
