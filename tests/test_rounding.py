@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.losses import LOSSES
-from regcheck.norms import close_pairs, norm, norms
+from regcheck.losses import DENOMINATOR_FLOOR, LOSSES
+from regcheck.norms import norm
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Problem, Step, build_problem
 from regcheck.rounding import (
@@ -87,7 +87,86 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
         assert found["bias"].shape == (1,)
 
 
-@pytest.mark.parametrize("options", [{}, {"dampening": 0.75}, {"nesterov": True}])
+def test_bounds_of_micro_batches_worked_by_hand() -> None:
+    # w = (1.5, −2), b = 3: z = −0.5, 34.5 | −15, r = −3, 36 | −19, s = 2r.
+    # ‖x_i‖ = 5, 13 | 17 and ‖w‖ = 2.5; the columns' norms are √98, √385 and √3, their peaks 8, 15
+    # and 1. Two rows have no more than √2 times the peak, and one no more than the peak.
+    _, step, bounds = first_step(
+        problem_of(
+            data={"X": [[3.0, 4.0], [5.0, -12.0], [8.0, 15.0]], "y": [2.5, -1.5, 4.0]},
+            init={"weight": [1.5, -2.0], "bias": 3.0},
+            weight_decay={"weight": 0.25, "bias": 0.75},
+            lr=0.125,
+            batch_size=2,
+            accumulate=2,
+        )
+    )
+    k = math.sqrt(2) + 2
+    dz = [k * np.array([5 * 2.5 + 3, 13 * 2.5 + 3]), k * np.array([17 * 2.5 + 3])]
+    s, y, loss = [math.hypot(6, 72), 38.0], [math.hypot(2.5, 1.5), 4.0], [(9 + 1296) / 2, 361.0]
+    ds = [2 * math.hypot(*part) + 2 * (s[i] + y[i]) for i, part in enumerate(dz)]
+    columns = np.array([[math.sqrt(98), math.sqrt(385), math.sqrt(2)], [8.0, 15.0, 1.0]])
+    dg = [(ds[0] + (math.sqrt(2) + 7) * s[0]) / 2, ds[1] + (1 + 7) * s[1]]
+    gradient = (columns[0] * dg[0] + columns[1] * dg[1]) / 2
+    first = ((s[0] + ds[0] * U64) * math.hypot(*dz[0]) + 2 * s[0] * y[0]) / 2
+    second = (s[1] + ds[1] * U64) * dz[1].item() + 2 * s[1] * y[1]
+    rounded = (math.sqrt(2) + 7 + 1 + 7) * sum(loss) / 2
+    pull, moved = np.array([0.375, 0.5, 2.25]), np.array([8.265625, 63.4375, 0.03125])
+    shift = 0.125 * (gradient + 5 * pull) + 2 * moved
+
+    assert np.append(step.shift["weight"], step.shift["bias"]) == close(-moved)
+    for found, expected in zip(bounds.outputs, dz, strict=True):
+        assert found == close(expected * U64)
+    assert bounds.loss == close((first + second + rounded) / 2 * U64)
+    for part, expected in [
+        (bounds.gradient, gradient),
+        (bounds.penalty, 4 * 0.125 * pull),
+        (bounds.shift, shift),
+        (bounds.after, shift + 2 * (np.array([1.5, 2, 3]) + moved)),
+    ]:
+        assert np.append(part["weight"], part["bias"]) == close(expected * U64)
+
+
+@pytest.mark.parametrize("z", [-5.0, -0.5, 0.5, 5.0])
+@pytest.mark.parametrize(
+    ("loss", "steepest", "tail", "squared"),
+    [("bce", 0.25, 1, 0), ("bce_with_logits", 0.25, 1, 0), ("mse", 0.16, 2.5, 4)],
+)
+def test_gradient_bound_of_a_logistic_row_worked_by_hand(
+    loss: str, steepest: float, tail: float, squared: float, z: float
+) -> None:
+    # ‖x‖ = 5, ‖w‖ = |z|/6 and |b| = |z|/2; z ± 1 has a slope of the slope below e < 3 times z's.
+    start = {"weight": [z / 6, 0.0], "bias": z / 2}
+    data = {"X": [[3.0, 4.0]], "y": [0.25]}
+    _, step, bounds = first_step(problem_of(model="logistic", loss=loss, init=start, data=data))
+    s, dz = abs(step.gradient["bias"].item()), (math.sqrt(2) + 2) * (5 * abs(z) / 6 + abs(z) / 2)
+    ds = min(3 * tail * math.exp(-abs(z)), steepest) * dz + squared * min(1.0, math.exp(z))
+    dg = ds + 2 * (s + 0.25) + (1 + 7) * s
+
+    assert bounds.gradient["weight"] == close(np.array([[3 * dg * U64, 4 * dg * U64]]))
+    assert bounds.gradient["bias"].item() == close(dg * U64)
+
+
+def test_bounds_of_nothing_but_zeros_are_what_lies_below_the_normal_numbers() -> None:
+    # x = (3, 4), all else 0: z, its slope, their products and the penalty each may be lost.
+    _, _, bounds = first_step(problem_of(data={"X": [[3.0, 4.0]], "y": [0.0]}, init="zeros"))
+    gradient = np.array([3, 4, 1]) * 2 + 1
+    shift = 0.5 * (gradient + 1) + 1
+
+    assert bounds.outputs[0] == close(np.array([TINY64]))
+    assert bounds.loss == TINY64
+    for part, expected in [
+        (bounds.gradient, gradient),
+        (bounds.penalty, np.full(3, 1 + 0.5)),
+        (bounds.shift, shift),
+        (bounds.after, shift),
+    ]:
+        assert np.append(part["weight"], part["bias"]) == close(expected * TINY64)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dampening": 0.75}, {"dampening": 1.5}, {"nesterov": True}], ids=str
+)
 def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -> None:
     problem = problem_of(optimizer={"name": "sgd", "momentum": 0.5, **options}, epochs=2, lr=0.25)
     trainer, model = NumpyTrainer(problem), RoundingModel(problem)
@@ -98,7 +177,7 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
         state = update.state
     (_, first), (step, second) = taken
     dg = second.gradient["bias"].item()
-    dv = 0.5 * first.gradient["bias"].item() + (1 - options.get("dampening", 0)) * dg
+    dv = 0.5 * first.gradient["bias"].item() + abs(1 - options.get("dampening", 0)) * dg
     dv += 2 * U64 * abs(step.velocity["bias"].item())
     dd = dg + 0.5 * dv if "nesterov" in options else dv
 
@@ -162,16 +241,6 @@ def test_steepest_is_the_largest_slope_of_the_slope(kind: tuple[str, str]) -> No
         assert np.all(largest <= TAIL[kind[1]] * np.exp(-np.abs(z)) * 1.001)
 
 
-def test_close_pairs_of_columns() -> None:
-    rows = np.arange(1000.0)
-    columns = np.stack([rows, np.ones(1000), 1 + 1e-9 * rows, rows % 7], axis=1)
-
-    assert close_pairs(columns, 0.0)[:3].tolist() == [0.0, 1.0, 0.0]
-    assert close_pairs(columns, 1e-5)[:3].tolist() == [0.0, 1.0, 1.0]
-    assert close_pairs(columns, 1e-5)[3] == pytest.approx(1 / 7, abs=0.05)
-    assert close_pairs(np.ones((1, 1)), 0.0).tolist() == [0.0]
-
-
 def test_terms_that_are_close_round_alike() -> None:
     rows = 4 * FEW
     random = np.random.default_rng(0).normal(size=rows)
@@ -185,23 +254,166 @@ def test_terms_that_are_close_round_alike() -> None:
     assert model.terms(np.ones(FEW - 1)) == math.sqrt(FEW - 1)
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # callers have them ignored
-@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
-def test_norm_of_any_scale(scale: float) -> None:
-    assert norm(np.array([3.0, 4.0]) * scale) == close(5 * scale, rel=1e-15)
-    X = np.array([[3.0, 0.0], [4.0, 1.0]]) * scale
-    assert norms(X).columns == close(np.array([5.0, 1.0]) * scale)
-    assert norms(X).rows == close(np.array([3.0, math.sqrt(17)]) * scale)
+def halves(rows: int) -> Array:
+    """Make a column of two values: of the 32 sampled rows, 2 · 16 · 15 of 32 · 31 pairs agree."""
+    return np.repeat([1.0, 2.0], rows // 2)
 
 
-def test_norm_of_what_has_none() -> None:
-    assert norm(np.zeros(3)) == 0.0
-    assert norm(np.array([1.0, math.inf])) == math.inf
-    assert math.isnan(norm(np.array([1.0, math.nan])))
-    assert norms(np.zeros((2, 3))).rows.tolist() == [0.0, 0.0]
-    # Squares of float32 that overflow or vanish in float32.
-    assert norm(np.array([3e-30, 4e-30], np.float32)) == close(5e-30, rel=1e-6)
-    assert norm(np.array([3e30, 4e30], np.float32)) == close(5e30, rel=1e-6)
+HALF = 15 / 31
+
+
+def test_terms_that_are_half_alike() -> None:
+    # Pairs that are close in x_j and in s alike are taken to be as many as both shares say.
+    rows = 4 * FEW
+    random = np.random.default_rng(0).normal(size=rows)
+    X = np.column_stack([np.ones(rows), halves(rows), random])
+    model = RoundingModel(problem_of(data={"X": X.tolist(), "y": [0.0] * rows}))
+
+    for s, share in [(np.ones(rows), 1.0), (-halves(rows), HALF), (halves(rows), HALF)]:
+        expected = np.sqrt(rows + rows**2 * share * np.array([1, HALF, 0, 1]))
+        assert model.terms(s) == close(expected)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize(("distance", "alike"), [(0.9, True), (1.1, False)])
+def test_terms_are_alike_within_a_quarter_of_the_sum_s_last_digit(
+    distance: float, sign: float, alike: bool
+) -> None:
+    # u B/4 of the largest; all 32 that are looked at lie within it, or no two of them do.
+    rows = 4 * FEW
+    step = distance * U64 * rows / 4 / (31 if alike else 1)
+    s = np.zeros(rows)
+    s[:: rows // 32] = sign * (1 + step * np.arange(32))
+    X = [[0.0 if i % 32 else 1 + step * (i // 32)] for i in range(rows)]
+    of_x = RoundingModel(problem_of(data={"X": X, "y": [0.0] * rows})).terms(np.ones(rows))
+    of_s = RoundingModel(problem_of(data={"X": [[1.0]] * rows, "y": [0.0] * rows})).terms(s)
+    few, many = math.sqrt(rows), math.hypot(rows, math.sqrt(rows))
+
+    assert of_x == close(np.array([many if alike else few, many]))
+    assert np.broadcast_to(of_s, 2) == close(np.full(2, many if alike else few))
+
+
+def test_features_that_are_alike_round_alike(tmp_path: Path) -> None:
+    features = 4 * FEW
+    random = np.random.default_rng(0).normal(size=features)
+    few, many = math.sqrt(features), math.hypot(features, math.sqrt(features))
+    some = math.sqrt(features + features**2 * HALF)
+
+    def alike(row: Array, weight: Array) -> float:
+        np.savez(tmp_path / "wide.npz", X=np.stack([random[: row.size], row]), y=np.ones(2))
+        model = RoundingModel(problem_of(data={"npz": str(tmp_path / "wide.npz")}))
+        return model.features_alike(weight[None, :])
+
+    # The row whose features are the most alike counts.
+    assert alike(np.ones(features), np.ones(features)) == close(many)
+    assert alike(np.ones(features), halves(features)) == close(some)
+    assert alike(halves(features), np.ones(features)) == close(some)
+    assert alike(random, np.ones(features)) == close(few)
+    assert alike(np.ones(features), random) == close(few)
+    assert alike(np.ones(FEW), np.ones(FEW)) == close(math.hypot(FEW, math.sqrt(FEW)))
+    assert alike(np.ones(FEW - 1), np.ones(FEW - 1)) == close(math.sqrt(FEW - 1))
+
+
+def test_features_are_alike_within_a_quarter_of_the_sum_s_last_digit() -> None:
+    features = 4 * FEW
+    few, many = math.sqrt(features), math.hypot(features, math.sqrt(features))
+    ones, ramp = np.ones(features), np.zeros(features)
+    for distance, expected in [(0.9 / 31, many), (1.1, few)]:
+        ramp[:: features // 32] = 1 + distance * U64 * features / 4 * np.arange(32)
+        for row, weight in [(ones, ramp), (ramp, ones)]:
+            model = RoundingModel(problem_of(data={"X": [row.tolist()], "y": [1.0]}))
+            assert model.features_alike(weight[None, :]) == close(expected)
+
+
+def logistic(loss: str, **settings: Any) -> RoundingModel:
+    return RoundingModel(problem_of(model="logistic", loss=loss, **settings))
+
+
+def test_a_slope_s_error_is_told_row_by_row() -> None:
+    # At z = 5 an error of 0.5 leaves z near 5, and the slope of the slope below 3 e^−5.
+    z, zero = np.array([5.0, 5.0]), np.zeros(2)
+    for dz, known in [(2.0, 0.25), (1.0, 3 * math.exp(-5))]:
+        expected = math.hypot(dz * known, 0.5 * 3 * math.exp(-5))
+        model = logistic("bce_with_logits")
+        assert model.slope_error(z, zero, zero, np.array([dz, 0.5]), 6.0) == close(expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "z", "lost", "faded"),
+    [
+        # 8u/1e-12 of the slope where 1 − p is a few u; all of it where 8u > 1e-12. Within 1 of
+        # −log 1e-12 = 27.63, p (1 − p) meets the floor, and the slope's slope is the slope.
+        ("float64", 26.0, 0.0, 0),
+        ("float64", 27.0, 0.0, 1),
+        ("float64", 28.0, 8 * U64 / DENOMINATOR_FLOOR, 1),
+        ("float64", -26.0, 0.0, 0),
+        ("float64", -27.0, 0.0, 1),
+        ("float32", 14.0, 0.0, 0),
+        ("float32", 15.0, 1.0, 0),
+        ("float32", 28.0, 1.0, 1),
+        ("float32", -15.0, 0.0, 0),
+        ("float32", -28.0, 0.0, 1),
+    ],
+)
+def test_what_a_fading_slope_loses(dtype: str, z: float, lost: float, faded: float) -> None:
+    model, y, size, dz = logistic("bce", dtype=dtype), 0.25, 0.3, 0.01
+    arrays = [np.array([number]) for number in (z, size, y, dz)]
+    steep = min(3 * math.exp(-abs(z)), 0.25)
+    found = model.slope_error(np.array([z]), -arrays[1], arrays[2], arrays[3], 30.0)
+
+    assert model.fading(*arrays).item() == close(lost * (1 - y) + faded * size * dz)
+    assert found == close(steep * dz + lost * (1 - y) + faded * size * dz)
+
+
+@pytest.mark.parametrize(("dtype", "u"), [("float64", U64), ("float32", U32)])
+def test_the_edge_is_where_rounding_reaches_the_floor(dtype: str, u: float) -> None:
+    # There 1 − p is 8u above the floor, or with it: e^−z = ε + 8u.
+    assert math.exp(-logistic("bce", dtype=dtype).edge) == close(DENOMINATOR_FLOOR + 8 * u)
+
+
+@pytest.mark.parametrize(
+    ("kind", "z", "y", "loss", "expected"),
+    [
+        (("linear", "mse"), [3.0, -4.0], [0.5, 0.5], 9.0, 0.0),
+        (("logistic", "mse"), [3.0, -4.0], [0.5, 0.5], 0.09, 8 * (0.3 + U64)),
+        (("logistic", "mse"), [3.0, -4.0], [0.5, 0.5], 0.0, 8 * U64),
+        (("logistic", "bce_with_logits"), [3.0, -4.0], [0.5, 0.5], 9.0, 4 * 5 / math.sqrt(2)),
+        # 2 · 2u (1 + e^z) for log(1 − p), where y lets it count, and 4u for log p.
+        (("logistic", "bce"), [-1.0], [0.25], 9.0, 4 * (1 + math.exp(-1)) + 4),
+        (("logistic", "bce"), [2.0], [0.25], 9.0, 4 * (1 + math.exp(2)) + 4),
+        (("logistic", "bce"), [-1.0, 2.0], [0.25, 1.0], 9.0, 4 * (1 + math.exp(-1)) / 2 + 4),
+        (("logistic", "bce"), [30.0], [0.25], 9.0, 4 * (1 + math.exp(30)) + 4),
+        # Beyond z = −log 4u, 1 − p may be 0, whose logarithm BCELoss takes for −100.
+        (("logistic", "bce"), [40.0], [0.25], 9.0, 100 / U64 + 4),
+        (("logistic", "bce"), [40.0], [1.0], 9.0, 4.0),
+        (("logistic", "bce"), [-86.0], [0.25], 9.0, 8.0),
+    ],
+)
+def test_rounding_of_the_loss_worked_by_hand(
+    kind: tuple[str, str], z: list[float], y: list[float], loss: float, expected: float
+) -> None:
+    model = RoundingModel(problem_of(model=kind[0], loss=kind[1]))
+    found = model.loss_rounding(np.array(z), np.array(y), loss, max(map(abs, z)))
+
+    assert found == close(expected * U64)
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "expected"),
+    [
+        (16.0, 0.25, 100 + 4 * U32),  # 4u e^z = 2.1
+        (14.0, 0.25, 4 * U32 * (2 + math.exp(14))),  # 4u e^z = 0.29
+        # Below −85, p is denormal, and log p counts unless y = 0.
+        (-84.0, 0.25, 8 * U32),
+        (-86.0, 0.25, 15 + 8 * U32),
+        (-86.0, 1.0, 15 + 4 * U32),
+        (-86.0, 0.0, 8 * U32),
+    ],
+)
+def test_rounding_of_float32_s_loss_worked_by_hand(z: float, y: float, expected: float) -> None:
+    model = logistic("bce", dtype="float32")
+
+    assert model.loss_rounding(np.array([z]), np.array([y]), 9.0, abs(z)) == close(expected)
 
 
 # --- clipping -----------------------------------------------------------------------------------
@@ -234,6 +446,15 @@ def test_clipping_near_its_threshold(off: float, moves: bool) -> None:
     gradient = np.append(bounds.gradient["weight"], bounds.gradient["bias"])
 
     assert np.any(RoundingModel(problem).clipped(gradient, step) > gradient * 1.5) == moves
+
+
+def test_a_clipping_factor_below_the_normal_numbers_has_an_absolute_error() -> None:
+    # f = 1e-20/1.7e18 is below float32's 1e-38, and may be off by all of its digits.
+    problem = problem_of(clip_norm=1e-20, dtype="float32")
+    model, step = RoundingModel(problem), first_step(problem)[1]
+    large = step._replace(gradient={"weight": np.full((1, 2), 1e18), "bias": np.full(1, 1e18)})
+
+    assert np.all(model.clipped(np.zeros(3), large) >= 1e18 * TINY32)
 
 
 def test_a_norm_that_overflows_may_clip_to_nothing() -> None:
@@ -327,6 +548,30 @@ def test_saturated_sigmoid_is_no_divergence(
     )
 
     assert (report.verdict, report.first_by_stage) == ("equivalent", {})
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
+def test_errors_of_a_saturated_sigmoid_are_within_the_bounds(
+    kind: tuple[str, str], y: float
+) -> None:
+    # As they stand, without the limit of 8.
+    ratios = {
+        z: max(
+            errors_in_bounds(
+                problem_of(
+                    data={"X": [[1.0]], "y": [y]},
+                    model=kind[0],
+                    loss=kind[1],
+                    init={"weight": [z * 0.7], "bias": z * 0.3},
+                    dtype={"scratch": "float64", "framework": "float32"},
+                )
+            ).values()
+        )
+        for z in (*SATURATED, *map(float, range(-110, 111, 2)))
+    }
+
+    assert max(ratios.values()) < 1.0, max(ratios, key=lambda z: ratios[z])
 
 
 @pytest.mark.parametrize("z", [-40.0, 40.0])
@@ -436,6 +681,92 @@ def test_bounds_end_where_numbers_may_overflow() -> None:
             *bounds.after.values(),
         )
     )
+
+
+def test_sizes_worked_by_hand() -> None:
+    # The largest row is (8, 15), the largest entry 15, and ‖w‖ = 2.5: |z| ≤ 17 · 2.5 + 3 = 45.5,
+    # |s| ≤ 2 (45.5 + 4) and |g| ≤ 15 · 99 + 0.75 (2.5 + 3); then v ≤ μ v + |g|, and d ≤ g + v.
+    X = [[3.0, 4.0], [5.0, -12.0], [8.0, 15.0]]
+    problem = problem_of(
+        data={"X": X, "y": [2.5, -4.0, 1.0]},
+        init={"weight": [1.5, -2.0], "bias": -3.0},
+        weight_decay={"weight": 0.25, "bias": 0.75},
+        optimizer={"name": "sgd", "momentum": 0.5, "dampening": 3.0},
+        lr=2.0,
+    )
+    batch, step, _ = first_step(problem)
+    model, g, v = RoundingModel(problem), 15 * 99 + 0.75 * 5.5, 0.0
+    for _ in range(3):
+        v = 0.5 * v + 2 * g  # |1 − τ| = 2
+        found = model.largest_sizes(batch, step)
+        assert found == close((45.5, 3 * 99.0**2, g + v, 2.5 + 3 + 2 * (g + v)))
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5, 1.0])
+def test_sizes_grow_with_the_velocity_whatever_its_first_step(dampening: float) -> None:
+    # The first step takes g whole. A constant g makes it g/(1 − μ) in the end.
+    options = {"name": "sgd", "momentum": 0.75, "dampening": dampening}
+    problem = problem_of(init={"constant": 1.0}, optimizer=options)
+    batch, step, _ = first_step(problem)
+    model = RoundingModel(problem)
+    sizes = [model.largest_sizes(batch, step).direction for _ in range(200)]
+    g = 4 * 2 * (5 * math.sqrt(2) + 1 + 1)
+
+    assert sizes[0] == close(2 * g)
+    assert sizes[-1] == close(g + 4 * g)
+    assert np.all(np.diff(sizes) >= 0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", {"name": "sgd", "momentum": 0.9, "nesterov": True}])
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_sizes_are_above_all_that_a_step_has(kind: tuple[str, str], optimizer: Any) -> None:
+    random = np.random.default_rng(0)
+    X, y = random.normal(size=(20, 3)) * [1, 100, 0.01], random.random(20)
+    problem = problem_of(
+        data={"X": X.tolist(), "y": y.tolist()},
+        model=kind[0],
+        loss=kind[1],
+        init={"normal": {"std": 3.0, "seed": 1}},
+        weight_decay=0.3,
+        optimizer=optimizer,
+        lr=1e-4,
+        epochs=30,
+    )
+    trainer, model = NumpyTrainer(problem), RoundingModel(problem)
+    state = trainer.start()
+    for batch in problem.schedule.batches():
+        update = trainer.step(state, batch)
+        state, step = update.state, update.step
+        sizes = model.largest_sizes(batch, step)
+
+        assert np.abs(step.outputs[0]).max() <= sizes.output
+        assert (update.slopes[0] ** 2).sum() <= sizes.loss
+        for name, w in step.after.items():
+            assert np.abs(step.shift[name]).max() <= batch.lr * sizes.direction
+            assert np.abs(w).max() <= sizes.all
+
+
+@pytest.mark.parametrize(("share", "bounded"), [(0.99, True), (1.01, False)])
+@pytest.mark.parametrize("large", ["d", "lr", "w"])
+def test_bounds_end_at_an_eighth_of_the_range(large: str, share: float, bounded: bool) -> None:
+    # So that eight terms can be added. x = 1, y = b = 0: z = w, g = 2w and d = 4w.
+    top = share * (2 - 2.0**-23) * 2.0**127 / 8
+    w, lr = {"d": (top / 4, 1e-30), "lr": (0.0, top), "w": (1e18, (top - 1e18) / 4e18)}[large]
+    data, start = {"X": [[1.0]], "y": [0.0]}, {"weight": [w], "bias": 0.0}
+    _, _, bounds = first_step(problem_of(data=data, init=start, lr=lr, dtype="float32"))
+
+    assert np.isfinite(bounds.after["weight"]).all() == bounded
+
+
+@pytest.mark.parametrize(("share", "bounded"), [(0.99, True), (1.01, False)])
+def test_the_loss_s_bound_ends_at_an_eighth_of_the_range(share: float, bounded: bool) -> None:
+    # B s² with s = 2z = 2w, of two rows.
+    w = math.sqrt(share * (2 - 2.0**-23) * 2.0**127 / 8 / 2) / 2
+    data, start = {"X": [[1.0], [1.0]], "y": [0.0, 0.0]}, {"weight": [w], "bias": 0.0}
+    _, _, bounds = first_step(problem_of(data=data, init=start, lr=1e-30, dtype="float32"))
+
+    assert math.isfinite(bounds.loss) == bounded
+    assert np.isfinite(bounds.after["weight"]).all()
 
 
 def test_the_loss_alone_has_no_bound_where_its_square_overflows() -> None:

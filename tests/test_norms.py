@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regcheck.norms import SAMPLE, close_pairs, norm, norms, sample
+
+
+def close(expected: Any, rel: float = 1e-14) -> Any:
+    """Compare by relative size alone; 1e-14 is some tens of roundings."""
+    return pytest.approx(expected, rel=rel, abs=0.0)
+
+
+# From 1e-155 down and 1e154 up squares leave float64's range; 1e-100 and 1e100 are where `norms`
+# begins to scale, 1e-140 where `norm` does.
+SCALES = [1.0, 1e-99, 1e99, 1e-101, 1e101, 1e-139, 1e-141, 1e-160, 1e160, 1e-200, 1e200, 1e-310]
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # callers have them ignored
+@pytest.mark.parametrize("scale", SCALES)
+def test_norm_of_any_scale(scale: float) -> None:
+    # Below 1e-308 numbers themselves have few digits.
+    rel = 1e-14 if scale > 1e-300 else 1e-8
+    X = np.array([[3.0, 0.0], [-4.0, 1.0]]) * scale
+    found = norms(X)
+
+    assert norm(np.array([3.0, -4.0]) * scale) == close(5 * scale, rel)
+    assert found.columns == close(np.array([5.0, 1.0]) * scale, rel)
+    assert found.rows == close(np.array([3.0, math.sqrt(17)]) * scale, rel)
+    assert found.peaks == close(np.array([4.0, 1.0]) * scale, rel)
+
+
+def test_norm_of_what_has_none() -> None:
+    assert norm(np.zeros(3)) == 0.0
+    assert norm(np.zeros(0)) == 0.0
+    assert norm(np.array([1.0, math.inf])) == math.inf
+    assert math.isnan(norm(np.array([1.0, math.nan])))
+    assert [part.tolist() for part in norms(np.zeros((2, 3)))] == [[0.0] * 2, [0.0] * 3, [0.0] * 3]
+    # Squares of float32 that overflow or vanish in float32.
+    assert norm(np.array([3e-30, 4e-30], np.float32)) == close(5e-30, rel=1e-6)
+    assert norm(np.array([3e30, 4e30], np.float32)) == close(5e30, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, 63, 64, 65, 100, 1000])
+def test_sample_is_spread_over_all_rows(rows: int) -> None:
+    taken = sample(np.arange(rows))
+
+    assert len(taken) == min(rows, SAMPLE)
+    assert len(np.unique(np.diff(taken))) <= 1
+    assert taken[0] == 0
+    # One row in k = rows // 32 is taken, so that what is left at the end is less than rows/2.
+    assert taken[-1] >= rows / 2 - 1
+    assert rows < 2 * SAMPLE or taken[1] == rows // SAMPLE
+
+
+def test_close_pairs_of_columns() -> None:
+    rows = np.arange(1000.0)
+    columns = np.stack([rows, np.ones(1000), 1 + 1e-9 * rows, rows % 7], axis=1)
+
+    assert close_pairs(columns, 0.0)[:3].tolist() == [0.0, 1.0, 0.0]
+    assert close_pairs(columns, 1e-5)[:3].tolist() == [0.0, 1.0, 1.0]
+    assert close_pairs(columns, 1e-5)[3] == pytest.approx(1 / 7, abs=0.05)
+    assert close_pairs(np.ones((1, 1)), 0.0).tolist() == [0.0]
+
+
+def test_close_pairs_worked_by_hand() -> None:
+    # Of 4 · 3 pairs in order, those of two equal rows are 2; of three, 6. The peak is 8, whatever
+    # its sign, so that a tolerance of 1/8 of it allows a distance of 1, and no more.
+    columns = np.array([[1.0, -8.0, 0.0], [1.0, 8.0, 7.0], [1.0, 8.0, 8.0], [8.0, 7.0, -8.0]])
+
+    assert close_pairs(columns, 0.0) == close(np.array([6, 2, 0]) / 12)
+    assert close_pairs(columns, 1 / 8) == close(np.array([6, 6, 2]) / 12)
+    assert close_pairs(columns, 0.99 / 8) == close(np.array([6, 2, 0]) / 12)
+    assert close_pairs(np.array([[1.0], [1.0]]), 0.0).tolist() == [1.0]
+
+
+def test_close_pairs_in_float32_are_counted_in_float64() -> None:
+    # 3e38 − (−3e38) is inf in float32; a warning would fail here.
+    assert close_pairs(np.array([[3e38], [-3e38]], np.float32), 1.0).tolist() == [0.0]
