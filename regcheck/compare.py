@@ -142,6 +142,7 @@ def difference_of(
     """Compare two numbers.
 
     One alone that is not finite is infinitely far off, unless the bound is inf, which allows it.
+    Two finite numbers with no bound, inf or NaN, cannot be judged.
     """
     difference = abs(scratch - framework)
     finite = math.isfinite(scratch), math.isfinite(framework)
@@ -149,6 +150,8 @@ def difference_of(
         ratio = math.nan
     elif not all(finite):
         ratio = math.inf
+    elif math.isnan(bound):
+        ratio = math.nan
     elif bound == 0:
         ratio = math.inf if difference > 0 else 0.0
     else:

@@ -16,8 +16,10 @@ The bias is the weight of a column of ones, so that ‖x_j‖ = √B. Of the 7 i
 residuals and the products, 2 the addition of the penalty, and 2 the mean over micro-batches.
 
 The terms are those of the framework's rule at the framework's parameters. A local difference of
-several bounds is what rounding cannot explain; the tolerance says how many. A bound is inf where
-numbers may leave the range of the coarser dtype, so that one side alone may overflow.
+several bounds is what rounding cannot explain; the tolerance says how many. Where numbers may leave
+the range of the dtype, nothing is known: the bound is inf, since of two sides in one dtype either
+may overflow first. Of two in different dtypes the coarser does, and that is no rounding: there the
+bound is NaN, which allows no side to be infinite alone.
 """
 
 from __future__ import annotations
@@ -81,12 +83,14 @@ class RoundingModel:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         dtypes = (np.dtype(problem.scratch_dtype), np.dtype(problem.framework_dtype))
-        coarser = max((np.finfo(dtype) for dtype in dtypes), key=lambda info: float(info.eps))
+        finer, coarser = sorted(map(np.finfo, dtypes), key=lambda info: float(info.eps))
+        self.mixed = finer.dtype != coarser.dtype
         self.u = float(coarser.eps) / 2
         # Below the smallest normal number, errors are absolute.
         self.floor = float(coarser.tiny)
-        # Sums of a few terms that are each below it cannot overflow.
+        # Sums of a few terms that are each below it cannot overflow: in any dtype, and in both.
         self.top = float(coarser.max) / 8
+        self.common_top = float(finer.max) / 8
         # Beyond it, σ(z) is so near to 1 that rounding shows in BCELoss.
         self.edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
         self.single = coarser.dtype == np.dtype(np.float32)
@@ -132,9 +136,11 @@ class RoundingModel:
                 shift += lr * largest.direction
             after = shift + (2 * u) * (size + moved)
         bounds = Bounds(outputs, loss, split(gradient), split(penalty), split(shift), split(after))
-        if not largest.all < self.top:
-            return unbounded(bounds)
-        return bounds if largest.loss < self.top else bounds._replace(loss=math.inf)
+        if not largest.all < self.common_top:
+            bounds = unbounded(bounds)
+        elif not largest.loss < self.common_top:
+            bounds = bounds._replace(loss=math.inf)
+        return unknown_where_infinite(bounds) if self.mixed else bounds
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each dtype can do: u |w|."""
@@ -301,6 +307,22 @@ class RoundingModel:
         d = g + self.largest_velocity
         largest = max(z, d, batch.lr, weight + bias + batch.lr * d)
         return Sizes(z, batch.size * s * s, d, largest)
+
+
+def unknown_where_infinite(bounds: Bounds) -> Bounds:
+    """Put NaN in the place of infinite bounds."""
+    if math.isfinite(bounds.loss + sum(float(np.sum(part)) for part in bounds.after.values())):
+        return bounds
+
+    def unknown(bound: Array) -> Array:
+        return np.where(np.isfinite(bound), bound, math.nan)
+
+    tensors = (
+        {name: unknown(bound) for name, bound in part.items()}
+        for part in (bounds.gradient, bounds.penalty, bounds.shift, bounds.after)
+    )
+    loss = bounds.loss if math.isfinite(bounds.loss) else math.nan
+    return Bounds(tuple(map(unknown, bounds.outputs)), loss, *tensors)
 
 
 def unbounded(bounds: Bounds) -> Bounds:

@@ -46,7 +46,7 @@ def test_norm_of_what_has_none() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, 63, 64, 65, 100, 1000])
 def test_sample_is_spread_over_all_rows(rows: int) -> None:
-    taken = sample(np.arange(rows))
+    taken = sample(np.arange(float(rows)))
 
     assert len(taken) == min(rows, SAMPLE)
     assert len(np.unique(np.diff(taken))) <= 1

@@ -5,6 +5,8 @@ Each remark is a sentence, or empty where it does not apply.
 
 from __future__ import annotations
 
+import math
+
 from regcheck.record import OUT_OF_RANGE, Report
 from regcheck.report.words import WHERE, both, differing_keys, judged, short
 
@@ -12,6 +14,7 @@ from regcheck.report.words import WHERE, both, differing_keys, judged, short
 def remarks(report: Report) -> list[str]:
     """Give the remarks that apply, in the order of reading."""
     told = (
+        overflow_remark(report),
         hidden_remark(report),
         not_judged_remark(report),
         loss_remark(report),
@@ -35,6 +38,17 @@ def not_judged_remark(report: Report) -> str:
     if not found:
         return ""
     return f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
+
+
+def overflow_remark(report: Report) -> str:
+    """Say that one side's numbers end before the other's, where that is what parts them."""
+    divergence, dtype = report.first_divergence, report.spec.dtype
+    if divergence is None or dtype.scratch == dtype.framework:
+        return ""
+    if math.isfinite(divergence.at.scratch) == math.isfinite(divergence.at.framework):
+        return ""
+    side = "scratch" if dtype.scratch == "float32" else "torch"
+    return f"The {side} side's float32 ends at 3.4e+38: it overflows where float64 does not."
 
 
 def hidden_remark(report: Report) -> str:

@@ -5,6 +5,7 @@ Colour supports the words and marks, and never replaces them. Only this module i
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -253,7 +254,10 @@ def print_terms(report: Report, console: Console) -> None:
     apart = short(abs(terms[0].value - terms[1].value))
     console.print(Text(f"  {where}, both sides from the same parameters:"))
     console.print(grid)
-    console.print(f"  difference {apart}: {short(within.ratio)} rounding bounds", highlight=False)
+    how = f"difference {apart}: {short(within.ratio)} rounding bounds"
+    if not math.isfinite(within.difference):
+        how = "one side alone is not finite"
+    console.print(f"  {how}", highlight=False)
 
 
 def print_drift(report: Report, at: Difference, console: Console) -> None:
