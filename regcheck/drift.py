@@ -1,10 +1,14 @@
 """Drift: how far two trajectories part, what would have allowed it, and whether it was amplified.
 
 Each step adds its own rounding to the drift, and passes on the drift that was there, multiplied by
-how strongly the step depends on its parameters: drift_t ≤ ‖J_t‖ drift_(t−1) + local_t. While the
-training contracts, ‖J‖ ≤ 1, the drift stays below the sum of all local differences so far. Where
-it grows beyond that sum, the training itself amplifies what rounding put in: a learning rate near
-the stability limit, or chaos. That is no difference of rules, whatever the drift comes to.
+how strongly the step depends on its parameters: drift_t ≤ ‖J_t‖ drift_(t−1) + rounding_t. While
+the training contracts, ‖J‖ ≤ 1, the drift stays below the start's and the sum of all steps'
+rounding so far. Where it grows beyond that sum, the training itself amplifies what rounding put
+in: a learning rate near the stability limit, or chaos. That is no difference of rules, whatever
+the drift comes to.
+
+rounding_t is the local difference and one last digit of the largest parameter: from the same
+parameters both sides may round alike, and still round otherwise each on its own trajectory.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.compare import Difference, Row
+from regcheck.compare import drift as apart
 from regcheck.problem import Array, Step
 from regcheck.spec.judging import Tolerance, Tolerances
 
 AMPLIFIED = 10.0
-"""Times the sum of all local differences beyond which drift counts as amplified.
+"""Times the sum of all rounding beyond which drift counts as amplified.
 
 The sum bounds the drift of a contracting training in the Euclidean norm; in the largest entry, of
 up to a hundred, it can be √100 more.
@@ -58,27 +63,33 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
     |a − b| ≤ atol + rtol |b| gives rtol ≥ (|a − b| − atol)/|b| and atol ≥ |a − b| − rtol |b|.
     """
     atol, rtol = tolerance.atol or 0.0, tolerance.rtol or 0.0
+    rounding = local.ratio if local.judged else math.inf
+    scratch = scratch.astype(np.float64, copy=False)
+    framework = framework.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
-        apart = np.abs(np.subtract(scratch, framework, dtype=np.float64))
+        off = np.abs(scratch - framework)
         size = np.abs(framework)
-        largest = float(apart.max())
+        largest = float(off.max())
         if largest == 0:
             exact = bool((np.signbit(scratch) == np.signbit(framework)).all())
-            return Needed(at_least_zero(local.ratio), 0.0, 0.0, exact)
-        beyond = apart - atol
-        share = float(np.where(beyond > 0, beyond / size, 0.0).max()) * SLACK
-        rest = float((apart - rtol * size).max()) * SLACK if rtol else largest
-    return Needed(at_least_zero(local.ratio), no_nan(share), at_least_zero(no_nan(rest)), False)
-
-
-def at_least_zero(ratio: float) -> float:
-    """Give a ratio; 0 where none was found, or what is left is negative."""
-    return ratio if ratio > 0 else 0.0
+            return Needed(rounding, 0.0, 0.0, exact)
+        if not math.isfinite(largest):
+            return Needed(rounding, math.inf, math.inf, False)
+        # The slack is on the difference: what is left of it may be much smaller than its rounding.
+        share = np.where(off > atol, (off * SLACK - atol) / size, 0.0)
+        allowed = rtol * size
+        rest = np.where(off > allowed, off * SLACK - allowed, 0.0) if rtol else off
+    return Needed(rounding, float(share.max()), float(rest.max()), False)
 
 
 def no_nan(value: float) -> float:
     """Give a number, inf in the place of NaN."""
     return math.inf if math.isnan(value) else value
+
+
+def last_digit(scratch: Array, framework: Array) -> float:
+    """Give the last digit of the largest entry, on the side where it is coarser."""
+    return max(float(np.spacing(np.abs(side).max())) for side in (scratch, framework))
 
 
 class Amplification(NamedTuple):
@@ -93,8 +104,9 @@ class Amplification(NamedTuple):
 class DriftMeter:
     """Watches the drift of a run: the tolerance that it needs, and whether it is amplified.
 
-    `first_lost` is the first step after which the scratch side's own trajectory alone is not
-    finite, although the step itself agrees.
+    `rounding` is what the start and all steps so far have put in, `digit` the last digit of the
+    largest parameter after the step before. `first_lost` is the first step after which the scratch
+    side's own trajectory alone is not finite, although the step itself agrees.
     """
 
     def __init__(self, tolerances: Tolerances) -> None:
@@ -102,24 +114,31 @@ class DriftMeter:
         self.needed: dict[str, Needed] = {}
         self.largest = 0.0
         self.rounding = 0.0
+        self.digit = 0.0
+        self.started = False
         self.amplification: Amplification | None = None
         self.first_lost: int | None = None
 
     def need(self, name: str, local: Difference, scratch: Array, framework: Array) -> None:
-        """Take in what one tensor, or the loss, needs."""
+        """Take in what one tensor, or the loss, needs; before step 1, where the sides start."""
+        if not self.started:
+            self.rounding = max(self.rounding, apart(scratch, framework))
+            self.digit = max(self.digit, last_digit(scratch, framework))
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
 
     def need_step(self, row: Row, own: Step, framework: Step) -> None:
-        """Take in what a step needs."""
+        """Take in what a step needs; of what its own tolerance cannot judge, nothing is known."""
         for name, local in row.local.items():
             self.need(name, local, own.after[name], framework.after[name])
-        if row.loss.judged:
+        self.digit = max(last_digit(own.after[name], w) for name, w in framework.after.items())
+        if row.judged["loss"].judged:
             here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
             self.need("loss", row.loss, here, there)
 
     def measure(self, row: Row, rounding: float) -> None:
         """Take in how far apart the trajectories are, and how far this step alone puts them."""
+        self.started = True
         drift = max(row.drift.values(), key=no_nan)
         self.largest = max(self.largest, drift, key=no_nan)
         if not row.complete:
@@ -127,7 +146,7 @@ class DriftMeter:
         if not math.isfinite(drift):
             self.first_lost = self.first_lost or row.step
             return
-        self.rounding += rounding
+        self.rounding += no_nan(rounding) + self.digit
         if drift <= AMPLIFIED * self.rounding:
             return
         factor = drift / self.rounding if self.rounding else math.inf
