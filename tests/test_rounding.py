@@ -164,6 +164,45 @@ def test_bounds_of_nothing_but_zeros_are_what_lies_below_the_normal_numbers() ->
         assert np.append(part["weight"], part["bias"]) == close(expected * TINY64)
 
 
+def test_loss_bound_of_squared_sigmoids_in_micro_batches_worked_by_hand() -> None:
+    # Two equal rows, each its own micro-batch: σ(0) = 1/2, r = 0.3 and s = 2 · 0.3/4. The loss of
+    # one of two micro-batches is at most twice the mean, so that |r| ≤ √(2 · 0.09).
+    data = {"X": [[3.0, 4.0]] * 2, "y": [0.2, 0.2]}
+    start = {"weight": [1.0, 0.5], "bias": -5.0}
+    batches = {"batch_size": 1, "accumulate": 2}
+    _, _, bounds = first_step(
+        problem_of(model="logistic", loss="mse", data=data, init=start, **batches)
+    )
+    dz = (math.sqrt(2) + 2) * (5 * math.hypot(1.0, 0.5) + 5)
+    evaluated = 8 * math.sqrt(2 * 0.09) + (1 + 7) * 0.09
+
+    assert bounds.loss == close((0.15 * dz + 2 * 0.15 * 0.2 + evaluated) * U64)
+
+
+def test_velocity_of_nothing_but_zeros_may_lose_what_is_below_the_normal_numbers() -> None:
+    problem = problem_of(
+        data={"X": [[3.0, 4.0]], "y": [0.0]}, optimizer={"name": "sgd", "momentum": 0.25}, epochs=2
+    )
+    trainer, model = NumpyTrainer(problem), RoundingModel(problem)
+    for batch in problem.schedule.batches():
+        update = trainer.step(trainer.start(), batch)
+        step = update.step._replace(velocity=update.step.gradient)
+        bounds = model.bounds(batch, step, update.slopes)
+    coupled = np.array([3, 4]) * 2 + 1 + 1
+
+    assert bounds.shift["weight"][0] == close((0.5 * (1.25 * coupled + 1) + 1) * TINY64)
+
+
+def test_loss_at_its_minimum_is_known_to_the_square_of_the_output_s_error() -> None:
+    # z = y, so that s = 0, and r² is off by δz² at most: what is told is (2 δz + 2u |y|) δz.
+    _, _, bounds = first_step(
+        problem_of(init={"weight": [1.0, 0.5], "bias": 0.0}, data={"X": [[3.0, 4.0]], "y": [5.0]})
+    )
+    dz = (math.sqrt(2) + 2) * 5 * math.hypot(1.0, 0.5)
+
+    assert bounds.loss == close((2 * dz + 2 * 5) * dz * U64**2)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"dampening": 0.75}, {"dampening": 1.5}, {"nesterov": True}], ids=str
 )
@@ -436,6 +475,18 @@ def test_clipping_scales_the_bound_and_adds_that_of_the_factor(limit: float, fac
     wobble = 0.0 if limit > size else factor * relative * np.array([6, 8, 2])
 
     assert found == close(factor * gradient + wobble, rel=1e-5)
+
+
+def test_clipping_of_a_gradient_as_small_as_what_is_added_to_its_norm() -> None:
+    # f = C/(‖g‖ + 1e-6) with ‖g‖ = 2e-6, of C = 1.5e-6, is 1/2 and moves by f (δ‖g‖/3e-6 + 3u).
+    model = RoundingModel(problem_of(clip_norm=1.5e-6))
+    step = first_step(clipped_problem(1.0))[1]
+    g, dg = np.array([0.0, 1.2e-6, -1.6e-6]), np.array([3.0, 4.0, 12.0])
+    small = step._replace(gradient={"weight": g[None, :2], "bias": g[2:]})
+    size = 13 + (math.sqrt(3) + 2) * 2e-6
+    wobble = 0.5 * (size / 3e-6 + 3)
+
+    assert model.clipped(dg * U64, small) == close((0.5 * dg + wobble * np.abs(g)) * U64)
 
 
 @pytest.mark.parametrize(("off", "moves"), [(-1e-5, True), (0.0, True), (1e-5, False)])
@@ -835,6 +886,15 @@ def test_errors_of_z_reach_a_fading_slope_whole(z: float) -> None:
 
     assert step.gradient["bias"].item() == close(-fading, rel=1e-6)
     assert bounds.gradient["bias"].item() > of_z > 10 * U64
+
+
+def test_a_learning_rate_too_small_for_float32_may_lose_the_whole_step() -> None:
+    # x = 1, y = b = 0: |d| ≤ 4w, of which lr = 1e-50 leaves far more than float32's least number,
+    # and its rounding adds less than 1e-5.
+    data, start = {"X": [[1.0]], "y": [0.0]}, {"weight": [1e18], "bias": 0.0}
+    _, _, bounds = first_step(problem_of(data=data, init=start, lr=1e-50, dtype="float32"))
+
+    assert bounds.shift["weight"].item() == close(1e-50 * 4e18, rel=1e-5)
 
 
 def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:
