@@ -508,12 +508,18 @@ def test_a_clipping_factor_below_the_normal_numbers_has_an_absolute_error() -> N
     assert np.all(model.clipped(np.zeros(3), large) >= 1e18 * TINY32)
 
 
-def test_a_norm_that_overflows_may_clip_to_nothing() -> None:
+@pytest.mark.parametrize(("share", "nothing"), [(0.99, False), (1.01, True), (1e12, True)])
+def test_a_norm_that_may_overflow_may_clip_to_nothing(share: float, nothing: bool) -> None:
+    # From an eighth of the range on, as for all sums.
     problem = problem_of(clip_norm=1.0, dtype="float32")
     model, step = RoundingModel(problem), first_step(problem)[1]
-    huge = step._replace(gradient={"weight": np.full((1, 2), 1e25), "bias": np.full(1, 1e25)})
+    each = math.sqrt(share * (2 - 2.0**-23) * 2.0**127 / 8 / 3)
+    huge = step._replace(gradient={"weight": np.full((1, 2), each), "bias": np.full(1, each)})
+    found = model.clipped(np.zeros(3), huge)
 
-    assert np.all(model.clipped(np.zeros(3), huge) >= 1 / math.sqrt(3) * (1 - 1e-9))
+    # f |g| = 1/√3 in all, or its rounding: δf = f (u (√3 + 2) + 3u) and the error of a denormal f.
+    rounding = (math.sqrt(3) + 5) * U32 / math.sqrt(3) + each * TINY32
+    assert found == close(np.full(3, 1 / math.sqrt(3) if nothing else rounding))
 
 
 # --- against actual errors ----------------------------------------------------------------------
