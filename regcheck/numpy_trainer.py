@@ -143,10 +143,8 @@ class NumpyTrainer:
         slips = self.problem.slips
         for index in batch.parts:
             X, y = self.X[index], self.y[index]
-            if slips.target == "batch-mean":
-                y = np.full_like(y, y.mean())
             z = predict(X, parameters)
-            row = LOSSES[self.problem.model, self.problem.loss](z, y)
+            row = self.row_losses(z, y)
             scale = self.problem.convention.loss_factor
             if slips.batch_divisor == "batch-size":
                 scale /= self.problem.schedule.batch_size
@@ -163,6 +161,19 @@ class NumpyTrainer:
         if slips.accumulation == "mean":
             total = {name: g / parts for name, g in total.items()}
         return Pass(tuple(outputs), tuple(rows), sum(losses) / parts, total)
+
+    def row_losses(self, z: Array, y: Array) -> RowLosses:
+        """Give the rows' losses and slopes.
+
+        With broadcast targets each is the mean over all of them. What is linear in y is the same
+        at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
+        """
+        of = LOSSES[self.problem.model, self.problem.loss]
+        if self.problem.slips.target == "row":
+            return of(z, y)
+        row = of(z, np.full_like(y, y.mean()))
+        spread = y.var() if self.problem.loss == "mse" else 0
+        return row._replace(values=row.values + spread)
 
     def gradients(self, seen: Pass, state: State) -> Parameters:
         """The gradient that the step takes: the pass's; with slips a multiple, or all so far."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.causes import CAUSES, Change, put_in
-from regcheck.compare import in_limits, judge, local_differences
+from regcheck.compare import Difference, in_limits, judge, local_differences
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
 from regcheck.problem import Array, Parameters, Problem, Step
@@ -217,7 +217,8 @@ class Proof:
     """Whether one cause explains a divergence: in torch's rule, it makes the scratch side's steps.
 
     A cause of the reporting alone is taken out of the scratch side's rule instead, which must then
-    report torch's loss: what the loss holds depends on the rest of the rule.
+    report torch's loss: what the loss holds depends on the rest of the rule. Either way the sides
+    must have parted in what the cause is about, or there is nothing that it could explain.
     """
 
     def __init__(self, cause: str, scratch: NumpyTrainer) -> None:
@@ -230,27 +231,34 @@ class Proof:
             torch = replace(scratch.problem, convention=TORCH, slips=NO_SLIPS)
             problems = [altered(torch, change) for change in changes]
         self.rules = [Lockstep(scratch.by(problem)) for problem in problems]
-        self.largest = [0.0] * len(self.rules)
+        self.parted = dict.fromkeys(("loss",) if self.reporting else scratch.problem.initial, 0.0)
+        self.left = [self.parted for _ in self.rules]
 
     def advance(self, batch: Batch, framework: Step, scratch: Step, bounds: Bounds) -> None:
         """Take a step; `scratch` is the scratch side's from torch's parameters."""
+        self.parted = larger(self.parted, local_differences(scratch, framework, bounds))
         target = framework if self.reporting else scratch
         for index, rule in enumerate(self.rules):
             step = rule.step_beside(framework.before, batch).step
-            found = local_differences(step, target, bounds)
-            names = ["loss"] if self.reporting else list(framework.after)
-            ratios = [found[name].ratio for name in names]
-            self.largest[index] = max([self.largest[index], *ratios], key=known)
+            self.left[index] = larger(self.left[index], local_differences(step, target, bounds))
 
     def explains(self, tolerances: Tolerances) -> bool:
-        """Say whether nothing beyond rounding is left, at any step."""
-        limit = tolerances.of("loss" if self.reporting else "weight").rounding or ROUNDING
-        return min(self.largest) <= limit
+        """Say whether the sides part, and with the cause by no more than rounding, at any step."""
+        limits = {name: tolerances.of(name).rounding or ROUNDING for name in self.parted}
+        return beyond(self.parted, limits) and not all(beyond(left, limits) for left in self.left)
 
 
-def known(ratio: float) -> float:
-    """Order ratios, those that are not known below all."""
-    return -1.0 if math.isnan(ratio) else ratio
+def larger(ratios: dict[str, float], found: dict[str, Difference]) -> dict[str, float]:
+    """Give the largest ratios so far, with those of one more step; what is not known is less."""
+    return {
+        name: ratio if math.isnan(found[name].ratio) else max(ratio, found[name].ratio)
+        for name, ratio in ratios.items()
+    }
+
+
+def beyond(ratios: dict[str, float], limits: dict[str, float]) -> bool:
+    """Say whether any ratio exceeds its limit."""
+    return any(ratios[name] > limit for name, limit in limits.items())
 
 
 def altered(problem: Problem, change: Change) -> Problem:
