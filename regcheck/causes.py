@@ -131,7 +131,7 @@ CAUSES: dict[str, Cause] = {
         "sums the micro-batches' gradients",
         accumulating,
         ({"accumulation": "sum"},),
-        ("zero-gradient",),
+        ("one-micro-batch", "zero-gradient"),
     ),
     "bias-not-penalized": Cause(
         "leaves the bias without a penalty",
@@ -240,13 +240,13 @@ CAUSES: dict[str, Cause] = {
     "nesterov-added": Cause(
         "takes Nesterov's step, where torch's momentum is plain",
         plain_momentum,
-        ({"nesterov": "flipped"},),
+        ({"nesterov": "added"},),
         ("zero-gradient",),
     ),
     "nesterov-missing": Cause(
         "takes the plain momentum's step, where torch has Nesterov's",
         nesterov,
-        ({"nesterov": "flipped"},),
+        ({"nesterov": "missing"},),
         ("zero-gradient",),
     ),
     "penalty-constant": Cause(

@@ -61,7 +61,7 @@ class Slips(NamedTuple):
         lr_shift: how many steps early the schedule is; −1 is one step late.
         clip_scope: the norm over all tensors, or each tensor's own.
         momentum: kept, or ignored.
-        nesterov: as set, or the other way round.
+        nesterov: as set, or with it or without whatever is set.
         first_step: torch does not dampen the first step's velocity.
     """
 
@@ -76,7 +76,7 @@ class Slips(NamedTuple):
     lr_shift: int = 0
     clip_scope: Literal["all", "tensor"] = "all"
     momentum: Literal["kept", "ignored"] = "kept"
-    nesterov: Literal["as-set", "flipped"] = "as-set"
+    nesterov: Literal["as-set", "added", "missing"] = "as-set"
     first_step: Literal["undampened", "dampened"] = "undampened"
 
 

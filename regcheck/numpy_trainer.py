@@ -275,8 +275,8 @@ class NumpyTrainer:
 def used_options(options: Sgd, slips: Slips) -> Sgd:
     """Give the optimizer's options as this rule takes them."""
     changed: dict[str, object] = {}
+    if slips.nesterov != "as-set":
+        changed |= {"nesterov": slips.nesterov == "added"}
     if slips.momentum == "ignored":
         changed |= {"momentum": 0.0, "nesterov": False}
-    if slips.nesterov == "flipped":
-        changed |= {"nesterov": not options.nesterov}
     return options.model_copy(update=changed) if changed else options

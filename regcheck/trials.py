@@ -71,6 +71,13 @@ def equal_targets(problem: Problem, batch: Batch) -> bool:
     return all(float(np.ptp(problem.y[index])) == 0 for index in batch.parts)
 
 
+def stands_still(problem: Problem, batch: Batch) -> bool:
+    """Say whether the lr is 0, and nothing in the rule acts without it."""
+    convention = problem.convention
+    acts = convention.decay == "decoupled-unscaled" or convention.penalty_in_loss
+    return batch.lr == 0 and not acts
+
+
 CIRCUMSTANCES: dict[str, Circumstance] = {
     "bias-zero": Circumstance("the bias stays 0", lambda _, __, step: zero(step.before["bias"])),
     "equal-targets": Circumstance(
@@ -80,7 +87,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
         "the lr does not change in these steps",
         lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1, 1),
     ),
-    "lr-zero": Circumstance("the lr is 0", lambda _, batch, __: batch.lr == 0),
+    "lr-zero": Circumstance("the lr is 0", lambda problem, batch, _: stands_still(problem, batch)),
     "never-clipped": Circumstance(
         "no gradient is large enough to be clipped",
         lambda problem, _, step: not clips(problem, step),
@@ -91,8 +98,11 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
     "no-decay": Circumstance(
         "weight_decay is 0", lambda problem, _, __: not any(problem.weight_decay.values())
     ),
+    "one-micro-batch": Circumstance(
+        "each step has one micro-batch", lambda _, batch, __: len(batch.parts) == 1
+    ),
     "one-plain-step": Circumstance(
-        "there is one step, and the velocity is the gradient in it",
+        "only one step is compared, and the velocity is the gradient in it",
         lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
     ),
     "one-row-batches": Circumstance("each step sees one row", lambda _, batch, __: batch.size == 1),
@@ -100,7 +110,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
         "each loss is taken over one row",
         lambda _, batch, __: batch.size == len(batch.parts),
     ),
-    "one-step": Circumstance("there is one step", lambda _, batch, __: batch.step == 1),
+    "one-step": Circumstance("only one step is compared", lambda _, batch, __: batch.step == 1),
     "one-training-row": Circumstance(
         "there is one training row", lambda problem, _, __: len(problem.y) == 1
     ),
@@ -164,8 +174,8 @@ class Trial:
                 return CIRCUMSTANCES[name].text
         if self.largest <= 0:
             return "the effect is 0 here"
-        share = f"{self.largest:.0%}" if self.largest >= 0.01 else "less than 1%"
-        return f"the effect stays within the tolerance (at most {share} of it)"
+        share = f"at most {self.largest:.0%}" if self.largest >= 0.01 else "less than 1%"
+        return f"the effect stays within the tolerance ({share} of it)"
 
 
 class Trials:
