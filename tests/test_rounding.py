@@ -861,6 +861,22 @@ def test_one_side_alone_may_not_overflow_where_the_dtypes_differ() -> None:
     assert np.isfinite(unknown.after["weight"]).all()
 
 
+def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
+    # The loss before it may well be finite; what is known of the other entries stays known.
+    mixed = {"scratch": "float64", "framework": "float32"}
+    problem = problem_of(dtype=mixed)
+    batch, step, known = first_step(problem)
+    lost = step._replace(shift=step.shift | {"weight": np.array([[-math.inf, 1.0]])})
+    slopes = NumpyTrainer(problem).pass_over(step.before, batch).rows[0].slopes
+    found = RoundingModel(problem).bounds(batch, lost, [slopes])
+
+    assert found.loss == known.loss
+    assert found.gradient["weight"].tolist() == known.gradient["weight"].tolist()
+    for part in (found.shift, found.after):
+        assert np.isnan(part["weight"]).tolist() == [[True, False]]
+        assert np.isfinite(part["bias"]).all()
+
+
 def test_what_a_denormal_loses_is_multiplied_by_the_learning_rate() -> None:
     _, _, bounds = first_step(
         problem_of(init={"constant": 1e-30}, weight_decay=1e-10, lr=1e10, dtype="float32")
