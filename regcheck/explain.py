@@ -6,10 +6,11 @@ Loads neither torch nor NumPy, and pydantic only where a spec is explained.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from regcheck.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
+from regcheck.causes import CAUSES, ONE_PERCENT, put_in
+from regcheck.convention import KEYS, NAMED, NO_SLIPS, TORCH, Convention, differences, name_of
 from regcheck.errors import UsageError, suggest
 from regcheck.formula import (
     SYMBOLIC,
@@ -20,6 +21,7 @@ from regcheck.formula import (
     meanings,
     number,
     rule_lines,
+    symbols,
     torch_call,
 )
 from regcheck.matching import NoMatchError, matching
@@ -120,6 +122,9 @@ def explain_name(name: str) -> Explanation:
     if name in OTHERS:
         entries = [OTHERS[name]()]
         return Explanation(legend(entries), entries, [])
+    if name in CAUSES:
+        entries = [cause_entry(name)]
+        return Explanation(legend(entries), entries, [])
     raise UsageError(f"nothing is called `{name}`: {suggest(name, all_names())}; or no such file")
 
 
@@ -131,6 +136,43 @@ def key_entry(name: str) -> Entry:
         formulas.append(f"{value}: {meaning}")
     default = next(iter(key.values))
     return Entry(name, "key", key.title, formulas, [f"torch's own, and the default: {default}"], {})
+
+
+def cause_entry(name: str) -> Entry:
+    """Explain a cause: what the scratch side does where torch does not, and both rules."""
+    cause = CAUSES[name]
+    training = next(one for one in concerned() if cause.concerns(one, TORCH))
+    given = symbols(training)
+    rules = {"torch": TORCH, "scratch": put_in(cause.changes[0], TORCH, NO_SLIPS)[0]}
+    lines = {
+        side: [*rule_lines(rule, given), f"reports  {loss_text(rule, given)}"]
+        for side, rule in rules.items()
+    }
+    formulas = [
+        f"{side:<8} {line}"
+        for side, others in (("torch", lines["scratch"]), ("scratch", lines["torch"]))
+        for line in lines[side]
+        if line not in others
+    ]
+    notes = [
+        "A run of which `not_distinguished` names it could not have told it from torch's rule."
+    ]
+    if cause.fitted:
+        notes.insert(0, f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
+    return Entry(name, "cause", f"the scratch side {cause.title}", formulas, notes, {})
+
+
+def concerned() -> Iterator[Training]:
+    """Give trainings with more and more settings; the first that has a cause's explains it."""
+    moving = EXAMPLE._replace(momentum=0.9)
+    yield EXAMPLE
+    yield EXAMPLE._replace(weight_decay={"weight": 1.0, "bias": 0.0})
+    yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
+    yield EXAMPLE._replace(batch_rows=(2, 1), micro_rows=(2, 1), lr_varies=True)
+    yield moving
+    yield moving._replace(dampening=0.1)
+    yield moving._replace(nesterov=True)
+    yield moving._replace(lr_varies=True)
 
 
 def sgd_entry() -> Entry:
@@ -201,7 +243,11 @@ def all_names() -> list[str]:
 
 def names_by_kind() -> dict[str, list[str]]:
     """List every name that can be explained, by kind."""
-    kinds: dict[str, list[str]] = {"convention": list(NAMED), "key": list(KEYS)}
+    kinds: dict[str, list[str]] = {
+        "convention": list(NAMED),
+        "key": list(KEYS),
+        "cause": list(CAUSES),
+    }
     for name, entry in OTHERS.items():
         kinds.setdefault(entry().kind, []).append(name)
     return kinds

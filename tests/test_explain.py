@@ -139,3 +139,24 @@ def test_spec_counts_rows_of_every_source(tmp_path: Path) -> None:
         path = tmp_path / "s.yaml"
         path.write_text(f"data: {source}\nmodel: linear\nlr: 0.1\n", encoding="utf-8")
         assert f"{rows} training rows" in plain_text(explain_spec(path))
+
+
+def test_cause_shows_what_differs_on_both_sides() -> None:
+    (entry,) = explain_name("decay-after-momentum").entries
+    assert entry.kind == "cause"
+    assert entry.formulas == [
+        "torch    v ← μ v + g + λ w",
+        "torch    w ← w − lr v, b likewise",
+        "scratch  v ← μ v + g",
+        "scratch  w ← w − lr (v + λ w), b likewise",
+    ]
+    (entry,) = explain_name("penalty-in-loss").entries
+    assert [line.split()[:2] for line in entry.formulas] == [
+        ["torch", "reports"],
+        ["scratch", "reports"],
+    ]
+
+
+def test_cause_of_any_factor_says_so() -> None:
+    (entry,) = explain_name("penalty-scaled").entries
+    assert "The factor may be anything; it is tried with 1.01." in entry.notes
