@@ -212,7 +212,8 @@ class PenaltyConstant(ByHand):
 
 class PenaltyNormNotSquared(ByHand):
     def penalty(self, name: str, w: Array, batch: Batch) -> Array:
-        return self.decay[name] * w / np.linalg.norm(w) if w.any() else w
+        norm = np.linalg.norm(w)
+        return self.decay[name] * w / norm if norm > 0 else 0 * w
 
 
 class PenaltyNormNotGuarded(ByHand):

@@ -1,0 +1,440 @@
+"""What a run could not have shown, and whether a cause explains what it shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from regcheck import checking
+from regcheck.causes import CAUSES
+from regcheck.checking import Run, check, conclusion
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import build_problem
+from regcheck.rounding import RoundingModel
+from regcheck.schedule import Batch, training_of
+from regcheck.spec import from_mapping
+from regcheck.spec.judging import Tolerances
+from regcheck.torch_trainer import TorchTrainer
+from regcheck.trials import CIRCUMSTANCES, Hidden, Lockstep, Proof
+from tests.planted import BUGS, OtherStart, PenaltyDoubled
+from tests.random_specs import matched_spec
+from tests.test_causes import ALWAYS, BIAS, COUPLED, PENALTY
+from tests.test_random_runs import TIMES
+from tests.test_sabotage import (
+    DAMPENED,
+    MOMENTUM,
+    NESTEROV,
+    NEW_LR_AT_5,
+    ZEROS,
+    spec_of,
+)
+
+Spec = dict[str, Any]
+
+ACTING: Spec = spec_of(batches="mini") | {
+    "batch_size": 3,  # 3, 3, 3 and 2 rows, of which two make a step
+    "accumulate": 2,
+    "epochs": 4,
+    "clip_norm": 1.0,
+    "lr_schedule": {"kind": "exponential", "factor": 0.8},
+}
+"""A training in which everything acts that can: two steps an epoch, all but the first clipped."""
+
+FREE: Spec = {"weight_decay": {"weight": 0.5, "bias": 0}}
+
+# --- what a run could not have shown ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [MOMENTUM, NESTEROV, DAMPENED], ids=["plain", "N", "damped"])
+@pytest.mark.parametrize("decay", [{}, FREE], ids=["both", "bias-free"])
+def test_run_in_which_everything_acts_could_have_shown_every_cause(
+    momentum: Spec, decay: Spec
+) -> None:
+    report = check(ACTING | momentum | decay)
+
+    assert report.verdict == "equivalent"
+    assert report.not_distinguished == []
+
+
+def test_runs_in_which_everything_acts_concern_every_cause() -> None:
+    concerned = set()
+    for changes in (MOMENTUM | FREE, NESTEROV, DAMPENED):
+        loaded = from_mapping(ACTING | changes)
+        training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
+        concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}
+
+    assert concerned == set(CAUSES)
+
+
+ALL = PENALTY | BIAS | ALWAYS
+"""What concerns a training with weight_decay, and nothing else that is special."""
+
+NO_LOSS = ALL - {"loss-halved", "loss-summed", "target-broadcast", "penalty-in-loss"}
+"""Of these, what leaves the loss alone that is reported at the same parameters."""
+
+# z = ±w against ±1: what the bias gets from one row the other takes away, to the last bit.
+ODD: Spec = {"data": {"X": [[1.0], [-1.0]], "y": [1.0, -1.0]}} | ZEROS
+NOTHING_TO_LEARN: Spec = {"data": {"X": [[1.0, 2.0], [3.0, 1.0]], "y": [0.0, 0.0]}} | ZEROS
+ONE_ROW: Spec = {"data": {"X": [[1.0, 2.0]], "y": [3.0]}} | ZEROS
+
+HIDDEN: dict[str, tuple[Spec, dict[str, Iterable[str]]]] = {
+    "everything that this plain run has acts": ({}, {}),
+    "bias stays 0": (
+        ODD,
+        {
+            "the bias stays 0": BIAS,
+            # The bias does not move, and so it does not matter when.
+            "the effect is 0 here": {"update-sequential"},
+        },
+    ),
+    "bias stays 0, and is free": (
+        ODD | FREE,
+        {"the bias stays 0": {"bias-penalized"}, "the effect is 0 here": {"update-sequential"}},
+    ),
+    "lr 0": (
+        {"lr": 0},
+        # w·(1 − λ) acts without the lr, and what is in the loss shows in the loss.
+        {"the lr is 0": NO_LOSS - {"decay-not-scaled-by-lr"}},
+    ),
+    "lr 0, from 0": (
+        {"lr": 0} | ZEROS,
+        {
+            "the bias stays 0": BIAS,
+            "what is penalized stays 0": PENALTY - {"penalty-constant"},
+            # Each output is 0, against which the mean loss is the same in any pairing.
+            "the lr is 0": (ALWAYS & NO_LOSS) | {"penalty-constant", "target-broadcast"},
+        },
+    ),
+    "no gradient": (
+        NOTHING_TO_LEARN,
+        {
+            "the bias stays 0": BIAS,
+            "what is penalized stays 0": PENALTY - {"penalty-constant"},
+            "the gradient stays 0": ALWAYS - {"target-broadcast"},
+            "all targets of a batch are equal": {"target-broadcast"},
+        },
+    ),
+    "equal targets": (
+        {"data": {"X": [[1.0, 2.0], [3.0, 1.0]], "y": [2.0, 2.0]}} | ZEROS,
+        {"all targets of a batch are equal": {"target-broadcast"}},
+    ),
+    "λ 0": ({"weight_decay": 0}, {}),
+    "λ 0, but a convention about it": (
+        {"weight_decay": 0, "convention": "bias-free"},
+        {"weight_decay is 0": PENALTY, "the bias has no weight_decay": BIAS},
+    ),
+    "λ tiny in float32": (
+        {"weight_decay": 1e-10, "dtype": "float32"},
+        {"the effect stays within the tolerance (…)": PENALTY | BIAS},
+    ),
+    "λ tiny in float64": ({"weight_decay": 1e-8}, {}),
+    "one row a batch": (
+        {"batch_size": 1, "epochs": 1},
+        {
+            "each loss is taken over one row": {"loss-summed"},
+            "each step sees one row": {"penalty-divided-by-batch"},
+            "all targets of a batch are equal": {"target-broadcast"},
+        },
+    ),
+    "one row a micro-batch": (
+        {"batch_size": 1, "accumulate": 2, "epochs": 1},
+        {
+            "each loss is taken over one row": {"loss-summed"},
+            "all targets of a batch are equal": {"target-broadcast"},
+        },
+    ),
+    "one row in all": (
+        ONE_ROW,
+        {
+            "each loss is taken over one row": {"loss-summed"},
+            "each step sees one row": {"penalty-divided-by-batch"},
+            "there is one training row": {"penalty-divided-by-dataset"},
+            "all targets of a batch are equal": {"target-broadcast"},
+        },
+    ),
+    "one micro-batch a step": (
+        {"accumulate": 3},
+        {"each step has one micro-batch": {"accumulation-not-averaged"}},
+    ),
+    "one step": (
+        {"epochs": 1},
+        {"only one step is compared": {"gradient-accumulated"}},
+    ),
+    "one step with momentum": (
+        {"epochs": 1} | MOMENTUM,
+        {
+            "only one step is compared": {"gradient-accumulated", *COUPLED},
+            "only one step is compared, and the velocity is the gradient in it": {
+                "momentum-missing"
+            },
+        },
+    ),
+    # d₁ = (1 + μ) g₁ has the momentum in it.
+    "one step with Nesterov": (
+        {"epochs": 1} | NESTEROV,
+        {"only one step is compared": {"gradient-accumulated"}},
+    ),
+    # w₀ = 0 is all that torch's velocity remembers at step 2.
+    "two steps with momentum, from 0": (
+        {"epochs": 2} | MOMENTUM | ZEROS,
+        {"the effect stays within the tolerance (…)": COUPLED},  # of which rounding is a part
+    ),
+    "schedule that comes after the run": (
+        {"epochs": 3} | NEW_LR_AT_5 | MOMENTUM,
+        {"the lr does not change in these steps": {"schedule-shifted", "momentum-lr-inside"}},
+    ),
+    # One step early it shows in the run's last; one step late it does not.
+    "schedule that comes right after the run": (
+        {"epochs": 4} | NEW_LR_AT_5 | MOMENTUM,
+        {"the lr does not change in these steps": {"schedule-shifted", "momentum-lr-inside"}},
+    ),
+    "clipping that never acts": (
+        {"clip_norm": 1e9},
+        {
+            "no gradient is large enough to be clipped": {
+                "clip-per-tensor",
+                "decay-before-clipping",
+            }
+        },
+    ),
+    "clipping of entries that never acts": (
+        {"clip_value": 1e9},
+        {"no gradient is large enough to be clipped": {"decay-before-clipping"}},
+    ),
+    "loss alone": ({"compare": ["loss"]}, {"`compare` leaves the parameters out": NO_LOSS}),
+    # The mean of (0 − y)² is the same in any pairing; the parameters would show it.
+    "loss alone, one step from 0": (
+        {"compare": ["loss"], "epochs": 1} | ZEROS,
+        {
+            "`compare` leaves the parameters out": NO_LOSS | {"target-broadcast"},
+            "what is penalized stays 0": {"penalty-in-loss"},
+        },
+    ),
+    "parameters alone": ({"compare": ["parameters"]}, {}),
+    # The bias moves by lr λ b a step, a weight by 1e-4 of itself, and by half as much, a hundredth
+    # as much, or lr λ as much: in six steps that is less than a thousandth.
+    "loose tolerance on the drift": (
+        {"tolerance": {"rtol": 1e-3}, "weight_decay": 1e-3},
+        {
+            "the effect stays within the tolerance (…)": {
+                "bias-not-penalized",
+                "decay-after-update",
+                "penalty-halved",
+                "penalty-scaled",
+            }
+        },
+    ),
+    "no step": (
+        {"batch_size": 20, "drop_last": True},
+        {"no step was compared": ALL},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_run_tells_what_it_could_not_have_shown(name: str) -> None:
+    changes, expected = HIDDEN[name]
+    report = check(spec_of() | changes)
+    told = {
+        one.cause: re.sub(r" \(.*%.*\)", " (…)", one.reason) for one in report.not_distinguished
+    }
+
+    assert report.verdict == ("inconclusive" if name == "no step" else "equivalent")
+    assert told == {cause: reason for reason, causes in expected.items() for cause in causes}
+    assert list(told) == sorted(told)
+
+
+def test_every_circumstance_is_told_of_some_run() -> None:
+    told = {reason for _, expected in HIDDEN.values() for reason in expected}
+
+    assert {one.text for one in CIRCUMSTANCES.values()} <= told
+
+
+class Untried:
+    """Stands in the place of all trials."""
+
+    def __init__(self, *given: object) -> None: ...
+
+    def advance(self, *given: object) -> None: ...
+
+    def hidden(self) -> list[Hidden]:
+        return []
+
+
+class Brief(Run):
+    """Ends a run where it diverges."""
+
+    def advance(self, batch: Batch) -> bool:
+        return super().advance(batch) and conclusion(self.report)[0] != "diverged"
+
+
+def passing(spec: Spec, rows: int) -> list[str]:
+    """Plant each cause that concerns a spec, and name those with which it does not diverge."""
+    loaded = from_mapping(spec)
+    training, convention = training_of(loaded.spec, rows), loaded.spec.named_convention()
+    concerning = [
+        name
+        for name, cause in CAUSES.items()
+        if cause.concerns(training, convention)
+        and (cause.kind == "update" or "loss" in loaded.spec.compare)
+    ]
+    with patch.object(checking, "Trials", Untried), patch.object(checking, "Run", Brief):
+        return [name for name in concerning if any(passes(spec, bug) for bug in BUGS[name])]
+
+
+def passes(spec: Spec, bug: type) -> bool:
+    """Say whether a spec does not diverge with a bug on the scratch side."""
+    with patch.object(checking, "NumpyTrainer", bug):
+        return check(spec | {"convention": "pytorch"}).verdict != "diverged"
+
+
+JUDGINGS: tuple[Spec, ...] = (
+    {},
+    {"compare": ["loss"]},
+    {"compare": ["parameters"]},
+    {"tolerance": {"rtol": 1e-3}},
+    {"tolerance": {"rounding": 100}},
+)
+
+
+@pytest.mark.parametrize("number", range(len(JUDGINGS)))
+def test_what_is_hidden_is_just_what_passes_once_it_is_planted(number: int, tmp_path: Path) -> None:
+    told, passed = {}, {}
+    for seed in range(number, 220 * TIMES, len(JUDGINGS)):
+        spec = matched_spec(seed, tmp_path) | JUDGINGS[number]
+        spec["epochs"] = min(spec["epochs"], 6 if spec["batch_size"] == "full" else 2)
+        rows = len(spec["data"].get("X", ()))  # none where they are many, and in a file
+        report = check(spec) if rows else None
+        # A drift that rounding makes by itself has no need of a bug.
+        if report is not None and report.verdict != "diverged":
+            told[seed] = [one.cause for one in report.not_distinguished]
+            passed[seed] = passing(spec, rows)
+
+    assert told == passed
+    assert len(told) >= 8
+    assert any(told.values())
+
+
+# --- whether a cause explains a divergence ------------------------------------------------------
+
+
+UPDATES = [cause for cause in CAUSES if CAUSES[cause].kind == "update"]
+
+
+def explaining(spec: Spec, bug: type) -> set[str]:
+    """Plant a bug, and name the causes that explain all that comes of it."""
+    problem = build_problem(from_mapping(spec))
+    framework, scratch = TorchTrainer(problem), Lockstep(bug(problem))
+    proofs = {cause: Proof(cause, NumpyTrainer(problem)) for cause in UPDATES}
+    rounding = RoundingModel(problem)
+    for batch in problem.schedule.batches():
+        step = framework.step(batch)
+        local = scratch.step_beside(step.before, batch)
+        bounds = rounding.bounds(batch, step, local.slopes)
+        for proof in proofs.values():
+            proof.advance(batch, step, local.step, bounds)
+    return {cause for cause, proof in proofs.items() if proof.explains(Tolerances())}
+
+
+NEEDED: dict[str, Spec] = {
+    "bias-penalized": FREE,
+    "dampening-on-first-step": DAMPENED,
+    "nesterov-missing": NESTEROV,
+}
+"""What a cause needs to act, where plain momentum and a penalty on all do not do."""
+
+SAME = {"decay-after-momentum", "penalty-decoupled"}
+"""w − lr (v + λ w) and (1 − lr λ) w − lr v are one rule, whatever the momentum."""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("cause", UPDATES)
+def test_cause_alone_explains_what_its_bug_does(cause: str, dtype: str) -> None:
+    # Clipping everything would hide whatever scales the gradient from float32.
+    spec = ACTING | NEEDED.get(cause, MOMENTUM) | {"dtype": dtype, "clip_norm": 5.0}
+    for bug in BUGS[cause]:
+        assert explaining(spec, bug) == (SAME if cause in SAME else {cause})
+
+
+def verdict_of(spec: Spec, cause: str) -> bool | None:
+    """Say whether a run is as expected, if a cause is."""
+    return check(spec | {"expect": {"cause": cause}}).expected
+
+
+def test_penalty_in_the_loss_is_explained_beside_another_penalty() -> None:
+    spec = spec_of() | {"convention": "divided-by-batch"}
+
+    assert verdict_of(spec, "penalty-in-loss")
+    assert verdict_of(spec, "penalty-divided-by-batch")
+    assert verdict_of(spec, "penalty-divided-by-dataset")  # the batch is the dataset
+    assert not verdict_of(spec | {"batch_size": 4}, "penalty-divided-by-dataset")
+    assert not verdict_of(spec, "penalty-missing")
+
+
+@pytest.mark.parametrize(
+    ("convention", "cause"),
+    [
+        # The loss is torch's, with whatever penalty: nothing in it needs explaining.
+        ({"penalty_factor": 2}, "penalty-in-loss"),
+        # One row a step: the loss parts, and a division by it does nothing at all.
+        ({"penalty_in_loss": True}, "penalty-divided-by-batch"),
+        # The loss parts by half of it, with or without a penalty.
+        ({"loss_factor": 0.5, "penalty_in_loss": True}, "penalty-in-loss"),
+        ({"loss_factor": 0.5}, "penalty-in-loss"),
+        # Both act: neither alone is all of it.
+        ({"loss_factor": 0.5, "penalty_factor": 2}, "loss-halved"),
+        ({"loss_factor": 0.5, "penalty_factor": 2}, "penalty-doubled"),
+    ],
+    ids=str,
+)
+def test_cause_that_is_none_explains_nothing(convention: Spec, cause: str) -> None:
+    spec = spec_of() | {"batch_size": 1, "epochs": 1, "convention": convention}
+
+    assert check(spec).verdict == "diverged"
+    assert verdict_of(spec, cause) is False
+
+
+def test_other_start_is_explained_by_no_cause_that_does_nothing() -> None:
+    # λ is 0: with the cause or without it, the steps agree; the starts do not.
+    spec = spec_of() | {"weight_decay": 0, "expect": {"cause": "penalty-doubled"}}
+    with patch.object(checking, "NumpyTrainer", OtherStart):
+        report = check(spec)
+
+    assert report.verdict == "diverged"
+    assert report.expected is False
+
+
+def test_rounding_is_explained_by_no_cause() -> None:
+    spec = spec_of() | {"tolerance": "exact", "weight_decay": 0, "epochs": 50}
+
+    assert check(spec).verdict == "diverged"
+    assert verdict_of(spec, "penalty-doubled") is False
+
+
+def test_cause_explains_each_tensor_by_its_own_tolerance() -> None:
+    spec = spec_of() | {"convention": "doubled"}
+    for loose, strict in (("weight", "bias"), ("bias", "weight")):
+        judged = spec | {"tolerance": {loose: {"rounding": 1e18}, strict: {"rounding": 8}}}
+        assert verdict_of(judged, "penalty-doubled")
+        assert verdict_of(judged, "penalty-halved") is False
+
+
+def test_runs_that_agree_or_say_nothing_have_no_cause() -> None:
+    assert verdict_of(spec_of(), "penalty-doubled") is False
+    assert verdict_of(spec_of() | {"batch_size": 20, "drop_last": True}, "loss-halved") is False
+
+
+def test_expected_cause_stands_beside_verdict_and_step() -> None:
+    spec = spec_of() | {"convention": "doubled"}
+    expected = {"verdict": "diverged", "step": 1, "cause": "penalty-doubled"}
+
+    assert check(spec | {"expect": expected}).expected
+    assert check(spec | {"expect": expected | {"step": 2}}).expected is False
+    with patch.object(checking, "NumpyTrainer", PenaltyDoubled):
+        assert verdict_of(spec_of(), "penalty-doubled")
+        assert verdict_of(spec_of(), "penalty-halved") is False
