@@ -92,6 +92,11 @@ def last_digit(scratch: Array, framework: Array) -> float:
     return max(float(np.spacing(np.abs(side).max())) for side in (scratch, framework))
 
 
+def furthest(row: Row) -> float:
+    """Give the largest drift of any tensor; NaN where there is one."""
+    return max(row.drift.values(), key=no_nan)
+
+
 class Amplification(NamedTuple):
     """Drift beyond what all steps' rounding adds up to: most by `factor`, at `step`."""
 
@@ -104,9 +109,9 @@ class Amplification(NamedTuple):
 class DriftMeter:
     """Watches the drift of a run: the tolerance that it needs, and whether it is amplified.
 
-    `rounding` is what the start and all steps so far have put in, `digit` the last digit of the
-    largest parameter after the step before. `first_lost` is the first step after which the scratch
-    side's own trajectory alone is not finite, although the step itself agrees.
+    `rounding` is what the start and all steps so far have put in. `first_lost` is the first step
+    after which the scratch side's own trajectory alone is not finite, although the step itself
+    agrees.
     """
 
     def __init__(self, tolerances: Tolerances) -> None:
@@ -114,7 +119,6 @@ class DriftMeter:
         self.needed: dict[str, Needed] = {}
         self.largest = 0.0
         self.rounding = 0.0
-        self.digit = 0.0
         self.started = False
         self.amplification: Amplification | None = None
         self.first_lost: int | None = None
@@ -123,34 +127,34 @@ class DriftMeter:
         """Take in what one tensor, or the loss, needs; before step 1, where the sides start."""
         if not self.started:
             self.rounding = max(self.rounding, apart(scratch, framework))
-            self.digit = max(self.digit, last_digit(scratch, framework))
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
-
-    def need_step(self, row: Row, own: Step, framework: Step) -> None:
-        """Take in what a step needs; of what its own tolerance cannot judge, nothing is known."""
-        for name, local in row.local.items():
-            self.need(name, local, own.after[name], framework.after[name])
-        self.digit = max(last_digit(own.after[name], w) for name, w in framework.after.items())
-        if row.judged["loss"].judged:
-            here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
-            self.need("loss", row.loss, here, there)
 
     def measure(self, row: Row, rounding: float) -> None:
         """Take in how far apart the trajectories are, and how far this step alone puts them."""
         self.started = True
-        drift = max(row.drift.values(), key=no_nan)
+        drift = furthest(row)
         self.largest = max(self.largest, drift, key=no_nan)
-        if not row.complete:
-            return
-        if not math.isfinite(drift):
+        if row.complete and not math.isfinite(drift):
             self.first_lost = self.first_lost or row.step
-            return
-        self.rounding += no_nan(rounding) + self.digit
-        if drift <= AMPLIFIED * self.rounding:
+        self.rounding += no_nan(rounding)
+
+    def need_step(self, row: Row, own: Step, framework: Step) -> None:
+        """Take in what a measured step needs; what cannot be judged needs nothing."""
+        for name, local in row.local.items():
+            self.need(name, local, own.after[name], framework.after[name])
+        if row.judged["loss"].judged:
+            here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
+            self.need("loss", row.loss, here, there)
+        self.rounding += max(last_digit(own.after[name], w) for name, w in framework.after.items())
+        self.amplify(row.step, furthest(row))
+
+    def amplify(self, step: int, drift: float) -> None:
+        """Note drift beyond what rounding adds up to."""
+        if not AMPLIFIED * self.rounding < drift < math.inf:
             return
         factor = drift / self.rounding if self.rounding else math.inf
         before = self.amplification
-        first = before.first_step if before else row.step
+        first = before.first_step if before else step
         if before is None or factor > before.factor:
-            self.amplification = Amplification(first, row.step, factor, drift)
+            self.amplification = Amplification(first, step, factor, drift)

@@ -151,11 +151,18 @@ def row(step: int, drift: float, *, judged: bool = True) -> Row:
     )
 
 
+def still(value: float = 0.0, dtype: Any = np.float64) -> Step:
+    """Make a step after which both parameters have one value."""
+    parts: dict[str, Array] = {name: numbers(value, dtype=dtype) for name in ("weight", "bias")}
+    return Step(parts, (), 0.0, {}, {}, {}, {}, parts)
+
+
 def metered(*steps: tuple[float, float]) -> DriftMeter:
     """Measure steps of (drift, rounding), of parameters that are 0."""
     meter = DriftMeter(Tolerances())
     for number, (drift, rounding) in enumerate(steps, start=1):
         meter.measure(row(number, drift), rounding)
+        meter.need_step(row(number, drift), still(), still())
     return meter
 
 
@@ -172,21 +179,27 @@ def test_meter_tells_nothing_up_to_ten_times_the_rounding() -> None:
     assert metered((10.01, 1)).amplification is not None
 
 
-def test_meter_counts_the_start_and_the_last_digit_as_rounding() -> None:
-    apart, meter = 1e-3, DriftMeter(Tolerances())
-    meter.need("weight", local(), numbers(1 + apart), numbers(1))
-    meter.need("bias", local(), numbers(0, dtype=np.float32), numbers(0))
-    meter.measure(row(1, 9.9e-3), 0.0)
-    assert meter.amplification is None
-    meter.measure(row(2, 1.01e-2), 0.0)
-    assert meter.amplification is not None
-    # The coarser side's last digit of 1, twice in a step of no local difference.
-    other = DriftMeter(Tolerances())
-    other.need("weight", local(), numbers(1, dtype=np.float32), numbers(1))
-    other.measure(row(1, 10 * 2.0**-23), 0.0)
-    assert other.amplification is None
-    other.measure(row(2, 20.1 * 2.0**-23), 0.0)
-    assert other.amplification is not None
+def test_meter_counts_the_start_as_rounding() -> None:
+    for drift, amplified in ((9.9e-3, False), (1.01e-2, True)):
+        meter = DriftMeter(Tolerances())
+        meter.need("weight", local(), numbers(1 + 1e-3), numbers(1))
+        meter.need("bias", local(), numbers(0, dtype=np.float32), numbers(0))
+        meter.measure(row(1, drift), 0.0)
+        meter.need_step(row(1, drift), still(), still())
+        assert (meter.amplification is not None) == amplified
+
+
+@pytest.mark.parametrize(("steps", "amplified"), [(1, True), (2, True), (3, False)])
+def test_meter_counts_the_last_digit_of_the_coarser_side_at_each_step(
+    steps: int, amplified: bool
+) -> None:
+    # The last digit of 1 in float32 is 2⁻²³; after two steps there are two of them, not 2.1.
+    meter = DriftMeter(Tolerances())
+    for number in range(1, steps + 1):
+        at = row(number, 21 * 2.0**-23 if number == steps else 0.0)
+        meter.measure(at, 0.0)
+        meter.need_step(at, still(1.0, np.float32), still(1.0))
+    assert (meter.amplification is not None) == amplified
 
 
 def test_meter_keeps_the_largest_drift_and_the_first_step_that_is_lost() -> None:
