@@ -96,7 +96,7 @@ def test_one_and_two_threads_find_the_same(tmp_path: Path) -> None:
         MANY,
         MANY | {"dtype": "float32"},
         MANY | {"convention": "divided-by-batch"},
-        MANY | {"dtype": "float32", "convention": {"penalty_in_loss": True}},
+        MANY | {"convention": {"penalty_in_loss": True}},
         MANY
         | {"convention": {"decay": "after-momentum"}, "epochs": 3}
         | {"optimizer": {"name": "sgd", "momentum": 0.9}},
