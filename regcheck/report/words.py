@@ -210,16 +210,17 @@ def smallest_line(report: Report) -> str:
 
     Where all that is judged has one tolerance, so has what is told; else each its own.
     """
+    what = " what was judged" if report.first_unjudged or report.first_loss_unjudged else ""
     names = report.spec.judged(report.needed)
     tolerances = [report.spec.tolerance.of(name) for name in names]
     if len(set(tolerances)) == 1:
         told = smallest_forms(report.smallest_tolerance(), tolerances[0])
-        return f"Smallest tolerance that passes: {told}."
+        return f"Smallest tolerance that passes{what}: {told}."
     parts = [
         f"{name} {smallest_forms(report.needed[name], tolerance)}"
         for name, tolerance in zip(names, tolerances, strict=True)
     ]
-    return f"Smallest tolerances that pass: {'; '.join(parts)}."
+    return f"Smallest tolerances that pass{what}: {'; '.join(parts)}."
 
 
 def smallest_forms(needed: Needed, tolerance: Tolerance) -> str:
