@@ -313,16 +313,16 @@ def test_terms_that_are_half_alike() -> None:
         assert model.terms(s) == close(expected)
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("scale", [1.0, -1.0, 2.0**-20, -(2.0**20)])
 @pytest.mark.parametrize(("distance", "alike"), [(0.9, True), (1.1, False)])
 def test_terms_are_alike_within_a_quarter_of_the_sum_s_last_digit(
-    distance: float, sign: float, alike: bool
+    distance: float, scale: float, alike: bool
 ) -> None:
-    # u B/4 of the largest; all 32 that are looked at lie within it, or no two of them do.
+    # u B/4 of the largest, whatever its scale; all 32 that are looked at lie within it, or no two.
     rows = 4 * FEW
     step = distance * U64 * rows / 4 / (31 if alike else 1)
     s = np.zeros(rows)
-    s[:: rows // 32] = sign * (1 + step * np.arange(32))
+    s[:: rows // 32] = scale * (1 + step * np.arange(32))
     X = [[0.0 if i % 32 else 1 + step * (i // 32)] for i in range(rows)]
     of_x = RoundingModel(problem_of(data={"X": X, "y": [0.0] * rows})).terms(np.ones(rows))
     of_s = RoundingModel(problem_of(data={"X": [[1.0]] * rows, "y": [0.0] * rows})).terms(s)
