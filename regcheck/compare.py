@@ -233,6 +233,8 @@ def within_tolerance(
     scratch, framework = scratch.astype(np.float64), framework.astype(np.float64)
     with np.errstate(all="ignore"):
         allowed = (tolerance.atol or 0.0) + (tolerance.rtol or 0.0) * np.abs(framework)
+        # However much is allowed, it is a number: else one infinite side would allow the other.
+        allowed = np.minimum(allowed, np.finfo(np.float64).max)
     found = worst(name, scratch, framework, allowed)
     signs = np.signbit(scratch) != np.signbit(framework)
     if tolerance.exact and found.ratio == 0 and found.judged and signs.any():

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.compare import Row, compare_step
+from regcheck.compare import Difference, Divergence, Row, compare_step
 from regcheck.convention import TORCH, Convention
 from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.problem import Problem, Step
-from regcheck.record import Report
+from regcheck.record import LossDivergence, Report
 from regcheck.rounding import Bounds, RoundingModel
 from regcheck.schedule import Batch
 
@@ -448,8 +448,8 @@ def overflows_alone(observed: Observed) -> bool:
         for one in (row.loss, *row.within.values(), *row.local.values())
         if one.ratio > LIMIT
     ]
-    infinite = [math.isfinite(one.scratch) != math.isfinite(one.framework) for one in apart]
-    return problem.scratch_dtype != problem.framework_dtype and bool(apart) and all(infinite)
+    mixed = problem.scratch_dtype != problem.framework_dtype
+    return mixed and bool(apart) and all(map(infinite_alone, apart))
 
 
 def blown_up(observed: Observed) -> bool:
@@ -472,22 +472,33 @@ def mismatched_faults(observed: Observed) -> list[str]:
     scales = {one.step: one.scale for one in seen}
     update = {one.step: one.update for one in seen}
     reported = {one.step: one.loss for one in seen}
-    found = faults_of_step("update", update, scales, divergence and divergence.step)
-    found += faults_of_step("loss", reported, scales, loss and loss.step)
-    if divergence is not None and not found:
+    found = faults_of_step("update", update, scales, divergence)
+    found += faults_of_step("loss", reported, scales, loss)
+    if divergence is not None and not found and not infinite_alone(divergence.at):
         at = next(one for one in seen if one.step == divergence.step)
         found += faults_of_stage(at, divergence.stage)
     return found
 
 
+def infinite_alone(difference: Difference) -> bool:
+    """Say whether one side alone is not finite, as the coarser of two dtypes may be."""
+    return math.isfinite(difference.scratch) != math.isfinite(difference.framework)
+
+
 def faults_of_step(
-    what: str, effect: dict[int, float], scales: dict[int, float], step: int | None
+    what: str,
+    effect: dict[int, float],
+    scales: dict[int, float],
+    divergence: Divergence | LossDivergence | None,
 ) -> list[str]:
     """Compare the step of a divergence with the effects by step."""
+    step = None if divergence is None else divergence.step
     clear = next((k for k, size in effect.items() if size > CLEAR * scales[k]), None)
     if clear is not None and (step is None or step > clear):
         return [f"{what}: {effect[clear]:.3g} bounds at step {clear}, found at {step}"]
-    if step is not None and effect[step] * scales[step] < NOISE:
+    if divergence is None or step is None or infinite_alone(divergence.at):
+        return []
+    if effect[step] * scales[step] < NOISE:
         return [f"{what}: diverged at step {step} by {effect[step]:.3g} bounds"]
     return []
 
