@@ -771,6 +771,16 @@ def test_sizes_worked_by_hand() -> None:
         assert found == close((45.5, 3 * 99.0**2, g + v, 2.5 + 3 + 2 * (g + v)))
 
 
+@pytest.mark.parametrize("loss", ["bce", "bce_with_logits", "mse"])
+def test_sizes_of_a_logistic_model_worked_by_hand(loss: str) -> None:
+    # However large z ≤ 5 · 2.5 + 3 is, |s| ≤ 1; then |g| ≤ 4 · 1, and d ≤ g + v with v ≤ g.
+    start = {"weight": [1.5, 2.0], "bias": 3.0}
+    problem = problem_of(model="logistic", loss=loss, init=start, lr=8.0)
+    batch, step, _ = first_step(problem)
+
+    assert RoundingModel(problem).largest_sizes(batch, step) == close((15.5, 1, 8, 5.5 + 8 * 8))
+
+
 @pytest.mark.parametrize("dampening", [0.0, 0.5, 1.0])
 def test_sizes_grow_with_the_velocity_whatever_its_first_step(dampening: float) -> None:
     # The first step takes g whole. A constant g makes it g/(1 − μ) in the end.
