@@ -1,6 +1,6 @@
 """The framework side: nn.Linear, torch's loss and the real torch.optim.SGD with parameter groups.
 
-The one module that imports torch, and the one place where threads and determinism are set.
+With `noise` the one module that imports torch; the one place where threads and determinism are set.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ LAYERS = [
     {"problem"},
     {"losses", "models", "norms", "optimizers"},
     {"rounding"},
-    {"numpy_trainer", "torch_trainer"},
+    {"noise", "numpy_trainer", "torch_trainer"},
     {"compare"},
     {"drift", "trace", "trials"},
     {"record"},
@@ -69,7 +69,7 @@ def test_module_imports_only_from_the_layers_below(path: object) -> None:
 @pytest.mark.parametrize(
     ("package", "importers"),
     [
-        ("torch", {"torch_trainer.py"}),
+        ("torch", {"noise.py", "torch_trainer.py"}),
         ("rich", {"report/terminal.py"}),
         ("click", {"cli.py"}),
         ("yaml", {"spec/loading.py"}),
