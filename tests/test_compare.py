@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from regcheck.compare import (
     Difference,
+    compare_start,
     compare_step,
     difference_of,
     diverges,
@@ -18,13 +19,17 @@ from regcheck.compare import (
     each,
     exceeds,
     greatest,
+    in_limits,
+    injected,
     locate,
+    parts,
+    within_tolerance,
     worst,
 )
 from regcheck.problem import Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
-from regcheck.spec.judging import Tolerances
+from regcheck.spec.judging import Tolerance, Tolerances
 
 Array = NDArray[np.floating]
 NAN, INF = math.nan, math.inf
@@ -78,6 +83,22 @@ def test_worst_counts_in_bounds_and_not_in_size() -> None:
 
     assert found.index == (1,)
     assert found.ratio == pytest.approx(10.0)
+
+
+def test_worst_ranks_by_the_quotient_to_its_last_digit() -> None:
+    # Less its bound, the first entry is off by more; divided without a rest, both are 1.
+    off, bound = array(0.5, 0.02), array(0.4, 0.001)
+    assert worst("weight", off, array(0.0, 0.0), bound).index == (1,)
+    assert worst("weight", array(1.2, 1.7), array(0.0, 0.0), array(1.0, 1.0)).index == (1,)
+
+
+@pytest.mark.parametrize("odd", range(3))
+@pytest.mark.parametrize("shape", [(1, 3), (1,), (2,), (0,)], ids=str)
+def test_worst_broadcasts_nothing(odd: int, shape: tuple[int, ...]) -> None:
+    three = [np.zeros(3), np.zeros(3), np.ones(3)]
+    three[odd] = np.ones(shape)
+    with pytest.raises(ValueError, match="cannot compare the shapes"):
+        worst("weight", *three)
 
 
 def test_worst_gives_the_index_in_the_tensors_own_shape() -> None:
@@ -206,12 +227,122 @@ def test_greatest_takes_a_number_over_one_that_is_none() -> None:
     none = replace(one, ratio=NAN, judged=False)
 
     assert greatest([none, one, none]) is one
+    zero = replace(one, ratio=0.0)
+    assert greatest([none, zero]) is zero
     assert greatest([one, replace(one, ratio=2.0), none]).ratio == 2.0
 
 
 def test_exceeds_is_strict() -> None:
     assert not exceeds(difference_of("bias", (0,), 8.0, 0.0, 1.0), LIMIT)
     assert exceeds(difference_of("bias", (0,), 8.0 + 1e-9, 0.0, 1.0), LIMIT)
+
+
+# --- the tolerance ------------------------------------------------------------------------------
+
+
+CLOSE = Tolerance(rtol=0.5, atol=1.0)
+
+
+def test_drift_may_be_atol_and_rtol_of_the_frameworks() -> None:
+    found = within_tolerance(CLOSE, "weight", array(9.0, -7.0), array(6.0, -4.0))
+
+    # 1 + 0.5·6 = 4 and 1 + 0.5·4 = 3, so that 3 are 3/4 of the one, and all of the other.
+    assert (found.index, found.difference, found.bound, found.ratio) == ((1,), 3.0, 3.0, 1.0)
+    assert within_tolerance(CLOSE, "bias", array(9.0), array(6.0)).ratio == 0.75
+    assert within_tolerance(Tolerance(atol=2.0), "bias", array(9.0), array(6.0)).ratio == 1.5
+    assert within_tolerance(Tolerance(rtol=0.25), "bias", array(9.0), array(6.0)).ratio == 2.0
+    assert within_tolerance(Tolerance(rtol=0.25), "bias", array(9.0), array(0.0)).ratio == INF
+
+
+def test_drift_of_an_infinite_side_is_never_allowed() -> None:
+    for pair in ((1.0, INF), (INF, 1.0), (1.0, NAN), (NAN, 1.0)):
+        found = within_tolerance(CLOSE, "bias", array(pair[0]), array(pair[1]))
+        assert (found.ratio, found.judged) == (INF, True)
+    assert not within_tolerance(CLOSE, "bias", array(INF), array(INF)).judged
+
+
+EXACT = Tolerance(exact=True)
+
+
+def test_exact_takes_the_same_bits_alone() -> None:
+    one = array(1.0, -0.0, 5e-324)
+    assert within_tolerance(EXACT, "weight", one, one.copy()).ratio == 0
+    zero = within_tolerance(EXACT, "weight", one, array(1.0, 0.0, 5e-324))
+    assert (zero.index, zero.ratio, zero.difference) == ((1,), INF, 0.0)
+    near = within_tolerance(EXACT, "weight", one, array(1.0, 0.0, 1e-323))
+    assert (near.index, near.ratio, near.difference) == ((2,), INF, 5e-324)
+    # A sign is no matter to any other tolerance.
+    none = Tolerance(atol=0.0)
+    assert within_tolerance(none, "weight", one, array(1.0, 0.0, 5e-324)).ratio == 0
+    same = within_tolerance(EXACT, "weight", array(-0.0, NAN), array(0.0, NAN))
+    assert not same.judged
+
+
+def test_exact_takes_float32_for_the_number_that_it_is() -> None:
+    tenth = np.array([0.1], np.float32)
+    assert within_tolerance(EXACT, "bias", tenth, tenth.astype(np.float64)).ratio == 0
+    assert within_tolerance(EXACT, "bias", tenth, array(0.1)).ratio == INF
+
+
+def test_limits_rank_tensors_of_different_tolerances() -> None:
+    mixed = Tolerances(rounding=4.0, bias=CLOSE)
+    ten = difference_of("weight", (0, 0), 10.0, 0.0, 1.0)
+
+    assert in_limits(ten, mixed) == 2.5
+    assert in_limits(replace(ten, tensor="bias"), mixed) == 10.0
+    assert in_limits(ten, DEFAULT) == 10 / 8
+    assert in_limits(replace(ten, ratio=NAN), mixed) == -1.0
+    assert in_limits(replace(ten, ratio=0.0), mixed) == 0.0
+
+
+def test_start_is_compared_by_rounding_and_by_each_tolerance() -> None:
+    own = {"weight": array(1.0, 2.0), "bias": array(3.0)}
+    other = {"weight": array(1.0, 2.5), "bias": array(3.25)}
+    bounds = {"weight": array(0.25, 0.25), "bias": array(0.25)}
+    found = compare_start(own, other, bounds, Tolerances(bias=Tolerance(atol=0.125)))
+
+    assert {name: local.ratio for name, (local, _) in found.items()} == {"weight": 2.0, "bias": 1.0}
+    assert {name: judged.ratio for name, (_, judged) in found.items()} == {
+        "weight": 2.0,
+        "bias": 2.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "loss"])
+def test_each_has_its_own_tolerance(name: str) -> None:
+    step = a_step()
+    # The trajectories are apart by 1, and the rules agree.
+    own = step._replace(
+        loss=step.loss + 1, after={key: tensor + 1 for key, tensor in step.after.items()}
+    )
+    tolerances = Tolerances.model_validate({name: Tolerance(atol=0.5)})
+    judged = compare_step(BATCH, own, step, step, some_bounds(), tolerances).judged
+
+    assert {key: one.ratio for key, one in judged.items()} == {
+        "weight": 0.0,
+        "bias": 0.0,
+        "loss": 0.0,
+    } | {name: 2.0}
+
+
+def test_stage_of_a_drift_tolerance_parts_beyond_rounding() -> None:
+    for tolerances, smallest in (
+        (Tolerances(rtol=1.0), 8.0),
+        (Tolerances(rounding=3.0), 3.0),
+        (Tolerances(exact=True), 0.0),
+    ):
+        at = difference_of("output", (0,), smallest, 0.0, 1.0)
+        assert not parts(at, tolerances)
+        assert parts(replace(at, ratio=smallest + 0.1), tolerances)
+
+
+def test_injected_is_what_one_step_puts_in() -> None:
+    step = a_step()
+    other = changed(changed(step, "after", "weight", (0, 1), 2.5), "after", "bias", 0, 3.25)
+
+    assert injected(step, step) == 0
+    assert injected(other, step) == 0.5
+    assert injected(changed(step, "after", "bias", 0, 4.0), step) == 1.0
 
 
 # --- one step -----------------------------------------------------------------------------------
