@@ -64,7 +64,6 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
     """
     atol, rtol = tolerance.atol or 0.0, tolerance.rtol or 0.0
     rounding = local.ratio if local.judged else math.inf
-    scratch = scratch.astype(np.float64, copy=False)
     framework = framework.astype(np.float64, copy=False)
     with np.errstate(all="ignore"):
         off = np.abs(scratch - framework)
