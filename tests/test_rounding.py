@@ -290,6 +290,7 @@ def test_terms_that_are_close_round_alike() -> None:
     assert model.terms(np.ones(rows)) == pytest.approx([many, few, many])
     assert model.terms(1 + 1e-15 * random) == pytest.approx([many, few, many])
     assert model.terms(random) == few
+    assert np.max(model.terms(np.ones(FEW))) == close(math.hypot(FEW, math.sqrt(FEW)))
     assert model.terms(np.ones(FEW - 1)) == math.sqrt(FEW - 1)
 
 
@@ -311,6 +312,22 @@ def test_terms_that_are_half_alike() -> None:
     for s, share in [(np.ones(rows), 1.0), (-halves(rows), HALF), (halves(rows), HALF)]:
         expected = np.sqrt(rows + rows**2 * share * np.array([1, HALF, 0, 1]))
         assert model.terms(s) == close(expected)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_terms_of_which_some_are_alike(sign: float) -> None:
+    # All but one of the 32: 31 · 30 of 32 · 31 pairs. Or 31 numbers, of which neighbours are alike
+    # by the measure of the 32nd, which is the largest: 2 · 30 pairs.
+    rows = 4 * FEW
+    one_apart, ramp = np.ones(rows), np.zeros(rows)
+    one_apart[0] = 0.0
+    ramp[:: rows // 32] = 0.6 * U64 * rows / 4 * np.arange(32)
+    ramp[31 * rows // 32] = 1.0
+    model = RoundingModel(problem_of(data={"X": [[1.0]] * rows, "y": [0.0] * rows}))
+
+    for s, pairs in [(one_apart, 31 * 30), (ramp, 2 * 30)]:
+        expected = math.sqrt(rows + rows**2 * pairs / (32 * 31))
+        assert model.terms(sign * s) == close(np.full(2, expected))
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 2.0**-20, -(2.0**20)])
