@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regcheck.norms import sample
+from regcheck.norms import chosen
 from regcheck.rounding import FEW
 
 Noise = dict[str, NDArray[np.float64]]
@@ -222,6 +222,7 @@ def ones(x: Tensor) -> Tensor:
 
 def share_alike(x: Tensor, tolerance: float) -> float:
     """Give the share of pairs of like size, among some entries that are not 0 and so round."""
-    some = sample(x[x != 0].double().numpy())
+    terms = x[x != 0].double().numpy()
+    some = terms[chosen(len(terms))]
     near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
     return (np.count_nonzero(near) - len(some)) / max(1, len(some) * (len(some) - 1))

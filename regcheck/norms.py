@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.floating]
 
 SAMPLE = 32
-"""Rows looked at for terms that round alike."""
+"""Rows looked at, at least, for terms that round alike."""
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""The golden ratio's share of 1."""
 
 
 class Norms(NamedTuple):
@@ -50,14 +53,28 @@ def norm(vector: Array) -> float:
     return peak * math.sqrt(float(np.dot(scaled, scaled)))
 
 
-def sample(rows: Array) -> Array:
-    """Take 32 rows spread over all, or all where they are fewer."""
-    return rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+def chosen(rows: int) -> NDArray[np.intp]:
+    """Choose 32 of so many rows or more, √rows/8, or all where they are few.
+
+    They are spread over all by multiples of the golden ratio's share, which keep no step with rows
+    that repeat. Of two rows' agreeing by a chance of some hundreds in n, they still show a few.
+    """
+    count = max(SAMPLE, math.isqrt(rows) // 8)
+    if rows <= 3 * count:  # else two multiples may fall on one row
+        return np.arange(rows)
+    return (rows * (GOLDEN * np.arange(count) % 1)).astype(np.intp)
 
 
-def close_pairs(columns: Array, tolerance: float) -> Array:
-    """Give the share of pairs in each column that differ by at most tolerance times its peak."""
-    some = sample(columns).astype(np.float64)
-    near = np.abs(some[:, None] - some) <= tolerance * np.abs(some).max(axis=0)
-    pairs = max(1, len(some) * (len(some) - 1))
-    return np.asarray((np.count_nonzero(near, axis=(0, 1)) - len(some)) / pairs)
+def close_pairs(tolerance: float, *tables: Array) -> Array:
+    """Give the share of pairs of rows that are close in all tables, column by column.
+
+    Close are two entries that differ by at most tolerance times the column's largest. A table of
+    one column goes with every column of the others.
+    """
+    near: Array | bool = True
+    for table in tables:
+        some = table.astype(np.float64)
+        distances = np.abs(some[:, None] - some)
+        near = near & (distances <= tolerance * np.abs(some).max(axis=0))
+    rows = len(tables[0])
+    return np.asarray((np.count_nonzero(near, axis=(0, 1)) - rows) / max(1, rows * (rows - 1)))

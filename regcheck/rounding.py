@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from regcheck.losses import DENOMINATOR_FLOOR, LOG_FLOOR
-from regcheck.norms import close_pairs, norm, norms, sample
+from regcheck.norms import chosen, close_pairs, norm, norms
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
@@ -98,12 +98,9 @@ class RoundingModel:
         self.row_norms, column_norms, peaks = norms(X)
         self.column_norms = np.append(column_norms, math.sqrt(len(X)))
         self.column_peaks = np.append(peaks, 1.0)
-        self.close_x = np.append(close_pairs(X, self.u * len(X) / 4), 1.0)
-        self.close_features = (
-            float(close_pairs(sample(X).T, self.u * X.shape[1] / 4).max())
-            if X.shape[1] >= FEW
-            else 0.0
-        )
+        # Some features of some rows, (features, rows), to see which are alike.
+        self.chosen_features = chosen(X.shape[1])
+        self.some_features = X[chosen(len(X))][:, self.chosen_features].T
         self.largest_row = float(self.row_norms.max())
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
@@ -158,7 +155,7 @@ class RoundingModel:
             dz = self.output_bound(index, step.before)
             error = self.slope_error(z, s, y, dz, largest_z) + 2 * u * (slope + target)
             columns = np.minimum(self.column_norms, math.sqrt(rows) * self.column_peaks)
-            gradient += columns * ((error + u * (self.terms(s) + 7) * slope) / rows)
+            gradient += columns * ((error + u * (self.terms(index, s) + 7) * slope) / rows)
             outputs.append(dz)
             # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
             loss += ((slope + error) * norm(dz) + 2 * u * slope * target) / rows
@@ -166,30 +163,40 @@ class RoundingModel:
             loss += u * (math.sqrt(rows) + 7) * abs(step.loss)
         return tuple(outputs), loss / parts + self.floor, gradient / parts + self.floor
 
-    def terms(self, s: Array) -> Array | float:
+    def terms(self, index: RowIndex, s: Array) -> Array | float:
         """Give how many terms' roundings add up in each column's sum, √B where they are random.
 
         Rounding a partial sum depends on the term just added, so that terms round alike which
         differ by less than the last digit of the sum, about u B of one. With groups of n_k such
         terms it is √(Σ n_k²), between √B and B; and Σ n_k² is B + B² times the share of pairs
-        that are so close, in x_j and in s.
+        that are so close, both in x_j and in s.
+
+        Args:
+            index: the rows of X.
+            s: their slopes.
         """
         rows = len(s)
         if rows < FEW:
             return math.sqrt(rows)
-        tolerance, some = self.u * rows / 4, np.sort(sample(s))
-        if np.min(some[1:] - some[:-1]) > tolerance * max(-some[0], some[-1]):
+        tolerance, places = self.u * rows / 4, chosen(rows)
+        slopes = s[places]
+        ranked = np.sort(slopes)
+        if np.min(ranked[1:] - ranked[:-1]) > tolerance * max(-ranked[0], ranked[-1]):
             return math.sqrt(rows)
-        share = self.close_x * close_pairs(s[:, None], tolerance)
+        X = self.problem.X
+        some = X[index][places] if isinstance(index, slice) else X[index[places]]
+        columns = np.column_stack((some, np.ones(len(some))))
+        share = close_pairs(tolerance, columns, slopes[:, None])
         return np.asarray(np.sqrt(rows + rows**2 * share))
 
     def features_alike(self, weight: Array) -> float:
         """Give how many roundings add up in z_i: as in `terms`, but along a row."""
         features = weight.size
-        if self.close_features == 0.0:
+        if features < FEW:
             return math.sqrt(features)
-        close_w = float(close_pairs(weight.T, self.u * features / 4)[0])
-        return math.sqrt(features + features**2 * self.close_features * close_w)
+        some = weight[0, self.chosen_features]
+        share = float(close_pairs(self.u * features / 4, self.some_features, some[:, None]).max())
+        return math.sqrt(features + features**2 * share)
 
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
         """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|), with more than √d where terms round alike."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.norms import SAMPLE, close_pairs, norm, norms, sample
+from regcheck.norms import SAMPLE, chosen, close_pairs, norm, norms
 
 
 def close(expected: Any, rel: float = 1e-14) -> Any:
@@ -44,26 +44,36 @@ def test_norm_of_what_has_none() -> None:
     assert norm(np.array([3e30, 4e30], np.float32)) == close(5e30, rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, 63, 64, 65, 100, 1000])
-def test_sample_is_spread_over_all_rows(rows: int) -> None:
-    taken = sample(np.arange(float(rows)))
+@pytest.mark.parametrize("rows", [1, 2, SAMPLE - 1, SAMPLE, SAMPLE + 1, 63, 100, 1000, 10**6])
+def test_chosen_rows_are_spread_over_all(rows: int) -> None:
+    places = chosen(rows)
+    count = len(places)
 
-    assert len(taken) == min(rows, SAMPLE)
-    assert len(np.unique(np.diff(taken))) <= 1
-    assert taken[0] == 0
-    # One row in k = rows // 32 is taken, so that what is left at the end is less than rows/2.
-    assert taken[-1] >= rows / 2 - 1
-    assert rows < 2 * SAMPLE or taken[1] == rows // SAMPLE
+    assert count == (rows if rows <= 3 * SAMPLE else max(SAMPLE, math.isqrt(rows) // 8))
+    assert len(set(places.tolist())) == count
+    assert (places.min(), places.max() < rows) == (0, True)
+    # Multiples of the golden ratio leave no gap larger than φ² = 2.62 of the mean one.
+    gaps = np.diff(np.append(np.sort(places), rows))
+    assert gaps.max() <= 2.62 * rows / count + 1
+
+
+def test_chosen_rows_keep_no_step_with_rows_that_repeat() -> None:
+    # A million rows, of which each 1,000th, or each 64th, is the same: 125 rows, 7,750 pairs.
+    for period in (1000, 64, 2):
+        kind = chosen(10**6) % period
+        _, counts = np.unique(kind, return_counts=True)
+        share = float((counts * (counts - 1)).sum()) / (125 * 124)
+        assert share == pytest.approx(1 / period, abs=0.15 / math.sqrt(period))
 
 
 def test_close_pairs_of_columns() -> None:
     rows = np.arange(1000.0)
     columns = np.stack([rows, np.ones(1000), 1 + 1e-9 * rows, rows % 7], axis=1)
 
-    assert close_pairs(columns, 0.0)[:3].tolist() == [0.0, 1.0, 0.0]
-    assert close_pairs(columns, 1e-5)[:3].tolist() == [0.0, 1.0, 1.0]
-    assert close_pairs(columns, 1e-5)[3] == pytest.approx(1 / 7, abs=0.05)
-    assert close_pairs(np.ones((1, 1)), 0.0).tolist() == [0.0]
+    assert close_pairs(0.0, columns)[:3].tolist() == [0.0, 1.0, 0.0]
+    assert close_pairs(1e-5, columns)[:3].tolist() == [0.0, 1.0, 1.0]
+    assert close_pairs(1e-5, columns)[3] == pytest.approx(1 / 7, abs=0.05)
+    assert close_pairs(0.0, np.ones((1, 1))).tolist() == [0.0]
 
 
 def test_close_pairs_worked_by_hand() -> None:
@@ -71,12 +81,21 @@ def test_close_pairs_worked_by_hand() -> None:
     # its sign, so that a tolerance of 1/8 of it allows a distance of 1, and no more.
     columns = np.array([[1.0, -8.0, 0.0], [1.0, 8.0, 7.0], [1.0, 8.0, 8.0], [8.0, 7.0, -8.0]])
 
-    assert close_pairs(columns, 0.0) == close(np.array([6, 2, 0]) / 12)
-    assert close_pairs(columns, 1 / 8) == close(np.array([6, 6, 2]) / 12)
-    assert close_pairs(columns, 0.99 / 8) == close(np.array([6, 2, 0]) / 12)
-    assert close_pairs(np.array([[1.0], [1.0]]), 0.0).tolist() == [1.0]
+    assert close_pairs(0.0, columns) == close(np.array([6, 2, 0]) / 12)
+    assert close_pairs(1 / 8, columns) == close(np.array([6, 6, 2]) / 12)
+    assert close_pairs(0.99 / 8, columns) == close(np.array([6, 2, 0]) / 12)
+    assert close_pairs(0.0, np.array([[1.0], [1.0]])).tolist() == [1.0]
+
+
+def test_close_pairs_are_close_in_every_table() -> None:
+    columns = np.array([[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 1.0]])
+    other = np.array([[5.0], [5.0], [5.0], [9.0]])
+
+    # Equal in the first column: rows 0 1, 2 3; in the second: 0 2, 0 3, 2 3; in the other: 0 1 2.
+    assert close_pairs(0.0, columns) == close(np.array([4, 6]) / 12)
+    assert close_pairs(0.0, columns, other) == close(np.array([2, 2]) / 12)
 
 
 def test_close_pairs_in_float32_are_counted_in_float64() -> None:
     # 3e38 − (−3e38) is inf in float32; a warning would fail here.
-    assert close_pairs(np.array([[3e38], [-3e38]], np.float32), 1.0).tolist() == [0.0]
+    assert close_pairs(1.0, np.array([[3e38], [-3e38]], np.float32)).tolist() == [0.0]
