@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.losses import DENOMINATOR_FLOOR, LOSSES
-from regcheck.norms import norm
+from regcheck.norms import chosen, norm
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Problem, Step, build_problem
 from regcheck.rounding import (
@@ -280,105 +280,122 @@ def test_steepest_is_the_largest_slope_of_the_slope(kind: tuple[str, str]) -> No
         assert np.all(largest <= TAIL[kind[1]] * np.exp(-np.abs(z)) * 1.001)
 
 
+def terms(s: Array, *columns: Array) -> Array:
+    """Give the terms of each column and the bias, of a batch of all rows."""
+    X = np.column_stack(columns).tolist()
+    model = RoundingModel(problem_of(data={"X": X, "y": [0.0] * len(s)}))
+    return np.broadcast_to(model.terms(slice(0, len(s)), s), len(columns) + 1)
+
+
+def where_looked(values: Array, size: int = 4 * FEW) -> Array:
+    """Make zeros with these 32 values at the places that are looked at."""
+    made = np.zeros(size)
+    made[chosen(size)] = values
+    return made
+
+
+RANDOM = np.random.default_rng(0).normal(size=4 * FEW)
+HALVES = where_looked(np.repeat([1.0, 2.0], 16))
+"""Two values; of the 32 · 31 pairs 2 · 16 · 15 agree."""
+TURNS = where_looked(np.tile([1.0, 2.0], 16))
+"""Two values, of which HALVES has each one at 8 of the other's: 4 · 8 · 7 pairs agree in both."""
+HALF, QUARTER = 15 / 31, 7 / 31
+
+
+def many(size: int, share: float = 1.0) -> float:
+    """Give √(B + B² share)."""
+    return math.sqrt(size + size**2 * share)
+
+
 def test_terms_that_are_close_round_alike() -> None:
-    rows = 4 * FEW
-    random = np.random.default_rng(0).normal(size=rows)
-    X = np.column_stack([np.ones(rows), random])
-    model = RoundingModel(problem_of(data={"X": X.tolist(), "y": [0.0] * rows}))
-    few, many = math.sqrt(rows), math.hypot(rows, math.sqrt(rows))
+    ones, rows = np.ones(4 * FEW), 4 * FEW
+    expected = np.array([many(rows), math.sqrt(rows), many(rows)])
 
-    assert model.terms(np.ones(rows)) == pytest.approx([many, few, many])
-    assert model.terms(1 + 1e-15 * random) == pytest.approx([many, few, many])
-    assert model.terms(random) == few
-    assert np.max(model.terms(np.ones(FEW))) == close(math.hypot(FEW, math.sqrt(FEW)))
-    assert model.terms(np.ones(FEW - 1)) == math.sqrt(FEW - 1)
-
-
-def halves(rows: int) -> Array:
-    """Make a column of two values: of the 32 sampled rows, 2 · 16 · 15 of 32 · 31 pairs agree."""
-    return np.repeat([1.0, 2.0], rows // 2)
-
-
-HALF = 15 / 31
+    assert terms(ones, ones, RANDOM) == close(expected)
+    assert terms(1 + 1e-15 * RANDOM, ones, RANDOM) == close(expected)
+    assert terms(RANDOM, ones, RANDOM) == close(np.full(3, math.sqrt(rows)))
+    assert terms(ones[:FEW], ones[:FEW]) == close(np.full(2, many(FEW)))
+    assert terms(ones[: FEW - 1], ones[: FEW - 1]) == close(np.full(2, math.sqrt(FEW - 1)))
 
 
 def test_terms_that_are_half_alike() -> None:
-    # Pairs that are close in x_j and in s alike are taken to be as many as both shares say.
-    rows = 4 * FEW
-    random = np.random.default_rng(0).normal(size=rows)
-    X = np.column_stack([np.ones(rows), halves(rows), random])
-    model = RoundingModel(problem_of(data={"X": X.tolist(), "y": [0.0] * rows}))
+    ones, rows = np.ones(4 * FEW), 4 * FEW
+    for s, shares in [
+        (ones, [1, HALF, HALF, 0, 1]),
+        (HALVES, [HALF, HALF, QUARTER, 0, HALF]),
+        (-HALVES, [HALF, HALF, QUARTER, 0, HALF]),
+        (TURNS, [HALF, QUARTER, HALF, 0, HALF]),
+    ]:
+        expected = [many(rows, share) for share in shares]
+        assert terms(s, ones, HALVES, TURNS, RANDOM) == close(np.array(expected))
 
-    for s, share in [(np.ones(rows), 1.0), (-halves(rows), HALF), (halves(rows), HALF)]:
-        expected = np.sqrt(rows + rows**2 * share * np.array([1, HALF, 0, 1]))
-        assert model.terms(s) == close(expected)
+
+def test_terms_are_those_of_the_batch() -> None:
+    # The first half of the rows is alike, the second is not: in x, with slopes that are all alike.
+    rows = 4 * FEW
+    column = np.concatenate([np.ones(rows), RANDOM])
+    model = RoundingModel(problem_of(data={"X": column[:, None].tolist(), "y": [0.0] * 2 * rows}))
+    ones, places = np.ones(rows), np.arange(rows)
+
+    for first, expected in [(0, many(rows)), (rows, math.sqrt(rows))]:
+        for index in (slice(first, first + rows), first + places):
+            assert model.terms(index, ones) == close(np.array([expected, many(rows)]))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_terms_of_which_some_are_alike(sign: float) -> None:
     # All but one of the 32: 31 · 30 of 32 · 31 pairs. Or 31 numbers, of which neighbours are alike
     # by the measure of the 32nd, which is the largest: 2 · 30 pairs.
-    rows = 4 * FEW
-    one_apart, ramp = np.ones(rows), np.zeros(rows)
-    one_apart[0] = 0.0
-    ramp[:: rows // 32] = 0.6 * U64 * rows / 4 * np.arange(32)
-    ramp[31 * rows // 32] = 1.0
-    model = RoundingModel(problem_of(data={"X": [[1.0]] * rows, "y": [0.0] * rows}))
-
-    for s, pairs in [(one_apart, 31 * 30), (ramp, 2 * 30)]:
-        expected = math.sqrt(rows + rows**2 * pairs / (32 * 31))
-        assert model.terms(sign * s) == close(np.full(2, expected))
+    rows, ramp = 4 * FEW, 0.6 * U64 * FEW * np.arange(32.0)
+    ramp[31] = 1.0
+    for values, pairs in [(np.repeat([0.0, 1.0], [1, 31]), 31 * 30), (ramp, 2 * 30)]:
+        found = terms(sign * where_looked(values), np.ones(rows))
+        assert found == close(np.full(2, many(rows, pairs / (32 * 31))))
 
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 2.0**-20, -(2.0**20)])
-@pytest.mark.parametrize(("distance", "alike"), [(0.9, True), (1.1, False)])
+@pytest.mark.parametrize(("distance", "share"), [(0.9 / 31, 1.0), (1.1, 0.0)])
 def test_terms_are_alike_within_a_quarter_of_the_sum_s_last_digit(
-    distance: float, scale: float, alike: bool
+    distance: float, scale: float, share: float
 ) -> None:
     # u B/4 of the largest, whatever its scale; all 32 that are looked at lie within it, or no two.
-    rows = 4 * FEW
-    step = distance * U64 * rows / 4 / (31 if alike else 1)
-    s = np.zeros(rows)
-    s[:: rows // 32] = scale * (1 + step * np.arange(32))
-    X = [[0.0 if i % 32 else 1 + step * (i // 32)] for i in range(rows)]
-    of_x = RoundingModel(problem_of(data={"X": X, "y": [0.0] * rows})).terms(np.ones(rows))
-    of_s = RoundingModel(problem_of(data={"X": [[1.0]] * rows, "y": [0.0] * rows})).terms(s)
-    few, many = math.sqrt(rows), math.hypot(rows, math.sqrt(rows))
+    ones, rows = np.ones(4 * FEW), 4 * FEW
+    ramp = where_looked(scale * (1 + distance * U64 * rows / 4 * np.arange(32)))
 
-    assert of_x == close(np.array([many if alike else few, many]))
-    assert np.broadcast_to(of_s, 2) == close(np.full(2, many if alike else few))
+    assert terms(ones, ramp) == close(np.array([many(rows, share), many(rows)]))
+    assert terms(ramp, ones) == close(np.full(2, many(rows, share)))
 
 
-def test_features_that_are_alike_round_alike(tmp_path: Path) -> None:
-    features = 4 * FEW
-    random = np.random.default_rng(0).normal(size=features)
-    few, many = math.sqrt(features), math.hypot(features, math.sqrt(features))
-    some = math.sqrt(features + features**2 * HALF)
+def features_alike(weight: Array, *rows: Array) -> float:
+    model = RoundingModel(problem_of(data={"X": np.stack(rows).tolist(), "y": [1.0] * len(rows)}))
+    return model.features_alike(weight[None, :])
 
-    def alike(row: Array, weight: Array) -> float:
-        np.savez(tmp_path / "wide.npz", X=np.stack([random[: row.size], row]), y=np.ones(2))
-        model = RoundingModel(problem_of(data={"npz": str(tmp_path / "wide.npz")}))
-        return model.features_alike(weight[None, :])
 
+def test_features_that_are_alike_round_alike() -> None:
+    ones, features = np.ones(4 * FEW), 4 * FEW
     # The row whose features are the most alike counts.
-    assert alike(np.ones(features), np.ones(features)) == close(many)
-    assert alike(np.ones(features), halves(features)) == close(some)
-    assert alike(halves(features), np.ones(features)) == close(some)
-    assert alike(random, np.ones(features)) == close(few)
-    assert alike(np.ones(features), random) == close(few)
-    assert alike(np.ones(FEW), np.ones(FEW)) == close(math.hypot(FEW, math.sqrt(FEW)))
-    assert alike(np.ones(FEW - 1), np.ones(FEW - 1)) == close(math.sqrt(FEW - 1))
+    for weight, row, share in [
+        (ones, ones, 1.0),
+        (HALVES, ones, HALF),
+        (ones, HALVES, HALF),
+        (TURNS, HALVES, QUARTER),
+        (ones, RANDOM, 0.0),
+        (RANDOM, ones, 0.0),
+    ]:
+        assert features_alike(weight, RANDOM, row) == close(many(features, share))
+    for size, expected in [(FEW, many(FEW)), (FEW - 1, math.sqrt(FEW - 1))]:
+        assert features_alike(ones[:size], ones[:size]) == close(expected)
 
 
-def test_features_are_alike_within_a_quarter_of_the_sum_s_last_digit() -> None:
-    features = 4 * FEW
-    few, many = math.sqrt(features), math.hypot(features, math.sqrt(features))
-    ones, ramp = np.ones(features), np.zeros(features)
-    for distance, expected in [(0.9 / 31, many), (1.1, few)]:
-        ramp[:: features // 32] = 1 + distance * U64 * features / 4 * np.arange(32)
-        for row, weight in [(ones, ramp), (ramp, ones)]:
-            model = RoundingModel(problem_of(data={"X": [row.tolist()], "y": [1.0]}))
-            assert model.features_alike(weight[None, :]) == close(expected)
+@pytest.mark.parametrize(("distance", "share"), [(0.9 / 31, 1.0), (1.1, 0.0)])
+def test_features_are_alike_within_a_quarter_of_the_sum_s_last_digit(
+    distance: float, share: float
+) -> None:
+    ones, features = np.ones(4 * FEW), 4 * FEW
+    ramp = where_looked(1 + distance * U64 * features / 4 * np.arange(32))
+
+    assert features_alike(ones, ramp) == close(many(features, share))
+    assert features_alike(ramp, ones) == close(many(features, share))
 
 
 def logistic(loss: str, **settings: Any) -> RoundingModel:
@@ -458,6 +475,7 @@ def test_rounding_of_the_loss_worked_by_hand(
     ("z", "y", "expected"),
     [
         (16.0, 0.25, 100 + 4 * U32),  # 4u e^z = 2.1
+        (15.5, 0.25, 100 + 4 * U32),  # 4u e^z = 1.3
         (14.0, 0.25, 4 * U32 * (2 + math.exp(14))),  # 4u e^z = 0.29
         # Below −85, p is denormal, and log p counts unless y = 0.
         (-84.0, 0.25, 8 * U32),
@@ -504,6 +522,16 @@ def test_clipping_of_a_gradient_as_small_as_what_is_added_to_its_norm() -> None:
     wobble = 0.5 * (size / 3e-6 + 3)
 
     assert model.clipped(dg * U64, small) == close((0.5 * dg + wobble * np.abs(g)) * U64)
+
+
+def test_a_clipping_factor_is_at_most_one() -> None:
+    # ‖g‖ = 2 is known to ±13, so that it may be clipped to 8; as it stands, f = 1.
+    model = RoundingModel(problem_of(clip_norm=8.0))
+    step = first_step(clipped_problem(1.0))[1]
+    g, dg = np.array([0.0, 1.2, -1.6]), np.array([3.0, 4.0, 12.0])
+    near = step._replace(gradient={"weight": g[None, :2], "bias": g[2:]})
+
+    assert model.clipped(dg, near) == close(dg + 13 / (2 + 1e-6) * np.abs(g), rel=1e-12)
 
 
 @pytest.mark.parametrize(("off", "moves"), [(-1e-5, True), (0.0, True), (1e-5, False)])
