@@ -77,6 +77,10 @@ ALL = PENALTY | BIAS | ALWAYS
 NO_LOSS = ALL - {"loss-halved", "loss-summed", "target-broadcast", "penalty-in-loss"}
 """Of these, what leaves the loss alone that is reported at the same parameters."""
 
+ACTING_WITHOUT_LR = {"decay-not-scaled-by-lr", "penalty-in-loss"}
+"""Of the penalty's, those that shrink w by 1 − λ, or do nothing to w."""
+
+TINY: Spec = {"weight_decay": 1e-10, "dtype": "float32"}
 # z = ±w against ±1: what the bias gets from one row the other takes away, to the last bit.
 ODD: Spec = {"data": {"X": [[1.0], [-1.0]], "y": [1.0, -1.0]}} | ZEROS
 NOTHING_TO_LEARN: Spec = {"data": {"X": [[1.0, 2.0], [3.0, 1.0]], "y": [0.0, 0.0]}} | ZEROS
@@ -98,8 +102,7 @@ HIDDEN: dict[str, tuple[Spec, dict[str, Iterable[str]]]] = {
     ),
     "lr 0": (
         {"lr": 0},
-        # w·(1 − λ) acts without the lr, and what is in the loss shows in the loss.
-        {"the lr is 0": NO_LOSS - {"decay-not-scaled-by-lr"}},
+        {"the lr is 0": NO_LOSS - ACTING_WITHOUT_LR},
     ),
     "lr 0, from 0": (
         {"lr": 0} | ZEROS,
@@ -129,8 +132,24 @@ HIDDEN: dict[str, tuple[Spec, dict[str, Iterable[str]]]] = {
         {"weight_decay is 0": PENALTY, "the bias has no weight_decay": BIAS},
     ),
     "λ tiny in float32": (
-        {"weight_decay": 1e-10, "dtype": "float32"},
+        TINY,
         {"the effect stays within the tolerance (…)": PENALTY | BIAS},
+    ),
+    # A reason holds at every step, or it is none.
+    "λ tiny in float32, lr 0 in the last step": (
+        TINY | {"lr_schedule": {"kind": "list", "values": [*5 * [0.1], 0]}},
+        {"the effect stays within the tolerance (…)": PENALTY | BIAS},
+    ),
+    "λ tiny in float32, lr 0 in the first step": (
+        TINY | {"lr_schedule": {"kind": "list", "values": [0, 0.1]}},
+        {"the effect stays within the tolerance (…)": PENALTY | BIAS},
+    ),
+    "λ tiny in float32, lr 0": (
+        TINY | {"lr": 0},
+        {
+            "the effect stays within the tolerance (…)": ACTING_WITHOUT_LR,
+            "the lr is 0": NO_LOSS - ACTING_WITHOUT_LR,
+        },
     ),
     "λ tiny in float64": ({"weight_decay": 1e-8}, {}),
     "one row a batch": (
@@ -247,6 +266,15 @@ def test_run_tells_what_it_could_not_have_shown(name: str) -> None:
     assert report.verdict == ("inconclusive" if name == "no step" else "equivalent")
     assert told == {cause: reason for reason, causes in expected.items() for cause in causes}
     assert list(told) == sorted(told)
+
+
+@pytest.mark.parametrize("key", [{"loss_factor": 0.5}, {"loss_reduction": "sum"}], ids=str)
+def test_what_is_hidden_does_not_depend_on_what_the_scratch_side_does(key: Spec) -> None:
+    # Causes are put into torch's rule, not into one whose gradient is another.
+    report = check(spec_of() | TINY | {"convention": key})
+
+    assert report.verdict == "diverged"
+    assert {one.cause for one in report.not_distinguished} == PENALTY | BIAS
 
 
 def test_every_circumstance_is_told_of_some_run() -> None:
