@@ -284,7 +284,7 @@ def terms(s: Array, *columns: Array) -> Array:
     """Give the terms of each column and the bias, of a batch of all rows."""
     X = np.column_stack(columns).tolist()
     model = RoundingModel(problem_of(data={"X": X, "y": [0.0] * len(s)}))
-    return np.broadcast_to(model.terms(slice(None), slice(0, len(s)), s), len(columns) + 1)
+    return np.broadcast_to(model.terms(slice(0, len(s)), s), len(columns) + 1)
 
 
 def where_looked(values: Array, size: int = 4 * FEW) -> Array:
@@ -339,7 +339,7 @@ def test_terms_are_those_of_the_batch() -> None:
 
     for first, expected in [(0, many(rows)), (rows, math.sqrt(rows))]:
         for index in (slice(first, first + rows), first + places):
-            assert model.terms(slice(None), index, ones) == close(np.array([expected, many(rows)]))
+            assert model.terms(index, ones) == close(np.array([expected, many(rows)]))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
