@@ -24,7 +24,7 @@ from regcheck.drift import DriftMeter
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Problem, Step, build_problem
-from regcheck.record import LOST, OUT_OF_RANGE, Final, LossDivergence, Report, Sample
+from regcheck.record import Final, LossDivergence, Report, Sample
 from regcheck.rounding import RoundingModel
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
@@ -123,13 +123,12 @@ class Run:
         """Compare the parameters that the sides start from."""
         start, own = self.framework.parameters(), self.scratch.own.parameters
         bounds = self.rounding.start_bounds(self.problem.initial)
-        for name, (local, judged) in compare_start(own, start, bounds, self.spec.tolerance).items():
-            self.drift.need(name, local, own[name], start[name])
-            if self.report.first_divergence is None and in_limits(judged, self.spec.tolerance) > 1:
-                still = Step(start, (), math.nan, {}, {}, {}, {}, start)
-                self.report.first_divergence = Divergence(
-                    1, 1, 1, "initial", judged, judged, still, still
-                )
+        local, judged = compare_start(own, start, bounds, self.spec.tolerance)
+        self.drift.need_start(local, own, start)
+        at = max(judged.values(), key=lambda one: in_limits(one, self.spec.tolerance))
+        if in_limits(at, self.spec.tolerance) > 1:
+            still = Step(start, (), math.nan, {}, {}, {}, {}, start)
+            self.report.first_divergence = Divergence(1, 1, 1, "initial", at, at, still, still)
 
     def advance(self, batch: Batch) -> bool:
         """Take and compare one step; False where it cannot be judged, which ends the run."""
@@ -204,11 +203,7 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
         return "diverged", ""
     if report.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
-    if report.first_unjudged is not None:
-        return "inconclusive", f"from step {report.first_unjudged:,} on {OUT_OF_RANGE}"
-    if report.first_lost is not None:
-        return "inconclusive", f"from step {report.first_lost:,} on {LOST}"
-    if report.first_loss_unjudged is not None and "loss" in judged:
-        step = report.first_loss_unjudged
-        return "inconclusive", f"from step {step:,} on the reported losses are out of range"
+    if report.verdict_stops:
+        told = [f"from step {step:,} on {what}" for what, step in report.verdict_stops.items()]
+        return "inconclusive", ", and ".join(told)
     return "equivalent", ""

@@ -216,11 +216,10 @@ def judge(
 
 def compare_start(
     own: Parameters, framework: Parameters, bounds: Parameters, tolerances: Tolerances
-) -> dict[str, tuple[Difference, Difference]]:
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
     """Compare the parameters before step 1: by rounding, and by each one's tolerance."""
     local = each(own, framework, bounds)
-    judged = local | drift_differences(tolerances, own, framework)
-    return {name: (local[name], judged[name]) for name in local}
+    return local, local | drift_differences(tolerances, own, framework)
 
 
 def within_tolerance(
@@ -329,6 +328,8 @@ def locate(
         key=lambda one: in_limits(one, tolerances),
     )
     stage = next((name for name, found in row.within.items() if parts(found, tolerances)), "update")
+    if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
+        stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
     within = at if stage == "update" else row.within[stage]
     quantities = {
         "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
@@ -338,5 +339,5 @@ def locate(
     if stage in quantities:
         values = (float(tensors[at.tensor][at.index]) for tensors in quantities[stage])
         same = difference_of(at.tensor, at.index, *values)
-        within = same if parts(same, tolerances) else within
+        within = same if parts(same, tolerances) or not parts(within, tolerances) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

@@ -20,7 +20,7 @@ import numpy as np
 
 from regcheck.compare import Difference, Row
 from regcheck.compare import drift as apart
-from regcheck.problem import Array, Step
+from regcheck.problem import Array, Parameters, Step
 from regcheck.spec.judging import Tolerance, Tolerances
 
 AMPLIFIED = 10.0
@@ -34,13 +34,16 @@ up to a hundred, it can be √100 more.
 class Needed(NamedTuple):
     """The smallest tolerance of each kind that would have passed, of one tensor or of all.
 
-    `rtol` is what is needed beside the spec's atol (0 if it gives none), `atol` beside its rtol.
-    All are inf where no number would do. `exact` says whether the bits were the same.
+    `rtol` is what is needed beside the spec's atol (0 if it gives none), `atol` beside its rtol;
+    the others are what is needed of one where the other is 0. All are inf where no number would
+    do. `exact` says whether the bits were the same.
     """
 
     rounding: float = 0.0
     rtol: float = 0.0
     atol: float = 0.0
+    rtol_alone: float = 0.0
+    atol_alone: float = 0.0
     exact: bool = True
 
     def joined(self, other: Needed) -> Needed:
@@ -49,9 +52,13 @@ class Needed(NamedTuple):
             max(self.rounding, other.rounding),
             max(self.rtol, other.rtol),
             max(self.atol, other.atol),
+            max(self.rtol_alone, other.rtol_alone),
+            max(self.atol_alone, other.atol_alone),
             self.exact and other.exact,
         )
 
+
+NOTHING_PASSES = Needed(math.inf, math.inf, math.inf, math.inf, math.inf, exact=False)
 
 SLACK = 1 + 4 * float(np.finfo(np.float64).eps)
 """More than the rounding of a quotient and of atol + rtol |b|, so that what is told passes."""
@@ -71,14 +78,20 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
         largest = float(off.max())
         if largest == 0:
             exact = bool((np.signbit(scratch) == np.signbit(framework)).all())
-            return Needed(rounding, 0.0, 0.0, exact)
+            return Needed(rounding, exact=exact)
         if not math.isfinite(largest):
-            return Needed(rounding, math.inf, math.inf, False)
+            return NOTHING_PASSES._replace(rounding=rounding)
         # The slack is on the difference: what is left of it may be much smaller than its rounding.
-        share = np.where(off > atol, (off * SLACK - atol) / size, 0.0)
-        allowed = rtol * size
-        rest = np.where(off > allowed, off * SLACK - allowed, 0.0) if rtol else off
-    return Needed(rounding, float(share.max()), float(rest.max()), False)
+        share = float(np.where(off > 0, off * SLACK / size, 0.0).max())
+        beside_atol, beside_rtol = share, largest
+        if atol:
+            rest = np.where(off > atol, (off * SLACK - atol) / size, 0.0)
+            beside_atol = float(rest.max())
+        if rtol:
+            allowed = rtol * size
+            rest = np.where(off > allowed, off * SLACK - allowed, 0.0)
+            beside_rtol = float(rest.max())
+    return Needed(rounding, beside_atol, beside_rtol, share, largest, exact=False)
 
 
 def no_nan(value: float) -> float:
@@ -118,20 +131,22 @@ class DriftMeter:
         self.needed: dict[str, Needed] = {}
         self.largest = 0.0
         self.rounding = 0.0
-        self.started = False
         self.amplification: Amplification | None = None
         self.first_lost: int | None = None
 
     def need(self, name: str, local: Difference, scratch: Array, framework: Array) -> None:
-        """Take in what one tensor, or the loss, needs; before step 1, where the sides start."""
-        if not self.started:
-            self.rounding = max(self.rounding, apart(scratch, framework))
+        """Take in what one tensor, or the loss, needs."""
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
 
+    def need_start(self, local: dict[str, Difference], own: Parameters, other: Parameters) -> None:
+        """Take in where the sides start: what that needs, and how far apart it puts them."""
+        for name, difference in local.items():
+            self.need(name, difference, own[name], other[name])
+        self.rounding = max(apart(own[name], other[name]) for name in local)
+
     def measure(self, row: Row, rounding: float) -> None:
         """Take in how far apart the trajectories are, and how far this step alone puts them."""
-        self.started = True
         drift = furthest(row)
         self.largest = max(self.largest, drift, key=no_nan)
         if row.complete and not math.isfinite(drift):

@@ -90,9 +90,16 @@ class Report:
             if self.first_divergence is not None and "parameters" in self.spec.compare:
                 return self.first_divergence.step
             return self.first_loss_divergence.step if self.first_loss_divergence else None
-        if self.verdict == "inconclusive":
-            return self.first_unjudged or self.first_lost or self.first_loss_unjudged
-        return None
+        return next(iter(self.verdict_stops.values()), None)
+
+    @property
+    def verdict_stops(self) -> dict[str, int]:
+        """Give what the run could not judge on from which step, the first first."""
+        stops = {OUT_OF_RANGE: self.first_unjudged, LOST: self.first_lost}
+        if "loss" in self.spec.compare and self.first_loss_unjudged != self.first_unjudged:
+            stops["the reported losses are out of range"] = self.first_loss_unjudged
+        found = {what: step for what, step in stops.items() if step is not None}
+        return dict(sorted(found.items(), key=lambda stop: stop[1]))
 
     @property
     def expected(self) -> bool | None:
@@ -177,6 +184,8 @@ def needed_dict(needed: Needed) -> dict[str, Any]:
         "rounding": number(needed.rounding),
         "rtol": number(needed.rtol),
         "atol": number(needed.atol),
+        "rtol_alone": number(needed.rtol_alone),
+        "atol_alone": number(needed.atol_alone),
         "exact": needed.exact,
     }
 

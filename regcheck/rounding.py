@@ -220,7 +220,7 @@ class RoundingModel:
         steep = np.minimum((3 * TAIL[loss]) * np.minimum(odds, 1 / odds), steepest)
         if float(dz.max()) > 1:
             steep[dz > 1] = steepest
-        error = steep * dz
+        error = steep * dz + self.floor  # σ(z) may underflow, and x_ij be large
         if loss == "mse":
             error += (4 * self.u) * np.minimum(odds, 1)
         elif loss == "bce" and largest_z > self.edge:

@@ -12,7 +12,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.compare import Difference, Row
-from regcheck.drift import AMPLIFIED, DriftMeter, Needed, needed
+from regcheck.drift import AMPLIFIED, NOTHING_PASSES, DriftMeter, Needed, needed
 from regcheck.numpy_trainer import NumpyTrainer, State, Update
 from regcheck.problem import Array, Step
 from regcheck.record import Report
@@ -92,7 +92,7 @@ def test_needed_where_one_side_is_not_finite_is_more_than_any_number(
 ) -> None:
     for sides in ((numbers(1, value), numbers(1, 2)), (numbers(1, 2), numbers(1, value))):
         found = needed(tolerance, local(math.inf), *sides)
-        assert found == Needed(math.inf, math.inf, math.inf, exact=False)
+        assert found == NOTHING_PASSES
 
 
 def test_needed_rounding_of_what_rounding_cannot_judge_is_more_than_any_number() -> None:
@@ -182,8 +182,11 @@ def test_meter_tells_nothing_up_to_ten_times_the_rounding() -> None:
 def test_meter_counts_the_start_as_rounding() -> None:
     for drift, amplified in ((9.9e-3, False), (1.01e-2, True)):
         meter = DriftMeter(Tolerances())
-        meter.need("weight", local(), numbers(1 + 1e-3), numbers(1))
-        meter.need("bias", local(), numbers(0, dtype=np.float32), numbers(0))
+        meter.need_start(
+            {"weight": local(), "bias": local()},
+            {"weight": numbers(1 + 1e-3), "bias": numbers(0, dtype=np.float32)},
+            {"weight": numbers(1), "bias": numbers(0)},
+        )
         meter.measure(row(1, drift), 0.0)
         meter.need_step(row(1, drift), still(), still())
         assert (meter.amplification is not None) == amplified
@@ -362,7 +365,7 @@ def test_start_that_float32_rounds_is_no_amplification(small: Spec, lr: float) -
     assert report.verdict == "equivalent"
     assert report.max_drift > 1e-9
     assert report.amplification is None
-    assert "The two trajectories are never more than 1.2e-08 apart." in told(report)
+    assert "The two trajectories are never more than 1.2e-08 apart, " in told(report)
 
 
 def test_amplification_is_not_told_of_a_run_that_diverges(small: Spec) -> None:

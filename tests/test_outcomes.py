@@ -381,7 +381,9 @@ def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     text = told(report)
     before = report.first_loss_unjudged - 1
     assert f"; steps 1 to {before} agree." in text
-    assert f"From step {before + 1} on the reported losses are out of range" in text
+    losses = f"from step {before + 1} on the reported losses are out of range"
+    assert f"{losses}, and from step {report.first_unjudged} on the numbers are infinite" in text
+    assert report.verdict_step == before + 1
 
 
 def test_blow_up_exits_4_or_as_its_divergence(

@@ -932,6 +932,23 @@ def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
         assert np.isfinite(part["bias"]).all()
 
 
+def test_what_a_sigmoid_loses_where_it_underflows_is_multiplied_by_the_data() -> None:
+    # σ(−89) = 2e−39 is 0 in float32, where e^89 overflows; of the gradient that is 2e−36.
+    settings = {
+        "data": {"X": [[1000.0]], "y": [0.0]},
+        "model": "logistic",
+        "loss": "bce_with_logits",
+        "init": {"weight": [-0.089], "bias": 0.0},
+        "dtype": {"scratch": "float32", "framework": "float64"},
+    }
+    report = check({"lr": 0.5, **settings})
+    assert report.sample is not None
+    lost = report.sample.framework.gradient["weight"].item()
+    assert report.sample.scratch.gradient["weight"].item() == 0
+    assert lost > 1e-36 > 8 * TINY32
+    assert report.first_by_stage == {}
+
+
 def test_what_a_denormal_loses_is_multiplied_by_the_learning_rate() -> None:
     _, _, bounds = first_step(
         problem_of(init={"constant": 1e-30}, weight_decay=1e-10, lr=1e10, dtype="float32")

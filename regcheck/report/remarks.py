@@ -88,8 +88,8 @@ def unjudged_remark(report: Report) -> str:
     told = []
     if step is not None and report.verdict != "inconclusive":
         told.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
-    is_the_verdict = report.verdict == "inconclusive" and step is None
-    if loss is not None and loss != step and not is_the_verdict:
+    told_already = report.verdict == "inconclusive" and judged(report, "loss")
+    if loss is not None and loss != step and not told_already:
         told.append(f"From step {loss:,} on the reported losses are out of range, and not judged.")
     return " ".join(told)
 
@@ -113,13 +113,18 @@ def drift_remark(report: Report) -> str:
         return ""
     amplified = report.amplification
     if amplified is None:
-        apart = f"The two trajectories are never more than {short(report.max_drift)} apart."
-        return apart if report.verdict == "equivalent" else ""
+        if report.verdict != "equivalent":
+            return ""
+        if report.max_drift == 0:
+            return "The two trajectories are the same."
+        share = max(report.needed[name].rtol_alone for name in report.trace.tensors)
+        size = f", {short(share)} of an entry's size" if share < 1e-3 else ""
+        return f"The two trajectories are never more than {short(report.max_drift)} apart{size}."
     return (
         f"The drift is amplified rounding: each step agrees, and the training magnifies what "
         f"rounding puts in, from step {amplified.first_step:,} on. After step {amplified.step:,} "
         f"the trajectories are {short(amplified.drift)} apart, {short(amplified.factor)} times "
-        f"what all steps so far put in."
+        f"what all steps so far put in. A smaller lr may keep them together."
     )
 
 
@@ -136,8 +141,8 @@ def blind_remark(report: Report) -> str:
     by_reason: dict[str, list[str]] = {}
     for hidden in report.not_distinguished:
         by_reason.setdefault(hidden.reason, []).append(hidden.cause)
-    told = [f"{named(causes)} because {reason}" for reason, causes in by_reason.items()]
-    return f"This run cannot tell {'; nor '.join(told)}."
+    told = [f"from {named(causes)} because {reason}" for reason, causes in by_reason.items()]
+    return f"This run cannot tell torch's rule {'; nor '.join(told)}."
 
 
 def named(causes: list[str]) -> str:

@@ -184,8 +184,10 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
     )
     margin = len(line)
     for name, tensor in row.tensors.items():
-        numbers = (f"{short(value):>7}" for value in (tensor.drift, tensor.local, tensor.judged))
-        exceeds = tensor.judged > report.spec.tolerance.of(name).limit
+        tolerance = report.spec.tolerance.of(name)
+        exceeds = tensor.judged > tolerance.limit
+        ratio = ("≠" if exceeds else "=") if tolerance.exact else short(tensor.judged)
+        numbers = (f"{text:>7}" for text in (short(tensor.drift), short(tensor.local), ratio))
         line.append(f"{name:<{widths.tensor}} ")
         line.append(" ".join(numbers) + (" !" if exceeds else ""), "red" if exceeds else "")
         lines.append(line)
@@ -194,7 +196,9 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
         begins = []
         if diverges and divergence is not None:
             at = divergence.at
-            where = f"{at.tensor}[{', '.join(map(str, at.index))}]"
+            where = at.tensor
+            if at.tensor != "bias":
+                where += f"[{', '.join(map(str, at.index))}]"
             begins.append(f"first divergence: {where}, {words.WHERE[divergence.stage]}")
         if loss_parts:
             begins.append("the losses part" if begins else "the reported losses part")
@@ -219,7 +223,8 @@ def print_verdict(report: Report, console: Console) -> None:
         console.print(Text(words.expectation(report), style))
     if report.first_divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
-    smallest = [words.smallest_line(report)] if report.compared else []
+    told = report.compared and (report.verdict != "inconclusive" or report.verdict_stops)
+    smallest = [words.smallest_line(report)] if told else []
     for remark in remarks(report) + smallest:
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
     ways = words.ways_out(report) if report.verdict == "diverged" else []

@@ -140,11 +140,7 @@ def sentence(report: Report) -> str:
         what = "" if judged(report, "parameters") else " in the reported loss"
         return f"EQUIVALENT{what} over {count(report.compared, 'step')}: {kept(report)}"
     if report.verdict == "inconclusive":
-        stops = (
-            *(report.first_unjudged, report.first_lost),
-            judged(report, "loss") and report.first_loss_unjudged,
-        )
-        before = min((step - 1 for step in stops if step), default=0)
+        before = min(report.verdict_stops.values(), default=1) - 1
         until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
         agree = f"; {until}" if before else ""
         return f"INCONCLUSIVE: {report.reason}{agree}"
@@ -166,9 +162,12 @@ def kept(report: Report) -> str:
     if any(report.spec.tolerance.of(name).on_drift for name in tensors):
         return f"every step keeps {' and '.join(sorted(tolerances))}"
     ratio = report.smallest_tolerance().rounding
+    if ratio == 0:
+        return "no step differs"
     limits = sorted({report.spec.tolerance.of(name).limit for name in tensors})
     allowed = " or ".join(f"{limit:g}" for limit in limits)
-    return f"the largest local difference is {short(ratio)} rounding bounds, of {allowed} allowed"
+    largest = f"the largest local difference is {upward(ratio)} rounding bounds"
+    return f"{largest}, of {allowed} allowed"
 
 
 def ratio_head(report: Report) -> str:
@@ -178,9 +177,12 @@ def ratio_head(report: Report) -> str:
 
 
 def ratio_legend(report: Report) -> list[str]:
-    """Say what that column holds, and above which number a step diverges."""
+    """Say what that column holds, and above which number a step diverges; and so for the loss."""
+    tolerances = report.spec.tolerance
+    same = any(tolerances.of("loss") == tolerances.of(name) for name in report.trace.tensors)
+    loss_alone = [] if same or not judged(report, "loss") else ["loss"]
     limits: dict[str, list[str]] = {}
-    for name in report.trace.tensors:
+    for name in (*report.trace.tensors, *loss_alone):
         tolerance = report.spec.tolerance.of(name)
         if tolerance.exact:
             text = "drift, which must be 0 to the last bit"
@@ -227,15 +229,16 @@ def smallest_forms(needed: Needed, tolerance: Tolerance) -> str:
     """Write the smallest tolerance of each kind, as a spec does."""
     if needed.exact:
         return "exact"
-    atol = f", atol: {tolerance.atol:g}" if tolerance.atol else ""
-    rtol = f"rtol: {tolerance.rtol:g}, " if tolerance.rtol else ""
-    forms = [
-        f"{{rounding: {upward(needed.rounding)}}}" if math.isfinite(needed.rounding) else "",
-        f"{{rtol: {upward(needed.rtol)}{atol}}}" if math.isfinite(needed.rtol) else "",
-        f"{{{rtol}atol: {upward(needed.atol)}}}" if math.isfinite(needed.atol) else "",
-    ]
-    found = [form for form in forms if form]
-    return " or ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part) or "none"
+    forms = {
+        "{{rounding: {}}}": needed.rounding,
+        "{{rtol: {}}}": needed.rtol_alone,
+        "{{atol: {}}}": needed.atol_alone,
+    }
+    if tolerance.rtol and tolerance.atol:
+        forms[f"{{{{rtol: {{}}, atol: {tolerance.atol!r}}}}}"] = needed.rtol
+        forms[f"{{{{rtol: {tolerance.rtol!r}, atol: {{}}}}}}"] = needed.atol
+    told = [form.format(upward(size)) for form, size in forms.items() if 0 < size < math.inf]
+    return " or ".join(part for part in (", ".join(told[:-1]), *told[-1:]) if part) or "none"
 
 
 def upward(value: float) -> str:
@@ -298,12 +301,15 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         lr = schedule_of(report.spec, report.training.train_rows).lr_at(
             divergence.step, divergence.epoch
         )
-        if lr:
+        finite = math.isfinite(scratch) and math.isfinite(framework)
+        if lr and finite:
             scratch, framework = scratch / lr, framework / lr
         formulas = [
             [penalty_term(side, one, within.tensor) for one in (general, given)]
             for side in (convention, TORCH)
         ]
+        if not finite:  # lr·λ·w overflows, and λ w need not
+            does, formulas = "shrinks by", [[], []]
     elif divergence.stage == "gradient":
         does = "has"
         formulas = [

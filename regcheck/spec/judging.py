@@ -59,8 +59,6 @@ class Tolerance(Section):
     @property
     def limit_within(self) -> float:
         """Give the rounding bounds above which a stage within a step has parted."""
-        if self.exact:
-            return 0.0
         return self.rounding or ROUNDING
 
     def as_used(self) -> dict[str, float] | Literal["exact"]:
