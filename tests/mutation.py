@@ -90,7 +90,7 @@ class Mutation:
         source, draw, started = self.path.read_text("utf-8"), random.Random(0), time.monotonic()
         if not self.survives(session, source, 3600):
             raise pytest.UsageError("the tests fail without a mutant")
-        seconds, tried, survived = 10 + 3 * int(time.monotonic() - started), 0, 0
+        seconds, tried, survived = 60 + 10 * int(time.monotonic() - started), 0, 0
         for mutant in mutants(source):
             if draw.random() < self.share:
                 tried += 1
