@@ -93,7 +93,7 @@ def test_worst_ranks_by_the_quotient_to_its_last_digit() -> None:
 
 
 @pytest.mark.parametrize("odd", range(3))
-@pytest.mark.parametrize("shape", [(1, 3), (1,), (2,), (0,)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (1,), (2,), (4,), (0,)], ids=str)
 def test_worst_broadcasts_nothing(odd: int, shape: tuple[int, ...]) -> None:
     three = [np.zeros(3), np.zeros(3), np.ones(3)]
     three[odd] = np.ones(shape)
@@ -269,6 +269,8 @@ def test_exact_takes_the_same_bits_alone() -> None:
     assert within_tolerance(EXACT, "weight", one, one.copy()).ratio == 0
     zero = within_tolerance(EXACT, "weight", one, array(1.0, 0.0, 5e-324))
     assert (zero.index, zero.ratio, zero.difference) == ((1,), INF, 0.0)
+    other = within_tolerance(EXACT, "weight", array(1.0, 0.0, 5e-324), one)
+    assert (other.index, other.ratio, other.difference) == ((1,), INF, 0.0)
     near = within_tolerance(EXACT, "weight", one, array(1.0, 0.0, 1e-323))
     assert (near.index, near.ratio, near.difference) == ((2,), INF, 5e-324)
     # A sign is no matter to any other tolerance.
@@ -483,6 +485,27 @@ def test_locate_tells_another_entry_where_that_one_alone_parts() -> None:
     found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.stage, found.within.tensor, found.within.scratch) == ("gradient", "bias", 30.0)
+
+
+def test_locate_tells_the_first_bit_where_no_stage_is_beyond_rounding() -> None:
+    step, exact = a_step(), Tolerances(exact=True)
+    # A tenth of a bound in the gradient, and in what follows.
+    other = changed(changed(step, "after", "weight", (0, 1), 2.001), "shift", "bias", 0, 3.001)
+    other = changed(other, "gradient", "weight", (0, 1), 2.001)
+    row = compare_step(BATCH, other, other, step, some_bounds(), exact)
+    found = locate(row, other, step, some_bounds(), exact)
+    assert (found.stage, found.within.index, found.within.scratch) == ("gradient", (0, 1), 2.001)
+    # Where one is, that one: the rounding before it is no news.
+    other = changed(other, "penalty", "weight", (0, 1), 20.0)
+    row = compare_step(BATCH, other, other, step, some_bounds(), exact)
+    assert locate(row, other, step, some_bounds(), exact).stage == "penalty"
+    # Where no stage differs by a bit, the update itself does; and rounding has no such first bit.
+    alone = changed(step, "after", "weight", (0, 1), 2.001)
+    row = compare_step(BATCH, alone, alone, step, some_bounds(), exact)
+    assert locate(row, alone, step, some_bounds(), exact).stage == "update"
+    far = changed(changed(step, "gradient", "bias", 0, 3.001), "after", "bias", 0, 9.0)
+    row = compare_step(BATCH, far, far, step, some_bounds(), DEFAULT)
+    assert locate(row, far, step, some_bounds(), DEFAULT).stage == "update"
 
 
 def test_locate_names_the_outputs_before_all_else() -> None:
