@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from regcheck.checking import check
-from regcheck.report import words
+from regcheck.report.numbers import short
 from regcheck.report.terminal import chosen, print_line, print_report, report_text
 
 Spec = dict[str, Any]
@@ -199,7 +199,7 @@ def test_line_holds_name_and_verdict_alone(small: Spec) -> None:
     ],
 )
 def test_short_numbers_take_seven_columns_at_most(value: float, text: str) -> None:
-    assert words.short(value) == text
+    assert short(value) == text
     assert len(text) <= 7
 
 

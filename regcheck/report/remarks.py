@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from regcheck.record import OUT_OF_RANGE, Report
-from regcheck.report.words import WHERE, both, differing_keys, judged, short
+from regcheck.report.numbers import both, short
+from regcheck.report.words import WHERE, differing_keys, judged
 
 
 def remarks(report: Report) -> list[str]:

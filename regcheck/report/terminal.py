@@ -23,9 +23,9 @@ from rich.text import Text
 from regcheck.checking import no_progress
 from regcheck.compare import Difference
 from regcheck.record import Report
-from regcheck.report import words
+from regcheck.report import judgement, words
+from regcheck.report.numbers import both, short
 from regcheck.report.remarks import remarks
-from regcheck.report.words import short
 from regcheck.trace import TraceRow
 
 ROWS = 9
@@ -76,8 +76,8 @@ def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
     line.append(words.sentence(report), STYLES[report.verdict])
-    if words.expectation(report):
-        line.append(f". {words.expectation(report)}")
+    if judgement.expectation(report):
+        line.append(f". {judgement.expectation(report)}")
     console.print(line, soft_wrap=True)
 
 
@@ -122,7 +122,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     header = (
         f"  {'step':>{widths.step}} {'epoch':>{widths.epoch}} {'batch':>{widths.batch}}"
         f" {'loss scratch':>{widths.loss + 2}}   {'torch':>{widths.loss}}"
-        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {words.ratio_head(report):>7}"
+        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {judgement.ratio_head(report):>7}"
     )
     lines = [Text(header, "bold")]
     previous = -1
@@ -133,7 +133,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     lines += gap(widths, len(report.trace) - previous - 1)
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
-    for text in (LEGEND, *words.ratio_legend(report)):
+    for text in (LEGEND, *judgement.ratio_legend(report)):
         console.print(text, style="dim", highlight=False)
 
 
@@ -218,13 +218,13 @@ def loss_number(value: float) -> str:
 def print_verdict(report: Report, console: Console) -> None:
     """Print the verdict, the terms that differ, and what to change."""
     console.print(Text(words.sentence(report) + ".", STYLES[report.verdict]))
-    if words.expectation(report):
+    if judgement.expectation(report):
         style = "bold green" if report.expected else "bold red"
-        console.print(Text(words.expectation(report), style))
+        console.print(Text(judgement.expectation(report), style))
     if report.first_divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
     told = report.compared and (report.verdict != "inconclusive" or report.verdict_stops)
-    smallest = [words.smallest_line(report)] if told else []
+    smallest = [judgement.smallest_line(report)] if told else []
     for remark in remarks(report) + smallest:
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
     ways = words.ways_out(report) if report.verdict == "diverged" else []
@@ -249,7 +249,7 @@ def print_terms(report: Report, console: Console) -> None:
     where = words.entry(report, within.tensor, within.index)
     grid = Table.grid(padding=(0, 1))
     terms = words.terms(report, divergence)
-    values = words.both(terms[0].value + 0.0, terms[1].value + 0.0)
+    values = both(terms[0].value + 0.0, terms[1].value + 0.0)
     for term, text in zip(terms, values, strict=True):
         formula = Text(" = ".join(term.formulas), "cyan")
         value = f"= {text}" if term.formulas else text
@@ -268,7 +268,7 @@ def print_terms(report: Report, console: Console) -> None:
 def print_drift(report: Report, at: Difference, console: Console) -> None:
     """Print the entry whose drift exceeds its tolerance, one side above the other."""
     grid = Table.grid(padding=(0, 1))
-    for side, value in zip(("scratch", "torch"), words.both(at.scratch, at.framework), strict=True):
+    for side, value in zip(("scratch", "torch"), both(at.scratch, at.framework), strict=True):
         grid.add_row(f"  {side}", f"has {value}")
     console.print(Text(f"  {words.entry(report, at.tensor, at.index)}, each side on its own:"))
     console.print(grid)

@@ -6,12 +6,10 @@ Every renderer takes its sentences from here.
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
 from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
-from regcheck.drift import Needed
 from regcheck.formula import (
     Letters,
     exact,
@@ -27,8 +25,8 @@ from regcheck.formula import (
 )
 from regcheck.matching import NoMatchError, matching
 from regcheck.record import Report
+from regcheck.report.judgement import kept, tolerance_text
 from regcheck.schedule import schedule_of
-from regcheck.spec.judging import Tolerance
 
 WHERE = {
     "initial": "at the start",
@@ -155,117 +153,6 @@ def sentence(report: Report) -> str:
     return f"DIVERGED at step {loss.step:,} of {report.steps:,}, in the reported loss{agree}"
 
 
-def kept(report: Report) -> str:
-    """Say how well a run that agrees keeps its tolerances."""
-    tensors = report.spec.judged([*report.trace.tensors, "loss"])
-    tolerances = {tolerance_text(report.spec.tolerance.of(name)) for name in tensors}
-    if any(report.spec.tolerance.of(name).on_drift for name in tensors):
-        return f"every step keeps {' and '.join(sorted(tolerances))}"
-    ratio = report.smallest_tolerance().rounding
-    if ratio == 0:
-        return "no step differs"
-    limits = sorted({report.spec.tolerance.of(name).limit for name in tensors})
-    allowed = " or ".join(f"{limit:g}" for limit in limits)
-    largest = f"the largest local difference is {upward(ratio)} rounding bounds"
-    return f"{largest}, of {allowed} allowed"
-
-
-def ratio_head(report: Report) -> str:
-    """Head the column of what is judged: `× bound`, `× tol` on the drift, `ratio` where mixed."""
-    drifts = {report.spec.tolerance.of(name).on_drift for name in report.trace.tensors}
-    return "ratio" if len(drifts) > 1 else "× tol" if True in drifts else "× bound"
-
-
-def ratio_legend(report: Report) -> list[str]:
-    """Say what that column holds, and above which number a step diverges; and so for the loss."""
-    tolerances = report.spec.tolerance
-    same = any(tolerances.of("loss") == tolerances.of(name) for name in report.trace.tensors)
-    loss_alone = [] if same or not judged(report, "loss") else ["loss"]
-    limits: dict[str, list[str]] = {}
-    for name in (*report.trace.tensors, *loss_alone):
-        tolerance = report.spec.tolerance.of(name)
-        if tolerance.exact:
-            text = "drift, which must be 0 to the last bit"
-        elif tolerance.on_drift:
-            allowed = f"{tolerance.atol or 0:g} + {tolerance.rtol or 0:g} |torch's|"
-            text = f"drift against {allowed}; a step diverges above 1"
-        else:
-            against = "local against what rounding can cause"
-            text = f"{against}; a step diverges above {tolerance.limit:g}"
-        limits.setdefault(text, []).append(name)
-    head = ratio_head(report)
-    if len(limits) == 1:
-        return [f"{head}: {next(iter(limits))}"]
-    return [f"{head} of {', '.join(names)}: {text}" for text, names in limits.items()]
-
-
-def tolerance_text(tolerance: Tolerance) -> str:
-    """Write a tolerance as a spec does."""
-    used = tolerance.as_used()
-    if isinstance(used, str):
-        return used
-    return "{" + ", ".join(f"{key}: {value:g}" for key, value in used.items()) + "}"
-
-
-def smallest_line(report: Report) -> str:
-    """Say what the smallest tolerance is that would have passed; its digits are rounded up.
-
-    Where all that is judged has one tolerance, so has what is told; else each its own.
-    """
-    what = " what was judged" if report.first_unjudged or report.first_loss_unjudged else ""
-    names = report.spec.judged(report.needed)
-    tolerances = [report.spec.tolerance.of(name) for name in names]
-    if len(set(tolerances)) == 1:
-        told = smallest_forms(report.smallest_tolerance(), tolerances[0])
-        return f"Smallest tolerance that passes{what}: {told}."
-    parts = [
-        f"{name} {smallest_forms(report.needed[name], tolerance)}"
-        for name, tolerance in zip(names, tolerances, strict=True)
-    ]
-    return f"Smallest tolerances that pass{what}: {'; '.join(parts)}."
-
-
-def smallest_forms(needed: Needed, tolerance: Tolerance) -> str:
-    """Write the smallest tolerance of each kind, as a spec does."""
-    if needed.exact:
-        return "exact"
-    forms = {
-        "{{rounding: {}}}": needed.rounding,
-        "{{rtol: {}}}": needed.rtol_alone,
-        "{{atol: {}}}": needed.atol_alone,
-    }
-    if tolerance.rtol and tolerance.atol:
-        forms[f"{{{{rtol: {{}}, atol: {tolerance.atol!r}}}}}"] = needed.rtol
-        forms[f"{{{{rtol: {tolerance.rtol!r}, atol: {{}}}}}}"] = needed.atol
-    told = [form.format(upward(size)) for form, size in forms.items() if 0 < size < math.inf]
-    return " or ".join(part for part in (", ".join(told[:-1]), *told[-1:]) if part) or "none"
-
-
-def upward(value: float) -> str:
-    """Write a number with two digits, and no less than it is."""
-    if value == 0:
-        return "0"
-    exact = Decimal(value)
-    unit = Decimal(1).scaleb(exact.adjusted() - 1)
-    return short(float(exact.quantize(unit, rounding=ROUND_CEILING)))
-
-
-def expectation(report: Report) -> str:
-    """Say whether the run found what its spec expects; empty where it expects nothing."""
-    expect = report.spec.expect
-    if expect is None:
-        return ""
-    if report.expected:
-        return "As expected."
-    wanted = expect.verdict or ("" if expect.step is None and not expect.cause else "diverged")
-    at = f" at step {expect.step:,}" if expect.step else ""
-    by = f" by {expect.cause}" if expect.cause else ""
-    missed = ""
-    if expect.cause and report.verdict == "diverged" and not report.cause_explains:
-        missed = "; with that cause alone in torch's rule the sides still differ"
-    return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."
-
-
 def part(report: Report, divergence: Divergence) -> str:
     """Name the entry and the stage of a divergence: `weight[0, 2] (x3), in the penalty`."""
     at = divergence.at
@@ -373,16 +260,3 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
                 lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
             ways.append(("or in torch", lines))
     return ways
-
-
-def both(left: float, right: float) -> tuple[str, str]:
-    """Write two numbers with as many digits as tell them apart, nine at least."""
-    texts = (f"{left:.9g}", f"{right:.9g}")
-    return texts if texts[0] != texts[1] or left == right else (f"{left:.17g}", f"{right:.17g}")
-
-
-def short(value: float) -> str:
-    """Write a number in few characters: `0`, `0.47`, `4.4e-05`, `6.1e+10`."""
-    if value == 0:
-        return "0"
-    return f"{value:.2g}" if 0.01 <= abs(value) < 1000 else f"{value:.1e}"
