@@ -932,6 +932,13 @@ def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
         assert np.isfinite(part["bias"]).all()
 
 
+def test_a_slope_s_error_adds_what_a_sigmoid_loses_to_that_of_the_output() -> None:
+    # At z = 0 a quarter of δz = 8 least normal numbers, and one more.
+    zero, dz = np.zeros(1), np.array([8 * TINY64])
+
+    assert logistic("bce_with_logits").slope_error(zero, zero, zero, dz, 0.0) == close(3 * TINY64)
+
+
 def test_what_a_sigmoid_loses_where_it_underflows_is_multiplied_by_the_data() -> None:
     # σ(−89) = 2e−39 is 0 in float32, where e^89 overflows; of the gradient that is 2e−36.
     settings = {
