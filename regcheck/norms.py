@@ -25,19 +25,31 @@ class Norms(NamedTuple):
     peaks: Array
 
 
+BLOCK = 2048
+"""Rows whose squares are taken together: few enough to stay in the processor's cache."""
+
+
 def norms(X: Array) -> Norms:
     """‖x_i‖, ‖x_j‖ and max |x_ij| of each column, safe against overflow of the squares."""
-    peaks = np.maximum(X.max(axis=0), -X.min(axis=0))
-    peak = float(peaks.max())
+    with np.errstate(over="ignore", under="ignore"):
+        found = plain_norms(X)
+    if 1e-100 < float(found.peaks.max()) < 1e100:
+        return found
+    peak = float(np.abs(X).max())
     if peak == 0:
-        return Norms(np.zeros(len(X)), peaks, peaks)
-    scale = 1.0 if 1e-100 < peak < 1e100 else peak
-    scaled = X if scale == 1.0 else X / scale
-    return Norms(
-        scale * np.sqrt(np.einsum("ij,ij->i", scaled, scaled)),
-        scale * np.sqrt(np.einsum("ij,ij->j", scaled, scaled)),
-        peaks,
-    )
+        return found
+    return Norms(*(peak * part for part in plain_norms(X / peak)))
+
+
+def plain_norms(X: Array) -> Norms:
+    """Take the norms, and each column's largest size, from one pass over the squares."""
+    rows, columns, peaks = np.zeros(len(X)), np.zeros(X.shape[1]), np.zeros(X.shape[1])
+    for start in range(0, len(X), BLOCK):
+        squares = np.square(X[start : start + BLOCK])
+        rows[start : start + BLOCK] = squares @ np.ones(X.shape[1])
+        columns += squares.sum(axis=0)
+        np.maximum(peaks, squares.max(axis=0), out=peaks)
+    return Norms(np.sqrt(rows), np.sqrt(columns), np.sqrt(peaks))
 
 
 def norm(vector: Array) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.norms import SAMPLE, chosen, close_pairs, norm, norms
+from regcheck.norms import BLOCK, SAMPLE, chosen, close_pairs, norm, norms
 
 
 def close(expected: Any, rel: float = 1e-14) -> Any:
@@ -99,3 +99,18 @@ def test_close_pairs_are_close_in_every_table() -> None:
 def test_close_pairs_in_float32_are_counted_in_float64() -> None:
     # 3e38 − (−3e38) is inf in float32; a warning would fail here.
     assert close_pairs(1.0, np.array([[3e38], [-3e38]], np.float32)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("rows", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_norms_of_more_rows_than_are_taken_at_once(rows: int, scale: float) -> None:
+    X = np.random.default_rng(5).normal(size=(rows, 3)) * [1.0, -10.0, 0.1]
+    found = norms(scale * X)
+
+    # Sums of a few thousand squares and a root: some ten last digits at most.
+    for part, expected in zip(
+        found,
+        (np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0), np.abs(X).max(axis=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(part, scale * expected, rtol=1e-14)
