@@ -72,8 +72,8 @@ class StepCount(click.ParamType):  # type: ignore[type-arg]  # generic only in l
 def commands() -> None:
     """Tell whether two trainings follow the same rule, and if not, where and why.
 
-    Exit codes: 0 equivalent, 1 diverged, 2 bad usage, spec or data, 3 internal error,
-    4 inconclusive, 130 interrupted.
+    Exit codes: 0 equivalent, or as the spec expects; 1 diverged, or not as expected; 2 bad usage,
+    spec or data; 3 internal error; 4 inconclusive; 130 interrupted.
     """
 
 
@@ -85,7 +85,9 @@ def commands() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
 @click.option("--quiet", is_flag=True, help="Print one line a spec.")
 @click.option(
-    "--strict", is_flag=True, help="Exit with 4 where the sides agree but causes could not show."
+    "--strict",
+    is_flag=True,
+    help="Exit with 4 where the sides agree, and some cause could not have shown.",
 )
 @click.option("--report", multiple=True, hidden=True)
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
@@ -100,14 +101,15 @@ class Tolerances(Section):
 
     @model_validator(mode="after")
     def one_kind(self) -> Tolerances:
-        self.common()
+        _ = self.common
         return self
 
-    @property
+    @cached_property
     def on_drift(self) -> bool:
         """Whether the trajectories of anything are compared, and not single steps alone."""
         return any(self.of(name).on_drift for name in ("weight", "bias", "loss"))
 
+    @cached_property  # it is asked for many times a step
     def common(self) -> Tolerance:
         """Give the tolerance of what has none of its own."""
         return Tolerance(rounding=self.rounding, rtol=self.rtol, atol=self.atol, exact=self.exact)
@@ -115,7 +117,7 @@ class Tolerances(Section):
     def of(self, name: str) -> Tolerance:
         """Give the tolerance of a tensor, or of the loss."""
         own: Tolerance | None = getattr(self, name, None)
-        return own or self.common()
+        return own or self.common
 
 
 def tolerance_form(value: object) -> object:
