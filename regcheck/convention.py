@@ -203,13 +203,19 @@ NAMED: dict[str, NamedConvention] = {
 
 TORCH = NAMED["pytorch"].convention
 
-WEIGHTS = frozenset({"weight"})
-"""Tensors that are penalized whatever `penalize_bias` says."""
+
+def is_bias(tensor: str) -> bool:
+    """Say whether a tensor is a bias, by the last part of its name.
+
+    >>> is_bias("layers.0.bias"), is_bias("layers.0.weight")
+    (True, False)
+    """
+    return tensor.rpartition(".")[2] == "bias"
 
 
 def penalized(convention: Convention, tensor: str) -> bool:
-    """Say whether a convention's penalty acts on a tensor."""
-    return convention.penalize_bias or tensor in WEIGHTS
+    """Say whether a convention's penalty acts on a tensor: always, but for a bias left out."""
+    return convention.penalize_bias or not is_bias(tensor)
 
 
 def differences(convention: Convention) -> dict[str, tuple[str, str]]:
