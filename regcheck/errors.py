@@ -51,6 +51,14 @@ class InputError(RegcheckError):
         super().__init__("\n".join(str(complaint) for complaint in self.complaints))
 
 
+class UserCodeError(RegcheckError):
+    """The user's own function is off.
+
+    Its text has several lines: where and what, then what was expected or is to be done, then the
+    user's own lines of the traceback where an exception was raised.
+    """
+
+
 MOST_CHOICES = 20
 """How many known words are listed where none is near."""
 
