@@ -6,8 +6,10 @@ as it may take (`alarm`), and tells what went wrong in the user's own lines (`te
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,10 +17,10 @@ import numpy as np
 
 from regcheck.errors import UserCodeError
 from regcheck.guard.alarm import Deadline, Ended, alarm_here
-from regcheck.guard.surroundings import Left, Modules, Surroundings
+from regcheck.guard.surroundings import Left, Surroundings
 from regcheck.guard.telling import Own, hung, raised
 
-__all__ = ["Guard", "Modules"]
+__all__ = ["Guard"]
 
 Result = TypeVar("Result")
 
@@ -101,6 +103,8 @@ class Guard:
         text = hung(self.where(), self.patience, self.deadline.place, self.own)
         more = "It catches every exception, so regcheck has to end itself with it."
         self.surroundings.swap_out()
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stdout.flush()
         os.write(2, f"{text}\n{more}\n".encode())
         os._exit(2)
 

@@ -14,11 +14,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-from regcheck.guard.telling import is_library
+from regcheck.guard.modules import Modules
 
 SWAPPED: tuple[tuple[Any, str], ...] = (
     (sys, "stdout"),
@@ -82,7 +80,8 @@ class Surroundings:
         self.values: list[Any] = [*values, filters, warnings.showwarning]
         self.folder: str | None = None
         self.ours: str | None = None
-        self.torch: tuple[Any, ...] | None = None
+        self.our_modes: tuple[bool, Any] | None = None
+        self.their_modes: tuple[bool, Any] | None = None
         self.saved: list[tuple[int, int]] = []
         self.inside = False
 
@@ -92,7 +91,7 @@ class Surroundings:
         self.divert()
         self.swap()
         self.enter_folder()
-        self.swap_torch()
+        self.enter_torch()
         if self.modules:
             self.modules.swap_in()
         self.pid = os.getpid()
@@ -105,7 +104,7 @@ class Surroundings:
         self.inside = False
         if self.modules:
             self.modules.swap_out(set(sys.path))
-        self.swap_torch()
+        self.leave_torch()
         self.leave_folder()
         self.swap()
         if os.getpid() != self.pid:
@@ -158,16 +157,37 @@ class Surroundings:
         if theirs != self.ours and self.ours is not None:
             os.chdir(self.ours)
 
-    def swap_torch(self) -> None:
-        """Exchange torch's modes, where torch is loaded; they are global."""
-        torch = sys.modules.get("torch")
-        if torch is None or not hasattr(torch, "set_default_dtype"):
-            return
-        present = (torch.is_grad_enabled(), torch.get_default_dtype())
-        wanted, self.torch = self.torch, present
-        if wanted is not None and wanted != present:
-            torch.set_grad_enabled(wanted[0])
-            torch.set_default_dtype(wanted[1])
+    def enter_torch(self) -> None:
+        """Set the code's own modes of torch, where torch is loaded; they are global."""
+        torch = loaded_torch()
+        self.our_modes = torch and modes_of(torch)
+        if torch and self.their_modes:
+            set_modes(torch, self.their_modes)
+
+    def leave_torch(self) -> None:
+        """Set regcheck's modes again; torch's own where the code was the first to load it."""
+        torch = loaded_torch()
+        if torch:
+            self.their_modes = modes_of(torch)
+            set_modes(torch, self.our_modes or (True, torch.float32))
+
+
+def loaded_torch() -> Any:
+    """Give torch if something has loaded it; it is never loaded for this."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "set_default_dtype") else None
+
+
+def modes_of(torch: Any) -> tuple[bool, Any]:
+    """Tell whether torch records gradients, and its default dtype."""
+    return torch.is_grad_enabled(), torch.get_default_dtype()
+
+
+def set_modes(torch: Any, modes: tuple[bool, Any]) -> None:
+    """Set what `modes_of` tells."""
+    if modes != modes_of(torch):
+        torch.set_grad_enabled(modes[0])
+        torch.set_default_dtype(modes[1])
 
 
 def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
@@ -224,78 +244,6 @@ def flush_c_streams() -> None:
     flush = c_flush()
     if flush is not None:
         flush(None)
-
-
-class Modules:
-    """The modules that code imports from its own folder, there only while the code runs.
-
-    Modules of the same names that were loaded from elsewhere make room meanwhile, but for the
-    libraries': those rely on each other.
-
-    Args:
-        folder: the code's folder; what else it puts on sys.path counts likewise.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.known = set(sys.path)
-        self.theirs: dict[str, ModuleType] = {}
-        self.hidden: dict[str, ModuleType] = {}
-        own = provided(folder)
-        self.others = [name for name in sys.modules if self.gives_way(name, own)]
-        self.last: str | None = None
-
-    def gives_way(self, name: str, own: set[str]) -> bool:
-        """Say whether a loaded module stands where one of the folder's would."""
-        top = name.partition(".")[0]
-        if top not in own or top in {"__main__", "regcheck"} or top in sys.stdlib_module_names:
-            return False
-        home = home_of(sys.modules[top]) if top in sys.modules else None
-        return home is not None and home != self.folder and not is_library(home)
-
-    def swap_in(self) -> None:
-        """Put the code's modules into sys.modules."""
-        self.hidden = {name: sys.modules.pop(name) for name in self.others if name in sys.modules}
-        sys.modules.update(self.theirs)
-        self.last = next(reversed(sys.modules))
-
-    def swap_out(self, path: set[str]) -> None:
-        """Take them out, with those that the code has imported meanwhile."""
-        folders = {str(Path(folder).absolute()) for folder in path - self.known} | {self.folder}
-        for name in self.new_names():
-            top = sys.modules.get(name.partition(".")[0])
-            if top is not None and home_of(top) in folders:
-                self.theirs[name] = sys.modules[name]
-        for name in self.theirs:
-            sys.modules.pop(name, None)
-        sys.modules.update(self.hidden)
-
-    def new_names(self) -> list[str]:
-        """List what was put into sys.modules since `swap_in`; it keeps the order."""
-        names = []
-        for name in reversed(sys.modules):
-            if name == self.last:
-                break
-            names.append(name)
-        return names
-
-
-def provided(folder: str) -> set[str]:
-    """Name the modules and packages that can be imported from a folder."""
-    names = set()
-    for entry in os.scandir(folder):
-        name, dot, kind = entry.name.partition(".")
-        package = not dot and (Path(entry.path) / "__init__.py").is_file()
-        if package or kind == "py" or kind.endswith(("so", "pyd")):
-            names.add(name)
-    return names
-
-
-def home_of(module: ModuleType) -> str | None:
-    """Give the folder that a top-level module was imported from."""
-    paths = getattr(module, "__path__", None)
-    place = next(iter(paths), None) if paths else getattr(module, "__file__", None)
-    return str(Path(place).absolute().parent) if isinstance(place, str) else None
 
 
 @contextlib.contextmanager

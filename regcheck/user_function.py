@@ -1,0 +1,217 @@
+"""A user's own function: imported without leaving a trace, and called under guard."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import linecache
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from regcheck.errors import UserCodeError, one_line, suggest
+from regcheck.guard import Guard
+from regcheck.guard.modules import Modules
+from regcheck.guard.surroundings import Surroundings, environment_restored
+from regcheck.guard.telling import is_library
+from regcheck.user_yields import kind_of
+
+PATIENCE = 20.0
+"""Seconds that one call into a user's code may take: its import, or one step."""
+
+Result = TypeVar("Result")
+
+
+class UserFunction:
+    """A user's function, called under guard.
+
+    Args:
+        function: the function.
+        label: how messages name it.
+        patience: seconds that one call may take.
+        guard: the one that it was imported under; a new one without it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        label: str,
+        patience: float = PATIENCE,
+        guard: Guard | None = None,
+    ) -> None:
+        self.function, self.label = function, label
+        code = getattr(function, "__code__", None)
+        folder = str(Path(code.co_filename).parent) if code else None
+        self.guard = guard or Guard(label, patience, folder)
+
+    def call(self, *args: object) -> Any:
+        """Call the function.
+
+        Raises:
+            UserCodeError: on anything that goes wrong.
+        """
+        return self.run("", called, self.label, self.function, args)
+
+    def run(self, moment: str, work: Callable[..., Result], *args: object) -> Result:
+        """Run other work that leads into the user's code, such as a step of its generator.
+
+        Args:
+            moment: when it is, as messages say it: `step 3 of 12`.
+            work: what to call; a UserCodeError that it raises is passed on.
+            args: what to call it with.
+
+        Raises:
+            UserCodeError: on anything that goes wrong.
+        """
+        return self.guard.run(moment, work, *args)
+
+
+def called(label: str, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
+    """Call a function, once its parameters are seen to fit."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, and it does not say
+        return function(*args)
+    try:
+        signature.bind(*args)
+    except TypeError as mismatch:
+        name = getattr(function, "__name__", "train")
+        text = misfit(name, signature, len(args), str(mismatch))
+        raise UserCodeError(f"{label}: {text}") from None
+    return function(*args)
+
+
+def misfit(name: str, signature: inspect.Signature, given: int, reason: str) -> str:
+    """Tell that a function cannot be called as regcheck calls it."""
+    wanted = "the problem alone" if given == 1 else f"{given} arguments"
+    found = f"cannot be called with {wanted}: its parameters are {signature} ({reason})"
+    if given != 1:
+        return found
+    return f"{found}\n  Write `def {name}(problem):`, and give further parameters a default."
+
+
+@contextlib.contextmanager
+def imported(reference: str, folder: Path, patience: float = PATIENCE) -> Iterator[UserFunction]:
+    """Import a user's function for as long as the context lasts, and leave no trace of it.
+
+    The file's own folder can be imported from, at import and in later calls. `__name__` is not
+    `__main__`. sys.modules, sys.path, sys.argv, the working directory, os.environ, the filters of
+    warnings and NumPy's settings are as before in between and at the end; no bytecode is written.
+
+    Args:
+        reference: `FILE.py:FUNCTION`, the file relative to `folder` or absolute.
+        folder: the spec's folder.
+        patience: seconds that the import and each call may take.
+
+    Raises:
+        UserCodeError: the file or the function is not there, or cannot be imported.
+    """
+    file, name = located(reference, folder)
+    linecache.checkcache(str(file))
+    importlib.invalidate_caches()
+    home = str(file.parent)
+    load_standard(file.stem)
+    with environment_restored(), numpy_printing_restored():
+        guard = Guard(reference, patience, home, Surroundings(Modules(home), [str(file)]))
+        function = guard.run("at its import", load, reference, file, name)
+        yield UserFunction(function, reference, patience, guard)
+
+
+def load_standard(name: str) -> None:
+    """Load the standard library's module of a name, before a user's file can be taken for it."""
+    if name not in sys.stdlib_module_names - {"antigravity", "this"} or name in sys.modules:
+        return
+    spec = importlib.util.find_spec(name)
+    if spec and (spec.origin in ("built-in", "frozen") or is_library(spec.origin or "")):
+        with contextlib.suppress(ImportError):  # such as tkinter without its library
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def numpy_printing_restored() -> Iterator[None]:
+    """Undo what the code does to NumPy's print options, which older NumPy has one set of."""
+    before = np.get_printoptions()
+    try:
+        yield
+    finally:
+        if np.get_printoptions() != before:
+            np.set_printoptions(**before)
+
+
+def located(reference: str, folder: Path) -> tuple[Path, str]:
+    """Find the file that a reference names, and the function's name."""
+    path, _, name = reference.strip().rpartition(":")
+    if not path or not name.isidentifier():
+        text = "must be a Python file and a function in it, like my_train.py:train"
+        raise UserCodeError(f"{reference}: {text}")
+    file = (folder / path).absolute()
+    if file.is_dir():
+        raise UserCodeError(f"{reference}: {file} is a folder; name the Python file in it")
+    if not file.is_file():
+        raise UserCodeError(f"{reference}: there is no file {file}{nearby(file)}")
+    if file.suffix != ".py":
+        raise UserCodeError(f"{reference}: {file.name} is no Python file; its name must end in .py")
+    return file, name
+
+
+def nearby(file: Path) -> str:
+    """Say which Python file may have been meant."""
+    if not file.parent.is_dir():
+        return f"\n  There is no folder {file.parent}; a relative path is relative to the spec."
+    names = sorted(path.name for path in file.parent.glob("*.py"))
+    if not names:
+        return "\n  That folder holds no Python file; a relative path is relative to the spec."
+    return f"\n  In that folder, {suggest(file.name, names)}; a path is relative to the spec."
+
+
+def load(label: str, file: Path, name: str) -> Callable[..., Any]:
+    """Run a user's file as a module, and find the function in it."""
+    taken = file.stem in sys.modules or file.stem in sys.stdlib_module_names
+    title = f"{file.stem}_of_the_user" if taken else file.stem
+    spec = importlib.util.spec_from_file_location(title, file)
+    if spec is None:
+        raise UserCodeError(f"{label}: {file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    code = compiled(label, file)
+    sys.modules[title] = module
+    exec(code, vars(module))  # what import does, and no bytecode is read or written
+    return found(label, sys.modules.get(title, module), name)
+
+
+def compiled(label: str, file: Path) -> types.CodeType:
+    """Compile a user's file."""
+    try:
+        return compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except OSError as error:
+        raise UserCodeError(f"{label}: {file} cannot be read: {error.strerror}") from None
+    except SyntaxError as error:
+        place = f"{file}:{error.lineno}:{error.offset}" if error.lineno else str(file)
+        text = f"\n    {one_line(error.text.strip())}" if error.text else ""
+        raise UserCodeError(f"{label}: {place}: {error.msg}; mend it there{text}") from None
+    except ValueError as error:
+        raise UserCodeError(f"{label}: {file}: {error}; is it a text file?") from None
+
+
+def found(label: str, module: types.ModuleType, name: str) -> Callable[..., Any]:
+    """Take a function out of a module."""
+    functions = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isroutine(value) and value.__module__ == module.__name__
+    ]
+    if not hasattr(module, name):
+        known = suggest(name, functions) if functions else "it defines no function"
+        todo = '\n  What stands under `if __name__ == "__main__":` is not run.'
+        raise UserCodeError(f"{label}: the file has no function `{name}`; {known}{todo}")
+    value = getattr(module, name)
+    if not callable(value):
+        text = f"`{name}` is no function but {kind_of(value)}"
+        known = f"; {suggest(name, functions)}" if functions else ""
+        raise UserCodeError(f"{label}: {text}{known}")
+    return value  # type: ignore[no-any-return]

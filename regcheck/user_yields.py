@@ -1,0 +1,173 @@
+"""What a user's scratch function yields after an update, read and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regcheck.errors import one_line, shortened, suggest
+from regcheck.problem import Array
+
+
+class Yielded(NamedTuple):
+    """What the scratch function yields after an update.
+
+    Attributes:
+        parameters: float64 copies, in torch's shapes.
+        loss: the loss, where it is yielded.
+        gradient: likewise, in torch's shapes.
+        single: whether float32 holds every parameter exactly.
+    """
+
+    parameters: dict[str, Array]
+    loss: float | None
+    gradient: dict[str, Array] | None
+    single: bool
+
+
+class Refused(Exception):  # noqa: N818  # never leaves this module
+    """What was yielded cannot be used."""
+
+
+EXTRAS = ("loss", "grad")
+"""What may be yielded besides the parameters."""
+
+
+def read(value: object, shapes: Mapping[str, tuple[int, ...]]) -> Yielded:
+    """Read what the function yielded."""
+    if not isinstance(value, Mapping):
+        listed = "a tuple" if isinstance(value, tuple) else kind_of(value)
+        raise Refused(f"yielded {listed}, not a mapping\n  Write `{pattern(shapes)}`.")
+    check_names(value, shapes, EXTRAS, "")
+    with np.errstate(all="ignore"):
+        arrays = {name: numbers(value[name], name) for name in shapes}
+        parameters = {name: shaped(arrays[name], shapes[name], name) for name in shapes}
+        return Yielded(
+            parameters,
+            read_loss(value.get("loss")),
+            read_gradient(value.get("grad"), shapes),
+            all(map(is_single, arrays.values())),
+        )
+
+
+def pattern(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Show what to yield."""
+    named = ", ".join(f'"{name}": ..' for name in shapes)
+    return f"yield {{{named}}}"
+
+
+def check_names(
+    value: Mapping[Any, Any], names: Iterable[str], extras: Iterable[str], inside: str
+) -> None:
+    """Refuse missing and unknown names."""
+    expected, allowed = list(names), [*names, *extras]
+    missing = [name for name in expected if name not in value]
+    unknown = [key for key in value if key not in allowed]
+    if not missing and not unknown:
+        return
+    parts = [f"`{name}` is missing" for name in missing]
+    for key in unknown:
+        near = suggest(key, allowed) if isinstance(key, str) else "a name is a string"
+        parts.append(f"there is no {shortened(one_line(repr(key)))} here ({near})")
+    more = ", besides `loss` and `grad` if you like" if inside == "" else ""
+    needed = ", ".join(f"`{name}`" for name in expected)
+    found = f"in what it yielded{inside}, " + "; ".join(parts)
+    raise Refused(f"{found}\n  It must hold {needed}{more}, and nothing else.")
+
+
+def numbers(value: Any, name: str) -> np.ndarray[Any, Any]:
+    """Read numbers from whatever NumPy makes numbers of."""
+    detach = getattr(value, "detach", None)
+    plain = detach() if callable(detach) else value
+    if isinstance(plain, np.ma.MaskedArray) and np.ma.is_masked(plain):
+        raise Refused(f"`{name}` has masked entries\n  Fill them: a parameter has all its numbers.")
+    try:
+        array = np.asarray(plain)
+    except (TypeError, ValueError) as error:
+        reason = one_line(str(error))
+        text = f"`{name}` is {kind_of(value)}, of which NumPy makes no numbers: {reason}"
+        raise Refused(f"{text}\n  Yield an array of real numbers.") from None
+    if array.dtype.kind not in "fiu":
+        what = KINDS.get(array.dtype.kind, f"of dtype {array.dtype}")
+        text = f"`{name}` is {kind_of(value)}, and it holds {what}"
+        raise Refused(f"{text}\n  Yield an array of real numbers.")
+    return array
+
+
+KINDS = {
+    "O": "objects, not numbers",
+    "U": "text, not numbers",
+    "S": "text, not numbers",
+    "b": "true and false, not numbers",
+    "c": "complex numbers",
+}
+"""What arrays hold by their dtype's kind, where that is no real numbers."""
+
+
+def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Array:
+    """Copy numbers to float64 in torch's shape."""
+    squeezed = tuple(size for size in shape if size != 1)
+    fits = array.size == math.prod(shape) and (
+        len(squeezed) < 2 or tuple(size for size in array.shape if size != 1) == squeezed
+    )
+    if not fits:
+        raise Refused(
+            f"`{name}` has shape {array.shape}, {array.size:,} numbers; expected "
+            f"{math.prod(shape):,} numbers in shape {shape}{forms(shape, array)}"
+        )
+    return np.array(array, np.float64).reshape(shape)
+
+
+def forms(shape: tuple[int, ...], array: np.ndarray[Any, Any]) -> str:
+    """Say which other shapes will do, or what to do about this one."""
+    squeezed = tuple(size for size in shape if size != 1)
+    if tuple(size for size in array.shape if size != 1) == squeezed[::-1]:
+        return "\n  Transpose it: yield `W.T`."
+    if len(squeezed) < 2:
+        count = math.prod(shape)
+        return f"; ({count},) and ({count}, 1) will do too"
+    return ""
+
+
+def is_single(array: np.ndarray[Any, Any]) -> bool:
+    """Say whether float32 holds every number exactly."""
+    if array.dtype.itemsize <= 4 and array.dtype.kind == "f":
+        return True
+    same = array.astype(np.float32) == array
+    return bool(same.all()) or bool((same | (array != array)).all())
+
+
+def read_loss(value: object) -> float | None:
+    """Read a loss: one number, or None."""
+    if value is None:
+        return None
+    array = numbers(value, "loss")
+    if array.size != 1:
+        text = f"`loss` has shape {array.shape}, {array.size:,} numbers; expected one number"
+        raise Refused(f"{text}\n  Yield the mean (or the sum) over the rows, as the spec has it.")
+    return float(array.reshape(()))
+
+
+def read_gradient(value: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array] | None:
+    """Read a gradient: a mapping of every parameter, or None."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        named = pattern(shapes).removeprefix("yield ")
+        raise Refused(f'`grad` is {kind_of(value)}, not a mapping\n  Write `"grad": {named}`.')
+    check_names(value, shapes, (), " as `grad`")
+    return {
+        name: shaped(numbers(value[name], f"grad of {name}"), shape, f"grad of {name}")
+        for name, shape in shapes.items()
+    }
+
+
+def kind_of(value: object) -> str:
+    """Say what kind of thing a value is."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
