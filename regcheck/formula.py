@@ -4,15 +4,17 @@ Letters: w the weight, b the bias, g the gradient of the mean loss of the step's
 the penalty), v the velocity (0 before step 1), lr the learning rate, λ the weight decay, μ the
 momentum, τ the dampening, B the rows of the step's batch, m those of a micro-batch, n the
 training rows. Where gradients are accumulated, g is the average over the step's micro-batches.
+A factor that is NaN stands for one that may be anything, and is written c.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from regcheck.convention import Convention, penalized
+from regcheck.convention import NO_SLIPS, Convention, Slips, is_bias, penalized
 from regcheck.training import Training
 
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
@@ -21,15 +23,25 @@ MEANINGS = {
     "w": "weight",
     "b": "bias",
     "g": "gradient of the batch's mean loss, without the penalty",
+    "Σg": "sum of the gradients of all steps so far",
+    "ȳ": "mean of the batch's targets, in the place of each",
     "v": "velocity, 0 before step 1",
+    "clip": "clipping, by the norm of all tensors together where it is by a norm",
+    "clip_w": "clipping by the norm of this tensor alone",
     "ℓ": "loss of a row",
+    "ℓᵢⱼ": "loss of row i's output against row j's target",
     "lr": "learning rate",
+    "lr₊₁": "lr of the next step",
+    "lr₋₁": "lr of the step before, at step 1 its own",
+    "c": "a factor that may be anything",
     "λ": "weight_decay",
     "μ": "momentum",
     "τ": "dampening",
     "B": "rows of the step's batch",
     "m": "rows of a micro-batch",
     "mᵢ": "rows of micro-batch i",
+    "k": "micro-batches of the step",
+    "batch_size": "rows of every batch but a smaller last one",
     "n": "training rows",
 }
 """What each letter of a formula stands for."""
@@ -42,10 +54,11 @@ def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> 
     ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
     """
     text = " ".join(lines)
+    apart = text.replace("Σ", "Σ ").replace("²", " ²")
     return [
         f"{letter} {MEANINGS[letter]}"
         for letter in letters
-        if re.search(rf"(?<!\w){letter}(?!\w)", text.replace("Σ", " "))
+        if re.search(rf"(?<!\w){letter}(?!\w)", text if letter.startswith("Σ") else apart)
     ]
 
 
@@ -65,6 +78,8 @@ class Letters(NamedTuple):
     batch_rows: str
     loss_rows: str
     train_rows: str
+    micro_batches: str = "k"
+    batch_size: str = "batch_size"
 
 
 SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "B", "B", "n")
@@ -103,6 +118,8 @@ def letters(training: Training) -> Letters:
             else loss_rows_letter(training)
         ),
         train_rows=str(training.train_rows),
+        micro_batches=micro_batches(training),
+        batch_size=str(training.loss_rows[0]),
     )
 
 
@@ -113,13 +130,27 @@ def loss_rows_letter(training: Training) -> str:
     return "m" if len(training.micro_rows) == 1 else UNEVEN
 
 
+def micro_batches(training: Training) -> str:
+    """Count the micro-batches of a step; k where steps differ."""
+    if len(training.batch_rows) > 1:
+        return "k"
+    return str(-(-training.batch_rows[0] // max(1, training.loss_rows[0])))
+
+
+def letter_of(tensor: str) -> str:
+    """Give the letter of a tensor, whatever layer it belongs to: b for a bias, else w."""
+    return TENSOR_LETTER["bias" if is_bias(tensor) else "weight"]
+
+
 def number(value: float) -> str:
     """Write a number as a person would: `0.05`, `1e-08`."""
     return f"{value:g}"
 
 
 def factor(value: float) -> str:
-    """Write a number so that a product can go on with it: `0.5`, `(-1)`."""
+    """Write a number so that a product can go on with it: `0.5`, `(-1)`; c where it is NaN."""
+    if math.isnan(value):
+        return "c"
     return number(value) if value >= 0 else f"({number(value)})"
 
 
@@ -128,26 +159,31 @@ def exact(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-def update_lines(convention: Convention, given: Letters, tensor: str = "weight") -> list[str]:
+def update_lines(
+    convention: Convention, given: Letters, tensor: str = "weight", slips: Slips = NO_SLIPS
+) -> list[str]:
     """Write one tensor's update by a convention, one assignment a line.
 
     >>> update_lines(Convention(divide_penalty_by="batch"), SYMBOLIC)
     ['w ← w − lr (g + λ/B w)']
     """
-    w, lr, decay = TENSOR_LETTER[tensor], given.lr, convention.decay
-    penalty = penalty_text(convention, given, tensor)
-    direction = gradient_text(convention, given)
+    w, decay = letter_of(tensor), convention.decay
+    penalty = penalty_text(convention, given, tensor, slips)
+    given = with_options(given, slips)
+    lr = given.lr
+    direction = gradient_text(convention, given, slips)
     if decay == "before-clipping":
         direction = plus(direction, penalty)
     if given.clipped:
-        direction = f"clip({direction})"
+        clip = f"clip_{w}" if slips.clip_scope == "tensor" else "clip"
+        direction = f"{clip}({direction})"
     if decay == "gradient":
         direction = plus(direction, penalty)
 
     lr_inside = given.momentum and convention.momentum_form == "lr-inside"
     if lr_inside:
         direction = times(lr, direction)
-    lines = velocity_lines(convention, given, direction)
+    lines = velocity_lines(convention, given, direction, slips)
     if given.momentum:
         direction = plus(direction, f"{given.momentum} v") if given.nesterov else "v"
     step = bracketed(direction) if lr_inside else times(lr, direction)
@@ -162,7 +198,25 @@ def update_lines(convention: Convention, given: Letters, tensor: str = "weight")
     return [*lines, f"{w} ← {w} − {shrink} − {step}"]
 
 
-def velocity_lines(convention: Convention, given: Letters, direction: str) -> list[str]:
+def with_options(given: Letters, slips: Slips) -> Letters:
+    """Give the letters of the lr and the momentum that a rule with slips takes."""
+    lr = given.lr
+    if slips.lr_shift and lr == SYMBOLIC.lr:  # a number is the same at every step
+        sign = "₊" if slips.lr_shift > 0 else "₋"
+        lr += sign + str(abs(slips.lr_shift)).translate(SUBSCRIPTS)
+    if slips.lr_factor != 1:
+        lr = f"{factor(slips.lr_factor)}·{lr}"
+    nesterov = given.nesterov if slips.nesterov == "as-set" else slips.nesterov == "added"
+    momentum = "" if slips.momentum == "ignored" else given.momentum
+    return given._replace(lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+def velocity_lines(
+    convention: Convention, given: Letters, direction: str, slips: Slips
+) -> list[str]:
     """Write how the velocity takes up a direction; nothing without momentum."""
     mu = given.momentum
     if not mu:
@@ -172,33 +226,37 @@ def velocity_lines(convention: Convention, given: Letters, direction: str) -> li
     if not given.dampening:
         return [f"v ← {mu} v + {direction}"]
     dampened = times(f"(1 − {given.dampening})", direction)
-    return [f"step 1: v ← {direction}", f"later: v ← {mu} v + {dampened}"]
+    later = f"v ← {mu} v + {dampened}"
+    if slips.first_step == "dampened":
+        return [later]
+    return [f"step 1: v ← {direction}", f"later: {later}"]
 
 
-def rule_lines(convention: Convention, given: Letters) -> list[str]:
+def rule_lines(convention: Convention, given: Letters, slips: Slips = NO_SLIPS) -> list[str]:
     """Write the update of weight and bias; the bias's only where it is another.
 
     >>> rule_lines(Convention(penalize_bias=False), SYMBOLIC)
     ['w ← w − lr (g + λ w)', 'b ← b − lr g']
     """
-    weight = update_lines(convention, given)
-    bias = "; ".join(update_lines(convention, given, "bias"))
+    weight = update_lines(convention, given, "weight", slips)
+    bias = "; ".join(update_lines(convention, given, "bias", slips))
     if convention.update_order == "bias-first":
         return [f"first  {bias}", *weight[:-1], f"{weight[-1]}, with g at the new b"]
-    alike = strength_text(convention, given, "weight") == strength_text(convention, given, "bias")
+    of_weight, of_bias = (strength_text(convention, given, name, slips) for name in TENSOR_LETTER)
+    alike = of_weight == of_bias
     return [*weight[:-1], f"{weight[-1]}, b likewise"] if alike else [*weight, bias]
 
 
-def shift_text(convention: Convention, given: Letters, tensor: str) -> str:
+def shift_text(convention: Convention, given: Letters, tensor: str, slips: Slips = NO_SLIPS) -> str:
     """Write what a step subtracts from a tensor in all.
 
     >>> momentum = SYMBOLIC._replace(momentum="μ")
     >>> shift_text(Convention(decay="decoupled"), momentum, "weight")
     'lr·λ w + lr v'
     """
-    w = TENSOR_LETTER[tensor]
+    w = letter_of(tensor)
     start = f"{w} ← {w} − "
-    lines = update_lines(convention, given, tensor)
+    lines = update_lines(convention, given, tensor, slips)
     moves = [line.removeprefix(start) for line in lines if line.startswith(start)]
     return ", then ".join(added_up(move) for move in moves)
 
@@ -212,9 +270,12 @@ def added_up(subtracted: str) -> str:
     return "".join(signs)
 
 
-def strength_text(convention: Convention, given: Letters, tensor: str) -> str:
+def strength_text(
+    convention: Convention, given: Letters, tensor: str, slips: Slips = NO_SLIPS
+) -> str:
     """Write κλ, the factor on w in the penalty's gradient: `2·λ/B`; empty where it is 0."""
-    strength = given.weight_decay[tensor]
+    of_weight = slips.bias_decay == "of-weight" and is_bias(tensor)
+    strength = given.weight_decay[weight_beside(tensor) if of_weight else tensor]
     if not strength or convention.penalty_factor == 0 or not penalized(convention, tensor):
         return ""
     if convention.penalty_factor != 1:
@@ -223,26 +284,53 @@ def strength_text(convention: Convention, given: Letters, tensor: str) -> str:
     return strength + divisor[convention.divide_penalty_by]
 
 
-def penalty_text(convention: Convention, given: Letters, tensor: str) -> str:
+def weight_beside(bias: str) -> str:
+    """Name the weight of the layer that a bias belongs to."""
+    return bias.removesuffix("bias") + "weight"
+
+
+def penalty_text(
+    convention: Convention, given: Letters, tensor: str, slips: Slips = NO_SLIPS
+) -> str:
     """Write what the penalty adds to one tensor's gradient: `0.1/1096 w`; empty where nothing.
 
     >>> penalty_text(Convention(penalty_factor=2.0), SYMBOLIC, "bias")
     '2·λ b'
     """
-    strength, w = strength_text(convention, given, tensor), TENSOR_LETTER[tensor]
-    if not strength:
-        return ""
+    strength, w = strength_text(convention, given, tensor, slips), letter_of(tensor)
+    if not strength or slips.penalty_form == "constant":
+        return strength
     return f"{strength} {w}/‖{w}‖" if convention.penalty_norm == "unsquared" else f"{strength} {w}"
 
 
-def gradient_text(convention: Convention, given: Letters) -> str:
-    """Write the data gradient in terms of g, the gradient of the mean loss: `0.5 g`, `B g`."""
-    factors = [factor(convention.loss_factor)] if convention.loss_factor != 1 else []
-    if convention.loss_reduction == "sum":
-        if given.loss_rows == UNEVEN:
-            return " ".join([*factors, f"average({UNEVEN} gᵢ)"])
-        factors.append(given.loss_rows)
-    return f"{'·'.join(factors)} g" if factors else "g"
+def gradient_text(convention: Convention, given: Letters, slips: Slips = NO_SLIPS) -> str:
+    """Write the data gradient in terms of g, the gradient of the mean loss: `0.5 g`, `B g`.
+
+    >>> gradient_text(Convention(), SYMBOLIC, Slips(gradient_factor=math.nan))
+    'c g'
+    """
+    at = "(ȳ)" if slips.target == "batch-mean" else ""
+    factors = [factor(value) for value in (slips.gradient_factor, convention.loss_factor)]
+    factors = [text for text in factors if text != "1"]
+    rows, divisor = rows_and_divisor(convention, given, slips)
+    summed = slips.accumulation == "sum"
+    if rows == UNEVEN:
+        g = f"{'sum' if summed else 'average'}({UNEVEN} gᵢ{at}){divisor}"
+    else:
+        g = f"g{at}"
+        factors += [given.micro_batches] if summed else []
+        factors += [rows + divisor] if rows else []
+    text = f"{'·'.join(factors)} {g}" if factors else g
+    if slips.zeroing == "each-step":
+        return text
+    return f"Σ{text}" if text == "g" else f"Σ({text})"
+
+
+def rows_and_divisor(convention: Convention, given: Letters, slips: Slips) -> tuple[str, str]:
+    """Write by how many rows the mean over a loss's rows is multiplied, and what divides that."""
+    if slips.batch_divisor == "batch-size":
+        return given.loss_rows, f"/{given.batch_size}"
+    return (given.loss_rows if convention.loss_reduction == "sum" else ""), ""
 
 
 def plus(left: str, right: str) -> str:
@@ -265,24 +353,33 @@ def bracketed(term: str) -> str:
     return term
 
 
-def loss_text(convention: Convention, given: Letters) -> str:
+def loss_text(convention: Convention, given: Letters, slips: Slips = NO_SLIPS) -> str:
     """Write the reported loss.
 
     >>> loss_text(Convention(divide_penalty_by="batch", penalty_in_loss=True), SYMBOLIC)
     'mean ℓ + ½·λ/B Σw² + ½·λ/B Σb²'
     """
-    data = "Σℓ" if convention.loss_reduction == "sum" else "mean ℓ"
-    if given.loss_rows == UNEVEN or (given.loss_rows != given.batch_rows and data == "Σℓ"):
-        data = f"average({data})"
+    data = data_loss_text(convention, given, slips)
     if convention.loss_factor != 1:
         data = f"{factor(convention.loss_factor)} {data}"
     terms = [data]
-    for tensor, w in TENSOR_LETTER.items():
-        strength = strength_text(convention, given, tensor)
+    for tensor in given.weight_decay:
+        strength, w = strength_text(convention, given, tensor, slips), letter_of(tensor)
         if strength and convention.penalty_in_loss:
             squared = convention.penalty_norm == "squared"
             terms.append(f"½·{strength} Σ{w}²" if squared else f"{strength} ‖{w}‖")
-    return " + ".join(terms)
+    return " + ".join(dict.fromkeys(terms))
+
+
+def data_loss_text(convention: Convention, given: Letters, slips: Slips) -> str:
+    """Write the loss of the data: the mean of the rows' losses, or what there is in its place."""
+    rows, divisor = rows_and_divisor(convention, given, slips)
+    if slips.target == "batch-mean":
+        data = f"{rows}{divisor} mean ℓᵢⱼ" if rows else "mean ℓᵢⱼ"
+    else:
+        data = f"Σℓ{divisor}" if rows else "mean ℓ"
+    alike = given.loss_rows == given.batch_rows or data == "mean ℓ"
+    return data if alike and given.loss_rows != UNEVEN else f"average({data})"
 
 
 def torch_call(training: Training) -> str:
