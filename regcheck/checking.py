@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regcheck.causes import CAUSES
 from regcheck.compare import (
     Divergence,
+    Row,
     compare_start,
     compare_step,
     diverges,
@@ -20,76 +23,131 @@ from regcheck.compare import (
     locate,
     parts,
 )
+from regcheck.diagnose import Observed, diagnose
 from regcheck.drift import DriftMeter
+from regcheck.history import History
+from regcheck.hypotheses import Replay
+from regcheck.lockstep import ScratchLeads, Steps
+from regcheck.matching import Matching
+from regcheck.mending import Mend, mend
 from regcheck.models import accuracy
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Problem, Step, build_problem
-from regcheck.record import Final, LossDivergence, Report, Sample
-from regcheck.rounding import RoundingModel
+from regcheck.numpy_trainer import NumpyTrainer, Pass
+from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.record import Final, LossDivergence, Report, Sample, way_out
 from regcheck.schedule import Batch, training_of
+from regcheck.sides import Sides, sides_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
 from regcheck.spec.judging import Verdict
-from regcheck.torch_trainer import TorchTrainer, torch_settings
 from regcheck.torch_trainer import environment as torch_environment
+from regcheck.torch_trainer import torch_settings
 from regcheck.trace import Trace
-from regcheck.trials import Lockstep, Proof, Trials
+from regcheck.training import Training
+from regcheck.trials import Trials, sees_alike
+from regcheck.user_code import PATIENCE
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
 
+Code = Callable[[Any], Any]
+"""A function of the user's own, called with the problem."""
 
-def check(spec: str | Path | Mapping[str, Any], *, progress: Progress | None = None) -> Report:
+
+def check(
+    spec: str | Path | Mapping[str, Any],
+    *,
+    scratch: Code | None = None,
+    framework: Code | None = None,
+    patience: float = PATIENCE,
+    progress: Progress | None = None,
+) -> Report:
     """Run a spec: a file's path, or its content as a mapping.
 
     Args:
         spec: the file, or the mapping; a mapping's relative paths are relative to here.
+        scratch: a function of your own in the place of the built-in scratch side.
+        framework: likewise one that gives (model, loss_function, optimizer).
+        patience: seconds that one step of your own code may take.
         progress: called after each compared step, with its number and that of all steps.
 
     Raises:
         InputError: the spec or its data are not as they must be.
+        UserCodeError: your own code is off.
     """
-    loaded = from_mapping(spec) if isinstance(spec, Mapping) else read_spec(Path(spec))
-    return check_loaded(loaded, progress or no_progress)
+    own = {"scratch": scratch, "framework": framework}
+    given = {key: code for key, code in own.items() if code is not None}
+    if isinstance(spec, Mapping):
+        loaded = from_mapping(dict(spec) | given)
+    else:
+        loaded = read_spec(Path(spec), given)
+    return check_loaded(loaded, progress or no_progress, patience)
 
 
 def no_progress(step: int, total: int) -> None:
     """Show no progress."""
 
 
-def check_loaded(loaded: LoadedSpec, progress: Progress) -> Report:
+def check_loaded(loaded: LoadedSpec, progress: Progress, patience: float = PATIENCE) -> Report:
     """Run a spec that is loaded."""
-    return check_problem(loaded, build_problem(loaded), progress)
+    return check_problem(loaded, build_problem(loaded), progress, patience)
 
 
-def check_problem(loaded: LoadedSpec, problem: Problem, progress: Progress) -> Report:
+def check_problem(
+    loaded: LoadedSpec, problem: Problem, progress: Progress, patience: float = PATIENCE
+) -> Report:
     """Run a spec whose problem is built: train both sides in lockstep and compare every step."""
-    training = training_of(loaded.spec, len(problem.y))
-    report = Report(
-        name=loaded.name,
-        spec=loaded.spec,
-        training=training,
-        features=problem.features,
-        steps=problem.schedule.steps,
-        trace=Trace(tuple(problem.initial)),
-    )
     work = min(problem.schedule.batch_size, len(problem.y)) * problem.X.shape[1]
     # Overflow is an outcome of a training, judged by the comparison: no warnings.
-    with torch_settings(work) as threads, np.errstate(all="ignore"):
-        run = Run(problem, report)
+    with (
+        torch_settings(work) as threads,
+        np.errstate(all="ignore"),
+        sides_of(loaded, problem, NumpyTrainer, patience) as sides,
+    ):
+        report = new_report(loaded, sides)
+        run = Run(sides, report)
         run.compare_start()
-        for batch in problem.schedule.batches():
+        for batch in sides.problem.schedule.batches():
             if not run.advance(batch):
                 break
             progress(batch.step, report.steps)
         run.finish()
+        report.verdict, report.reason = conclusion(report)
+        if report.first_divergence is not None or report.first_loss_divergence is not None:
+            run.diagnose()
     report.environment = {
         "python": platform.python_version(),
         **torch_environment(),
         "threads": threads,
         "platform": platform.platform(),
     }
-    report.verdict, report.reason = conclusion(report)
     return report
+
+
+def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
+    """Begin the report of a run."""
+    training = training_of(loaded.spec, len(sides.problem.y))
+    if sides.torch is not None and loaded.spec.framework is not None:
+        training = really(training, sides.torch.problem)
+    return Report(
+        name=loaded.name,
+        spec=loaded.spec,
+        training=training,
+        features=sides.problem.features,
+        steps=sides.problem.schedule.steps,
+        trace=Trace(tuple(sides.problem.initial)),
+        plain_sgd=sides.torch is not None,
+    )
+
+
+def really(training: Training, problem: Problem) -> Training:
+    """Put the settings in that a user's own optimizer has."""
+    options = problem.optimizer
+    return training._replace(
+        lr=problem.schedule.lr,
+        weight_decay=problem.weight_decay,
+        momentum=options.momentum,
+        dampening=options.dampening,
+        nesterov=options.nesterov,
+    )
 
 
 def strictly(report: Report) -> None:
@@ -107,88 +165,186 @@ def strictly(report: Report) -> None:
 class Run:
     """Both sides of a run while it lasts, filling a report."""
 
-    def __init__(self, problem: Problem, report: Report) -> None:
-        self.problem, self.report, self.spec = problem, report, report.spec
-        self.scratch = Lockstep(NumpyTrainer(problem))
-        self.framework = TorchTrainer(problem)
-        self.rounding = RoundingModel(problem)
+    def __init__(self, sides: Sides, report: Report) -> None:
+        self.sides, self.problem, self.report = sides, sides.problem, report
+        self.spec = report.spec
         self.drift = DriftMeter(self.spec.tolerance)
-        self.trials = Trials(self.spec, report.training, self.scratch.trainer)
-        expected = self.spec.expect.cause if self.spec.expect else None
-        self.proof = Proof(expected, self.scratch.trainer) if expected else None
+        torch = sides.torch
+        self.trials: Trials | None = None
+        if torch is not None:
+            self.trials = Trials(self.spec, report.training, torch, sides.sees_rows)
+        shapes = {name: w.shape for name, w in self.problem.initial.items()}
+        self.schedule = (self.problem if torch is None else torch.problem).schedule
+        self.history = History(shapes, self.schedule)
         self.losses = {"scratch": math.nan, "framework": math.nan}
         self.last: Sample | None = None
+        self.gradient_bound: Parameters | None = None
 
     def compare_start(self) -> None:
         """Compare the parameters that the sides start from."""
-        start, own = self.framework.parameters(), self.scratch.own.parameters
-        bounds = self.rounding.start_bounds(self.problem.initial)
+        own, start = self.sides.pair.start()
+        bounds = self.sides.bounder.start_bounds(self.problem.initial)
         local, judged = compare_start(own, start, bounds, self.spec.tolerance)
         self.drift.need_start(local, own, start)
         at = max(judged.values(), key=lambda one: in_limits(one, self.spec.tolerance))
         if in_limits(at, self.spec.tolerance) > 1:
-            still = Step(start, (), math.nan, {}, {}, {}, {}, start)
+            still = Step(start, None, None, None, None, {}, None, start)
             self.report.first_divergence = Divergence(1, 1, 1, "initial", at, at, still, still)
 
     def advance(self, batch: Batch) -> bool:
         """Take and compare one step; False where it cannot be judged, which ends the run."""
         report, tolerances = self.report, self.spec.tolerance
-        framework = self.framework.step(batch)
-        own = self.scratch.step_alone(batch)
-        local = self.scratch.step_beside(framework.before, batch)
-        bounds = self.rounding.bounds(batch, framework, local.slopes)
-        row = compare_step(batch, own.step, local.step, framework, bounds, tolerances)
-        self.losses = {"scratch": own.step.loss, "framework": framework.loss}
-
+        steps = self.sides.pair.advance(batch)
+        # What torch is given may not be what the scratch side is given.
+        batch = batch._replace(lr=self.schedule.lr_at(batch.step, batch.epoch))
+        seen = self.seen(steps, batch)
+        bounds = self.sides.bounder.bounds(batch, steps, seen)
+        row = compare_step(batch, steps, bounds, tolerances)
+        self.losses = {
+            side: math.nan if step.loss is None else step.loss
+            for side, step in (("scratch", steps.own), ("framework", steps.alone))
+        }
         report.trace.append(row)
-        sample = Sample(batch.step, local.step, framework)
+        sample = Sample(batch.step, steps.scratch, steps.framework)
         for stage, difference in row.within.items():
             if row.complete and parts(difference, tolerances):
                 report.first_by_stage.setdefault(stage, batch.step)
-        loss = row.judged["loss"]
-        if report.first_loss_divergence is None and in_limits(loss, tolerances) > 1:
-            report.first_loss_divergence = LossDivergence(batch.step, loss)
-        if report.first_loss_unjudged is None and not loss.judged:
-            report.first_loss_unjudged = batch.step
+        self.note_loss(row)
         if report.first_divergence is None and diverges(row, tolerances):
-            report.first_divergence = locate(row, local.step, framework, bounds, tolerances)
+            report.first_divergence = locate(
+                row, steps.scratch, steps.framework, bounds, tolerances
+            )
             report.sample, report.previous = sample, self.last
+            self.gradient_bound = bounds.gradient
         if report.sample is None:
             report.sample = sample
         self.last = sample
-        self.drift.measure(row, injected(local.step, framework))
+        self.drift.measure(row, injected(steps.scratch, steps.framework))
         if not row.complete:
             report.first_unjudged = batch.step
             return False
-        self.drift.need_step(row, own.step, framework)
-        self.trials.advance(batch, framework, bounds, local.seen)
-        if self.proof is not None:
-            self.proof.advance(batch, framework, local.step, bounds)
+        self.drift.need_step(row, steps.own, steps.alone)
+        self.history.append(steps, bounds)
+        if self.trials is not None:
+            self.trials.advance(batch, steps, bounds, seen)
         report.compared += 1
         return True
 
+    def seen(self, steps: Steps, batch: Batch) -> Pass | None:
+        """Give the pass of torch's rule over the rows, at the leader's parameters."""
+        torch = self.sides.torch
+        if torch is None or not self.sides.sees_rows:
+            return None
+        if steps.seen is not None and sees_alike(self.problem, torch.problem):
+            return steps.seen
+        return torch.pass_over(steps.framework.before, batch)
+
+    def note_loss(self, row: Row) -> None:
+        """Note the first step at which the reported losses part, or cannot be judged."""
+        report = self.report
+        if row.loss is None:
+            return
+        report.losses_told += 1
+        loss = row.judged["loss"]
+        if report.first_loss_divergence is None and in_limits(loss, self.spec.tolerance) > 1:
+            report.first_loss_divergence = LossDivergence(row.step, loss)
+        if report.first_loss_unjudged is None and not loss.judged:
+            report.first_loss_unjudged = row.step
+
     def finish(self) -> None:
         """Note where both sides ended, how far they drifted, and what could not show."""
-        report, problem = self.report, self.problem
-        ends = {
-            "scratch": self.scratch.own.parameters,
-            "framework": self.framework.parameters(),
-        }
-        for side, parameters in ends.items():
-            accuracies = {
-                "train": accuracy(problem.X, problem.y, parameters),
-                "test": accuracy(problem.X_test, problem.y_test, parameters),
-            }
-            report.final[side] = Final(
-                parameters, self.losses[side], accuracies if problem.model == "logistic" else {}
-            )
+        report, problem, pair = self.report, self.problem, self.sides.pair
+        if report.first_unjudged is None:
+            pair.finish()
+        for side, parameters in zip(("scratch", "framework"), pair.ends(), strict=True):
+            accuracies = {}
+            if problem.model == "logistic":
+                accuracies = {
+                    "train": accuracy(problem.X, problem.y, parameters),
+                    "test": accuracy(problem.X_test, problem.y_test, parameters),
+                }
+            report.final[side] = Final(parameters, self.losses[side], accuracies)
         report.max_drift = self.drift.largest
         report.needed = self.drift.needed
         report.amplification = self.drift.amplification
         report.first_lost = self.drift.first_lost
-        report.not_distinguished = self.trials.hidden()
-        if self.proof is not None:
-            report.cause_explains = self.proof.explains(self.spec.tolerance)
+        if self.trials is not None:
+            report.not_distinguished = self.trials.hidden()
+
+    def diagnose(self) -> None:
+        """Find out why the sides part."""
+        report, sides = self.report, self.sides
+        if sides.torch is None:
+            return
+        tolerance = self.spec.tolerance
+        first = report.first_divergence
+        hidden = {one.cause for one in report.not_distinguished}
+        leads = isinstance(sides.pair, ScratchLeads)
+        report.diagnosis = diagnose(
+            Observed(
+                history=self.history,
+                torch=sides.torch,
+                sees_rows=sides.sees_rows,
+                training=report.training,
+                convention=self.spec.named_convention(),
+                limits={
+                    name: tolerance.of(name).limit_within
+                    for name in (*self.problem.initial, "loss")
+                },
+                parted=first is not None,
+                loss_parted=report.first_loss_divergence is not None,
+                visible=None if tolerance.on_drift else frozenset(CAUSES) - hidden,
+                single=isinstance(sides.pair, ScratchLeads)
+                and sides.pair.single
+                and self.spec.dtype.scratch == "float64",
+                starts_apart=first is not None and first.stage == "initial",
+                leads=leads,
+                loss_at=sides.probe.loss_at,
+                gradient=report.sample.scratch.gradient if report.sample and leads else None,
+                gradient_bound=self.gradient_bound,
+                first=first.step if first else None,
+            )
+        )
+        self.mend()
+        stage = report.diagnosis.stage
+        if first is not None and first.stage == "update" and stage is not None:
+            report.first_divergence = first._replace(stage=stage)
+
+    def mend(self) -> None:
+        """Find the change of the spec that makes the sides agree, and replay the steps with it."""
+        report, torch = self.report, self.sides.torch
+        found = report.diagnosis
+        assert found is not None
+        assert torch is not None
+        if not found.explained:
+            return
+        match = way_out(report)
+        settings = match if isinstance(match, Matching) else None
+        parted = report.first_divergence is not None
+        report.mended = mend(self.spec, found.causes, settings, found.start, updates_part=parted)
+        if isinstance(report.mended, Mend) and "framework" in report.mended.changes and settings:
+            limits = {
+                name: self.spec.tolerance.of(name).limit_within for name in self.history.shapes
+            }
+            replay = Replay(self.history, matched(torch, settings), limits, sees_rows=True)
+            if replay.residual({}) > 1:
+                report.mended = "the settings that match are lost to rounding: change the code"
+
+
+def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
+    """Give torch's rule with the settings that match the scratch side."""
+    problem = torch.problem
+    options = problem.optimizer.model_copy(
+        update={
+            "momentum": match.momentum,
+            "dampening": match.dampening,
+            "nesterov": match.nesterov,
+        }
+    )
+    slips = problem.slips._replace(lr_factor=match.lr_factor)
+    return torch.by(
+        replace(problem, optimizer=options, weight_decay=dict(match.weight_decay), slips=slips)
+    )
 
 
 def conclusion(report: Report) -> tuple[Verdict, str]:
@@ -203,6 +359,8 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
         return "diverged", ""
     if report.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
+    if "parameters" not in judged and not report.losses_told:
+        return "inconclusive", "`compare` names the loss alone, and no step tells one on both sides"
     if report.verdict_stops:
         told = [f"from step {step:,} on {what}" for what, step in report.verdict_stops.items()]
         return "inconclusive", ", and ".join(told)

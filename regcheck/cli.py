@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -19,7 +19,9 @@ from regcheck.spelling import spell
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from regcheck.record import Report
     from regcheck.report.output import Output
+    from regcheck.spec import LoadedSpec
 
 EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}
@@ -89,6 +91,15 @@ def commands() -> None:
     is_flag=True,
     help="Exit with 4 where the sides agree, and some cause could not have shown.",
 )
+@click.option(
+    "--write-fixed", "fixed", metavar="FILE", help="Write the spec with the fix, and run it."
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="How long one step of your own code may take [20].",
+)
 @click.option("--report", multiple=True, hidden=True)
 def run(
     specs: Sequence[str],
@@ -96,6 +107,8 @@ def run(
     as_json: bool,
     quiet: bool,
     strict: bool,
+    fixed: str | None,
+    patience: float | None,
     report: Sequence[str],
 ) -> int:
     """Train both sides of each SPEC in lockstep and compare every step.
@@ -110,6 +123,9 @@ def run(
 
     found = [spec_files(spec) for spec in specs]
     several = sum(1 if isinstance(part, UsageError) else len(part) for part in found)
+    if fixed is not None and several != 1:
+        raise UsageError(f"--write-fixed: takes one spec, got {several}")
+    how = How(strict, fixed, patience)
     show: Output = JsonOutput(several) if as_json else TextOutput(rows, quiet)
     codes = []
     try:
@@ -118,7 +134,7 @@ def run(
                 show.error(name, str(part))
                 codes.append(UNUSABLE)
             else:
-                codes += [run_one(path, show, strict) for path in part]
+                codes += [run_one(path, show, how) for path in part]
     finally:
         show.finish()  # an array that was begun is closed, whatever ended the run
     return next(code for code in GRAVEST_FIRST if code in codes)
@@ -149,7 +165,15 @@ def spec_files(name: str) -> list[Path] | UsageError:
     return found or UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
 
 
-def run_one(path: Path, show: Output, strict: bool) -> int:
+class How(NamedTuple):
+    """How specs are run: --strict, --write-fixed and --patience."""
+
+    strict: bool
+    fixed: str | None
+    patience: float | None
+
+
+def run_one(path: Path, show: Output, how: How) -> int:
     """Run one spec and show what came of it; gives its exit code."""
     from regcheck.spec import read_spec
 
@@ -158,12 +182,16 @@ def run_one(path: Path, show: Output, strict: bool) -> int:
         load_trainers()
         from regcheck.checking import check_loaded, strictly
         from regcheck.report.terminal import progress
+        from regcheck.user_code import PATIENCE
 
+        patience = how.patience or PATIENCE
         with progress(path.name) as advance:
-            report = check_loaded(loaded, advance)
-        if strict:
+            report = check_loaded(loaded, advance, patience)
+        if how.strict:
             strictly(report)
         show.report(report)
+        if how.fixed is not None:
+            show.note(write_fix(loaded, report, how.fixed, patience))
         if report.expected is not None:
             return EQUIVALENT if report.expected else DIVERGED
         return VERDICT_CODES[report.verdict]
@@ -179,6 +207,24 @@ def run_one(path: Path, show: Output, strict: bool) -> int:
         show_traceback()
         show.error(str(path), f"{path}: {INTERNAL_ERROR}")
         return INTERNAL
+
+
+def write_fix(loaded: LoadedSpec, report: Report, name: str, patience: float) -> str:
+    """Write the spec with the fix and run it; says what came of it."""
+    from pathlib import Path
+
+    from regcheck.checking import check_loaded, no_progress
+    from regcheck.mending import Mend, write_fixed
+    from regcheck.report.words import sentence
+    from regcheck.spec import read_spec
+
+    mended, path = report.mended, Path(name)
+    if not isinstance(mended, Mend):
+        agree = "the sides agree" if report.verdict == "equivalent" else "no cause was found"
+        return f"{path}: not written: {mended or agree}"
+    write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), mended, path)
+    again = check_loaded(read_spec(path), no_progress, patience)
+    return f"{path}: the spec with the fix ({mended.text}), run again: {sentence(again)}."
 
 
 def load_trainers() -> None:

@@ -1,8 +1,7 @@
 """Steps of both sides to rows of differences, and the first divergence.
 
-At each step there are three updates: the framework's, along its own trajectory; the scratch
-side's from the framework's parameters (local); and the scratch side's along its own trajectory
-(drift). What is judged is each tensor's own tolerance:
+At each step there are up to four updates (`lockstep`): each side's along its own trajectory, and
+both sides' from the leader's parameters (local). What is judged is each tensor's own tolerance:
 
     rounding K      |local − framework| ≤ K bound
     rtol, atol      |own − framework| ≤ atol + rtol |framework|
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from regcheck.lockstep import Steps
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
@@ -50,9 +50,9 @@ class Row(NamedTuple):
     """One compared step.
 
     Attributes:
-        loss: the reported losses, both at the framework's parameters.
+        loss: the reported losses, both at the leader's parameters; None where a side tells none.
         drift: the largest difference of each tensor, each side on its own trajectory.
-        within: the worst local difference at each stage before the update.
+        within: the worst local difference at each stage before the update that both sides tell.
         local: the worst local difference of each tensor after the update.
         judged: the worst difference by the tolerance of each tensor and of the loss: the local
             one, or the drift in units of what is allowed.
@@ -63,7 +63,7 @@ class Row(NamedTuple):
     batch: int
     scratch_loss: float
     framework_loss: float
-    loss: Difference
+    loss: Difference | None
     drift: dict[str, float]
     within: dict[str, Difference]
     local: dict[str, Difference]
@@ -187,7 +187,8 @@ def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str,
         ValueError: a tensor is missing on one side, or the shapes differ.
     """
     found = each(local.after, framework.after, bounds.after)
-    found["loss"] = difference_of("loss", (), local.loss, framework.loss, bounds.loss)
+    if local.loss is not None and framework.loss is not None:
+        found["loss"] = difference_of("loss", (), local.loss, framework.loss, bounds.loss)
     return found
 
 
@@ -208,7 +209,7 @@ def judge(
     """Put drift in the place of those local differences whose tolerance is on it."""
     judged = local | drift_differences(tolerances, own.after, framework.after)
     tolerance = tolerances.of("loss")
-    if tolerance.on_drift:
+    if tolerance.on_drift and "loss" in local:
         here, there = (np.asarray(loss, np.float64) for loss in (own.loss, framework.loss))
         judged["loss"] = within_tolerance(tolerance, "loss", here, there)
     return judged
@@ -242,26 +243,25 @@ def within_tolerance(
     return found
 
 
-def compare_step(
-    batch: Batch, own: Step, local: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
-) -> Row:
-    """Compare one step: `own` along its trajectory, `local` from the framework's parameters.
+def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Tolerances) -> Row:
+    """Compare one step of both sides.
 
     Raises:
         ValueError: a tensor is missing on one side, or the shapes differ.
     """
+    own, alone, local, framework, _ = steps
     found = local_differences(local, framework, bounds)
     return Row(
         step=batch.step,
         epoch=batch.epoch,
         batch=batch.batch,
-        scratch_loss=own.loss,
-        framework_loss=framework.loss,
-        loss=found["loss"],
-        drift={name: drift(own.after[name], w) for name, w in framework.after.items()},
+        scratch_loss=math.nan if own.loss is None else own.loss,
+        framework_loss=math.nan if alone.loss is None else alone.loss,
+        loss=found.get("loss"),
+        drift={name: drift(own.after[name], w) for name, w in alone.after.items()},
         within=stages(local, framework, bounds),
         local={name: found[name] for name in framework.after},
-        judged=judge(tolerances, own, framework, found),
+        judged=judge(tolerances, own, alone, found),
     )
 
 
@@ -296,18 +296,28 @@ def parts(stage: Difference, tolerances: Tolerances) -> bool:
 
 
 def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
-    """Give the worst difference at each stage before the update, in the stages' order."""
-    outputs = [
-        worst("output", left, right, bound)
-        for left, right, bound in zip(
-            scratch.outputs, framework.outputs, bounds.outputs, strict=True
-        )
-    ]
+    """Give the worst difference at each stage before the update, in the stages' order.
+
+    A stage that either side does not tell is left out.
+    """
+    found = {}
+    if scratch.outputs is not None and framework.outputs is not None:
+        triples = zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
+        found["forward"] = greatest(worst("output", *triple) for triple in triples)
+    for stage, (here, there, bound) in quantities(scratch, framework, bounds).items():
+        if here is not None and there is not None:
+            found[stage] = greatest(each(here, there, bound).values())
+    return found
+
+
+def quantities(
+    scratch: Step, framework: Step, bounds: Bounds
+) -> dict[str, tuple[Parameters | None, Parameters | None, Parameters]]:
+    """Give what is compared of each tensor at the stages before the update, with its bounds."""
     return {
-        "forward": greatest(outputs),
-        "gradient": greatest(each(scratch.gradient, framework.gradient, bounds.gradient).values()),
-        "penalty": greatest(each(scratch.penalty, framework.penalty, bounds.penalty).values()),
-        "optimizer": greatest(each(scratch.shift, framework.shift, bounds.shift).values()),
+        "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
+        "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
+        "optimizer": (scratch.shift, framework.shift, bounds.shift),
     }
 
 
@@ -331,13 +341,9 @@ def locate(
     if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
         stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
     within = at if stage == "update" else row.within[stage]
-    quantities = {
-        "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
-        "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
-        "optimizer": (scratch.shift, framework.shift, bounds.shift),
-    }
-    if stage in quantities:
-        values = (float(tensors[at.tensor][at.index]) for tensors in quantities[stage])
+    told = quantities(scratch, framework, bounds)
+    if stage in told:
+        values = [float(tensors[at.tensor][at.index]) for tensors in told[stage] if tensors]
         same = difference_of(at.tensor, at.index, *values)
         within = same if parts(same, tolerances) or not parts(within, tolerances) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

@@ -157,7 +157,7 @@ class DriftMeter:
         """Take in what a measured step needs; what cannot be judged needs nothing."""
         for name, local in row.local.items():
             self.need(name, local, own.after[name], framework.after[name])
-        if row.judged["loss"].judged:
+        if row.loss is not None and row.judged["loss"].judged:
             here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
             self.need("loss", row.loss, here, there)
         self.rounding += max(last_digit(own.after[name], w) for name, w in framework.after.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from regcheck.convention import Convention
+from regcheck.convention import NO_SLIPS, Convention, Slips
 from regcheck.training import Training, gradient_gain, penalty_strength
 
 
@@ -22,9 +22,22 @@ class Matching(NamedTuple):
     lr: float
     weight_decay: Mapping[str, float]
     lr_factor: float
+    momentum: float
+    dampening: float
+    nesterov: bool
+
+    def put_in(self, training: Training) -> Training:
+        """Give a training with these settings in the place of its own."""
+        return training._replace(
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            dampening=self.dampening,
+            nesterov=self.nesterov,
+        )
 
 
-def matching(convention: Convention, training: Training) -> Matching:
+def matching(convention: Convention, training: Training, slips: Slips = NO_SLIPS) -> Matching:
     """Find the lr′ and λ′ with which torch's rule becomes the convention's.
 
     A step without momentum is w ← w − lr (c g + κλ w) with c the factor on the gradient and κλ
@@ -34,10 +47,17 @@ def matching(convention: Convention, training: Training) -> Matching:
     - decoupled-unscaled, without momentum: κλ/lr in the place of κλ.
     - after-update, without momentum: (1 − lr κλ)(w − lr c g), so c (1 − lr κλ) in the place of c.
 
+    Slips that are other settings of torch's come down to these.
+
     Raises:
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
     """
-    gain = gradient_gain(convention, training)
+    refuse(slip_obstacles(training, slips))
+    training = as_set(training, slips)
+    own_lr, training = training.lr, training._replace(lr=training.lr * slips.lr_factor)
+    gain = gradient_gain(convention, training) * slips.gradient_factor
+    if slips.accumulation == "sum":
+        gain *= micro_batches(training)
     strengths = {
         name: penalty_strength(convention, training, name) for name in training.weight_decay
     }
@@ -61,7 +81,57 @@ def matching(convention: Convention, training: Training) -> Matching:
             "torch takes no negative weight decay": min(weight_decay.values()) < 0,
         }
     )
-    return Matching(training.lr * lr_factor, weight_decay, lr_factor)
+    return Matching(
+        training.lr * lr_factor,
+        weight_decay,
+        training.lr * lr_factor / own_lr if own_lr else lr_factor,
+        training.momentum,
+        training.dampening,
+        training.nesterov,
+    )
+
+
+def as_set(training: Training, slips: Slips) -> Training:
+    """Put those slips into a training that are settings of torch's."""
+    if slips.momentum == "ignored":
+        training = training._replace(momentum=0.0, dampening=0.0, nesterov=False)
+    if slips.nesterov != "as-set":
+        training = training._replace(nesterov=slips.nesterov == "added")
+    if slips.bias_decay == "of-weight":
+        largest = max(training.weight_decay.values())
+        training = training._replace(weight_decay=dict.fromkeys(training.weight_decay, largest))
+    return training
+
+
+def micro_batches(training: Training) -> int:
+    """Give the micro-batches of a step, the same in each."""
+    rows, parts = training.batch_rows, training.micro_rows
+    return -(-rows[0] // parts[0]) if parts else 1
+
+
+def slip_obstacles(training: Training, slips: Slips) -> dict[str, bool]:
+    """Say which slips no settings of torch's come to."""
+    uneven = len(training.batch_rows) > 1
+    return {
+        "λ itself is no multiple of w": slips.penalty_form == "constant",
+        "the targets' mean is no target": slips.target != "row",
+        "only the last batch's gradient is another": (
+            slips.batch_divisor != "rows" and len(training.loss_rows) > 1
+        ),
+        "the steps have different numbers of micro-batches": (
+            slips.accumulation == "sum" and uneven
+        ),
+        "torch's loop zeroes the gradients at each step": slips.zeroing == "never",
+        "the schedule runs earlier or later": slips.lr_shift != 0 and training.lr_varies,
+        "torch clips all tensors by one norm": slips.clip_scope != "all",
+        "torch does not dampen the first step": slips.first_step != "undampened",
+        "with a dampening of its own, Nesterov's step is none of torch's": (
+            slips.nesterov == "added" and training.dampening != 0
+        ),
+        "clipping acts on the scaled gradient": (
+            training.clipped and (slips.gradient_factor != 1 or slips.accumulation == "sum")
+        ),
+    }
 
 
 def refuse(obstacles: Mapping[str, bool]) -> None:

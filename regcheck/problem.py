@@ -6,7 +6,7 @@ casts the data and the start to its own dtype.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from regcheck.errors import InputError
 from regcheck.schedule import Schedule, schedule_of
 from regcheck.spec import LoadedSpec
 from regcheck.spec.rule import Init, Sgd
+from regcheck.spec.schema import TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]
@@ -53,8 +54,40 @@ class Problem:
     slips: Slips = NO_SLIPS
 
 
+OWN_MODEL = "module"
+"""The model of a problem whose model, loss and optimizer are the user's own."""
+
+
+def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
+    """Give the problem as torch is to train it, where a spec has settings for torch alone."""
+    if settings is None:
+        return problem
+    decay, lr = settings.weight_decay, settings.lr
+    return replace(
+        problem,
+        optimizer=settings.optimizer or problem.optimizer,
+        weight_decay=problem.weight_decay
+        if decay is None
+        else {"weight": decay.weight, "bias": decay.bias},
+        schedule=problem.schedule if lr is None else scaled(problem.schedule, lr),
+    )
+
+
+def scaled(schedule: Schedule, lr: float) -> Schedule:
+    """Give a schedule with another lr: each lr of a list goes with it."""
+    kind = schedule.lr_schedule
+    if kind is not None and kind.values and schedule.lr:
+        values = [lr / schedule.lr * value for value in kind.values]
+        kind = kind.model_copy(update={"values": values})
+    if kind is not None and kind.floor and schedule.lr:
+        kind = kind.model_copy(update={"floor": lr / schedule.lr * kind.floor})
+    return replace(schedule, lr=lr, lr_schedule=kind)
+
+
 class Step(NamedTuple):
-    """What one update did, as either trainer tells it.
+    """What one update did, as either trainer tells it; None and {} where it does not tell.
+
+    A user's code tells its parameters, and of the rest what it likes.
 
     Attributes:
         before, after: the parameters around the update.
@@ -67,12 +100,12 @@ class Step(NamedTuple):
     """
 
     before: Parameters
-    outputs: tuple[Array, ...]
-    loss: float
-    gradient: Parameters
-    penalty: Parameters
+    outputs: tuple[Array, ...] | None
+    loss: float | None
+    gradient: Parameters | None
+    penalty: Parameters | None
     velocity: Parameters
-    shift: Parameters
+    shift: Parameters | None
     after: Parameters
 
 
@@ -88,8 +121,8 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     initial = start(loaded, spec.init, split.X.shape[1])
     check_range(loaded, split.X, split.y, initial)
     return Problem(
-        model=spec.model,
-        loss=str(spec.loss),
+        model=spec.model or OWN_MODEL,
+        loss=spec.loss or "",
         X=split.X,
         y=split.y,
         X_test=split.X_test,

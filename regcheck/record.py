@@ -7,16 +7,24 @@ which Python's `float` reads.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from regcheck import __version__
+from regcheck.cause_formula import framework_formula, scratch_formula
+from regcheck.causes import CAUSES, put_in
 from regcheck.compare import Difference, Divergence
-from regcheck.convention import differences
+from regcheck.convention import NO_SLIPS, TORCH, differences
+from regcheck.diagnose import Diagnosis
 from regcheck.drift import Amplification, Needed
+from regcheck.hypotheses import Explanation, Fit
+from regcheck.matching import Matching, NoMatchError, matching
+from regcheck.mending import Mend
 from regcheck.problem import Array, Parameters, Step
+from regcheck.scales import Scales
 from regcheck.spec import Spec
 from regcheck.spec.judging import Tolerances, Verdict
 from regcheck.trace import Trace, TraceRow
@@ -79,9 +87,11 @@ class Report:
     needed: dict[str, Needed] = field(default_factory=dict)
     amplification: Amplification | None = None
     not_distinguished: list[Hidden] = field(default_factory=list)
-    cause_explains: bool | None = None
     environment: dict[str, Any] = field(default_factory=dict)
-    diagnosis: None = None
+    diagnosis: Diagnosis | None = None
+    mended: Mend | str | None = None
+    losses_told: int = 0
+    plain_sgd: bool = True
 
     @property
     def verdict_step(self) -> int | None:
@@ -107,12 +117,16 @@ class Report:
         expect = self.spec.expect
         if expect is None:
             return None
-        caused = expect.cause is None or (self.verdict == "diverged" and self.cause_explains)
-        return bool(
+        return (
             expect.verdict in (None, self.verdict)
             and expect.step in (None, self.verdict_step)
-            and caused
+            and (expect.cause is None or self.names(expect.cause))
         )
+
+    def names(self, cause: str) -> bool:
+        """Say whether the run diverged, and a cause is among those that explain it."""
+        named = self.diagnosis is not None and self.diagnosis.names(cause)
+        return self.verdict == "diverged" and named
 
     def smallest_tolerance(self) -> Needed:
         """Give the smallest tolerance of each kind with which all that is judged would pass."""
@@ -153,7 +167,7 @@ def head(report: Report) -> dict[str, Any]:
             key: {"scratch": here, "framework": torch}
             for key, (here, torch) in differences(report.spec.named_convention()).items()
         },
-        "diagnosis": report.diagnosis,
+        "diagnosis": diagnosis_dict(report),
         "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
         "not_distinguished_because": dict(report.not_distinguished),
         "tolerance": tolerance_dict(report),
@@ -222,6 +236,114 @@ def difference_dict(difference: Difference) -> dict[str, Any]:
     }
 
 
+def diagnosis_dict(report: Report) -> dict[str, Any] | None:
+    """Give what explains a divergence."""
+    found = report.diagnosis
+    if found is None:
+        return None
+    best = found.best
+    match = way_out(report)
+    return {
+        "explained": found.explained,
+        "causes": [cause_dict(report, cause) for cause in found.causes],
+        "alternatives": [list(one.causes) for one in found.explanations[1:]],
+        "told_apart_by": [apart or None for apart in found.apart[1:]],
+        "alternative_factors": [factors_of(one) for one in found.explanations[1:]],
+        "steps": found.steps,
+        "residual_ratio": number(best.residual) if best else None,
+        "effective_weight_decay": {
+            "scratch": {
+                name: fitted(effective(scales)[1]) for name, scales in found.scales.items()
+            },
+            "framework": {name: number(w) for name, w in report.training.weight_decay.items()},
+        },
+        "effective_lr": {
+            "scratch": {
+                name: fitted(effective(scales)[0], report.training.lr)
+                for name, scales in found.scales.items()
+            },
+            "framework": number(report.training.lr),
+        },
+        "deviation": {
+            name: {
+                "lr": deviation(effective(scales)[0], report.training.lr),
+                "weight_decay": deviation(effective(scales)[1]),
+            }
+            for name, scales in found.scales.items()
+        },
+        "matching": None
+        if not isinstance(match, Matching)
+        else {
+            "weight_decay": decay_dict(match.weight_decay),
+            "lr": number(match.lr),
+            "momentum": number(match.momentum),
+            "nesterov": match.nesterov,
+        },
+        "no_match_because": match if isinstance(match, str) else None,
+        "fixed_spec": report.mended.changes if isinstance(report.mended, Mend) else None,
+        "stage": found.stage,
+        "clues": list(found.clues),
+        "start": found.start and tensors_dict(found.start),
+    }
+
+
+def cause_dict(report: Report, cause: str) -> dict[str, Any]:
+    """Give one cause of a diagnosis."""
+    assert report.diagnosis is not None
+    row, factor = CAUSES[cause], factors_of(report.diagnosis.best).get(cause)
+    return {
+        "id": cause,
+        "kind": row.kind,
+        "title": row.title,
+        "fix": row.fix,
+        "since": row.since,
+        "scratch_formula": scratch_formula(cause, report.training, factor),
+        "framework_formula": framework_formula(cause, report.training),
+        "factor": factor,
+    }
+
+
+def factors_of(explanation: Explanation | None) -> dict[str, float]:
+    """Give the factors that were fitted."""
+    return {cause: fit.factor for cause, fit in explanation.fits.items()} if explanation else {}
+
+
+def fitted(fit: Fit | None, times: float = 1.0) -> float | str | None:
+    """Give a fitted number; None where the run does not tell it."""
+    return None if fit is None else number(fit.factor * times)
+
+
+def deviation(fit: Fit | None, times: float = 1.0) -> float | str | None:
+    """Give what one rounding bound makes of a fitted number."""
+    return None if fit is None else number(fit.deviation * times)
+
+
+def effective(scales: Scales) -> tuple[Fit | None, Fit | None]:
+    """Give a tensor's effective factor on the lr, and weight decay; None where they do not fit."""
+    return (scales.gradient, scales.weight_decay) if scales.fits else (None, None)
+
+
+def decay_dict(weight_decay: Mapping[str, float]) -> Any:
+    """Give a weight decay as a spec has it: one number where all tensors have the same."""
+    values = set(weight_decay.values())
+    if len(values) == 1:
+        return number(values.pop())
+    return {name: number(value) for name, value in weight_decay.items()}
+
+
+def way_out(report: Report) -> Matching | str | None:
+    """Give the settings with which torch matches the scratch side, or why there are none."""
+    found = report.diagnosis
+    if found is None or found.best is None:
+        return None
+    convention, slips = put_in(found.best.change, TORCH, NO_SLIPS)
+    try:
+        match = matching(convention, report.training, slips)
+    except NoMatchError as reason:
+        return str(reason)
+    return match
+
+
 def sample_dict(sample: Sample | None) -> dict[str, Any] | None:
     """Give one step in full, both sides from the same parameters."""
     if sample is None:
@@ -237,10 +359,10 @@ def sample_dict(sample: Sample | None) -> dict[str, Any] | None:
 def step_dict(step: Step) -> dict[str, Any]:
     """Give a step's loss and tensors. Penalty and shift hold the learning rate."""
     return {
-        "loss": number(step.loss),
-        "gradient": tensors_dict(step.gradient),
-        "penalty": tensors_dict(step.penalty),
-        "shift": tensors_dict(step.shift),
+        "loss": None if step.loss is None else number(step.loss),
+        "gradient": step.gradient and tensors_dict(step.gradient),
+        "penalty": step.penalty and tensors_dict(step.penalty),
+        "shift": step.shift and tensors_dict(step.shift),
         "after": tensors_dict(step.after),
     }
 

@@ -121,6 +121,7 @@ class RoundingModel:
             slopes: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
         u, lr = self.u, batch.lr
+        assert step.shift is not None
         with np.errstate(all="ignore"):
             largest = self.largest_sizes(batch, step)
             outputs, loss, gradient = self.pass_bounds(batch, step, slopes, largest.output)
@@ -148,6 +149,8 @@ class RoundingModel:
     ) -> tuple[tuple[Array, ...], float, Array]:
         """Bound outputs, loss and gradient; those of micro-batches add up, and are averaged."""
         u, parts = self.u, len(batch.parts)
+        assert step.outputs is not None
+        assert step.loss is not None
         outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
         for index, z, s in zip(batch.parts, step.outputs, slopes, strict=True):
             rows, y = len(s), self.y_sizes[index]
@@ -160,7 +163,7 @@ class RoundingModel:
             # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
             loss += ((slope + error) * norm(dz) + 2 * u * slope * target) / rows
             loss += self.loss_rounding(z, y, step.loss * parts, largest_z)
-            loss += u * (math.sqrt(rows) + 7) * abs(step.loss)
+            loss += u * (self.losses_alike(s) + 7) * abs(step.loss)
         return tuple(outputs), loss / parts + self.floor, gradient / parts + self.floor
 
     def terms(self, index: RowIndex, s: Array) -> Array | float:
@@ -188,6 +191,18 @@ class RoundingModel:
         columns = np.column_stack((some, np.ones(len(some))))
         share = close_pairs(tolerance, columns, slopes[:, None])
         return np.asarray(np.sqrt(rows + rows**2 * share))
+
+    def losses_alike(self, s: Array) -> float:
+        """Give how many roundings add up in the loss: as in `terms`, of the rows' losses.
+
+        Rows whose slopes are equally steep have equal losses, but where targets are no labels.
+        """
+        rows = len(s)
+        if rows < FEW:
+            return math.sqrt(rows)
+        sizes = np.abs(s[chosen(rows)])[:, None]
+        share = float(close_pairs(self.u * rows / 4, sizes, sizes).max())
+        return math.sqrt(rows + rows**2 * share)
 
     def features_alike(self, weight: Array) -> float:
         """Give how many roundings add up in z_i: as in `terms`, but along a row."""
@@ -275,6 +290,7 @@ class RoundingModel:
         limit = self.problem.clip_norm
         if limit is None:
             return gradient
+        assert step.gradient is not None
         g = flat(step.gradient)
         size = norm(g)
         error = norm(gradient) + self.u * (math.sqrt(len(g)) + 2) * size

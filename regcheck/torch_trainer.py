@@ -1,6 +1,7 @@
-"""The framework side: nn.Linear, torch's loss and the real torch.optim.SGD with parameter groups.
+"""The framework side: a model, its loss and its optimizer in torch, stepped one update at a time.
 
-With `noise` the one module that imports torch; the one place where threads and determinism are set.
+With `modules` and `noise` the modules that import torch; the one place where threads and
+determinism are set.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch._dynamo  # the first optimizer imports it in any case
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from regcheck.errors import UserCodeError
+from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
+from regcheck.noise import NoiseMeter
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
@@ -48,47 +52,31 @@ def torch_settings(multiplications: int) -> Iterator[int]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
-LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
-    ("linear", "mse"): (nn.Identity, nn.MSELoss),
-    ("logistic", "bce"): (nn.Sigmoid, nn.BCELoss),
-    ("logistic", "bce_with_logits"): (nn.Identity, nn.BCEWithLogitsLoss),
-    ("logistic", "mse"): (nn.Sigmoid, nn.MSELoss),
-}
-"""By model and loss: what is put on z, and torch's loss of that."""
-
-
 class TorchTrainer:
     """The training of a problem in torch, stepped one update at a time."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        """Take what is to be trained: a user's module, or else the problem's own.
+
+        Raises:
+            UserCodeError: in any step, where a user's module cannot take it.
+        """
         self.problem = problem
-        dtype = getattr(torch, problem.framework_dtype)
+        self.module = built_in(problem) if module is None else module
+        dtype = self.module.dtype
         self.X = torch.from_numpy(problem.X).to(dtype)
-        self.y = torch.from_numpy(problem.y).to(dtype)[:, None]
+        y = torch.from_numpy(problem.y).to(dtype)
+        self.y = y[:, None] if self.module.column else y
         self.largest = float(torch.finfo(dtype).max)
-        # The start is the problem's; torch's own would only move its random numbers on.
-        self.model: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Linear, problem.X.shape[1], 1, dtype=dtype
-        )
-        with torch.no_grad():
-            for name, tensor in self.model.named_parameters():
-                tensor.copy_(torch.from_numpy(problem.initial[name]))
-        link, loss = LOSSES[problem.model, problem.loss]
-        self.link, self.loss = link(), loss()
-        groups: list[dict[str, Any]] = [
-            {"params": [tensor], "weight_decay": problem.weight_decay[name]}
-            for name, tensor in self.model.named_parameters()
-        ]
-        options = problem.optimizer
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=problem.schedule.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            dampening=options.dampening,
-        )
+        self.optimizer, self.tensors = self.module.optimizer, self.module.tensors
+        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        # SGD's steps can be told in parts; another optimizer's is told as a whole.
+        self.groups = self.module.groups() if plain_sgd(self.module) else {}
+        self.trapped = module is None
+        self.meter: NoiseMeter | None = None
+        self.noise: Parameters = {}
+        self.loss_noise = math.nan
         # Views of the parameters' memory: reading them costs no call into torch.
-        self.tensors = dict(self.model.named_parameters())
         self.views: dict[str, Array] = {
             name: tensor.detach().numpy() for name, tensor in self.tensors.items()
         }
@@ -97,97 +85,174 @@ class TorchTrainer:
         """Copy the parameters as they are now."""
         return {name: view.copy() for name, view in self.views.items()}
 
+    def place(self, parameters: Parameters) -> None:
+        """Put other parameters in the place of its own; what the optimizer remembers stays."""
+        with np.errstate(all="ignore"):  # float64 may overflow in float32
+            for name, view in self.views.items():
+                np.copyto(view, parameters[name].reshape(view.shape), casting="same_kind")
+
+    def measure_noise(self, coarser: str) -> None:
+        """Let each step measure what rounding can do in it, in the coarser of two dtypes."""
+        dtype = getattr(torch, coarser)
+        self.meter = NoiseMeter(self.module.model, self.optimizer, dtype, seed=0)
+
+    def measure(self, batch: Batch) -> None:
+        """Measure what rounding can do in the next step: to the parameters, and to the loss."""
+        assert self.meter is not None
+        losses = []
+
+        def trial() -> None:
+            losses.append(self.backward(batch)[1])
+            self.clip()
+            self.move(batch)
+
+        found = self.meter.measure(trial)
+        names = {id(tensor): name for name, tensor in self.module.model.named_parameters()}
+        self.noise = {name: found[names[id(w)]] for name, w in self.tensors.items()}
+        plain = losses[0]
+        spread = max(abs(loss - plain) for loss in losses)
+        self.loss_noise = spread + 4 * float(torch.finfo(self.module.dtype).eps) * abs(plain)
+
+    def loss_at(self, parameters: Parameters, batch: Batch) -> float:
+        """Give the loss of a step's rows at any parameters."""
+        self.place(parameters)
+        with torch.no_grad():
+            losses = []
+            for index in batch.parts:
+                rows = index if isinstance(index, slice) else torch.from_numpy(index)
+                losses.append(float(self.module.guard(self.forward, self.X[rows], self.y[rows])[1]))
+        return sum(losses) / len(losses)
+
     def step(self, batch: Batch) -> Step:
         """Take one update."""
+        if self.meter is not None:
+            self.measure(batch)
         before = self.parameters()
         outputs, loss = self.backward(batch)
-        gradient = {name: grad_of(tensor).copy() for name, tensor in self.tensors.items()}
+        gradient = self.gradients()
         used = gradient
         if self.clip():
-            used = {name: grad_of(tensor).copy() for name, tensor in self.tensors.items()}
-        for group in self.optimizer.param_groups:
-            # A schedule may outgrow float32, where torch would raise; NumPy's lr is infinite then.
-            group["lr"] = batch.lr if batch.lr <= self.largest else math.inf
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        velocity = self.velocity()
-        weight_decay = self.problem.weight_decay
-        return Step(
+            used = self.gradients()
+        self.move(batch)
+        after, velocity = self.parameters(), self.velocity()
+        step = Step(
             before=before,
             outputs=outputs,
             loss=loss,
             gradient=gradient,
-            penalty={name: batch.lr * (weight_decay[name] * w) for name, w in before.items()},
+            penalty=None,
             velocity=velocity,
+            shift=None,
+            after=after,
+        )
+        if not self.groups:
+            return step
+        lrs = {name: group["lr"] for name, group in self.groups.items()}
+        decays = {name: group["weight_decay"] for name, group in self.groups.items()}
+        return step._replace(
+            penalty={name: lrs[name] * (decays[name] * w) for name, w in before.items()},
             shift={
-                name: batch.lr
-                * self.direction(velocity.get(name), used[name] + weight_decay[name] * w)
+                name: lrs[name]
+                * self.direction(name, velocity.get(name), used[name] + decays[name] * w)
                 for name, w in before.items()
             },
-            after=self.parameters(),
         )
 
-    def backward(self, batch: Batch) -> tuple[tuple[Array, ...], float]:
+    def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
         outputs, total = [], 0.0
         parts = len(batch.parts)
         for index in batch.parts:
             rows = index if isinstance(index, slice) else torch.from_numpy(index)
-            z = self.model(self.X[rows])
-            outputs.append(z.detach().numpy()[:, 0])
-            loss = self.measure(z, self.y[rows])
+            X, y = self.X[rows], self.y[rows]
+            if not self.trapped:
+                self.look_for_trap(X, y)
+            z, loss = self.module.guard(self.forward, X, y)
             if parts > 1:
                 loss = loss / parts
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.module.guard(loss.backward)
             total += float(loss.detach())
-        return tuple(outputs), total
+            outputs.append(z)
+        if not self.module.tells_outputs:
+            return None, total
+        return tuple(z.detach().numpy()[:, 0] for z in outputs), total
 
-    def measure(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Take the loss; where the outputs are not numbers, neither is the loss.
+    def forward(self, X: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give a batch's outputs and loss."""
+        z = self.module.model(X)
+        return z, self.module.loss(z, y)
 
-        (torch's BCELoss raises there, in the place of giving NaN.)
-        """
-        try:
-            loss: torch.Tensor = self.loss(self.link(z), y)
-        except RuntimeError:
-            if not torch.isnan(z).any():
-                raise
-            loss = (z * torch.nan).sum()
-        return loss
+    def look_for_trap(self, X: torch.Tensor, y: torch.Tensor) -> None:
+        """Point out targets that broadcast against predictions; and a loss that is no loss."""
+        label, rows = "framework", len(y)
+
+        def trial() -> object:
+            with torch.random.fork_rng(devices=[]), ShapeTrap(rows):
+                try:
+                    return self.forward(X, y)[1]
+                except TrappedError:
+                    return None
+
+        loss = self.module.guard(trial) if rows > 1 else self.module.guard(self.forward, X, y)[1]
+        if loss is None:
+            raise UserCodeError(trap_text(label, rows))
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else loss
+            raise UserCodeError(
+                f"{label}: loss_function(model(X), y) gave {found}; it must give one number "
+                "that torch can differentiate, like the mean of the rows' losses"
+            )
+        self.trapped = rows > 1
+
+    def gradients(self) -> Parameters:
+        """Copy the parameters' gradients; 0 where there is none."""
+        return {
+            name: np.zeros_like(self.views[name])
+            if tensor.grad is None
+            else tensor.grad.numpy().copy()
+            for name, tensor in self.tensors.items()
+        }
 
     def clip(self) -> bool:
         """Clip the gradients where the problem says so; say whether it does."""
         if self.problem.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.problem.clip_norm)
+            nn.utils.clip_grad_norm_(self.tensors.values(), self.problem.clip_norm)
         elif self.problem.clip_value is not None:
-            nn.utils.clip_grad_value_(self.model.parameters(), self.problem.clip_value)
+            nn.utils.clip_grad_value_(self.tensors.values(), self.problem.clip_value)
         else:
             return False
         return True
 
+    def move(self, batch: Batch) -> None:
+        """Let the optimizer move the parameters, at the step's lr."""
+        schedule = self.problem.schedule
+        if schedule.lr_schedule is not None:
+            for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+                # A user's own lr keeps its proportion to the spec's.
+                now = schedule.lr_at(batch.step, batch.epoch)
+                now = now if lr == schedule.lr else lr * (now / schedule.lr)
+                # A schedule may outgrow float32, where torch would raise; NumPy's lr is inf then.
+                group["lr"] = now if now <= self.largest else math.inf
+        self.module.guard(self.optimizer.step)
+        self.optimizer.zero_grad()
+
     def velocity(self) -> Parameters:
         """Copy torch's own momentum buffers; none without momentum."""
-        if self.problem.optimizer.momentum == 0:
+        if not any(group["momentum"] for group in self.groups.values()):
             return {}
         state = self.optimizer.state
         return {
             name: state[tensor]["momentum_buffer"].numpy().copy()
             for name, tensor in self.tensors.items()
+            if state[tensor].get("momentum_buffer") is not None
         }
 
-    def direction(self, velocity: Array | None, coupled: Array) -> Array:
+    def direction(self, name: str, velocity: Array | None, coupled: Array) -> Array:
         """Give d: g + λ w without momentum, the buffer v with it, g + λ w + μ v with Nesterov."""
         if velocity is None:
             return coupled
-        options = self.problem.optimizer
-        return coupled + options.momentum * velocity if options.nesterov else velocity
-
-
-def grad_of(tensor: torch.Tensor) -> Array:
-    """View a parameter's gradient as an array."""
-    assert tensor.grad is not None
-    grad: Array = tensor.grad.numpy()
-    return grad
+        group: dict[str, Any] = self.groups[name]
+        return coupled + group["momentum"] * velocity if group["nesterov"] else velocity
 
 
 def environment() -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from regcheck.compare import Row
+from regcheck.compare import Difference, Row
 
 
 class TensorTrace(NamedTuple):
@@ -38,6 +39,11 @@ class TraceRow(NamedTuple):
     tensors: dict[str, TensorTrace]
 
 
+def ratio(difference: Difference | None) -> float:
+    """Give a difference in its bounds; NaN where there is nothing to compare."""
+    return math.nan if difference is None else difference.ratio
+
+
 HEAD, EACH = 7, 5
 """Numbers kept of a step, and of each tensor in it."""
 
@@ -55,7 +61,7 @@ class Trace:
         self.numbers.extend(
             (
                 *(row.step, row.epoch, row.batch, row.scratch_loss, row.framework_loss),
-                *(row.loss.ratio, row.judged["loss"].ratio),
+                *(ratio(row.loss), ratio(row.judged.get("loss"))),
             )
         )
         for name in self.tensors:

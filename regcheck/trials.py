@@ -15,35 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.causes import CAUSES, Change, put_in
-from regcheck.compare import Difference, in_limits, judge, local_differences
-from regcheck.convention import NO_SLIPS, TORCH
-from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
-from regcheck.problem import Array, Parameters, Problem, Step
+from regcheck.compare import in_limits, judge, local_differences
+from regcheck.lockstep import Lockstep, Steps
+from regcheck.numpy_trainer import NumpyTrainer, Pass
+from regcheck.problem import Array, Problem, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
 from regcheck.spec import Spec
-from regcheck.spec.judging import ROUNDING, Tolerances
 from regcheck.training import Training
-
-
-class Lockstep:
-    """One rule in NumPy, trained twice: on its own, and from the framework's parameters."""
-
-    def __init__(self, trainer: NumpyTrainer) -> None:
-        self.trainer = trainer
-        self.own = self.local = trainer.start()
-
-    def step_alone(self, batch: Batch) -> Update:
-        """Take the next step of its own trajectory."""
-        update = self.trainer.step(self.own, batch)
-        self.own = update.state
-        return update
-
-    def step_beside(self, parameters: Parameters, batch: Batch, seen: Pass | None = None) -> Update:
-        """Take a step from the framework's parameters, its optimizer fed by them all along."""
-        update = self.trainer.step(self.local._replace(parameters=parameters), batch, seen)
-        self.local = update.state
-        return update
 
 
 class Circumstance(NamedTuple):
@@ -60,6 +39,7 @@ def zero(tensor: Array) -> bool:
 
 def clips(problem: Problem, step: Step) -> bool:
     """Say whether clipping changes a step's gradient."""
+    assert step.gradient is not None
     if problem.clip_value is not None:
         return any(float(np.abs(g).max()) > problem.clip_value for g in step.gradient.values())
     squares = sum(float(np.vdot(g, g)) for g in step.gradient.values())
@@ -121,7 +101,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
         ),
     ),
     "zero-gradient": Circumstance(
-        "the gradient stays 0", lambda _, __, step: all(map(zero, step.gradient.values()))
+        "the gradient stays 0", lambda _, __, step: all(map(zero, (step.gradient or {}).values()))
     ),
 }
 """What can hide a cause; each must hold at every step to be the reason."""
@@ -144,14 +124,15 @@ class Trial:
         self.largest = 0.0
         self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
 
-    def shows(self, spec: Spec, batch: Batch, framework: Step, bounds: Bounds, seen: Pass) -> bool:
+    def shows(self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass) -> bool:
         """Take a step; say whether the run would have diverged in it with this cause."""
         shared = seen if self.sees_as_torch else None
+        framework = steps.framework
         local = self.rule.step_beside(framework.before, batch, shared).step
         found = local_differences(local, framework, bounds)
         if spec.tolerance.on_drift:
             own = self.rule.step_alone(batch).step
-            found = judge(spec.tolerance, own, framework, found)
+            found = judge(spec.tolerance, own, steps.alone, found)
         largest = max(in_limits(found[name], spec.tolerance) for name in spec.judged(found))
         if largest > 1:
             return True
@@ -181,10 +162,18 @@ class Trial:
 class Trials:
     """All causes that concern a spec, each tried at every step until one shows it."""
 
-    def __init__(self, spec: Spec, training: Training, scratch: NumpyTrainer) -> None:
-        self.spec = spec
-        self.torch = scratch.by(replace(scratch.problem, convention=TORCH, slips=NO_SLIPS))
-        self.scratch_sees_as_torch = sees_alike(scratch.problem, self.torch.problem)
+    def __init__(
+        self, spec: Spec, training: Training, torch: NumpyTrainer, sees_rows: bool
+    ) -> None:
+        """Take the spec, its training, and torch's own rule in NumPy.
+
+        Args:
+            spec: the spec.
+            training: with the settings that the framework side really has.
+            torch: torch's own rule by them.
+            sees_rows: whether it can pass over the rows itself, as with the one-layer models.
+        """
+        self.spec, self.torch, self.sees_rows = spec, torch, sees_rows
         self.steps = 0
         convention = spec.named_convention()
         self.pending = [
@@ -194,25 +183,28 @@ class Trials:
             and (cause.kind == "update" or "loss" in spec.compare)
             for change in cause.changes
         ]
+        if not sees_rows:
+            self.pending = [trial for trial in self.pending if trial.sees_as_torch]
 
-    def advance(self, batch: Batch, framework: Step, bounds: Bounds, seen: Pass) -> None:
+    def advance(self, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass | None) -> None:
         """Try each cause that no step has shown yet.
 
         Args:
             batch: the step's rows and lr.
-            framework: torch's step.
-            bounds: what rounding can do in it.
-            seen: the scratch side's pass over the rows, at torch's parameters.
+            steps: both sides' steps.
+            bounds: what rounding can do in them.
+            seen: the pass over the rows by torch's rule, at the leader's parameters; None where
+                nothing but torch's gradient is known.
         """
         self.steps += 1
-        if not self.pending:
-            return
-        if not self.scratch_sees_as_torch:
-            seen = self.torch.pass_over(framework.before, batch)
+        if seen is None:
+            gradient, loss = steps.framework.gradient, steps.framework.loss
+            assert gradient is not None
+            seen = Pass((), (), math.nan if loss is None else loss, gradient)
         self.pending = [
             trial
             for trial in self.pending
-            if not trial.shows(self.spec, batch, framework, bounds, seen)
+            if not trial.shows(self.spec, batch, steps, bounds, seen)
         ]
 
     def hidden(self) -> list[Hidden]:
@@ -223,63 +215,10 @@ class Trials:
         return [Hidden(cause, reason) for cause, reason in reasons.items()]
 
 
-class Proof:
-    """Whether one cause explains a divergence: in torch's rule, it makes the scratch side's steps.
-
-    A cause of the reporting alone is taken out of the scratch side's rule instead, which must then
-    report torch's loss: what the loss holds depends on the rest of the rule. Either way the sides
-    must have parted in what the cause is about, or there is nothing that it could explain.
-    """
-
-    def __init__(self, cause: str, scratch: NumpyTrainer) -> None:
-        self.reporting = CAUSES[cause].kind == "reporting"
-        changes = CAUSES[cause].changes
-        if self.reporting:
-            plain = {key: default_of(key) for change in changes for key in change}
-            problems = [altered(scratch.problem, plain)]
-        else:
-            torch = replace(scratch.problem, convention=TORCH, slips=NO_SLIPS)
-            problems = [altered(torch, change) for change in changes]
-        self.rules = [Lockstep(scratch.by(problem)) for problem in problems]
-        self.parted = dict.fromkeys(("loss",) if self.reporting else scratch.problem.initial, 0.0)
-        self.left = [self.parted for _ in self.rules]
-
-    def advance(self, batch: Batch, framework: Step, scratch: Step, bounds: Bounds) -> None:
-        """Take a step; `scratch` is the scratch side's from torch's parameters."""
-        self.parted = larger(self.parted, local_differences(scratch, framework, bounds))
-        target = framework if self.reporting else scratch
-        for index, rule in enumerate(self.rules):
-            step = rule.step_beside(framework.before, batch).step
-            self.left[index] = larger(self.left[index], local_differences(step, target, bounds))
-
-    def explains(self, tolerances: Tolerances) -> bool:
-        """Say whether the sides part, and with the cause by no more than rounding, at any step."""
-        limits = {name: tolerances.of(name).rounding or ROUNDING for name in self.parted}
-        return beyond(self.parted, limits) and not all(beyond(left, limits) for left in self.left)
-
-
-def larger(ratios: dict[str, float], found: dict[str, Difference]) -> dict[str, float]:
-    """Give the largest ratios so far, with those of one more step; what is not known is less."""
-    return {
-        name: ratio if math.isnan(found[name].ratio) else max(ratio, found[name].ratio)
-        for name, ratio in ratios.items()
-    }
-
-
-def beyond(ratios: dict[str, float], limits: dict[str, float]) -> bool:
-    """Say whether any ratio exceeds its limit."""
-    return any(ratios[name] > limit for name, limit in limits.items())
-
-
 def altered(problem: Problem, change: Change) -> Problem:
     """Put a change into a problem's rule."""
     convention, slips = put_in(change, problem.convention, problem.slips)
     return replace(problem, convention=convention, slips=slips)
-
-
-def default_of(key: str) -> object:
-    """Give torch's own value of a key."""
-    return getattr(TORCH, key) if key in TORCH._fields else getattr(NO_SLIPS, key)
 
 
 def sees_alike(problem: Problem, other: Problem) -> bool:

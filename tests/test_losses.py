@@ -11,7 +11,7 @@ from torch import nn
 
 from regcheck.losses import LOSSES, Array, bce, bce_with_logits, brier, mse, sigmoid
 from regcheck.spec.schema import MODELS
-from regcheck.torch_trainer import LOSSES as TORCH_LOSSES
+from regcheck.modules import LOSSES as TORCH_LOSSES
 
 BY_NAME = {"mse": mse, "bce": bce, "bce_with_logits": bce_with_logits, "brier": brier}
 OF_LABELS = ("bce", "bce_with_logits", "brier")

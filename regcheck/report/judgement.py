@@ -107,6 +107,7 @@ def expectation(report: Report) -> str:
     at = f" at step {expect.step:,}" if expect.step else ""
     by = f" by {expect.cause}" if expect.cause else ""
     missed = ""
-    if expect.cause and report.verdict == "diverged" and not report.cause_explains:
-        missed = "; with that cause alone in torch's rule the sides still differ"
+    if expect.cause and report.verdict == "diverged" and not report.names(expect.cause):
+        named = " and ".join(report.diagnosis.causes) if report.diagnosis else ""
+        missed = f"; the cause is {named}" if named else "; no cause explains it"
     return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."

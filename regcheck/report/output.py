@@ -22,6 +22,9 @@ class Output(Protocol):
     def error(self, name: str, text: str) -> None:
         """Tell what is wrong with a spec."""
 
+    def note(self, text: str) -> None:
+        """Tell what was done besides."""
+
     def finish(self) -> None:
         """End what was begun."""
 
@@ -50,6 +53,10 @@ class TextOutput:
     def error(self, name: str, text: str) -> None:  # noqa: ARG002
         """Print what is wrong with a spec."""
         sys.stderr.write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """Print what was done besides."""
+        sys.stdout.write(text + "\n")
 
     def finish(self) -> None:
         """Nothing is held back."""
@@ -80,6 +87,10 @@ class JsonOutput:
             entry = {"regcheck": __version__, "spec": name, "error": text}
             sys.stdout.write(self.separator + json.dumps(entry, ensure_ascii=False))
             self.separator = ",\n"
+
+    def note(self, text: str) -> None:
+        """Tell it on standard error: standard output holds the report alone."""
+        sys.stderr.write(text + "\n")
 
     def finish(self) -> None:
         """Close the array."""

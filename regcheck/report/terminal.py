@@ -23,7 +23,7 @@ from rich.text import Text
 from regcheck.checking import no_progress
 from regcheck.compare import Difference
 from regcheck.record import Report
-from regcheck.report import judgement, words
+from regcheck.report import judgement, why, words
 from regcheck.report.numbers import both, short
 from regcheck.report.remarks import remarks
 from regcheck.trace import TraceRow
@@ -227,13 +227,23 @@ def print_verdict(report: Report, console: Console) -> None:
     smallest = [judgement.smallest_line(report)] if told else []
     for remark in remarks(report) + smallest:
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
-    ways = words.ways_out(report) if report.verdict == "diverged" else []
+    print_why(report, console)
+    ways = why.ways_out(report) if report.verdict == "diverged" else []
     if ways:
         console.print("To make them match", style="bold")
         grid = Table.grid(padding=(0, 2))
         for label, lines in ways:
             for position, line in enumerate(lines):
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
+        console.print(grid)
+
+
+def print_why(report: Report, console: Console) -> None:
+    """Print the diagnosis: what explains the divergence, and how well."""
+    grid = Table.grid(padding=(0, 2))
+    for label, text, formula in why.why(report):
+        grid.add_row(Text(f"{label:<6}", "bold"), Text(text, "cyan" if formula else ""))
+    if grid.row_count:
         console.print(grid)
 
 

@@ -12,7 +12,6 @@ from regcheck.compare import Divergence
 from regcheck.convention import TORCH, Convention, differences, name_of
 from regcheck.formula import (
     Letters,
-    exact,
     gradient_text,
     letters,
     loss_text,
@@ -23,7 +22,6 @@ from regcheck.formula import (
     symbols,
     torch_call,
 )
-from regcheck.matching import NoMatchError, matching
 from regcheck.record import Report
 from regcheck.report.judgement import kept, tolerance_text
 from regcheck.schedule import schedule_of
@@ -62,7 +60,8 @@ def subject(report: Report) -> str:
     dtype: str = spec.dtype.scratch
     if spec.dtype.scratch != spec.dtype.framework:
         dtype = f"NumPy {spec.dtype.scratch} against torch {spec.dtype.framework}"
-    return f"{report.name}: {spec.model}, {spec.loss}, {dtype}"
+    kind = f"{spec.model}, {spec.loss}" if spec.model else "your own model"
+    return f"{report.name}: {kind}, {dtype}"
 
 
 def training_size(report: Report) -> str:
@@ -93,19 +92,40 @@ def count(number: int, noun: str) -> str:
 
 def sides(report: Report) -> list[Side]:
     """Tell who is compared with whom, each with its rule and the spec's numbers in it."""
+    return [scratch_side(report), framework_side(report)]
+
+
+def framework_side(report: Report) -> Side:
+    """Tell torch's side."""
+    given = letters(report.training)
+    rule, loss = rule_lines(TORCH, given), loss_text(TORCH, given)
+    if report.spec.own_framework is None:
+        return Side("torch", torch_call(report.training), rule, loss)
+    title = f"{named(report.spec.own_framework)}, your model, loss and optimizer"
+    if not report.plain_sgd:
+        return Side("torch", title, [], "your loss")
+    one_layer = report.spec.model is not None
+    call = [torch_call(report.training)] if one_layer else []
+    return Side("torch", title, [*call, *rule] if one_layer else [], "your loss")
+
+
+def named(code: object) -> str:
+    """Name a user's function."""
+    return code if isinstance(code, str) else getattr(code, "__qualname__", "your function")
+
+
+def scratch_side(report: Report) -> Side:
+    """Tell the scratch side."""
+    if report.spec.scratch is not None:
+        loss = "its own loss" if report.losses_told else "no loss"
+        return Side("scratch", f"{named(report.spec.scratch)}, your code", [], loss)
     convention = report.spec.named_convention()
     given = letters(report.training)
     name = name_of(convention) or ", ".join(
         f"{key}: {here}" for key, (here, _) in differences(convention).items()
     )
-    return [
-        Side(
-            "scratch", f"NumPy, {name}", rule_lines(convention, given), loss_text(convention, given)
-        ),
-        Side(
-            "torch", torch_call(report.training), rule_lines(TORCH, given), loss_text(TORCH, given)
-        ),
-    ]
+    rule = rule_lines(convention, given)
+    return Side("scratch", f"NumPy, {name}", rule, loss_text(convention, given))
 
 
 def meanings_of(report: Report) -> list[str]:
@@ -179,6 +199,11 @@ def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:
 def terms(report: Report, divergence: Divergence) -> list[Term]:
     """Give the two terms that differ, with their values at the diverging step."""
     within = divergence.within
+    if within == divergence.at:  # nothing within the step is told
+        return [
+            Term("scratch", "has", [], within.scratch),
+            Term("torch", "has", [], within.framework),
+        ]
     convention = report.spec.named_convention()
     given = letters(report.training)
     general = symbols(report.training)
@@ -233,30 +258,3 @@ def differing_keys(report: Report) -> str:
     """Name the keys in which the scratch side's convention is not torch's."""
     found = differences(report.spec.named_convention())
     return ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in found.items())
-
-
-def ways_out(report: Report) -> list[tuple[str, list[str]]]:
-    """Say what to change on either side so that they match: a label and its lines."""
-    convention = report.spec.named_convention()
-    found = differences(convention)
-    if not found:
-        return []
-    given = letters(report.training)
-    scratch = list(rule_lines(TORCH, given)) if report.first_divergence is not None else []
-    reporting = loss_text(convention, given) != loss_text(TORCH, given)
-    if reporting:
-        scratch.append(f"{'and ' if scratch else ''}report  {loss_text(TORCH, given)}")
-    ways = [("in the scratch code", scratch)] if scratch else []
-    if report.first_divergence is not None:
-        try:
-            match = matching(convention, report.training)
-        except NoMatchError as reason:
-            ways.append(("in torch", [f"no lr and weight_decay match: {reason}"]))
-        else:
-            lines = [
-                torch_call(report.training._replace(lr=match.lr, weight_decay=match.weight_decay))
-            ]
-            if report.training.lr_varies and match.lr_factor != 1:
-                lines.append(f"and every lr of the schedule times {exact(match.lr_factor)}")
-            ways.append(("or in torch", lines))
-    return ways

@@ -31,13 +31,19 @@ class LoadedSpec(NamedTuple):
         return Complaint(self.document.place(path), f"{dotted(path)}: {text}")
 
 
-def read_spec(path: Path) -> LoadedSpec:
+def read_spec(path: Path, given: Mapping[str, object] | None = None) -> LoadedSpec:
     """Read and check a spec file.
+
+    Args:
+        path: the file.
+        given: values of top-level keys that Python gives in the place of the file's.
 
     Raises:
         InputError: with every complaint about the file.
     """
     document = load(path)
+    if given and isinstance(document.content, Mapping):
+        document = document._replace(content={**document.content, **given})
     return LoadedSpec(validate(document), str(path), path.parent, document)
 
 

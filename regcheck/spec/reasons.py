@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from regcheck.errors import Complaint, suggest
 from regcheck.spec.fields import Path, shown
 from regcheck.spec.loading import Document, dotted
-from regcheck.spec.schema import LATER_KEYS, MODELS, Spec
+from regcheck.spec.schema import MODELS, Spec
 from regcheck.spec.source import ONE_SOURCE, SOURCES
 
 REASONS = {
@@ -75,8 +75,6 @@ def complaint_of(error: ErrorDetails, document: Document) -> tuple[Path, Complai
 def unknown_key(path: Path, model: type[BaseModel]) -> str:
     """Say what is wrong with a key that a mapping does not have."""
     key = str(path[-1])
-    if len(path) == 1 and key in LATER_KEYS:
-        return f"{LATER_KEYS[key]} is planned, and not in this version of regcheck"
     if len(path) == 1 and key.lower() in SYNONYMS:
         return f"unknown key; did you mean `{SYNONYMS[key.lower()]}`?"
     return f"unknown key; {suggest(key, model.model_fields)}"

@@ -6,8 +6,9 @@ is checked, so that each field has one type and each mistake one message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Literal
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -59,7 +60,6 @@ from regcheck.spec.rule import (
 from regcheck.spec.source import DataSource
 
 __all__ = [
-    "LATER_KEYS",
     "MODELS",
     "ConventionKeys",
     "Dtype",
@@ -112,6 +112,27 @@ def dtype_form(value: object) -> object:
     return value
 
 
+class TorchSettings(Section):
+    """What torch's optimizer is given in the place of what the scratch side is given."""
+
+    lr: NotNegative | None = None
+    weight_decay: Annotated[WeightDecay | None, BeforeValidator(weight_decay_form)] = None
+    optimizer: Annotated[Sgd | None, BeforeValidator(optimizer_form)] = None
+
+    @model_validator(mode="after")
+    def something(self) -> TorchSettings:
+        if self.lr is None and self.weight_decay is None and self.optimizer is None:
+            raise wrong("must hold lr, weight_decay or optimizer: what torch alone is given")
+        return self
+
+
+def framework_form(value: object) -> object:
+    """Check that a value names a user's function, or holds settings of torch's own."""
+    if isinstance(value, Mapping | TorchSettings):
+        return value
+    return user_code_form(value)
+
+
 class ConventionKeys(Section):
     """A convention key by key; `regcheck explain KEY` says what each means."""
 
@@ -139,11 +160,19 @@ def convention_form(value: object) -> object:
     return value
 
 
-LATER_KEYS = {
-    "framework": "a model of your own",
-    "scratch": "scratch code of your own",
-}
-"""Keys that the spec will have, and what each is."""
+UserCode = str | Callable[[Any], Any]
+"""A user's function: `FILE.py:FUNCTION` in a spec, or the function itself from Python."""
+
+
+def user_code_form(value: object) -> object:
+    """Check that a value names a function in a Python file, or is one."""
+    if callable(value) and not isinstance(value, type):
+        return value
+    named = isinstance(value, str) and re.fullmatch(r"(.+\.py):(\w+)", value.strip())
+    if not named or not named[2].isidentifier():
+        text = "must be a Python file and a function in it, like my_train.py:train; got "
+        raise wrong(text + shown(value))
+    return str(value).strip()
 
 
 Compared = Literal["parameters", "loss"]
@@ -169,7 +198,7 @@ class Spec(Section):
     """One experiment: one training, told once and done by both sides."""
 
     data: DataSource
-    model: Annotated[ModelName, BeforeValidator(model_form)]
+    model: Annotated[ModelName | None, BeforeValidator(model_form)] = None
     loss: Annotated[LossName | None, BeforeValidator(loss_form), Field(validate_default=True)] = (
         None
     )
@@ -191,6 +220,8 @@ class Spec(Section):
         scratch="float64", framework="float64"
     )
     convention: Annotated[ConventionKeys, BeforeValidator(convention_form)] = ConventionKeys()
+    scratch: Annotated[UserCode | None, BeforeValidator(user_code_form)] = None
+    framework: Annotated[UserCode | TorchSettings | None, BeforeValidator(framework_form)] = None
     compare: Annotated[list[Compared], Field(min_length=1)] = Field(["parameters", "loss"])
     tolerance: Annotated[Tolerances, BeforeValidator(tolerance_form)] = Tolerances()
     expect: Annotated[Expect | None, BeforeValidator(expect_form)] = None
@@ -200,6 +231,8 @@ class Spec(Section):
     def fits_the_model(cls, loss: str | None, info: ValidationInfo) -> str | None:
         model = info.data.get("model")
         if model is None:
+            if loss is not None and "model" in info.data:
+                raise wrong("goes with a model; leave it out where the framework side is your own")
             return loss
         if loss is not None and loss not in MODELS[model]:
             raise wrong(
@@ -207,6 +240,15 @@ class Spec(Section):
                 + ("; for labels 0 and 1, say `model: logistic`" if model == "linear" else "")
             )
         return loss or MODELS[model][0]
+
+    @field_validator("scratch")
+    @classmethod
+    def one_scratch_side(cls, scratch: object, info: ValidationInfo) -> object:
+        convention = info.data.get("convention")
+        if scratch is not None and convention not in (None, ConventionKeys()):
+            text = "your own code does what it does, and convention is what the built-in scratch"
+            raise wrong(f"{text} side does; leave convention out")
+        return scratch
 
     @field_validator("compare")
     @classmethod
@@ -223,6 +265,17 @@ class Spec(Section):
         return value
 
     @model_validator(mode="after")
+    def a_model(self) -> Spec:
+        if self.model is not None:
+            return self
+        if self.own_framework is None:
+            raise wrong_inside([(("model",), f"is required: one of {', '.join(MODELS)}")])
+        if self.scratch is None:
+            text = "is required: the built-in scratch side is one of " + ", ".join(MODELS)
+            raise wrong_inside([(("model",), f"{text}; or give `scratch` too")])
+        return self
+
+    @model_validator(mode="after")
     def within_float32(self) -> Spec:
         if "float32" in (self.dtype.scratch, self.dtype.framework):
             trained = self.model_fields_set - {"data", "expect", "tolerance"}
@@ -236,6 +289,16 @@ class Spec(Section):
             if errors:
                 raise wrong_inside(errors.values())
         return self
+
+    @property
+    def torch_settings(self) -> TorchSettings | None:
+        """Give what torch's optimizer is given in the place of the spec's own, if anything."""
+        return self.framework if isinstance(self.framework, TorchSettings) else None
+
+    @property
+    def own_framework(self) -> UserCode | None:
+        """Give the user's own framework side, if there is one."""
+        return None if isinstance(self.framework, TorchSettings) else self.framework
 
     def judged(self, names: Iterable[str]) -> list[str]:
         """Give those tensors' names that `compare` has judged, and `loss` where it is."""

@@ -1,0 +1,99 @@
+"""What a run's steps did, kept as numbers for the diagnosis."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.lockstep import Steps
+from regcheck.problem import Array, Parameters
+from regcheck.rounding import Bounds
+from regcheck.schedule import Batch, Schedule
+
+MOST_BYTES = 2**26
+"""What is kept at most; the steps after that are compared, and not diagnosed."""
+
+KEPT = ("before", "scratch", "framework", "gradient", "bound")
+"""What is kept of each tensor's entries: the parameters before the step (both sides'), those after
+it on either side, the data gradient of torch, and the rounding bound of the parameters after."""
+
+LOSSES = ("scratch", "framework", "bound")
+
+
+class Record(NamedTuple):
+    """One step: its rows and lr, and what is kept of it, (entries,) each."""
+
+    batch: Batch
+    before: Array
+    scratch: Array
+    framework: Array
+    gradient: Array
+    bound: Array
+
+
+class History:
+    """The first steps of a run, as many as fit.
+
+    All tensors' entries stand one after the other; `split` gives them back.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], schedule: Schedule) -> None:
+        self.shapes, self.schedule = dict(shapes), schedule
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        ends = list(accumulate(sizes))
+        self.slices = {
+            name: slice(end - size, end)
+            for name, size, end in zip(self.shapes, sizes, ends, strict=True)
+        }
+        self.entries = ends[-1]
+        self.most = max(16, MOST_BYTES // (8 * len(KEPT) * self.entries))
+        self.numbers, self.losses = array("d"), array("d")
+
+    def append(self, steps: Steps, bounds: Bounds) -> None:
+        """Keep a step; where there is no room, or it was not taken in full, it is left out."""
+        framework, scratch = steps.framework, steps.scratch
+        if len(self) >= self.most or framework.gradient is None:
+            return
+        for tensors in (
+            framework.before,
+            scratch.after,
+            framework.after,
+            framework.gradient,
+            bounds.after,
+        ):
+            self.numbers.frombytes(self.flat(tensors).tobytes())
+        losses = (scratch.loss, framework.loss, bounds.loss)
+        self.losses.extend(math.nan if loss is None else loss for loss in losses)
+
+    def __len__(self) -> int:
+        return len(self.losses) // len(LOSSES)
+
+    def flat(self, tensors: Parameters) -> Array:
+        """Put all tensors' entries one after the other, in float64."""
+        return np.concatenate([np.ravel(tensors[name]) for name in self.shapes]).astype(np.float64)
+
+    def split(self, entries: Array) -> Parameters:
+        """Undo `flat`."""
+        return {
+            name: entries[self.slices[name]].reshape(shape) for name, shape in self.shapes.items()
+        }
+
+    def all(self, what: str) -> Array:
+        """Give one thing that is kept, of all steps: (steps, entries)."""
+        numbers = np.frombuffer(self.numbers).reshape(len(self), len(KEPT), self.entries)
+        return numbers[:, KEPT.index(what)]
+
+    def loss(self, what: str) -> Array:
+        """Give the reported losses of a side, or their bounds: (steps,); NaN where none is told."""
+        return np.frombuffer(self.losses).reshape(len(self), len(LOSSES))[:, LOSSES.index(what)]
+
+    def records(self) -> Iterator[Record]:
+        """Give the steps in order."""
+        parts = [self.all(what) for what in KEPT]
+        for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
+            yield Record(batch, *(part[index] for part in parts))

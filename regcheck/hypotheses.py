@@ -1,0 +1,232 @@
+"""Causes as hypotheses: put into torch's rule, and replayed along the steps that a run recorded.
+
+A set of causes explains a run where torch's rule with them makes every step of the scratch side,
+from the parameters that it had before, to rounding. The data gradient of each step is torch's own.
+
+Some causes leave a factor open. A step is an affine function of a factor c on the penalty, on the
+gradient or on the lr (all but decay after the update), so with the steps P₁ and P₂ at two factors
+
+    P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
+
+and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)².
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.causes import Change, put_in
+from regcheck.convention import Convention, Slips
+from regcheck.history import History, Record
+from regcheck.numpy_trainer import NumpyTrainer, Pass
+from regcheck.problem import Array, Problem
+from regcheck.schedule import Batch
+
+FIRST_LOOK = 4
+"""Informative steps after which a fit that does not hold is given up."""
+
+COARSE = 1e3
+"""Limits that a first look allows: from far off, rounding is multiplied by the way to c."""
+
+
+class Fit(NamedTuple):
+    """A fitted factor, and its deviation: what one rounding bound makes of it."""
+
+    factor: float
+    deviation: float
+
+    def is_near(self, value: float) -> bool:
+        """Say whether a value cannot be told from the fitted factor."""
+        slack = max(8 * self.deviation, 1e-9 * abs(self.factor))
+        return abs(self.factor - value) <= slack
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A set of causes that makes every recorded step, to `residual` rounding bounds.
+
+    `fits` holds the factor of those causes that have an open one.
+    """
+
+    causes: tuple[str, ...]
+    change: Change
+    residual: float
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+
+
+class Replay:
+    """Replays rules along a run's recorded steps.
+
+    Ratios are in limits: above 1, rounding cannot explain a difference. `limits` are the bounds
+    that each tensor may differ by.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        torch: NumpyTrainer,
+        limits: Mapping[str, float],
+        *,
+        sees_rows: bool,
+    ) -> None:
+        """Take the recorded steps and torch's rule in NumPy.
+
+        Args:
+            history: the steps.
+            torch: torch's rule, by the settings that the framework side really has.
+            limits: of each tensor, in rounding bounds.
+            sees_rows: whether NumPy can pass over the rows itself, as with one-layer models.
+        """
+        self.history, self.torch, self.sees_rows = history, torch, sees_rows
+        self.limits = np.concatenate(
+            [np.full(math.prod(history.shapes[name]), limits[name]) for name in history.shapes]
+        )
+
+    def by(self, change: Change) -> NumpyTrainer:
+        """Give torch's rule with a change in it."""
+        problem = self.torch.problem
+        convention, slips = put_in(change, problem.convention, problem.slips)
+        return self.torch.by(replace(problem, convention=convention, slips=slips))
+
+    def steps(self, trainer: NumpyTrainer) -> Iterator[tuple[Record, Array]]:
+        """Take each recorded step by a rule; gives the record and the parameters after it."""
+        state = trainer.start()
+        for record in self.history.records():
+            before = self.history.split(record.before)
+            seen = self.seen(trainer.problem, record)
+            if seen is None and not self.sees_rows:
+                yield record, np.full_like(record.scratch, math.nan)
+                continue
+            update = trainer.step(state._replace(parameters=before), record.batch, seen)
+            state = update.state
+            yield record, self.history.flat(update.step.after)
+
+    def seen(self, problem: Problem, record: Record) -> Pass | None:
+        """Give what a rule makes of torch's gradient; None where it must see the rows itself."""
+        scale = pass_scale(problem.convention, problem.slips, record.batch, problem)
+        if scale is None:
+            return None
+        return self.seen_as(self.history, scale * record.gradient)
+
+    @staticmethod
+    def seen_as(history: History, gradient: Array) -> Pass:
+        """Give a pass over rows of which only the gradient is known."""
+        return Pass((), (), math.nan, history.split(gradient))
+
+    def ratios(self, record: Record, after: Array) -> Array:
+        """Give each entry's difference from the scratch side, in limits; 0 where not judged."""
+        with np.errstate(all="ignore"):
+            ratios: Array = np.abs(after - record.scratch) / (record.bound * self.limits)
+            lost = np.isnan(ratios)
+            if lost.any():
+                judged = np.isfinite(record.bound) & np.isfinite(record.scratch)
+                ratios = np.where(lost, np.where(judged, math.inf, 0.0), ratios)
+        return ratios
+
+    def residual(self, change: Change) -> float:
+        """Give the largest difference that a change leaves, in limits; inf from the first above 1.
+
+        The empty change is torch's own rule.
+        """
+        largest = 0.0
+        for record, after in self.steps(self.by(change)):
+            largest = max(largest, float(self.ratios(record, after).max()))
+            if largest > 1:
+                return math.inf
+        return largest
+
+    def first_shown(self, change: Change) -> int | None:
+        """Give the first recorded step in which a change differs from torch beyond rounding."""
+        for record, after in self.steps(self.by(change)):
+            apart = record._replace(scratch=record.framework)
+            if float(self.ratios(apart, after).max()) > 1:
+                return record.batch.step
+        return None
+
+    def fit(self, change: Change, key: str) -> Fit | None:
+        """Fit the factor that stands under a key of the rule, on top of a change.
+
+        None where no factor explains the steps, or any would.
+        """
+        factor = 1.0
+        for coarse, most in ((COARSE, FIRST_LOOK), (COARSE, 64), (1.0, 10**9)):
+            fit = self.fit_from(change, key, factor, coarse, most)
+            if fit is None or not math.isfinite(fit.factor):
+                return None
+            factor = fit.factor
+        return fit
+
+    def fit_from(
+        self, change: Change, key: str, factor: float, coarse: float, most: int
+    ) -> Fit | None:
+        """Fit a factor from the steps at a first guess and at half of it (or at 0 and 1)."""
+        other = factor / 2 if factor else 1.0
+        here, there = self.by({**change, key: factor}), self.by({**change, key: other})
+        moment = weight = 0.0
+        seen, parts = 0, []
+        for (record, one), (_, two) in zip(self.steps(here), self.steps(there), strict=True):
+            with np.errstate(all="ignore"):
+                bound = record.bound * self.limits
+                slope = (two - one) / (other - factor) / bound
+                rest = (record.scratch - one) / bound
+            if not (np.isfinite(slope).all() and np.isfinite(rest).all()):
+                return None
+            moment += float(slope @ rest)
+            weight += float(slope @ slope)
+            parts.append((slope, rest))
+            seen += bool(np.abs(slope).max() > 1e-3)
+            if weight == 0 and np.abs(rest).max() > coarse:
+                return None
+            if seen >= most:
+                break
+        if weight == 0:
+            return None
+        change_by = moment / weight
+        for slope, rest in parts:
+            if np.abs(rest - change_by * slope).max() > coarse * (1 + abs(change_by / other)):
+                return None
+        return Fit(factor + change_by, 1 / math.sqrt(weight))
+
+
+def pass_scale(
+    convention: Convention, slips: Slips, batch: Batch, problem: Problem
+) -> float | None:
+    """Give what a rule's pass over the rows multiplies torch's mean gradient by; None if it varies.
+
+    The slips on the gradient itself come later in the step, and are not in it.
+    """
+    if convention.update_order != "simultaneous" or slips.target != "row":
+        return None
+    sizes = {len_of(index, problem) for index in batch.parts}
+    scale = convention.loss_factor
+    if convention.loss_reduction == "sum" or slips.batch_divisor == "batch-size":
+        if len(sizes) > 1:
+            return None
+        scale *= sizes.pop()
+        if slips.batch_divisor == "batch-size":
+            scale /= problem.schedule.batch_size
+    if slips.accumulation == "sum":
+        scale *= len(batch.parts)
+    return scale
+
+
+def len_of(index: object, problem: Problem) -> int:
+    """Give the number of rows that an index chooses."""
+    if isinstance(index, slice):
+        return len(range(*index.indices(len(problem.y))))
+    return len(index)  # type: ignore[arg-type]
+
+
+def merged(changes: Iterable[Change]) -> Change | None:
+    """Put several changes together; None where two set the same key."""
+    together: dict[str, object] = {}
+    for change in changes:
+        if not together.keys().isdisjoint(change):
+            return None
+        together |= change
+    return together

@@ -1,0 +1,144 @@
+"""Both sides' updates, step by step: each on its own, and both from the same parameters.
+
+One side leads: it trains, and the other follows from its parameters. A user's scratch code leads,
+since nobody can give it other parameters, and torch follows; else torch leads and NumPy, which is
+cheap, follows. Optimizer state is each side's own, fed by the leader's parameters.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
+from regcheck.problem import Parameters, Step
+from regcheck.schedule import Batch
+from regcheck.torch_trainer import TorchTrainer
+from regcheck.user_code import ScratchSteps
+
+
+class Lockstep:
+    """One rule in NumPy, trained twice: on its own, and from a leader's parameters."""
+
+    def __init__(self, trainer: NumpyTrainer) -> None:
+        self.trainer = trainer
+        self.own = self.local = trainer.start()
+
+    def step_alone(self, batch: Batch) -> Update:
+        """Take the next step of its own trajectory."""
+        update = self.trainer.step(self.own, batch)
+        self.own = update.state
+        return update
+
+    def step_beside(self, parameters: Parameters, batch: Batch, seen: Pass | None = None) -> Update:
+        """Take a step from the leader's parameters, its optimizer fed by them all along."""
+        update = self.trainer.step(self.local._replace(parameters=parameters), batch, seen)
+        self.local = update.state
+        return update
+
+
+class Steps(NamedTuple):
+    """One step of both sides.
+
+    Attributes:
+        own, alone: the scratch side's and torch's, each on its own trajectory.
+        scratch, framework: both from the leader's parameters.
+        seen: the NumPy side's pass over the rows there; None where it has taken none.
+    """
+
+    own: Step
+    alone: Step
+    scratch: Step
+    framework: Step
+    seen: Pass | None
+
+
+class Pair(Protocol):
+    """Two sides that train in lockstep."""
+
+    def start(self) -> tuple[Parameters, Parameters]:
+        """Give the parameters that the scratch side and torch start from."""
+
+    def advance(self, batch: Batch) -> Steps:
+        """Take the next step of both."""
+
+    def finish(self) -> None:
+        """End after the last step."""
+
+    def close(self) -> None:
+        """Let go of what is held, whether or not all steps were taken."""
+
+    def ends(self) -> tuple[Parameters, Parameters]:
+        """Give the parameters where both are now, each on its own trajectory."""
+
+
+class FrameworkLeads:
+    """The built-in scratch side follows torch."""
+
+    def __init__(self, trainer: NumpyTrainer, framework: TorchTrainer) -> None:
+        self.rule, self.framework = Lockstep(trainer), framework
+
+    def start(self) -> tuple[Parameters, Parameters]:
+        return self.rule.own.parameters, self.framework.parameters()
+
+    def advance(self, batch: Batch) -> Steps:
+        framework = self.framework.step(batch)
+        own = self.rule.step_alone(batch)
+        local = self.rule.step_beside(framework.before, batch)
+        return Steps(own.step, framework, local.step, framework, local.seen)
+
+    def ends(self) -> tuple[Parameters, Parameters]:
+        return self.rule.own.parameters, self.framework.parameters()
+
+    def finish(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ScratchLeads:
+    """Torch follows a user's scratch code.
+
+    It has no start of its own to be compared: it is handed torch's.
+    """
+
+    def __init__(self, code: ScratchSteps, framework: TorchTrainer, beside: TorchTrainer) -> None:
+        """Take the code, and torch twice: for its own trajectory, and beside the code."""
+        self.code, self.framework, self.beside = code, framework, beside
+        self.now = framework.parameters()
+        self.single = True
+
+    def start(self) -> tuple[Parameters, Parameters]:
+        return self.now, self.framework.parameters()
+
+    def advance(self, batch: Batch) -> Steps:
+        own = self.take()
+        alone = self.framework.step(batch)
+        self.beside.place(own.before)
+        framework = self.beside.step(batch)
+        return Steps(own, alone, own, framework, None)
+
+    def take(self) -> Step:
+        """Take the code's next step, as far as it tells it."""
+        yielded = self.code.next()
+        before, self.now = self.now, yielded.parameters
+        self.single = self.single and yielded.single
+        return Step(
+            before=before,
+            outputs=None,
+            loss=yielded.loss,
+            gradient=yielded.gradient,
+            penalty=None,
+            velocity={},
+            shift=None,
+            after=self.now,
+        )
+
+    def ends(self) -> tuple[Parameters, Parameters]:
+        return self.now, self.framework.parameters()
+
+    def finish(self) -> None:
+        self.code.finish()
+
+    def close(self) -> None:
+        self.code.close()

@@ -1,0 +1,146 @@
+"""The spec with the fix: what to change in it so that both sides train by the same rule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regcheck.causes import CAUSES
+from regcheck.errors import UsageError
+from regcheck.matching import Matching
+from regcheck.problem import Parameters
+from regcheck.spec import LoadedSpec, Spec
+from regcheck.spec.rewriting import rewritten
+
+WRITTEN = "# Written by `regcheck run --write-fixed`"
+
+
+class Mend(NamedTuple):
+    """Top-level keys of a spec with the values that mend it, and what that does in words."""
+
+    changes: dict[str, Any]
+    text: str
+
+
+def mend(
+    spec: Spec,
+    causes: tuple[str, ...],
+    match: Matching | None,
+    start: Parameters | None,
+    *,
+    updates_part: bool,
+) -> Mend | str:
+    """Say how to change a spec so that its sides agree; or, in words, why no change does.
+
+    The built-in scratch side is given torch's convention. A user's own code stays as it is, and
+    torch is given what matches it.
+
+    Args:
+        spec: the spec.
+        causes: of the diagnosis, plainest first.
+        match: the settings with which torch matches, if there are any.
+        start: where the scratch side starts, if elsewhere than the spec says.
+        updates_part: whether the parameters part, and not the reported losses alone.
+    """
+    if spec.scratch is None:
+        if spec.own_framework is not None:
+            return "the framework side is your own: change it there"
+        return Mend({"convention": "pytorch"}, "the built-in scratch side follows torch")
+    if spec.own_framework is not None:
+        return "both sides are your own: change one of them"
+    changes: dict[str, Any] = {}
+    told = []
+    if updates_part:
+        if "precision" in causes:
+            other = {"scratch": "float32", "framework": spec.dtype.framework}
+            changes["dtype"] = other
+            told.append("it says which side computes in float32")
+        if start is not None:
+            changes["init"] = {name: np.ravel(w).tolist() for name, w in start.items()}
+            told.append("both sides start where your code does")
+        elif any(CAUSES[cause].changes and CAUSES[cause].kind == "update" for cause in causes):
+            if match is None:
+                return "no lr and weight_decay of torch's match your code: change the code"
+            changes["framework"] = settings_of(spec, match)
+            told.append("torch is given what matches your code")
+        if not changes:
+            return "nothing in the spec mends it: change the code"
+    if any(CAUSES[cause].kind == "reporting" for cause in causes):
+        changes["compare"] = ["parameters"]
+        told.append("the losses are left out, since your code reports another one")
+    return Mend(changes, "; ".join(told))
+
+
+def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
+    """Give torch's settings as a spec has them: those that are not the spec's own."""
+    found: dict[str, Any] = {}
+    if match.lr != spec.lr:
+        found["lr"] = match.lr
+    decays = dict(match.weight_decay)
+    if decays != {"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias}:
+        same = len(set(decays.values())) == 1
+        found["weight_decay"] = next(iter(decays.values())) if same else decays
+    own = (spec.optimizer.momentum, spec.optimizer.dampening, spec.optimizer.nesterov)
+    if (match.momentum, match.dampening, match.nesterov) != own:
+        found["optimizer"] = {
+            "name": "sgd",
+            "momentum": match.momentum,
+            "dampening": match.dampening,
+            "nesterov": match.nesterov,
+        }
+    return found
+
+
+def write_fixed(loaded: LoadedSpec, text: str, mended: Mend, path: Path) -> None:
+    """Write a spec with its fix; its comments stay, and so do its paths' meanings.
+
+    Raises:
+        UsageError: the file is there already and is not regcheck's own, or cannot be written.
+    """
+    try:
+        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if there.strip() and not there.startswith(WRITTEN):
+        raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
+    changes = {**moved(loaded, path), **mended.changes}
+    head = f"{WRITTEN} from {loaded.name}: {mended.text}.\n"
+    content = head + rewritten(text.removeprefix("\ufeff"), changes)
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def moved(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
+    """Give the keys whose paths are relative, as they read from another folder."""
+    here, there = loaded.folder.resolve(), path.resolve().parent
+    content = loaded.document.content
+    if here == there or not isinstance(content, Mapping):
+        return {}
+    found: dict[str, Any] = {}
+    data = content.get("data")
+    if isinstance(data, Mapping):
+        for key in ("csv", "npz"):
+            if isinstance(data.get(key), str):
+                found["data"] = {**data, key: from_folder(here, there, data[key])}
+    for key in ("scratch", "framework"):
+        code = content.get(key)
+        if isinstance(code, str):
+            file, _, function = code.rpartition(":")
+            found[key] = f"{from_folder(here, there, file)}:{function}"
+    return found
+
+
+def from_folder(here: Path, there: Path, name: str) -> str:
+    """Write a path that is relative to one folder as relative to another."""
+    if Path(name).is_absolute():
+        return name
+    return Path(os.path.relpath(here / name, there)).as_posix()

@@ -1,0 +1,274 @@
+"""What torch trains: the one-layer models of a spec, or a user's own model, loss and optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from regcheck.convention import is_bias
+from regcheck.errors import UserCodeError
+from regcheck.problem import OWN_MODEL, Array, Problem
+from regcheck.spec.rule import Sgd
+
+LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
+    ("linear", "mse"): (nn.Identity, nn.MSELoss),
+    ("logistic", "bce"): (nn.Sigmoid, nn.BCELoss),
+    ("logistic", "bce_with_logits"): (nn.Identity, nn.BCEWithLogitsLoss),
+    ("logistic", "mse"): (nn.Sigmoid, nn.MSELoss),
+}
+"""By model and loss: what is put on z, and torch's loss of that."""
+
+Guard = Callable[..., Any]
+"""Calls a function with arguments; one that guards turns what a user's code does into errors."""
+
+
+@dataclass
+class Module:
+    """A model with its loss and optimizer.
+
+    Attributes:
+        model: gives the outputs of rows of X, (B, d).
+        loss: of outputs and targets, as torch takes it.
+        optimizer: of the model's parameters.
+        tensors: the parameters by regcheck's names.
+        column: whether the targets are (B, 1), and not (B,).
+        guard: calls what is the user's.
+        tells_outputs: whether the model's outputs are z of the one-layer models, (B, 1).
+    """
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: Optimizer
+    tensors: dict[str, nn.Parameter]
+    column: bool
+    guard: Guard
+    tells_outputs: bool
+
+    def twin(self) -> Module:
+        """Copy it as it is; the copy trains on its own."""
+        same: Module = copy.deepcopy(self)
+        return same
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Give the coarsest dtype of its parameters."""
+        dtypes = {tensor.dtype for tensor in self.tensors.values()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """Give the optimizer's settings of each tensor; nothing for those that it does not move."""
+        names = {id(tensor): name for name, tensor in self.tensors.items()}
+        return {
+            names[id(tensor)]: group
+            for group in self.optimizer.param_groups
+            for tensor in group["params"]
+            if id(tensor) in names
+        }
+
+
+def plainly(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of regcheck's own."""
+    return function(*args)
+
+
+def built_in(problem: Problem) -> Module:
+    """Make nn.Linear with torch's loss and torch.optim.SGD, one parameter group a tensor."""
+    # The start is the problem's; torch's own would only move its random numbers on.
+    model: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, problem.X.shape[1], 1, dtype=getattr(torch, problem.framework_dtype)
+    )
+    tensors = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(torch.from_numpy(problem.initial[name]))
+    link, measure = (make() for make in LOSSES[problem.model, problem.loss])
+    groups: list[dict[str, Any]] = [
+        {"params": [tensor], "weight_decay": problem.weight_decay[name]}
+        for name, tensor in tensors.items()
+    ]
+    options = problem.optimizer
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=problem.schedule.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        dampening=options.dampening,
+    )
+    return Module(
+        model, OfLink(link, measure), optimizer, tensors, True, plainly, tells_outputs=True
+    )
+
+
+class OfLink:
+    """A loss of z: torch's loss of what the link makes of it."""
+
+    def __init__(self, link: nn.Module, loss: nn.Module) -> None:
+        self.link, self.loss = link, loss
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        """Take the loss; where the outputs are not numbers, neither is the loss.
+
+        (torch's BCELoss raises there, in the place of giving NaN.)
+        """
+        try:
+            loss: Tensor = self.loss(self.link(z), y)
+        except RuntimeError:
+            if not torch.isnan(z).any():
+                raise
+            loss = (z * torch.nan).sum()
+        return loss
+
+
+def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
+    """Take what a user's function made: (model, loss_function, optimizer).
+
+    Where the spec has a one-layer model, so has it: its one weight and its one bias go by these
+    names. Else its parameters keep their own.
+
+    Raises:
+        UserCodeError: it is no such triple, or cannot be trained.
+    """
+    if not isinstance(made, tuple | list) or len(made) != 3:
+        found = f"{len(made)} things" if isinstance(made, tuple | list) else type(made).__name__
+        raise UserCodeError(
+            f"{label}: gave {found}; it must return (model, loss_function, optimizer)"
+        )
+    model, loss, optimizer = made
+    wanted = {
+        "model, a torch.nn.Module": isinstance(model, nn.Module),
+        "loss_function, which can be called": callable(loss),
+        "optimizer, a torch.optim.Optimizer": isinstance(optimizer, Optimizer),
+    }
+    for (what, right), one in zip(wanted.items(), made, strict=True):
+        if not right:
+            raise UserCodeError(
+                f"{label}: gave {type(one).__name__} where the {what} is expected; "
+                "it must return (model, loss_function, optimizer)"
+            )
+    tensors = named_tensors(model, label, problem)
+    check_tensors(tensors, optimizer, label)
+    return Module(model, loss, optimizer, tensors, False, guard, tells_outputs=False)
+
+
+def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, nn.Parameter]:
+    """Give a user's parameters by regcheck's names."""
+    own = dict(model.named_parameters())
+    if not own:
+        raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
+    if problem.model == OWN_MODEL:
+        return own
+    found: dict[str, list[str]] = {"weight": [], "bias": []}
+    for name, tensor in own.items():
+        kind = "bias" if is_bias(name) else "weight"
+        if tensor.numel() == problem.initial[kind].size:
+            found[kind].append(name)
+    if len(own) != 2 or any(len(names) != 1 for names in found.values()):
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in own.items())
+        raise UserCodeError(
+            f"{label}: the model has {shapes}; the spec's {problem.model} model has one weight of "
+            f"{problem.initial['weight'].size} entries and one bias. To compare another model, "
+            "leave `model` and `loss` out of the spec and give `scratch` too"
+        )
+    return {kind: own[names[0]] for kind, names in found.items()}
+
+
+def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, label: str) -> None:
+    """Refuse parameters that regcheck cannot follow."""
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise UserCodeError(
+                f"{label}: {name} is on {tensor.device}; regcheck trains on the CPU: "
+                "leave out .to(device)"
+            )
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise UserCodeError(
+                f"{label}: {name} is {tensor.dtype}; it must be torch.float32 or torch.float64"
+            )
+    known = {id(tensor) for tensor in tensors.values()}
+    trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    if not any(id(tensor) in known for tensor in trained):
+        raise UserCodeError(
+            f"{label}: the optimizer has none of the model's parameters; give it model.parameters()"
+        )
+
+
+def plain_sgd(module: Module) -> bool:
+    """Say whether a module's optimizer is torch.optim.SGD going downhill, on all tensors."""
+    if type(module.optimizer) is not torch.optim.SGD:
+        return False
+    groups = module.groups()
+    return groups.keys() == module.tensors.keys() and not any(
+        group["maximize"] for group in groups.values()
+    )
+
+
+def settings(module: Module, problem: Problem) -> Problem | None:
+    """Give the problem with the settings that a user's own torch.optim.SGD really has.
+
+    None where it is another optimizer, or has an lr or a momentum of its own for some tensor.
+    """
+    groups = module.groups()
+    if not plain_sgd(module):
+        return None
+    common = {
+        (float(group["lr"]), group["momentum"], group["dampening"], group["nesterov"])
+        for group in groups.values()
+    }
+    if len(common) > 1:
+        return None
+    lr, momentum, dampening, nesterov = common.pop()
+    options = Sgd(
+        name="sgd", momentum=float(momentum), dampening=float(dampening), nesterov=nesterov
+    )
+    decays = {name: float(groups[name]["weight_decay"]) for name in module.tensors}
+    schedule = replace(problem.schedule, lr=lr)
+    return replace(problem, optimizer=options, weight_decay=decays, schedule=schedule)
+
+
+def initial_of(module: Module) -> dict[str, Array]:
+    """Copy a module's parameters, in float64."""
+    return {
+        name: tensor.detach().double().numpy().copy() for name, tensor in module.tensors.items()
+    }
+
+
+class ShapeTrap(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Points out targets (n,) that meet predictions (n, 1): torch makes n × n of them."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows = rows
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Take an operation, and look at the shapes that it was given."""
+        given = func(*args, **(kwargs or {}))
+        if isinstance(given, Tensor) and tuple(given.shape) == (self.rows, self.rows):
+            shapes = {tuple(one.shape) for one in args if isinstance(one, Tensor)}
+            rows, column = (self.rows,), (self.rows, 1)
+            spread = func is torch.ops.aten.expand.default and shapes == {rows}
+            if spread or shapes == {rows, column}:
+                raise TrappedError
+        return given
+
+
+class TrappedError(Exception):
+    """Targets and predictions of n rows were broadcast to n × n."""
+
+
+def trap_text(label: str, rows: int) -> str:
+    """Say what is wrong where targets and predictions broadcast, and what to do."""
+    return (
+        f"{label}: in the loss, predictions ({rows}, 1) meet targets ({rows},): torch broadcasts "
+        f"them to ({rows}, {rows}), so that every prediction is compared with every target\n"
+        "The targets y are (n,). Let the model's output be (n,) too, by `.squeeze(-1)`, or let "
+        "the loss function take y as a column: `lambda p, y: loss(p, y[:, None])`"
+    )

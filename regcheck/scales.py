@@ -1,0 +1,151 @@
+"""The effective lr and weight decay of a scratch side, measured from its steps.
+
+Torch's rule without a penalty moves a tensor by G_t, and a penalty of λ = 1 alone by P_t, both
+through torch's own momentum. The scratch side moved it by S_t = w_(t−1) − w_t. Least squares over
+the recorded steps, each entry weighted by 1/bound, gives
+
+    S_t ≈ α G_t + κ P_t        effective lr = α lr,  effective weight decay = κ/α
+
+which are the numbers that torch.optim.SGD would need: w ← w − α lr (g + κ/α w). The deviations
+are what one rounding bound makes of α and κ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.hypotheses import Fit, Replay
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import Array
+
+MOST = 512
+"""Steps that the fit is taken from."""
+
+
+class Scales(NamedTuple):
+    """What one tensor's steps come to; None where the run does not tell.
+
+    Attributes:
+        gradient: α, the factor on torch's step without a penalty.
+        decay: κ, what the penalty's gradient is times w, at the spec's lr.
+        fits: whether α and κ make every step to rounding.
+        residual: the largest difference that is left, in limits.
+    """
+
+    gradient: Fit | None
+    decay: Fit | None
+    fits: bool
+    residual: float
+
+    @property
+    def weight_decay(self) -> Fit | None:
+        """Give κ/α, the weight_decay that torch would need at the effective lr."""
+        if self.decay is None:
+            return None
+        if self.gradient is None or self.gradient.factor == 0:
+            return None
+        alpha = self.gradient.factor
+        value = self.decay.factor / alpha
+        spread = math.hypot(self.decay.deviation, value * self.gradient.deviation) / abs(alpha)
+        return Fit(value, spread)
+
+
+def shifts(replay: Replay, trainer: NumpyTrainer) -> Array:
+    """Give what a rule subtracts at each recorded step: (steps, entries)."""
+    state, found = trainer.start(), []
+    for record in replay.history.records():
+        seen = replay.seen(trainer.problem, record)
+        before = replay.history.split(record.before)
+        update = trainer.step(state._replace(parameters=before), record.batch, seen)
+        state = update.state
+        assert update.step.shift is not None
+        found.append(replay.history.flat(update.step.shift))
+        if len(found) == MOST:
+            break
+    return np.array(found)
+
+
+def effective_scales(replay: Replay) -> dict[str, Scales]:
+    """Measure the effective scales of each tensor."""
+    problem, history = replay.torch.problem, replay.history
+    ones = dict.fromkeys(problem.weight_decay, 1.0)
+    zeros = dict.fromkeys(problem.weight_decay, 0.0)
+    silent = problem.slips._replace(gradient_factor=0.0)
+    by_gradient = shifts(replay, replay.torch.by(replace(problem, weight_decay=zeros)))
+    by_decay = shifts(replay, replay.torch.by(replace(problem, weight_decay=ones, slips=silent)))
+    steps = len(by_gradient)
+    moved = (history.all("before") - history.all("scratch"))[:steps]
+    bound = history.all("bound")[:steps] * replay.limits
+    return {
+        name: scales_of(moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part])
+        for name, part in history.slices.items()
+    }
+
+
+def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -> Scales:
+    """Fit one tensor's scales."""
+    with np.errstate(all="ignore"):
+        target = np.ravel(moved / bound)
+        columns = np.column_stack([np.ravel(by_gradient / bound), np.ravel(by_decay / bound)])
+    kept = np.isfinite(target) & np.isfinite(columns).all(axis=1)
+    target, columns = target[kept], columns[kept]
+    sizes = np.sqrt((columns**2).sum(axis=0)) if len(columns) else np.zeros(2)
+    # A column within rounding of 0 says nothing.
+    told = [index for index in range(2) if sizes[index] > 1]
+    found: list[Fit | None] = [None, None]
+    rest = target
+    if told:
+        scaled = columns[:, told] / sizes[told]
+        solution, _, rank, _ = np.linalg.lstsq(scaled, target, rcond=1e-9)
+        if rank < len(told):  # the two cannot be told apart
+            return Scales(None, None, fits=False, residual=math.inf)
+        rest = target - scaled @ solution
+        spread = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)))
+        for place, index in enumerate(told):
+            found[index] = Fit(
+                float(solution[place] / sizes[index]), float(spread[place] / sizes[index])
+            )
+    residual = float(np.abs(rest).max(initial=0.0))
+    return Scales(found[0], found[1], residual <= 1, residual)
+
+
+class Recursion(NamedTuple):
+    """S_t ≈ now g_t + last g_(t−1) + decay w_(t−1) + kept S_(t−1), over all tensors' entries."""
+
+    now: float
+    last: float
+    decay: float
+    kept: float
+    fits: bool
+
+
+def recursion(replay: Replay) -> Recursion | None:
+    """Fit the steps as a recursion of gradients and steps; None where they are too few.
+
+    All forms of momentum at a constant lr are such recursions, and so is the use of the gradient
+    of the step before. What does not fit has another gradient.
+    """
+    history = replay.history
+    if len(history) < 3:
+        return None
+    steps = min(MOST, len(history))
+    moved = (history.all("before") - history.all("scratch"))[:steps]
+    gradient, before = history.all("gradient")[:steps], history.all("before")[:steps]
+    bound = history.all("bound")[1:steps] * replay.limits
+    with np.errstate(all="ignore"):
+        parts = (gradient[1:], gradient[:-1], before[1:], moved[:-1])
+        columns = np.column_stack([np.ravel(part / bound) for part in parts])
+        target = np.ravel(moved[1:] / bound)
+    kept = np.isfinite(target) & np.isfinite(columns).all(axis=1)
+    target, columns = target[kept], columns[kept]
+    if len(target) < 2 * len(parts):
+        return None
+    sizes = np.maximum(np.sqrt((columns**2).sum(axis=0)), 1e-300)
+    solution, *_ = np.linalg.lstsq(columns / sizes, target, rcond=1e-12)
+    rest = target - (columns / sizes) @ solution
+    now, last, decay, previous = (solution / sizes).tolist()
+    return Recursion(now, last, decay, previous, bool(np.abs(rest).max() <= 100))

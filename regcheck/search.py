@@ -1,0 +1,190 @@
+"""Which sets of causes explain a run: single ones first, then pairs, then ones with open factors.
+
+All that explain it equally well are given, the plainest first: fewer causes before more, and ones
+without an open factor before ones with one. A set is only given where none of its parts explains
+the run already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from typing import NamedTuple
+
+from regcheck.causes import CAUSES, Change
+from regcheck.convention import Convention
+from regcheck.hypotheses import Explanation, Fit, Replay, merged
+from regcheck.training import Training
+
+LARGEST = 3
+"""Causes that are put together at most."""
+
+
+class Named(NamedTuple):
+    """A factor that has a name of its own: in letters, and the cause that stands for it."""
+
+    text: str
+    cause: str | None = None
+
+
+def named_factors(cause: str, training: Training) -> dict[float, Named]:
+    """Give the factors with names that a cause's open factor may turn out to be."""
+    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.momentum
+    found: dict[float, Named] = {}
+    if cause == "penalty-scaled":
+        found = {
+            2.0: Named("2", "penalty-doubled"),
+            0.5: Named("½", "penalty-halved"),
+            0.0: Named("0", "penalty-missing"),
+            -1.0: Named("−1", "penalty-sign-flipped"),
+            1 / training.batch_rows[0]: Named("1/B", "penalty-divided-by-batch"),
+            1 / train_rows: Named("1/n", "penalty-divided-by-dataset"),
+        }
+    if cause == "gradient-scaled":
+        found = {0.5: Named("½", "loss-halved")}
+    if cause == "learning-rate-scaled":
+        found = {0.5: Named("½"), 2.0: Named("2")}
+    if cause != "penalty-scaled":
+        letter = "m" if training.micro_rows else "B"
+        found |= {float(rows): Named(letter), 1 / rows: Named(f"1/{letter}")}
+        found |= {float(train_rows): Named("n"), 1 / train_rows: Named("1/n")}
+        found |= {1 - mu: Named("1 − μ"), 1 / (1 - mu): Named("1/(1 − μ)")} if 0 < mu < 1 else {}
+    found.pop(1.0, None)
+    return found
+
+
+def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
+    """Find the name of a fitted factor: of those that it cannot be told from, the first."""
+    for value, named in named_factors(cause, training).items():
+        if fit.is_near(value):
+            return named
+    return None
+
+
+class Search:
+    """The search for what explains one run."""
+
+    def __init__(
+        self,
+        replay: Replay,
+        training: Training,
+        convention: Convention,
+        visible: frozenset[str] | None = None,
+    ) -> None:
+        """Take the recorded steps, and what decides which causes concern them.
+
+        Args:
+            replay: the steps.
+            training: with the settings that the framework side really has.
+            convention: the scratch side's, where a spec states one.
+            visible: the causes that the run could have shown; looked for where it is not known.
+        """
+        self.replay, self.training, self.visible = replay, training, visible
+        concerned = {
+            name: cause
+            for name, cause in CAUSES.items()
+            if cause.kind == "update" and cause.concerns(training, convention)
+        }
+        self.changes: dict[str, tuple[Change, ...]] = {
+            name: cause.changes
+            for name, cause in concerned.items()
+            if cause.changes and not cause.fitted
+        }
+        self.open = [name for name, cause in concerned.items() if cause.fitted]
+        self.found: list[Explanation] = []
+
+    def run(self) -> list[Explanation]:
+        """Find the explanations, the plainest first."""
+        self.seen = {
+            name: changes for name, changes in self.changes.items() if self.shows(name, changes)
+        }
+        self.try_named(1)
+        self.try_open(0)
+        self.try_named(2)
+        self.try_open(1)
+        for size in range(3, LARGEST + 1):
+            if not self.found:
+                self.try_named(size)
+                self.try_open(size - 1)
+        return self.listed()
+
+    def shows(self, cause: str, changes: tuple[Change, ...]) -> bool:
+        """Say whether this run could show a cause: what it could not adds nothing to any set."""
+        if self.visible is not None:
+            return cause in self.visible
+        return any(self.replay.first_shown(change) for change in changes)
+
+    def listed(self) -> list[Explanation]:
+        """Give what was found, without factors that another cause names, in order."""
+        kept = [one for one in self.found if not self.goes_by_another_name(one)]
+        if any(not one.fits for one in kept):
+            kept = [one for one in kept if len(one.causes) == 1 or self.all_named(one)]
+        return sorted(
+            kept, key=lambda one: (len(one.causes) > 1, len(one.fits), len(one.causes), one.causes)
+        )
+
+    def all_named(self, explanation: Explanation) -> bool:
+        """Say whether its factors are numbers of the training: an odd one is no plain reason."""
+        return all(
+            name_of_factor(cause, fit, self.training) for cause, fit in explanation.fits.items()
+        )
+
+    def goes_by_another_name(self, explanation: Explanation) -> bool:
+        """Say whether an open factor is what another cause stands for, which is tried too."""
+        for cause, fit in explanation.fits.items():
+            for value, named in named_factors(cause, self.training).items():
+                if named.cause is not None and fit.is_near(value):
+                    return True
+        return False
+
+    def explained(self, causes: Iterable[str]) -> bool:
+        """Say whether some of the causes explain the run already."""
+        together = set(causes)
+        return any(together.issuperset(one.causes) for one in self.found)
+
+    def try_named(self, size: int) -> None:
+        """Try each set of so many causes that leave nothing open."""
+        found = []
+        for causes in combinations(sorted(self.seen), size):
+            if self.explained(causes):
+                continue
+            for change in self.together(causes):
+                residual = self.replay.residual(change)
+                if residual <= 1:
+                    found.append(Explanation(causes, change, residual))
+                    break
+        self.found += found
+
+    def try_open(self, size: int) -> None:
+        """Try each set of so many causes with one more that has an open factor."""
+        found = []
+        for causes in combinations(sorted(self.seen), size):
+            for cause in self.open:
+                if not self.explained((*causes, cause)):
+                    found += self.fitted(causes, cause)
+        self.found += found
+
+    def fitted(self, causes: tuple[str, ...], cause: str) -> list[Explanation]:
+        """Fit the open factor of a cause beside others; gives what explains the run."""
+        key = CAUSES[cause].factor_key
+        assert key is not None
+        for change in self.together(causes):
+            if key in change:
+                continue
+            fit = self.replay.fit(change, key)
+            if fit is None or fit.is_near(1.0) or (fit.factor <= 0 and key != "penalty_factor"):
+                continue
+            whole = {**change, key: fit.factor}
+            residual = self.replay.residual(whole)
+            if residual <= 1:
+                names = tuple(sorted((*causes, cause)))
+                return [Explanation(names, whole, residual, {cause: fit})]
+        return []
+
+    def together(self, causes: tuple[str, ...]) -> Iterator[Change]:
+        """Give the ways to put some causes together: each may have several changes."""
+        ways: list[Change] = [{}]
+        for cause in causes:
+            pairs = (merged((way, change)) for way in ways for change in self.seen[cause])
+            ways = [way for way in pairs if way is not None]
+        yield from ways

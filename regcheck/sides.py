@@ -1,0 +1,188 @@
+"""Who trains a problem: the built-in sides, or the user's own code in the place of either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from regcheck.convention import NO_SLIPS, TORCH
+from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
+from regcheck.modules import Module, initial_of, settings, users
+from regcheck.numpy_trainer import NumpyTrainer, Pass
+from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
+from regcheck.rounding import Bounds, RoundingModel
+from regcheck.schedule import Batch
+from regcheck.spec import LoadedSpec
+from regcheck.torch_trainer import TorchTrainer
+from regcheck.user_code import ScratchSteps, UserFunction, imported
+from regcheck.user_problem import user_problem
+
+Trainer = Callable[[Problem], NumpyTrainer]
+"""Makes the built-in scratch side."""
+
+
+class Bounder(Protocol):
+    """Bounds what rounding can do in a step."""
+
+    def start_bounds(self, start: Parameters) -> Parameters:
+        """Bound what casting the start to each side's dtype can do."""
+
+    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
+        """Bound what rounding can do in a step; `seen` is torch's rule's pass over the rows."""
+
+
+class ClosedBounds:
+    """The bounds of the one-layer models, worked out."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.model = RoundingModel(problem)
+
+    def start_bounds(self, start: Parameters) -> Parameters:
+        return self.model.start_bounds(start)
+
+    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
+        assert seen is not None
+        return self.model.bounds(batch, steps.framework, [row.slopes for row in seen.rows])
+
+
+class MeasuredBounds:
+    """The bounds of any module, from its measured noise."""
+
+    def __init__(self, trainer: TorchTrainer, u: float) -> None:
+        self.trainer, self.u = trainer, u
+
+    def start_bounds(self, start: Parameters) -> Parameters:
+        return {name: self.u * np.abs(w) + np.finfo(np.float32).tiny for name, w in start.items()}
+
+    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:  # noqa: ARG002
+        after = self.trainer.noise
+        gradient = {
+            name: 64 * self.u * (np.abs(g).max() + np.zeros_like(g, dtype=np.float64))
+            for name, g in (steps.framework.gradient or {}).items()
+        }
+        return Bounds((), self.trainer.loss_noise, gradient, after, after, after)
+
+
+class Sides(NamedTuple):
+    """Both sides of a problem, and what is known of them.
+
+    Attributes:
+        problem: what they train; where the framework side is the user's, with its tensors.
+        pair: both, in lockstep.
+        bounder: bounds what rounding can do.
+        torch: torch's rule in NumPy, by the settings that the framework side really has; None
+            where its optimizer is not torch.optim.SGD.
+        sees_rows: whether that rule can pass over the rows itself.
+        probe: torch's side, to ask for losses elsewhere; what it trains is not in the pair.
+    """
+
+    problem: Problem
+    pair: Pair
+    bounder: Bounder
+    torch: NumpyTrainer | None
+    sees_rows: bool
+    probe: TorchTrainer
+
+
+@contextmanager
+def sides_of(
+    loaded: LoadedSpec, problem: Problem, trainer: Trainer, patience: float
+) -> Iterator[Sides]:
+    """Make both sides of a problem, for as long as the context lasts.
+
+    Raises:
+        UserCodeError: the user's code is off.
+    """
+    spec = loaded.spec
+    with ExitStack() as stack:
+        module = None
+        if spec.own_framework is not None:
+            code = spec.own_framework
+            build = user_function(stack, code, loaded.folder, "framework", patience)
+            made = build.call(user_problem(problem, spec, framework=True))
+            module = users(made, label_of(code), guard(patience), problem)
+            problem = of_module(problem, module)
+        given = with_settings(problem, spec.torch_settings)
+        framework = TorchTrainer(given, module)
+        probe = TorchTrainer(given, framework.module.twin())
+        torch = torch_rule(given, module)
+        sees_rows = problem.model != OWN_MODEL
+        pair: Pair
+        if spec.scratch is None:
+            pair = FrameworkLeads(trainer(problem), framework)
+            measured = framework
+        else:
+            function = user_function(stack, spec.scratch, loaded.folder, "scratch", patience)
+            shapes = {name: w.shape for name, w in problem.initial.items()}
+            handed = user_problem(problem, spec, framework=False)
+            leader = ScratchSteps(function, handed, shapes, problem.schedule.steps)
+            measured = TorchTrainer(given, framework.module.twin())
+            pair = ScratchLeads(leader, framework, measured)
+        stack.callback(pair.close)
+        closed = sees_rows and torch is not None
+        bounder = ClosedBounds(given) if closed else noisy(problem, measured)
+        yield Sides(problem, pair, bounder, torch, sees_rows, probe)
+
+
+def user_function(
+    stack: ExitStack, code: str | Callable[[Any], Any], folder: Path, side: str, patience: float
+) -> UserFunction:
+    """Give a user's function, imported for as long as the stack lasts."""
+    if callable(code):
+        return UserFunction(code, f"{side} {label_of(code)}", patience)
+    return stack.enter_context(imported(code, folder, patience))
+
+
+def label_of(code: str | Callable[[Any], Any]) -> str:
+    """Name a user's function."""
+    return code if isinstance(code, str) else getattr(code, "__qualname__", "function")
+
+
+def guard(patience: float) -> Callable[..., Any]:
+    """Make what calls a user's model, loss and optimizer."""
+
+    def guarded(function: Callable[..., Any], *args: Any) -> Any:
+        return UserFunction(function, "framework", patience).call(*args)
+
+    return guarded
+
+
+def of_module(problem: Problem, module: Module) -> Problem:
+    """Give the problem as a user's module trains it: its tensors, its dtype."""
+    dtype = str(module.dtype).removeprefix("torch.")
+    problem = replace(problem, framework_dtype=dtype)
+    if problem.model != OWN_MODEL:
+        return problem
+    decays = {
+        name: float(group.get("weight_decay", 0.0)) for name, group in module.groups().items()
+    }
+    return replace(
+        problem,
+        initial=initial_of(module),
+        weight_decay={name: decays.get(name, 0.0) for name in module.tensors},
+    )
+
+
+def torch_rule(problem: Problem, module: Module | None) -> NumpyTrainer | None:
+    """Give torch's own rule in NumPy, by the settings that the framework side really has."""
+    if module is not None:
+        own = settings(module, problem)
+        if own is None:
+            return None
+        problem = own
+    return NumpyTrainer(replace(problem, convention=TORCH, slips=NO_SLIPS))
+
+
+def noisy(problem: Problem, trainer: TorchTrainer) -> MeasuredBounds:
+    """Let a trainer measure the noise of its steps."""
+    coarser = max(
+        (np.finfo(problem.scratch_dtype), np.finfo(problem.framework_dtype)),
+        key=lambda info: float(info.eps),
+    )
+    trainer.measure_noise(str(coarser.dtype))
+    return MeasuredBounds(trainer, float(coarser.eps) / 2)
