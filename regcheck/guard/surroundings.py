@@ -69,8 +69,9 @@ class Surroundings:
     """Swaps what the code finds around it in and out."""
 
     def __init__(self, modules: Modules | None = None, argv: list[str] | None = None) -> None:
-        self.error = ToStandardError()
-        out, error = text_stream(self.error), text_stream(self.error)
+        self.raw = ToStandardError(), ToStandardError()
+        # Held here too: a stream that the code replaces must not close what it wrote to.
+        self.streams = out, error = text_stream(self.raw[0]), text_stream(self.raw[1])
         empty = io.TextIOWrapper(io.BytesIO())
         self.modules = modules
         path = ([modules.folder] if modules else []) + sys.path
@@ -87,7 +88,8 @@ class Surroundings:
 
     def swap_in(self) -> None:
         """Give the code what is its own."""
-        self.error.target = sys.stderr
+        for raw in self.raw:
+            raw.target = sys.stderr
         self.divert()
         self.swap()
         self.enter_folder()
