@@ -23,7 +23,7 @@ from regcheck.compare import (
     locate,
     parts,
 )
-from regcheck.diagnose import Observed, diagnose
+from regcheck.diagnose import Diagnosis, Observed, diagnose
 from regcheck.drift import DriftMeter
 from regcheck.history import History
 from regcheck.hypotheses import Replay
@@ -275,6 +275,7 @@ class Run:
         """Find out why the sides part."""
         report, sides = self.report, self.sides
         if sides.torch is None:
+            report.diagnosis = undiagnosed(sides)
             return
         tolerance = self.spec.tolerance
         first = report.first_divergence
@@ -329,6 +330,16 @@ class Run:
             replay = Replay(self.history, matched(torch, settings), limits, sees_rows=True)
             if replay.residual({}) > 1:
                 report.mended = "the settings that match are lost to rounding: change the code"
+
+
+def undiagnosed(sides: Sides) -> Diagnosis:
+    """Say that the framework side's rule is not in the catalogue."""
+    optimizer = type(sides.probe.optimizer)
+    clue = (
+        f"The framework side's optimizer is {optimizer.__module__}.{optimizer.__qualname__}; causes "
+        "are known for torch.optim.SGD with one lr and one momentum for all tensors."
+    )
+    return Diagnosis(explained=False, clues=(clue,))
 
 
 def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:

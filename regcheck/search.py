@@ -16,9 +16,6 @@ from regcheck.convention import Convention
 from regcheck.hypotheses import Explanation, Fit, Replay, merged
 from regcheck.training import Training
 
-LARGEST = 3
-"""Causes that are put together at most."""
-
 
 class Named(NamedTuple):
     """A factor that has a name of its own: in letters, and the cause that stands for it."""
@@ -46,8 +43,8 @@ def named_factors(cause: str, training: Training) -> dict[float, Named]:
         found = {0.5: Named("½"), 2.0: Named("2")}
     if cause != "penalty-scaled":
         letter = "m" if training.micro_rows else "B"
-        found |= {float(rows): Named(letter), 1 / rows: Named(f"1/{letter}")}
         found |= {float(train_rows): Named("n"), 1 / train_rows: Named("1/n")}
+        found |= {float(rows): Named(letter), 1 / rows: Named(f"1/{letter}")}
         found |= {1 - mu: Named("1 − μ"), 1 / (1 - mu): Named("1/(1 − μ)")} if 0 < mu < 1 else {}
     found.pop(1.0, None)
     return found
@@ -102,10 +99,11 @@ class Search:
         self.try_open(0)
         self.try_named(2)
         self.try_open(1)
-        for size in range(3, LARGEST + 1):
-            if not self.found:
-                self.try_named(size)
-                self.try_open(size - 1)
+        if not self.found:
+            self.try_named(3)
+        if not any(self.all_named(one) for one in self.found):
+            # An odd factor may be the product of plain ones.
+            self.try_open(2)
         return self.listed()
 
     def shows(self, cause: str, changes: tuple[Change, ...]) -> bool:
@@ -117,7 +115,7 @@ class Search:
     def listed(self) -> list[Explanation]:
         """Give what was found, without factors that another cause names, in order."""
         kept = [one for one in self.found if not self.goes_by_another_name(one)]
-        if any(not one.fits for one in kept):
+        if any(self.all_named(one) for one in kept):
             kept = [one for one in kept if len(one.causes) == 1 or self.all_named(one)]
         return sorted(
             kept, key=lambda one: (len(one.causes) > 1, len(one.fits), len(one.causes), one.causes)

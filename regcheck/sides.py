@@ -47,7 +47,10 @@ class ClosedBounds:
 
     def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
         assert seen is not None
-        return self.model.bounds(batch, steps.framework, [row.slopes for row in seen.rows])
+        framework = steps.framework
+        if framework.outputs is None:  # a user's model: its outputs may be any function of z
+            framework = framework._replace(outputs=seen.outputs)
+        return self.model.bounds(batch, framework, [row.slopes for row in seen.rows])
 
 
 class MeasuredBounds:

@@ -7,6 +7,7 @@ determinism are set.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -187,7 +188,8 @@ class TorchTrainer:
         label, rows = "framework", len(y)
 
         def trial() -> object:
-            with torch.random.fork_rng(devices=[]), ShapeTrap(rows):
+            with torch.random.fork_rng(devices=[]), ShapeTrap(rows), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of the trap, and then uses it
                 try:
                     return self.forward(X, y)[1]
                 except TrappedError:

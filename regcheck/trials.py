@@ -120,7 +120,10 @@ class Trial:
     def __init__(self, cause: str, change: Change, torch: NumpyTrainer) -> None:
         self.cause = cause
         self.rule = Lockstep(torch.by(altered(torch.problem, change)))
-        self.sees_as_torch = sees_alike(self.rule.trainer.problem, torch.problem)
+        problem = self.rule.trainer.problem
+        self.sees_as_torch = sees_alike(problem, torch.problem)
+        ordered = problem.convention.update_order == "simultaneous"
+        self.needs_rows = not (self.sees_as_torch and ordered)
         self.largest = 0.0
         self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
 
@@ -184,7 +187,7 @@ class Trials:
             for change in cause.changes
         ]
         if not sees_rows:
-            self.pending = [trial for trial in self.pending if trial.sees_as_torch]
+            self.pending = [trial for trial in self.pending if not trial.needs_rows]
 
     def advance(self, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass | None) -> None:
         """Try each cause that no step has shown yet.

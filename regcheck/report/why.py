@@ -111,10 +111,10 @@ def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
 def unexplained_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Say that nothing explains the divergence, and what is known."""
     where = {
-        "gradient": "The data gradient differs: the error is in the forward pass, the loss's "
-        "derivative, or the rows, and not in the penalty or the optimizer.",
-        "optimizer": "The optimizer's step differs: what is made of the gradient, and not the "
-        "gradient.",
+        "gradient": "in the data gradient, as far as the steps tell: look at the forward pass, the "
+        "loss's derivative, and which rows are used.",
+        "optimizer": "in the optimizer: what the step makes of the gradient.",
+        "penalty": "in the penalty: the data gradient is torch's.",
     }
     lines = [
         Line(
