@@ -321,9 +321,9 @@ class Run:
             return
         match = way_out(report)
         settings = match if isinstance(match, Matching) else None
-        parted = report.first_divergence is not None
-        report.mended = mend(self.spec, found.causes, settings, found.start, updates_part=parted)
-        if isinstance(report.mended, Mend) and "framework" in report.mended.changes and settings:
+        report.mended = mend(self.spec, found, settings)
+        replayed = isinstance(report.mended, Mend) and "framework" in report.mended.changes
+        if replayed and settings is not None and found.start is None:
             limits = {
                 name: self.spec.tolerance.of(name).limit_within for name in self.history.shapes
             }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.causes import CAUSES, put_in
+from regcheck.causes import CAUSES, Change, put_in
 from regcheck.convention import NO_SLIPS, TORCH, Convention
 from regcheck.history import History, Record
 from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.reporting import Reporting, explain_losses
 from regcheck.scales import Scales, effective_scales, other_penalty, recursion
@@ -165,10 +166,15 @@ def explain_updates(
         )
         if found:
             return found, coarse, None
+    if seen.leads and seen.sees_rows and seen.training.batch_rows[0] < seen.training.train_rows:
+        found = tuple(in_other_orders(seen, replay))
+        if found:
+            return found, replay, None
     if seen.leads and seen.first == 1:
-        elsewhere = from_elsewhere(seen, replay)
-        if elsewhere is not None:
-            return (elsewhere[0],), replay, elsewhere[1]
+        for causes, change in alone(seen):
+            elsewhere = from_elsewhere(seen, replay, causes, change)
+            if elsewhere is not None:
+                return (elsewhere[0],), replay, elsewhere[1]
     return (), replay, None
 
 
@@ -177,15 +183,42 @@ def searched(seen: Observed, replay: Replay) -> tuple[Explanation, ...]:
     return tuple(Search(replay, seen.training, seen.convention, seen.visible).run())
 
 
-def from_elsewhere(seen: Observed, replay: Replay) -> tuple[Explanation, Parameters] | None:
-    """See whether the steps are torch's own, but for where the first one starts.
+def in_other_orders(seen: Observed, replay: Replay) -> Iterator[Explanation]:
+    """Find the orders of the rows in which torch's rule makes the scratch side's steps."""
+    for note, batches in other_orders(seen.torch.problem.schedule).items():
+        state, largest = seen.torch.start(), 0.0
+        for record, batch in zip(seen.history.records(), batches, strict=False):
+            before = seen.history.split(record.before)
+            update = seen.torch.step(state._replace(parameters=before), batch)
+            state = update.state
+            after = seen.history.flat(update.step.after)
+            largest = max(largest, float(replay.ratios(record, after).max()))
+            if largest > 1:
+                break
+        else:
+            yield Explanation(("row-order",), {}, largest, note=note)
+
+
+def alone(seen: Observed) -> Iterator[tuple[tuple[str, ...], Change]]:
+    """Give torch's own rule, and then each cause that concerns the run by itself."""
+    yield (), {}
+    for name, cause in CAUSES.items():
+        visible = seen.visible is None or name in seen.visible
+        if visible and not cause.fitted and cause.concerns(seen.training, seen.convention):
+            yield from (((name,), change) for change in cause.changes)
+
+
+def from_elsewhere(
+    seen: Observed, replay: Replay, causes: tuple[str, ...], change: Change
+) -> tuple[Explanation, Parameters] | None:
+    """See whether the steps are a rule's, but for where the first one starts.
 
     Its start is the fixed point of w ← w + (w₁ − step(w)); all later steps must agree.
     """
     history = seen.history
     if len(history) < 2 or not seen.sees_rows:
         return None
-    trainer = seen.torch
+    trainer = replay.by(change)
     first = next(history.records())
     goal = first.scratch
     start = goal.copy()
@@ -208,7 +241,8 @@ def from_elsewhere(seen: Observed, replay: Replay) -> tuple[Explanation, Paramet
             largest = max(largest, float(replay.ratios(record, after).max()))
             if largest > 1:
                 return None
-    return Explanation(("initial-parameters",), {}, largest), history.split(start)
+    names = ("initial-parameters", *causes)
+    return Explanation(names, change, largest), history.split(start)
 
 
 def list_after(replay: Replay, trainer: NumpyTrainer, state: object) -> list[tuple[Record, Array]]:

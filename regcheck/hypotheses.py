@@ -50,13 +50,15 @@ class Fit(NamedTuple):
 class Explanation:
     """A set of causes that makes every recorded step, to `residual` rounding bounds.
 
-    `fits` holds the factor of those causes that have an open one.
+    `fits` holds the factor of those causes that have an open one; `note` says what a title leaves
+    open otherwise.
     """
 
     causes: tuple[str, ...]
     change: Change
     residual: float
     fits: Mapping[str, Fit] = field(default_factory=dict)
+    note: str = ""
 
 
 class Replay:
@@ -201,7 +203,7 @@ def pass_scale(
     The slips on the gradient itself come later in the step, and are not in it.
     """
     if convention.update_order != "simultaneous" or slips.target != "row":
-        return None
+        return None  # it must look at the rows again
     sizes = {len_of(index, problem) for index in batch.parts}
     scale = convention.loss_factor
     if convention.loss_reduction == "sum" or slips.batch_divisor == "batch-size":

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regcheck.causes import CAUSES
+from regcheck.diagnose import Diagnosis
 from regcheck.errors import UsageError
 from regcheck.matching import Matching
-from regcheck.problem import Parameters
+from regcheck.orders import NOT_SHUFFLED
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.spec.rewriting import rewritten
 
@@ -28,11 +28,8 @@ class Mend(NamedTuple):
 
 def mend(
     spec: Spec,
-    causes: tuple[str, ...],
+    found: Diagnosis,
     match: Matching | None,
-    start: Parameters | None,
-    *,
-    updates_part: bool,
 ) -> Mend | str:
     """Say how to change a spec so that its sides agree; or, in words, why no change does.
 
@@ -41,10 +38,8 @@ def mend(
 
     Args:
         spec: the spec.
-        causes: of the diagnosis, plainest first.
+        found: the diagnosis of its run, which explains it.
         match: the settings with which torch matches, if there are any.
-        start: where the scratch side starts, if elsewhere than the spec says.
-        updates_part: whether the parameters part, and not the reported losses alone.
     """
     if spec.scratch is None:
         if spec.own_framework is not None:
@@ -54,25 +49,41 @@ def mend(
         return "both sides are your own: change one of them"
     changes: dict[str, Any] = {}
     told = []
-    if updates_part:
-        if "precision" in causes:
-            other = {"scratch": "float32", "framework": spec.dtype.framework}
-            changes["dtype"] = other
-            told.append("it says which side computes in float32")
-        if start is not None:
-            changes["init"] = {name: np.ravel(w).tolist() for name, w in start.items()}
-            told.append("both sides start where your code does")
-        elif any(CAUSES[cause].changes and CAUSES[cause].kind == "update" for cause in causes):
-            if match is None:
-                return "no lr and weight_decay of torch's match your code: change the code"
-            changes["framework"] = settings_of(spec, match)
-            told.append("torch is given what matches your code")
+    if found.best is not None:
+        changes, text = of_update(spec, found, match)
         if not changes:
-            return "nothing in the spec mends it: change the code"
-    if any(CAUSES[cause].kind == "reporting" for cause in causes):
+            return text
+        told.append(text)
+    if found.reporting is not None and found.reporting.causes:
         changes["compare"] = ["parameters"]
         told.append("the losses are left out, since your code reports another one")
     return Mend(changes, "; ".join(told))
+
+
+def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dict[str, Any], str]:
+    """Give what makes torch update as a user's scratch code does, and that in words.
+
+    Without any change, the words say why there is none.
+    """
+    best = found.best
+    assert best is not None
+    changes: dict[str, Any] = {}
+    told = []
+    if "precision" in best.causes:
+        changes["dtype"] = {"scratch": "float32", "framework": spec.dtype.framework}
+        told.append("it says that the scratch side computes in float32")
+    if found.start is not None:
+        changes["init"] = {name: np.ravel(w).tolist() for name, w in found.start.items()}
+        told.append("both sides start where your code does")
+    if best.note == NOT_SHUFFLED:
+        changes["shuffle"] = False
+        told.append("the rows keep their order, as your code has it")
+    if best.change:
+        if match is None:
+            return {}, "no settings of torch's match your code: change the code"
+        changes["framework"] = settings_of(spec, match)
+        told.append("torch is given what matches your code")
+    return changes, "; ".join(told) or "nothing in the spec mends it: change the code"
 
 
 def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:

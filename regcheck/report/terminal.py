@@ -177,8 +177,9 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
         f"{mark:<1} {row.step:>{widths.step}} "
         f"{row.epoch:>{widths.epoch}} {row.batch:>{widths.batch}}   "
     )
+    own = loss_number(row.scratch_loss) if report.losses_told else "-"
     line.append(
-        f"{loss_number(row.scratch_loss):>{widths.loss}} {'≠' if beyond else ' '} "
+        f"{own:>{widths.loss}} {'≠' if beyond else ' '} "
         f"{loss_number(row.framework_loss):>{widths.loss}}  ",
         "red" if beyond else "",
     )
@@ -314,7 +315,8 @@ def print_final(report: Report, console: Console) -> None:
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
         table.add_row(Text(f"… {rest} more, that differ less", "dim"))
-    add_pair(table, "loss reported in it", scratch.loss, framework.loss)
+    if report.losses_told:
+        add_pair(table, "loss reported in it", scratch.loss, framework.loss)
     for part, here in scratch.accuracy.items():
         there = framework.accuracy[part]
         if here is not None and there is not None:

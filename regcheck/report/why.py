@@ -50,7 +50,9 @@ def why(report: Report) -> list[Line]:
 def cause_lines(report: Report, cause: str, best: Explanation, label: str) -> list[Line]:
     """Tell one cause: what the scratch side does, and both formulas."""
     row, fit = CAUSES[cause], best.fits.get(cause)
-    lines = [Line(label, f"{cause}: the scratch side {row.title}{factor_text(report, cause, fit)}")]
+    note = f": {best.note}" if best.note else ""
+    factor = factor_text(report, cause, fit)
+    lines = [Line(label, f"{cause}: the scratch side {row.title}{factor}{note}")]
     pair = {
         "scratch": scratch_formula(cause, report.training, fit.factor if fit else None),
         "torch": framework_formula(cause, report.training),
