@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from regcheck.causes import CAUSES, ONE_PERCENT, put_in
-from regcheck.convention import KEYS, NAMED, NO_SLIPS, TORCH, Convention, differences, name_of
+from regcheck.cause_formula import formulas_of
+from regcheck.causes import CAUSES, HIDING, ONE_PERCENT, Cause
+from regcheck.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
 from regcheck.errors import UsageError, suggest
 from regcheck.formula import (
     SYMBOLIC,
@@ -139,27 +140,37 @@ def key_entry(name: str) -> Entry:
 
 
 def cause_entry(name: str) -> Entry:
-    """Explain a cause: what the scratch side does where torch does not, and both rules."""
+    """Explain a cause: what the scratch side does where torch does not, and both formulas."""
     cause = CAUSES[name]
     training = next(one for one in concerned() if cause.concerns(one, TORCH))
-    given = symbols(training)
-    rules = {"torch": TORCH, "scratch": put_in(cause.changes[0], TORCH, NO_SLIPS)[0]}
-    lines = {
-        side: [*rule_lines(rule, given), f"reports  {loss_text(rule, given)}"]
-        for side, rule in rules.items()
-    }
-    formulas = [
-        f"{side:<8} {line}"
-        for side, others in (("torch", lines["scratch"]), ("scratch", lines["torch"]))
-        for line in lines[side]
-        if line not in others
-    ]
-    notes = [
-        "A run of which `not_distinguished` names it could not have told it from torch's rule."
-    ]
+    scratch, torch = formulas_of(name, symbols(training))
+    sides = [("torch", torch), *zip(("scratch", "or"), scratch, strict=False)]
+    formulas = [f"{side:<8} {line}" for side, lines in sides for line in lines]
+    title = f"the scratch side {cause.title}"
+    return Entry(name, "cause", title, formulas or [SAME_RULE], cause_notes(cause), {})
+
+
+SAME_RULE = "both     by the same rule: no formula differs"
+
+
+def cause_notes(cause: Cause) -> list[str]:
+    """Say since when a cause shows, what mends it, and what can hide it, in lines of 80 columns."""
+    sentences = [f"Shows: {cause.since}.", f"Fix: {cause.fix}."]
+    if cause.hidden_by:
+        reasons = ", or ".join(HIDING[name] for name in cause.hidden_by)
+        sentences.append(f"A run cannot show it where {reasons}.")
     if cause.fitted:
-        notes.insert(0, f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
-    return Entry(name, "cause", f"the scratch side {cause.title}", formulas, notes, {})
+        sentences.append(f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
+    if cause.changes:
+        sentences.append(
+            "A run of which `not_distinguished` names it could not have told it from torch's rule."
+        )
+    return [line for sentence in sentences for line in wrapped(sentence)]
+
+
+def wrapped(sentence: str) -> list[str]:
+    """Break a sentence into lines that fit into 80 columns below an entry's title."""
+    return textwrap.wrap(sentence, 76, break_on_hyphens=False)
 
 
 def concerned() -> Iterator[Training]:
@@ -168,7 +179,9 @@ def concerned() -> Iterator[Training]:
     yield EXAMPLE
     yield EXAMPLE._replace(weight_decay={"weight": 1.0, "bias": 0.0})
     yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
-    yield EXAMPLE._replace(batch_rows=(2, 1), micro_rows=(2, 1), lr_varies=True)
+    yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
+    yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
+    yield EXAMPLE._replace(lr_varies=True)
     yield moving
     yield moving._replace(dampening=0.1)
     yield moving._replace(nesterov=True)

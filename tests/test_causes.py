@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 
-from regcheck.causes import CAUSES, LATER, put_in
+from regcheck import checking
+from regcheck.causes import CAUSES, HIDING, LATER, ONE_PERCENT, Change, put_in
+from regcheck.checking import check
 from regcheck.convention import NO_SLIPS, TORCH, Convention, Slips
-from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.numpy_trainer import NumpyTrainer, Pass, State, Update
 from regcheck.problem import Problem, Step, build_problem
-from regcheck.schedule import training_of
+from regcheck.record import Report
+from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
 from regcheck.training import Training
 from regcheck.trials import CIRCUMSTANCES
+from tests import planted
 from tests.planted import BUGS, ByHand
 
 Spec = dict[str, Any]
@@ -134,6 +138,12 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, number: int) -> None:
 
 # --- which trainings a cause concerns -----------------------------------------------------------
 
+UNCHANGING = {"initial-parameters", "loss-after-update", "precision"}
+"""What concerns every training, and changes no rule."""
+
+IN_BATCHES = {"loss-epoch-mean", "row-order"}
+"""What concerns trainings in batches, and changes no rule."""
+
 ALWAYS = {
     "gradient-accumulated",
     "gradient-scaled",
@@ -193,9 +203,9 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
     ({"clip_norm": 1.0}, {"clip-per-tensor", "decay-before-clipping"} | PENALTY | BIAS),
     ({"clip_value": 1.0}, {"decay-before-clipping"} | PENALTY | BIAS),
     # Four rows: 2 and 2; 3 and 1; 3 alone; or two micro-batches of 2; of 3 and 1.
-    (NO_DECAY | {"batch_size": 2}, set()),
-    (NO_DECAY | {"batch_size": 3}, {"last-batch-divisor"}),
-    (NO_DECAY | {"batch_size": 3, "drop_last": True}, set()),
+    (NO_DECAY | {"batch_size": 2}, IN_BATCHES),
+    (NO_DECAY | {"batch_size": 3}, {"last-batch-divisor"} | IN_BATCHES),
+    (NO_DECAY | {"batch_size": 3, "drop_last": True}, IN_BATCHES),
     (NO_DECAY | {"batch_size": 2, "accumulate": 2}, {"accumulation-not-averaged"}),
     (
         NO_DECAY | {"batch_size": 3, "accumulate": 2},
@@ -212,11 +222,27 @@ def test_cause_concerns_the_trainings_that_it_is_about(
     training, convention = training_of(loaded.spec, 4), loaded.spec.named_convention()
     found = {name for name, cause in CAUSES.items() if cause.concerns(training, convention)}
 
-    assert found == ALWAYS | concerning
+    assert found == ALWAYS | UNCHANGING | concerning
+
+    # The tensors of a deeper model go by other names, and concern the same.
+    decays = {f"layers.0.{name}": decay for name, decay in training.weight_decay.items()}
+    deeper = training._replace(weight_decay=decays)
+    assert found == {name for name, cause in CAUSES.items() if cause.concerns(deeper, convention)}
 
 
 def test_every_cause_concerns_some_training() -> None:
-    assert set().union(ALWAYS, *(concerning for _, concerning in CONCERNED)) == set(CAUSES)
+    concerning = (concerning for _, concerning in CONCERNED)
+    assert set().union(ALWAYS, UNCHANGING, *concerning) == set(CAUSES)
+
+
+def test_bias_that_a_model_has_not_is_penalized_by_neither_side() -> None:
+    training = training_of(from_mapping(PLAIN).spec, 11)._replace(
+        weight_decay={"layers.0.weight": 1}
+    )
+
+    assert CAUSES["penalty-halved"].concerns(training, TORCH)
+    assert not CAUSES["bias-penalized"].concerns(training, TORCH)
+    assert not CAUSES["bias-not-penalized"].concerns(training, TORCH)
 
 
 # --- the table itself ---------------------------------------------------------------------------
@@ -226,12 +252,12 @@ accumulation-not-averaged adagrad-accumulator-initial adam-bias-correction-compo
 adam-bias-correction-missing adam-epsilon-uncorrected bias-not-penalized bias-penalized
 clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
 decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr gradient-accumulated
-gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-halved loss-summed
-momentum-dampened momentum-lr-inside momentum-missing nesterov-added nesterov-missing
-penalty-constant penalty-coupled penalty-decoupled penalty-divided-by-batch
-penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
-penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision rmsprop-epsilon-inside
-row-order schedule-shifted target-broadcast update-sequential
+gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-after-update
+loss-epoch-mean loss-halved loss-summed momentum-dampened momentum-lr-inside momentum-missing
+nesterov-added nesterov-missing penalty-constant penalty-coupled penalty-decoupled
+penalty-divided-by-batch penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss
+penalty-missing penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision
+rmsprop-epsilon-inside row-order schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -241,7 +267,10 @@ def test_names_are_final_and_sorted() -> None:
     assert list(CAUSES) == sorted(CAUSES)
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+CHANGING = [name for name, cause in CAUSES.items() if cause.changes]
+
+
+@pytest.mark.parametrize("cause", CHANGING)
 def test_each_change_is_one_key_that_is_not_torchs(cause: str) -> None:
     for change in CAUSES[cause].changes:
         [(key, value)] = change.items()
@@ -267,16 +296,218 @@ def test_changes_are_put_into_any_rule() -> None:
     )
 
 
+def test_only_what_is_no_change_of_a_rule_has_none() -> None:
+    assert set(CAUSES) - set(CHANGING) == UNCHANGING | IN_BATCHES
+
+
 def test_causes_are_hidden_by_known_circumstances() -> None:
     named = {name for cause in CAUSES.values() for name in cause.hidden_by}
 
     assert named | {"lr-zero"} == set(CIRCUMSTANCES)
+    assert {name: one.text for name, one in CIRCUMSTANCES.items()} == HIDING
 
 
 def test_only_factors_that_may_be_anything_are_fitted() -> None:
-    fitted = {name for name, cause in CAUSES.items() if cause.fitted}
+    fitted = {name: cause.factor_key for name, cause in CAUSES.items() if cause.fitted}
 
-    assert fitted == {"gradient-scaled", "learning-rate-scaled", "penalty-scaled"}
-    assert {name for name, cause in CAUSES.items() if cause.kind == "reporting"} == {
-        "penalty-in-loss"
+    assert fitted == {
+        "gradient-scaled": "gradient_factor",
+        "learning-rate-scaled": "lr_factor",
+        "penalty-scaled": "penalty_factor",
     }
+    for name, cause in CAUSES.items():
+        assert (cause.factor_key is not None) == cause.fitted
+        if cause.factor_key is not None:
+            assert CAUSES[name].changes == ({cause.factor_key: ONE_PERCENT},)
+
+
+def test_only_the_reported_loss_parts_the_sides_in_the_loss() -> None:
+    reporting = {name for name, cause in CAUSES.items() if cause.kind == "reporting"}
+
+    assert reporting == {"loss-after-update", "loss-epoch-mean", "penalty-in-loss"}
+    assert reporting == {name for name, cause in CAUSES.items() if cause.stage == "loss"}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_words_go_on_within_a_sentence(cause: str) -> None:
+    for words in (CAUSES[cause].title, CAUSES[cause].since, CAUSES[cause].fix):
+        assert words[0].islower()
+        assert words[-1] not in ".;, "
+        assert 5 < len(words) <= 90
+
+
+# --- where and since when it shows --------------------------------------------------------------
+
+ROWS = np.random.default_rng(3).normal(size=(11, 2))
+PLAIN: Spec = {
+    "data": {"X": ROWS.tolist(), "y": (ROWS @ [1.0, -2.0] + 1).tolist()},
+    "model": "linear",
+    "init": {"weight": [0.5, -0.3], "bias": [0.4]},
+    "lr": 0.1,
+    "weight_decay": 0.5,
+    "epochs": 6,
+}
+"""A training of 11 rows that has a penalty, and nothing else that is special."""
+
+ACTING: dict[str, Spec] = {
+    "accumulation-not-averaged": {"batch_size": 4, "accumulate": 2},
+    "bias-penalized": {"weight_decay": {"weight": 0.5, "bias": 0}},
+    "clip-per-tensor": {"clip_norm": 0.1},
+    "dampening-on-first-step": {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.5}},
+    "decay-after-momentum": HEAVY,
+    "decay-before-clipping": {"clip_norm": 0.1},
+    "last-batch-divisor": {"batch_size": 4},
+    # An lr shows first in lr λ w, where there is one.
+    "learning-rate-scaled": NO_DECAY,
+    "loss-epoch-mean": {"batch_size": 4},
+    "momentum-dampened": HEAVY,
+    "momentum-lr-inside": HEAVY | HALVED_LR,
+    "momentum-missing": HEAVY,
+    "nesterov-added": HEAVY,
+    "nesterov-missing": LEAPING,
+    "penalty-decoupled": HEAVY,
+    # Where z is 0 in every row, other rows show in their gradient first.
+    "row-order": {"batch_size": 4, "init": "zeros"},
+    "schedule-shifted": NO_DECAY | HALVED_LR,
+}
+"""What a cause needs to act, or to show where it belongs."""
+
+
+class LossAfterUpdate(NumpyTrainer):
+    """Takes the loss after the update, from another pass."""
+
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        update = super().step(state, batch, seen)
+        loss = self.pass_over(update.step.after, batch).loss
+        return update._replace(step=update.step._replace(loss=loss))
+
+
+class LossEpochMean(NumpyTrainer):
+    """Divides a running sum of the losses by the batches so far."""
+
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        update = super().step(state, batch, seen)
+        before = state.velocities.get("losses") if batch.batch > 1 else None
+        assert update.step.loss is not None
+        losses = np.append([] if before is None else before, update.step.loss)
+        velocities = update.state.velocities | {"losses": losses}
+        step = update.step._replace(loss=float(losses.sum() / batch.batch))
+        return update._replace(state=update.state._replace(velocities=velocities), step=step)
+
+
+class StoresFloat32(NumpyTrainer):
+    """Keeps its parameters in float32."""
+
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        update = super().step(state, batch, seen)
+        after = {
+            name: w.astype(np.float32).astype(w.dtype) for name, w in update.step.after.items()
+        }
+        return update._replace(
+            state=update.state._replace(parameters=after), step=update.step._replace(after=after)
+        )
+
+
+PLANTED: dict[str, type] = {
+    "initial-parameters": planted.OtherStart,
+    "loss-after-update": LossAfterUpdate,
+    "loss-epoch-mean": LossEpochMean,
+    "precision": StoresFloat32,
+    "row-order": planted.OtherRows,
+}
+"""Code that has a cause which changes no rule."""
+
+
+STAGES = ("forward", "gradient", "penalty", "optimizer")
+"""What is compared before the update, in the order of a step."""
+
+
+def with_change(change: Change) -> type:
+    """Make a trainer by torch's rule with a change put in."""
+
+    class Changed(NumpyTrainer):
+        def __init__(self, problem: Problem) -> None:
+            convention, slips = put_in(change, TORCH, NO_SLIPS)
+            super().__init__(replace(problem, convention=convention, slips=slips))
+
+    return Changed
+
+
+def test_every_cause_without_a_change_is_planted() -> None:
+    assert set(PLANTED) == UNCHANGING | IN_BATCHES
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_run_parts_at_the_stage_of_its_cause(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = PLAIN | ACTING.get(cause, {})
+    trainers = [PLANTED[cause]] if cause in PLANTED else map(with_change, CAUSES[cause].changes)
+    for trainer in trainers:
+        monkeypatch.setattr(checking, "NumpyTrainer", trainer)
+        report = check(spec)
+        assert report.verdict == "diverged"
+        assert first_stage(report) == CAUSES[cause].stage
+
+
+def first_stage(report: Report) -> str:
+    """Name the first stage that parts, by what was compared and not by what the cause says."""
+    first = report.first_divergence
+    if first is None:
+        assert report.first_loss_divergence is not None
+        return "loss"
+    if first.stage == "initial":
+        return "initial"
+    parted = (name for name, step in report.first_by_stage.items() if step == first.step)
+    return min(parted, key=STAGES.index, default="update")
+
+
+SINCE: dict[str, set[tuple[int, int]]] = {
+    "at every batch of several rows": {(1, 1)},
+    "at every step of several micro-batches": {(1, 1)},
+    "at the smaller last batch": {(3, 3)},
+    "from step 1 on": {(1, 1)},
+    "from step 2 on": {(2, 2)},
+    "from step 2 on (with Nesterov's momentum from step 1 on)": {(2, 2), (1, 1)},
+    "once the bias is not 0": {(2, 1)},
+    "once the weights are not 0": {(2, 1)},
+    "one step after the weights are first not 0 (with Nesterov's momentum at once)": {(3, 2)},
+    "where a gradient is clipped": {(1, 1)},
+    "where a gradient is clipped, once the weights are not 0": {(2, 1)},
+    "where the lr changes": {(4, 4), (5, 5)},
+}
+"""By what is said: the first step from a start at zero and from elsewhere, of planted bugs."""
+
+
+@pytest.mark.parametrize("cause", CHANGING)
+def test_cause_shows_since_when_its_row_says(cause: str) -> None:
+    from tests.test_sabotage import FIRSTS
+
+    shown = {(first.zeros, first.elsewhere) for first in FIRSTS[cause]}
+    said = SINCE[CAUSES[cause].since]
+    # The lr changes at step 5: one that runs early shows it at step 4.
+    assert shown <= said
+    assert shown == said or cause == "momentum-lr-inside"
+
+
+@pytest.mark.parametrize("cause", ["decay-after-momentum", "penalty-decoupled"])
+@pytest.mark.parametrize(("start", "step"), [("zeros", 2), (PLAIN["init"], 1)])
+def test_with_nesterov_a_penalty_behind_the_velocity_shows_at_once(
+    cause: str, start: Any, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "NumpyTrainer", with_change(CAUSES[cause].changes[0]))
+    report = check(PLAIN | LEAPING | {"init": start})
+
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == step
+
+
+@pytest.mark.parametrize(
+    ("cause", "steps"),
+    [("loss-after-update", [1, 2, 3, 4, 5, 6]), ("loss-epoch-mean", [2, 3, 5, 6])],
+)
+def test_reported_loss_parts_since_when_its_row_says(
+    cause: str, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "NumpyTrainer", PLANTED[cause])
+    report = check(PLAIN | {"batch_size": 4, "epochs": 2})
+
+    assert [row.step for row in report.trace if row.loss_ratio > 8] == steps

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from regcheck import cli
+from regcheck.causes import CAUSES, HIDING
 from regcheck.checking import check
 from regcheck.convention import KEYS, NAMED
-from regcheck.explain import all_names, explain_all, explain_name, explain_spec
+from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
 from regcheck.report.explanation import FORMATS, as_text
 from tests.conftest import ROOT
 
@@ -157,6 +158,68 @@ def test_cause_shows_what_differs_on_both_sides() -> None:
     ]
 
 
+SAME = {"initial-parameters", "precision", "row-order"}
+"""Causes with which both sides' formulas are the same."""
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_cause_tells_both_formulas_since_when_it_shows_and_what_mends_it(name: str) -> None:
+    (entry,) = explain_name(name).entries
+    cause, said = CAUSES[name], " ".join(entry.notes)
+    assert entry.title == f"the scratch side {cause.title}"
+    assert f"Shows: {cause.since}." in said
+    assert f"Fix: {cause.fix}." in said
+    for hiding, reason in HIDING.items():
+        assert (reason in said) == any(reason in HIDING[one] for one in cause.hidden_by), hiding
+    sides = {line.split()[0] for line in entry.formulas}
+    if name in SAME:
+        assert entry.formulas == [SAME_RULE]
+    else:
+        assert sides >= {"torch", "scratch"}
+        lines = [line.split(maxsplit=1)[1] for line in entry.formulas]
+        assert len(set(lines)) == len(lines)
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_text_of_a_cause_fits_into_80_columns_below_its_title(name: str) -> None:
+    lines = plain_text(explain_name(name)).splitlines()
+    title = next(number for number, line in enumerate(lines) if line.startswith(f"{name}  "))
+    assert all(len(line) <= 80 for line in lines[:title] + lines[title + 1 :])
+
+
+def test_cause_that_acts_in_two_ways_tells_both() -> None:
+    (entry,) = explain_name("schedule-shifted").entries
+    assert entry.formulas == [
+        "torch    w ← w − lr (g + λ w), b likewise",
+        "scratch  w ← w − lr₊₁ (g + λ w), b likewise",
+        "or       w ← w − lr₋₁ (g + λ w), b likewise",
+    ]
+    text = plain_text(explain_name("schedule-shifted")).replace("\n", " ")
+    assert "lr₊₁ lr of the next step, lr₋₁ lr of the step before, at step 1 its own" in text
+
+
+def test_cause_is_explained_as_a_student_reads_it() -> None:
+    assert plain_text(explain_name("penalty-divided-by-batch")).splitlines() == [
+        "w weight, b bias, g gradient of the batch's mean loss, without the penalty,",
+        "lr learning rate, λ weight_decay, B rows of the step's batch",
+        "",
+        "penalty-divided-by-batch  the scratch side divides λ by the rows of the batch",
+        "    torch    w ← w − lr (g + λ w), b likewise",
+        "    scratch  w ← w − lr (g + λ/B w), b likewise",
+        "    Shows: once the weights are not 0.",
+        "    Fix: add λ w to the mean gradient, not to the sum before it is divided by",
+        "    the batch's rows.",
+        "    A run cannot show it where weight_decay is 0, or what is penalized stays 0,",
+        "    or each step sees one row.",
+        "    A run of which `not_distinguished` names it could not have told it from",
+        "    torch's rule.",
+    ]
+
+
 def test_cause_of_any_factor_says_so() -> None:
+    assert (
+        "scratch  w ← w − c·lr (g + λ w), b likewise"
+        in explain_name("learning-rate-scaled").entries[0].formulas
+    )
     (entry,) = explain_name("penalty-scaled").entries
     assert "The factor may be anything; it is tried with 1.01." in entry.notes
