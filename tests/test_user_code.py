@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -277,6 +278,22 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         "def deep(n): return deep(n + 1)\n" + LOOP + "deep(0)\n        yield",
         ["raised RecursionError", "Previous line repeated", "in deep", "in train"],
     ),
+    "raises with notes and lines": (
+        LOOP + "e = ValueError('one\\ntwo'); e.add_note('noted'); raise e\n        yield",
+        ["mine.py:train: step 1 of 4: raised ValueError: one\n", "two\nnoted"],
+    ),
+    "raises from deep below": (
+        "".join(f"def f{n}(): f{n + 1}()\n" for n in range(30)) + LOOP + "f0()\n        yield",
+        ["raised NameError: name 'f30' is not defined", "in train", "in f0", "in f29"],
+    ),
+    "raises a long text": (
+        LOOP + "raise ValueError('\\n'.join(map(str, range(10**5))) + 'x' * 10**6)\n        yield",
+        ["raised ValueError: 0\n", "lines left out", "xxxx.."],
+    ),
+    "raises a group": (
+        LOOP + "raise ExceptionGroup('both', [ValueError('a'), KeyError('b')])\n        yield",
+        ["raised ExceptionGroup: both (2 sub-exceptions)", "ValueError: a", "KeyError: 'b'"],
+    ),
     "memory": (LOOP + "raise MemoryError\n        yield", ["raised MemoryError"]),
     "GeneratorExit": (LOOP + "raise GeneratorExit\n        yield", ["raised GeneratorExit"]),
     "StopIteration": (
@@ -285,12 +302,12 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "sys.exit": (
         "import sys\n" + LOOP + "sys.exit(0)\n        yield",
-        ["step 1 of 4: tried to end the program", "leave that out", "sys.exit(0)"],
+        ["step 1 of 4: tried to end the program", "leave it out", "sys.exit(0)"],
     ),
     "quit": (LOOP + "raise SystemExit\n        yield", ["tried to end the program"]),
     "os._exit": (
         "import os\n" + LOOP + "os._exit(0)\n        yield",
-        ["step 1 of 4: tried to end the program", "os._exit(0)", "line 4, in train"],
+        ["step 1 of 4: tried to end the program", "line 4, in train", "SystemExit: os._exit(0)"],
     ),
     "input": (
         LOOP + "input('? ')\n        yield",
@@ -496,6 +513,19 @@ def test_reference_that_leads_nowhere_is_told(tmp_path: Path, reference: str, wo
 
 def test_error_is_one_that_the_command_line_tells() -> None:
     assert issubclass(UserCodeError, RegcheckError)
+
+
+def test_call_with_arguments_that_do_not_fit_is_told() -> None:
+    with pytest.raises(UserCodeError) as told:
+        UserFunction(lambda output: 0, "loss").call(1, 2)
+    expected = "loss: cannot be called with 2 arguments: its parameters are (output) (too many"
+    assert str(told.value).startswith(expected)
+
+
+def test_library_code_without_a_frame_of_the_users_is_told_in_its_own_lines() -> None:
+    with pytest.raises(UserCodeError, match=r"raised statistics\.StatisticsError") as told:
+        UserFunction(statistics.mean, "mean").call([])
+    assert "statistics.py" in str(told.value)
 
 
 def test_interruption_by_the_user_is_no_error_of_the_code() -> None:
@@ -859,6 +889,42 @@ def test_streams_that_the_code_wraps_and_closes_stay_open(tmp_path: Path) -> Non
     assert done.stderr.count("café") == STEPS
 
 
+def test_standard_error_may_be_closed(tmp_path: Path) -> None:
+    source = """
+        import os
+        print("import")
+        def train(problem):
+            for rows in problem.batches:
+                print("step")
+                os.write(1, b"descriptor")
+                yield {"weight": [0, 0], "bias": 0}
+    """
+    write(tmp_path / "mine.py", source)
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), "20"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "begin,step,step,step,step,end")
+
+
+def test_file_named_like_a_module_not_yet_loaded_is_no_problem(tmp_path: Path) -> None:
+    write(tmp_path / "statistics.py", "import fractions, statistics\nstatistics.mean\n" + TRAIN)
+    unload = "sys.modules.pop('statistics')\nsys.stdout.write(\"begin"
+    script = DRIVER.replace("mine.py", "statistics.py").replace('sys.stdout.write("begin', unload)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "begin,step,step,step,step,end", done.stderr
+
+
 def test_nothing_can_be_read(tmp_path: Path) -> None:
     source = """
         import subprocess, sys
@@ -994,6 +1060,24 @@ def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> 
     assert "mine.py:train: step 1 of 4: took longer than 0.3 seconds" in done.stderr
     assert 'mine.py", line ' in done.stderr
     assert "It catches every exception" in done.stderr
+
+
+def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
+    script = (
+        "import threading, time; from regcheck.user_code import UserFunction\n"
+        "function = UserFunction(time.sleep, 'mine.py:train', 0.3)\n"
+        "threading.Thread(target=function.call, args=[1e6]).start()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("mine.py:train: took longer than 0.3 seconds")
 
 
 def test_callers_timer_and_handler_come_back() -> None:

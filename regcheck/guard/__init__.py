@@ -17,7 +17,7 @@ import numpy as np
 
 from regcheck.errors import UserCodeError
 from regcheck.guard.alarm import Deadline, Ended, alarm_here
-from regcheck.guard.surroundings import Left, Surroundings
+from regcheck.guard.surroundings import Surroundings
 from regcheck.guard.telling import Own, hung, raised
 
 __all__ = ["Guard"]
@@ -91,8 +91,7 @@ class Guard:
         except BaseException as error:
             if self.deadline.struck is not None:  # made of what ended it
                 raise Ended from None
-            left = isinstance(error, Left | SystemExit)
-            raise UserCodeError(raised(self.where(), error, self.own, left=left)) from error
+            raise UserCodeError(raised(self.where(), error, self.own)) from error
 
     def where(self) -> str:
         """Say which code it is, and when."""

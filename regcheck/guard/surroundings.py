@@ -34,10 +34,6 @@ SWAPPED: tuple[tuple[Any, str], ...] = (
 """Attributes that the code has its own of."""
 
 
-class Left(BaseException):
-    """Raised where the code calls os._exit."""
-
-
 class ToStandardError(io.RawIOBase):
     """A stream to regcheck's standard error that the code may close or wrap."""
 
@@ -130,11 +126,8 @@ class Surroundings:
 
     def redirect(self, source: int, target: int) -> None:
         """Put one file descriptor in another's place until `restore`."""
-        self.saved.append((os.dup(target), target))
-        try:
-            os.dup2(source, target)
-        except OSError:  # standard error is closed
-            os.dup2(null_device(), target)
+        self.saved.append((copy_of(target), target))
+        os.dup2(source, target)
 
     def restore(self) -> None:
         """Put the file descriptors back; what C code still holds in its buffers goes first."""
@@ -205,7 +198,7 @@ def left_by(pid: int) -> Callable[[int], NoReturn]:
     def leave(status: int) -> NoReturn:
         if os.getpid() != pid:
             end(status)
-        raise Left(f"os._exit({status})")
+        raise SystemExit(f"os._exit({status})")
 
     return leave
 
@@ -224,6 +217,18 @@ def current_folder() -> str | None:
         return os.getcwd()  # noqa: PTH109  # Path.cwd() takes longer, and this runs each step
     except OSError:
         return None
+
+
+def copy_of(descriptor: int) -> int:
+    """Copy a file descriptor; a standard one that is closed leads nowhere from then on.
+
+    Otherwise the copy would take its place, and be standard error.
+    """
+    copy = os.dup(descriptor)
+    while copy <= 2:
+        os.dup2(null_device(), copy)
+        copy = os.dup(descriptor)
+    return copy
 
 
 @functools.cache

@@ -27,6 +27,11 @@ MOST_LINES = 60
 """More lines of a traceback are cut in the middle."""
 
 HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
+    (
+        SystemExit,
+        "",
+        'regcheck goes on after it: leave it out, or put it under `if __name__ == "__main__":`.',
+    ),
     (EOFError, "", "There is nothing to read here: leave out input() and what waits for keys."),
     (
         ImportError,
@@ -77,27 +82,22 @@ def within(file: str, folder: str) -> bool:
     return file.startswith((folder + "/", folder + "\\"))
 
 
-def raised(where: str, error: BaseException, own: Own, *, left: bool) -> str:
+def raised(where: str, error: BaseException, own: Own) -> str:
     """Tell what a call raised."""
     told = traceback.TracebackException.from_exception(error)
     keep_own(told, own, set())
-    if left:
+    if isinstance(error, SystemExit):
         first = "tried to end the program, with sys.exit(), quit() or the like"
-        todo = "regcheck goes on after your code: leave that out, or put it under "
-        todo += '`if __name__ == "__main__":`.'
     else:
         first = "raised " + shortened(one_line(summary(told)), 200)
-        todo = hint(error, str(told))
-    lines = "".join(told.format()).splitlines()
-    if left:  # the private exception's name says nothing to the user
-        lines = lines[:-1]
-    return "\n".join([f"{where}: {first}", f"  {todo}", *tidy(lines)])
+    lines = tidy("".join(told.format()).splitlines())
+    return "\n".join([f"{where}: {first}", f"  {hint(error, str(told))}", *lines])
 
 
 def summary(told: traceback.TracebackException) -> str:
     """Give an exception's name and the first line of its text."""
-    lines = list(told.format_exception_only())
-    return lines[-1].splitlines()[0] if lines and lines[-1].strip() else "an exception"
+    lines = "".join(told.format_exception_only()).splitlines()
+    return next(line for line in lines if not line.startswith(" "))  # a place stands before it
 
 
 def hint(error: BaseException, text: str) -> str:
