@@ -425,6 +425,16 @@ CAUSES: dict[str, Cause] = {
         since="from step 1 on, by the rounding of the coarser dtype",
         fix="compute in torch's dtype, from the data and the parameters on",
     ),
+    "reported-loss-scaled": Cause(
+        "reports the loss times some factor, such as half of it or its rows' sum",
+        always,
+        (),
+        stage="loss",
+        since=AT_ONCE,
+        fix="report the mean of the rows' losses, without a factor",
+        kind="reporting",
+        reports="c {}",
+    ),
     "row-order": Cause(
         "does not see the same rows at the same step",
         in_batches,

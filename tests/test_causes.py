@@ -138,7 +138,7 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, number: int) -> None:
 
 # --- which trainings a cause concerns -----------------------------------------------------------
 
-UNCHANGING = {"initial-parameters", "loss-after-update", "precision"}
+UNCHANGING = {"initial-parameters", "loss-after-update", "precision", "reported-loss-scaled"}
 """What concerns every training, and changes no rule."""
 
 IN_BATCHES = {"loss-epoch-mean", "row-order"}
@@ -257,7 +257,8 @@ loss-epoch-mean loss-halved loss-summed momentum-dampened momentum-lr-inside mom
 nesterov-added nesterov-missing penalty-constant penalty-coupled penalty-decoupled
 penalty-divided-by-batch penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss
 penalty-missing penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision
-rmsprop-epsilon-inside row-order schedule-shifted target-broadcast update-sequential
+reported-loss-scaled rmsprop-epsilon-inside row-order schedule-shifted target-broadcast
+update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -324,7 +325,12 @@ def test_only_factors_that_may_be_anything_are_fitted() -> None:
 def test_only_the_reported_loss_parts_the_sides_in_the_loss() -> None:
     reporting = {name for name, cause in CAUSES.items() if cause.kind == "reporting"}
 
-    assert reporting == {"loss-after-update", "loss-epoch-mean", "penalty-in-loss"}
+    assert reporting == {
+        "loss-after-update",
+        "loss-epoch-mean",
+        "penalty-in-loss",
+        "reported-loss-scaled",
+    }
     assert reporting == {name for name, cause in CAUSES.items() if cause.stage == "loss"}
 
 
@@ -395,6 +401,15 @@ class LossEpochMean(NumpyTrainer):
         return update._replace(state=update.state._replace(velocities=velocities), step=step)
 
 
+class HalfLossReported(NumpyTrainer):
+    """Reports half the loss, and trains by all of it."""
+
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        update = super().step(state, batch, seen)
+        assert update.step.loss is not None
+        return update._replace(step=update.step._replace(loss=0.5 * update.step.loss))
+
+
 class StoresFloat32(NumpyTrainer):
     """Keeps its parameters in float32."""
 
@@ -413,6 +428,7 @@ PLANTED: dict[str, type] = {
     "loss-after-update": LossAfterUpdate,
     "loss-epoch-mean": LossEpochMean,
     "precision": StoresFloat32,
+    "reported-loss-scaled": HalfLossReported,
     "row-order": planted.OtherRows,
 }
 """Code that has a cause which changes no rule."""
@@ -502,7 +518,11 @@ def test_with_nesterov_a_penalty_behind_the_velocity_shows_at_once(
 
 @pytest.mark.parametrize(
     ("cause", "steps"),
-    [("loss-after-update", [1, 2, 3, 4, 5, 6]), ("loss-epoch-mean", [2, 3, 5, 6])],
+    [
+        ("loss-after-update", [1, 2, 3, 4, 5, 6]),
+        ("loss-epoch-mean", [2, 3, 5, 6]),
+        ("reported-loss-scaled", [1, 2, 3, 4, 5, 6]),
+    ],
 )
 def test_reported_loss_parts_since_when_its_row_says(
     cause: str, steps: list[int], monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
 from regcheck.training import Training
 from regcheck.worked import one_step
-from tests.test_causes import LossAfterUpdate, LossEpochMean
+from tests.test_causes import HalfLossReported, LossAfterUpdate, LossEpochMean
 
 # --- reading the text back ------------------------------------------------------------------------
 
@@ -785,6 +785,7 @@ def test_formulas_of_the_reported_loss_are_what_is_reported() -> None:
         "penalty-in-loss": NumpyTrainer(in_loss),
         "loss-after-update": LossAfterUpdate(problem),
         "loss-epoch-mean": LossEpochMean(problem),
+        "reported-loss-scaled": HalfLossReported(problem),
     }
     assert set(trainers) == {name for name, one in CAUSES.items() if one.kind == "reporting"}
     for name, trainer in trainers.items():
@@ -802,6 +803,8 @@ def test_formulas_of_the_reported_loss_are_what_is_reported() -> None:
                 )
             averaged = text.startswith("mean over the epoch's batches so far of ")
             of = of.removeprefix("mean over the epoch's batches so far of ")
+            if of.startswith("c "):
+                of = f"0.5 {of.removeprefix('c ')}"
             told = read_loss(of, case, at, batch)
             so_far = [*(so_far if batch.batch > 1 else []), told]
             expected = sum(so_far) / len(so_far) if averaged else told
