@@ -336,8 +336,8 @@ def undiagnosed(sides: Sides) -> Diagnosis:
     """Say that the framework side's rule is not in the catalogue."""
     optimizer = type(sides.probe.optimizer)
     clue = (
-        f"The framework side's optimizer is {optimizer.__module__}.{optimizer.__qualname__}; causes "
-        "are known for torch.optim.SGD with one lr and one momentum for all tensors."
+        f"The framework side's optimizer is {optimizer.__module__}.{optimizer.__qualname__}; "
+        "causes are known for torch.optim.SGD with one lr and one momentum for all tensors."
     )
     return Diagnosis(explained=False, clues=(clue,))
 

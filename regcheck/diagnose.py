@@ -16,7 +16,7 @@ from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
-from regcheck.reporting import Reporting, explain_losses
+from regcheck.reporting import Reporting, Rule, explain_losses
 from regcheck.scales import Scales, effective_scales, other_penalty, recursion
 from regcheck.schedule import Batch
 from regcheck.search import Search
@@ -152,30 +152,39 @@ def explain_updates(
     if found:
         return found, replay, None
     if seen.single:  # the scratch side rounds as float32 does
-        coarse = Replay(
-            seen.history,
-            seen.torch,
-            {name: SINGLE * limit for name, limit in seen.limits.items()},
-            sees_rows=seen.sees_rows,
-        )
-        residual = coarse.residual({})
-        if residual <= 1:
-            return (Explanation(("precision",), {}, residual),), coarse, None
-        found = tuple(
-            replace(one, causes=(*one.causes, "precision")) for one in searched(seen, coarse)
-        )
+        limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
+        coarse = Replay(seen.history, seen.torch, limits, sees_rows=seen.sees_rows)
+        found = in_single(seen, coarse)
         if found:
             return found, coarse, None
-    if seen.leads and seen.sees_rows and seen.training.batch_rows[0] < seen.training.train_rows:
+    if seen.leads:
+        found, start = from_other_inputs(seen, replay)
+        return found, replay, start
+    return (), replay, None
+
+
+def in_single(seen: Observed, coarse: Replay) -> tuple[Explanation, ...]:
+    """Find what explains the steps where rounding is that of float32."""
+    residual = coarse.residual({})
+    if residual <= 1:
+        return (Explanation(("precision",), {}, residual),)
+    return tuple(replace(one, causes=(*one.causes, "precision")) for one in searched(seen, coarse))
+
+
+def from_other_inputs(
+    seen: Observed, replay: Replay
+) -> tuple[tuple[Explanation, ...], Parameters | None]:
+    """Find other rows, or another start, from which a user's code makes its steps by the rule."""
+    if seen.sees_rows and seen.training.batch_rows[0] < seen.training.train_rows:
         found = tuple(in_other_orders(seen, replay))
         if found:
-            return found, replay, None
-    if seen.leads and seen.first == 1:
+            return found, None
+    if seen.first == 1:
         for causes, change in alone(seen):
             elsewhere = from_elsewhere(seen, replay, causes, change)
             if elsewhere is not None:
-                return (elsewhere[0],), replay, elsewhere[1]
-    return (), replay, None
+                return (elsewhere[0],), elsewhere[1]
+    return (), None
 
 
 def searched(seen: Observed, replay: Replay) -> tuple[Explanation, ...]:
@@ -275,10 +284,8 @@ def reported(seen: Observed, found: Sequence[Explanation]) -> Reporting | None:
         convention, slips = put_in(one.change, problem.convention, problem.slips)
         rules.append(replace(problem, convention=convention, slips=slips))
     rules.append(replace(problem, convention=TORCH, slips=NO_SLIPS))
-    known = [(rule, strengths(seen.torch, rule, seen.history)) for rule in rules]
-    return explain_losses(
-        seen.history, problem, seen.limits["loss"], known, lambda: losses_after(seen)
-    )
+    known = [Rule(rule, strengths(seen.torch, rule, seen.history)) for rule in rules]
+    return explain_losses(seen.history, seen.limits["loss"], known, lambda: losses_after(seen))
 
 
 def strengths(torch: NumpyTrainer, rule: Problem, history: History) -> Mapping[str, float]:
@@ -313,15 +320,15 @@ def without_cause(
         stage = "optimizer"
     elif agrees is False:
         clues.append("The gradient that your code yields is not torch's.")
-    clues += scale_clues(scales)
+    clues += scale_clues(scales, seen.training)
     if agrees is None and (penalty := penalty_clue(replay)):
         return [*clues, penalty], "penalty"
     rule = recursion(replay) if agrees is None else None
     if rule is not None and rule.fits and not any(one.fits for one in scales.values()):
         if abs(rule.now) <= 1e-3 * abs(rule.last):
             clues.append(
-                "Each step is made from the gradient of the step before: the predictions, or the "
-                "gradient, are taken before the parameters are updated, and used once too late."
+                "Each step is made from the gradient of the step before: take the predictions and "
+                "the gradient anew, from the parameters as they are."
             )
         elif seen.training.momentum:
             stage = "optimizer"
@@ -332,6 +339,11 @@ def without_cause(
             )
     if stage == "gradient":
         clues += difference_clues(seen, record)
+    if seen.leads and seen.gradient is None:
+        clues.append(
+            'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
+            "..}}, regcheck tells whether that is off, or what the step makes of it."
+        )
     return clues, stage
 
 
@@ -364,25 +376,40 @@ def gradient_agrees(seen: Observed, record: Record) -> bool | None:
     return bool((np.abs(here - record.gradient) <= limits * bound).all())
 
 
-def scale_clues(scales: Mapping[str, Scales]) -> list[str]:
-    """Say which tensors go by torch's rule with other numbers, and which do not."""
-    clues = []
+def scale_clues(scales: Mapping[str, Scales], training: Training) -> list[str]:
+    """Say which tensors go by torch's rule, which by it with other numbers, and which by neither.
+
+    Nothing where none goes by it, or the run does not tell.
+    """
+    told: dict[str, list[str]] = {}
     for name, one in scales.items():
-        if not one.fits or one.gradient is None:
-            continue
-        alpha = one.gradient
-        decay = "" if one.decay is None else f" and a decay of {one.decay.factor:.6g} {name}"
-        if alpha.is_near(1.0):
-            clues.append(f"{name} moves by torch's gradient{decay}.")
-        elif alpha.is_near(-1.0):
-            clues.append(f"{name} moves by −1 times torch's gradient: a sign is wrong.")
-        else:
-            clues.append(f"{name} moves by {alpha.factor:.6g} times torch's gradient{decay}.")
-    if clues and len(clues) < len(scales):
-        rest = [name for name, one in scales.items() if not one.fits]
-        if rest:
-            clues.append(f"{' and '.join(rest)} moves by neither.")
-    return clues
+        told.setdefault(scale_text(one, training.weight_decay.get(name, 0.0)), []).append(name)
+    if not any(told.keys() - {NEITHER}):
+        return []
+    return [
+        f"{' and '.join(names)} {'go' if len(names) > 1 else 'goes'} {text}."
+        for text, names in told.items()
+    ]
+
+
+NEITHER = "by no multiple of torch's gradient and of the parameters"
+
+
+def scale_text(one: Scales, weight_decay: float) -> str:
+    """Say by what rule one tensor goes."""
+    if not one.fits or one.gradient is None:
+        return NEITHER
+    alpha, decay = one.gradient, one.decay
+    own = decay is None or decay.is_near(weight_decay)
+    if alpha.is_near(1.0) and own:
+        return "by torch's rule"
+    if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
+        return "by −1 times torch's step: a sign is wrong"
+    factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
+    if alpha.is_near(-1.0):
+        factor = "a wrong sign: −1 times "
+    penalty = "" if decay is None or own else f", and a penalty of {decay.factor:.6g} w"
+    return f"by {factor}torch's gradient{penalty}"
 
 
 MOST_PROBED = 12
@@ -418,11 +445,12 @@ def difference_clues(seen: Observed, record: Record) -> list[str]:
     name = next(name for name, part in history.slices.items() if part.start <= worst < part.stop)
     if not math.isfinite(scratch_off + torch_off) or torch_off >= scratch_off:
         return []
-    return [
+    text = (
         f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
         f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
         f"{scratch_off:.1e}, most in {name}."
-    ]
+    )
+    return [text]
 
 
 def implied_gradient(seen: Observed) -> Array | None:

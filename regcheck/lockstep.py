@@ -80,15 +80,18 @@ class FrameworkLeads:
         self.rule, self.framework = Lockstep(trainer), framework
 
     def start(self) -> tuple[Parameters, Parameters]:
+        """Give the parameters that the scratch side and torch start from."""
         return self.rule.own.parameters, self.framework.parameters()
 
     def advance(self, batch: Batch) -> Steps:
+        """Take the next step of both."""
         framework = self.framework.step(batch)
         own = self.rule.step_alone(batch)
         local = self.rule.step_beside(framework.before, batch)
         return Steps(own.step, framework, local.step, framework, local.seen)
 
     def ends(self) -> tuple[Parameters, Parameters]:
+        """Give where both are now, each on its own trajectory."""
         return self.rule.own.parameters, self.framework.parameters()
 
     def finish(self) -> None:
@@ -111,9 +114,11 @@ class ScratchLeads:
         self.single = True
 
     def start(self) -> tuple[Parameters, Parameters]:
+        """Give the parameters that the scratch side and torch start from."""
         return self.now, self.framework.parameters()
 
     def advance(self, batch: Batch) -> Steps:
+        """Take the next step of both."""
         own = self.take()
         alone = self.framework.step(batch)
         self.beside.place(own.before)
@@ -151,10 +156,13 @@ class ScratchLeads:
         )
 
     def ends(self) -> tuple[Parameters, Parameters]:
+        """Give where both are now, each on its own trajectory."""
         return self.now, self.framework.parameters()
 
     def finish(self) -> None:
+        """See that the code ends after its last step."""
         self.code.finish()
 
     def close(self) -> None:
+        """End the code, wherever it is."""
         self.code.close()

@@ -17,7 +17,7 @@ from regcheck import __version__
 from regcheck.cause_formula import framework_formula, scratch_formula
 from regcheck.causes import CAUSES, put_in
 from regcheck.compare import Difference, Divergence
-from regcheck.convention import NO_SLIPS, TORCH, differences
+from regcheck.convention import NO_SLIPS, TORCH, differences, is_bias
 from regcheck.diagnose import Diagnosis
 from regcheck.drift import Amplification, Needed
 from regcheck.hypotheses import Explanation, Fit
@@ -92,6 +92,23 @@ class Report:
     mended: Mend | str | None = None
     losses_told: int = 0
     plain_sgd: bool = True
+
+    @property
+    def rule_training(self) -> Training:
+        """Give the training with one weight and one bias, for which formulas are written."""
+        decays = self.training.weight_decay
+        if decays.keys() == {"weight", "bias"}:
+            return self.training
+        kinds = {
+            kind: max((decay for name, decay in decays.items() if is_bias(name) == bias), default=0)
+            for kind, bias in (("weight", False), ("bias", True))
+        }
+        return self.training._replace(weight_decay=kinds)
+
+    @property
+    def limit_within(self) -> float:
+        """Give the largest number of rounding bounds that a tensor may differ by within a step."""
+        return max(self.spec.tolerance.of(name).limit_within for name in self.trace.tensors)
 
     @property
     def verdict_step(self) -> int | None:
@@ -250,7 +267,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "told_apart_by": [apart or None for apart in found.apart[1:]],
         "alternative_factors": [factors_of(one) for one in found.explanations[1:]],
         "steps": found.steps,
-        "residual_ratio": number(best.residual) if best else None,
+        "residual_ratio": number(best.residual * report.limit_within) if best else None,
         "effective_weight_decay": {
             "scratch": {
                 name: fitted(effective(scales)[1]) for name, scales in found.scales.items()
@@ -297,8 +314,8 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
         "title": row.title,
         "fix": row.fix,
         "since": row.since,
-        "scratch_formula": scratch_formula(cause, report.training, factor),
-        "framework_formula": framework_formula(cause, report.training),
+        "scratch_formula": scratch_formula(cause, report.rule_training, factor),
+        "framework_formula": framework_formula(cause, report.rule_training),
         "factor": factor,
     }
 

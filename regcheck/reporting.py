@@ -14,7 +14,7 @@ and some of these at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from regcheck.history import History
 from regcheck.hypotheses import Fit, pass_scale
 from regcheck.problem import Array, Problem
+from regcheck.schedule import Batch
 
 
 class Reporting(NamedTuple):
@@ -42,72 +43,121 @@ class Reporting(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The losses told at the same steps: those of the scratch side, torch's, their limits."""
+    """The losses at the steps at which both sides tell one, and what is known of these steps.
+
+    `penalties` has for each tensor what κ multiplies in the loss: ‖w‖²/2.
+    """
 
     scratch: Array
     framework: Array
     limit: Array
+    batches: tuple[Batch, ...]
     kept: NDArray[np.bool_]
+    penalties: Mapping[str, Array]
+    norms: Mapping[str, Array]
+
+
+class Rule(NamedTuple):
+    """A rule that the scratch side may train by, with κ of each tensor in it."""
+
+    problem: Problem
+    strengths: Mapping[str, float]
 
 
 def told(history: History, limit: float) -> Losses:
     """Take the steps at which both sides tell a loss."""
     scratch, framework, bound = (history.loss(what) for what in ("scratch", "framework", "bound"))
     kept = np.isfinite(scratch) & np.isfinite(framework) & np.isfinite(bound)
-    return Losses(scratch[kept], framework[kept], limit * bound[kept], kept)
+    before = history.all("before")[kept]
+    squares = {name: (before[:, part] ** 2).sum(axis=1) for name, part in history.slices.items()}
+    return Losses(
+        scratch[kept],
+        framework[kept],
+        limit * bound[kept],
+        tuple(record.batch for record, keep in zip(history.records(), kept, strict=True) if keep),
+        kept,
+        {name: square / 2 for name, square in squares.items()},
+        {name: np.sqrt(square) for name, square in squares.items()},
+    )
 
 
 def explain_losses(
     history: History,
-    problem: Problem,
     limit: float,
-    rules: list[tuple[Problem, Mapping[str, float]]],
+    rules: Sequence[Rule],
     loss_after: Callable[[], Array | None],
 ) -> Reporting | None:
     """Find what explains the reported losses; None where nothing does.
 
     Args:
         history: the recorded steps.
-        problem: by torch's rule.
         limit: bounds that the loss may differ by.
-        rules: those that explain the updates, each with κ of its penalty, and torch's own.
+        rules: those that explain the updates, and torch's own.
         loss_after: gives the loss after each recorded update, where it can be taken.
     """
     losses = told(history, limit)
     if not len(losses.scratch):
         return None
-    for causes, base, scale in bases(history, losses, problem, rules, loss_after):
-        found = of_base(history, losses, causes, base, scale, [own for _, own in rules])
-        if found is not None:
-            return found
+    for causes, base, scale in data_losses(losses, rules, loss_after):
+        for penalty, strengths in penalties(losses, base, scale, rules):
+            slack = losses.limit * max(1.0, abs(scale)) + 1e-14 * np.abs(penalty)
+            residual = worst(losses.scratch - base - penalty, slack)
+            if residual <= 1:
+                inside = ("penalty-in-loss",) if strengths else ()
+                return Reporting((*causes, *inside), strengths, scale, residual)
     return None
 
 
-def bases(
-    history: History,
-    losses: Losses,
-    problem: Problem,
-    rules: list[tuple[Problem, Mapping[str, float]]],
-    loss_after: Callable[[], Array | None],
-) -> list[tuple[tuple[str, ...], Array, float]]:
-    """Give the data losses that may be reported: (causes, losses, the factor in them)."""
-    batches = [record.batch for record in history.records()]
-    scales: dict[float, tuple[str, ...]] = {1.0: ()}
+def data_losses(
+    losses: Losses, rules: Sequence[Rule], loss_after: Callable[[], Array | None]
+) -> Iterator[tuple[tuple[str, ...], Array, float]]:
+    """Give the data losses that may be reported: causes, losses, and the factor in them."""
+    own: dict[float, None] = {1.0: None}
+    first = losses.batches[0]
     for rule, _ in rules:
-        each = {pass_scale(rule.convention, rule.slips, batch, rule) for batch in batches[:3]}
-        scales |= {scale: () for scale in each if scale is not None}
-    for scale in (0.5, float(batches[0].size), 0.5 * batches[0].size):
-        scales.setdefault(scale, ("reported-loss-scaled",))
-    found = [(causes, scale * losses.framework, scale) for scale, causes in scales.items()]
-    epochs = np.array([batch.epoch for batch in batches])[losses.kept]
-    found.append((("loss-epoch-mean",), running_mean(losses.framework, epochs), 1.0))
-    rows = np.array([float(batch.size) for batch in batches])[losses.kept]
+        scale = pass_scale(rule.convention, rule.slips, first, rule)
+        if scale:
+            own[scale] = None
+    for scale in own:  # what the rule itself makes of the loss is no cause of its own
+        yield (), scale * losses.framework, scale
+    rows = np.array([float(batch.size) for batch in losses.batches])
+    for scale in (0.5, 2.0):
+        yield ("reported-loss-scaled",), scale * losses.framework, scale
+    for scale in (1.0, 0.5):
+        yield ("reported-loss-scaled",), scale * rows * losses.framework, scale * rows[0]
+    epochs = np.array([batch.epoch for batch in losses.batches])
+    plain = running_mean(losses.framework, epochs)
+    yield ("loss-epoch-mean",), plain, 1.0
     weighted = running_mean(losses.framework * rows, epochs) / running_mean(rows, epochs)
-    found.append((("loss-epoch-mean",), weighted, 1.0))
+    yield ("loss-epoch-mean",), weighted, 1.0
     after = loss_after()
     if after is not None:
-        found.append((("loss-after-update",), after[losses.kept], 1.0))
-    return found
+        after = after[losses.kept]
+        yield ("loss-after-update",), after, 1.0
+        yield ("loss-after-update", "loss-epoch-mean"), running_mean(after, epochs), 1.0
+
+
+def penalties(
+    losses: Losses, base: Array, scale: float, rules: Sequence[Rule]
+) -> Iterator[tuple[Array, Mapping[str, Fit]]]:
+    """Give the penalties that may be in a reported loss: none, a rule's own, or any that fits."""
+    yield 0 * base, {}
+    for rule, strengths in rules:
+        squared = rule.convention.penalty_norm == "squared"
+        terms = losses.penalties if squared else losses.norms
+        for factor in dict.fromkeys((1.0, scale)):
+            fits = {name: Fit(factor * kappa, 0.0) for name, kappa in strengths.items() if kappa}
+            if fits:
+                yield total(fits, terms), fits
+    fitted = fitted_penalty(losses.scratch - base, losses)
+    if fitted:
+        yield total(fitted, losses.penalties), fitted
+
+
+def total(fits: Mapping[str, Fit], terms: Mapping[str, Array]) -> Array:
+    """Add the penalties of all tensors up."""
+    added: Array = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
+    return added
 
 
 def running_mean(values: Array, epochs: Array) -> Array:
@@ -119,62 +169,20 @@ def running_mean(values: Array, epochs: Array) -> Array:
     return found
 
 
-def of_base(
-    history: History,
-    losses: Losses,
-    causes: tuple[str, ...],
-    base: Array,
-    scale: float,
-    known: list[Mapping[str, float]],
-) -> Reporting | None:
-    """Say whether a data loss is what is reported, with or without a penalty in it."""
-    limit = losses.limit * max(1.0, abs(scale))
-    rest = losses.scratch - base
-    residual = worst(rest, limit)
-    if residual <= 1:
-        return Reporting(causes, {}, scale, residual)
-    for before in (history.all("before"),):
-        halves = {
-            name: (before[losses.kept, part] ** 2).sum(axis=1) / 2
-            for name, part in history.slices.items()
-        }
-        for strengths in known:
-            for factor in (scale, 1.0):
-                kappa = {name: factor * strengths.get(name, 0.0) for name in halves}
-                penalty = sum((kappa[name] * half for name, half in halves.items()), 0 * base)
-                slack = limit + 16 * np.finfo(np.float64).eps * np.abs(penalty)
-                residual = worst(rest - penalty, slack)
-                if residual <= 1 and any(kappa.values()):
-                    fits = {name: Fit(value, 0.0) for name, value in kappa.items()}
-                    return Reporting((*causes, "penalty-in-loss"), fits, scale, residual)
-        free = fitted(rest, halves, limit)
-        if free is not None:
-            penalty = sum((free[name].factor * half for name, half in halves.items()), 0 * base)
-            residual = worst(rest - penalty, limit + 1e-12 * np.abs(penalty))
-            if residual <= 1:
-                return Reporting((*causes, "penalty-in-loss"), free, scale, residual)
-    return None
-
-
-def fitted(rest: Array, halves: Mapping[str, Array], limit: Array) -> dict[str, Fit] | None:
-    """Fit κ of each tensor's penalty to what is left of the loss; None where it cannot be told."""
-    columns = np.column_stack([half / limit for half in halves.values()])
+def fitted_penalty(rest: Array, losses: Losses) -> dict[str, Fit]:
+    """Fit κ of each tensor to what is left of the loss; empty where it cannot be told."""
+    shown = {name: half / losses.limit for name, half in losses.penalties.items() if half.any()}
+    if len(rest) <= len(shown) or not shown:
+        return {}
+    columns = np.column_stack(list(shown.values()))
     sizes = np.sqrt((columns**2).sum(axis=0))
-    told_apart = [index for index in range(len(sizes)) if sizes[index] > 0]
-    if len(rest) <= len(told_apart) or not told_apart:
-        return None
-    scaled = columns[:, told_apart] / sizes[told_apart]
-    solution, _, rank, _ = np.linalg.lstsq(scaled, rest / limit, rcond=1e-12)
-    if rank < len(told_apart):
-        return None
+    scaled = columns / sizes
+    solution, _, rank, _ = np.linalg.lstsq(scaled, rest / losses.limit, rcond=1e-12)
+    if rank < len(shown):
+        return {}
     spread = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)))
-    found = dict.fromkeys(halves, Fit(0.0, math.inf))
-    names = list(halves)
-    for place, index in enumerate(told_apart):
-        found[names[index]] = Fit(
-            float(solution[place] / sizes[index]), float(spread[place] / sizes[index])
-        )
-    return found
+    found = zip(shown, solution / sizes, spread / sizes, strict=True)
+    return {name: Fit(float(kappa), float(deviation)) for name, kappa, deviation in found}
 
 
 def worst(rest: Array, limit: Array) -> float:

@@ -43,9 +43,11 @@ class ClosedBounds:
         self.model = RoundingModel(problem)
 
     def start_bounds(self, start: Parameters) -> Parameters:
+        """Bound what casting the start to each side's dtype can do."""
         return self.model.start_bounds(start)
 
     def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
+        """Bound what rounding can do in a step."""
         assert seen is not None
         framework = steps.framework
         if framework.outputs is None:  # a user's model: its outputs may be any function of z
@@ -60,9 +62,11 @@ class MeasuredBounds:
         self.trainer, self.u = trainer, u
 
     def start_bounds(self, start: Parameters) -> Parameters:
+        """Bound what casting the start to each side's dtype can do."""
         return {name: self.u * np.abs(w) + np.finfo(np.float32).tiny for name, w in start.items()}
 
     def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:  # noqa: ARG002
+        """Bound what rounding can do in a step."""
         after = self.trainer.noise
         gradient = {
             name: 64 * self.u * (np.abs(g).max() + np.zeros_like(g, dtype=np.float64))

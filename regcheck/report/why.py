@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from regcheck.cause_formula import framework_formula, scratch_formula
-from regcheck.causes import CAUSES
-from regcheck.convention import TORCH
+import numpy as np
+
+from regcheck.causes import CAUSES, put_in
+from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.diagnose import Diagnosis
 from regcheck.formula import letters, loss_text, rule_lines, torch_call
 from regcheck.hypotheses import Explanation, Fit
@@ -34,31 +36,38 @@ def why(report: Report) -> list[Line]:
         return []
     lines: list[Line] = []
     if found.best is not None:
-        for cause in found.best.causes:
-            lines += cause_lines(report, cause, found.best, "Cause")
-        lines.append(Line("Proof", proof(found, found.best)))
+        lines += cause_lines(report, found.best)
+        lines.append(Line("Proof", proof(report, found, found.best)))
         lines += alternative_lines(report, found)
     elif report.first_divergence is not None:
-        lines += unexplained_lines(report, found)
-    lines += loss_lines(report, found)
+        lines += unexplained_lines(found)
+    lines += loss_lines(found)
     measured = measured_text(report, found)
     if measured:
         lines.append(Line("Fitted", measured))
     return lines
 
 
-def cause_lines(report: Report, cause: str, best: Explanation, label: str) -> list[Line]:
-    """Tell one cause: what the scratch side does, and both formulas."""
-    row, fit = CAUSES[cause], best.fits.get(cause)
-    note = f": {best.note}" if best.note else ""
-    factor = factor_text(report, cause, fit)
-    lines = [Line(label, f"{cause}: the scratch side {row.title}{factor}{note}")]
-    pair = {
-        "scratch": scratch_formula(cause, report.training, fit.factor if fit else None),
-        "torch": framework_formula(cause, report.training),
+def cause_lines(report: Report, best: Explanation) -> list[Line]:
+    """Tell the causes: what the scratch side does, and both rules where they differ."""
+    lines: list[Line] = []
+    for cause in best.causes:
+        note = f": {best.note}" if best.note else ""
+        factor = factor_text(report, cause, best.fits.get(cause))
+        text = f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}"
+        lines.append(Line("" if lines else "Cause", text))
+    convention, slips = put_in(best.change, TORCH, NO_SLIPS)
+    given = letters(report.rule_training)
+    rules = {
+        "scratch": rule_lines(convention, given, slips),
+        "torch": rule_lines(TORCH, given),
     }
-    if all(pair.values()) and pair["scratch"] != pair["torch"]:
-        lines += [Line("", f"{side:<8} {text}", formula=True) for side, text in pair.items()]
+    if rules["scratch"] != rules["torch"]:
+        for side, rule in rules.items():
+            lines += [
+                Line("", f"{'' if place else side:<8} {text}", formula=True)
+                for place, text in enumerate(rule)
+            ]
     return lines
 
 
@@ -76,18 +85,26 @@ def number(fit: Fit) -> str:
     return plain if fit.deviation < 1e-10 * abs(fit.factor) else f"{plain} ± {fit.deviation:.1g}"
 
 
-def proof(found: Diagnosis, best: Explanation) -> str:
+def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
     """Say what putting the causes into torch's rule makes of the difference."""
     steps = "the one step agrees" if found.steps == 1 else f"all {found.steps:,} steps agree"
-    if best.causes == ("initial-parameters",):
-        return f"From the same parameters, {steps.replace('all', 'the rest of')}."
-    if best.causes == ("precision",):
-        return f"No formula differs: {steps} to the rounding of the coarser dtype."
-    them = "it" if len(best.causes) == 1 else "these"
-    return (
-        f"With {them} in torch's rule, {steps}; the largest difference left is "
-        f"{upward(best.residual)} of what rounding may do."
+    left = (
+        f"the largest difference left is {upward(best.residual * report.limit_within)} rounding "
+        f"bounds, of {report.limit_within:g} allowed"
     )
+    if best.causes == ("precision",):
+        return f"no formula differs: {steps}, to the rounding of float32."
+    if found.start is not None:
+        first = next(iter(found.start))
+        some = ", ".join(f"{value:.6g}" for value in np.ravel(found.start[first])[:4])
+        return (
+            f"from {first} {some}{', ..' if found.start[first].size > 4 else ''} {steps}; {left}."
+        )
+    if not best.change:
+        where = "from the same parameters" if "initial-parameters" in best.causes else "then"
+        return f"{where} {steps}; {left}."
+    them = "it" if len(best.causes) == 1 else "these"
+    return f"with {them} in torch's rule {steps}; {left}."
 
 
 def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
@@ -110,7 +127,7 @@ def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
     return lines
 
 
-def unexplained_lines(report: Report, found: Diagnosis) -> list[Line]:
+def unexplained_lines(found: Diagnosis) -> list[Line]:
     """Say that nothing explains the divergence, and what is known."""
     where = {
         "gradient": "in the data gradient, as far as the steps tell: look at the forward pass, the "
@@ -131,7 +148,7 @@ def unexplained_lines(report: Report, found: Diagnosis) -> list[Line]:
     return lines
 
 
-def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
+def loss_lines(found: Diagnosis) -> list[Line]:
     """Tell what explains the reported losses."""
     if not found.loss_parted:
         return []
@@ -152,29 +169,37 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
 
 
 def measured_text(report: Report, found: Diagnosis) -> str:
-    """Tell the effective lr and weight decay that the steps come to."""
-    told = []
-    decays = dict(report.training.weight_decay)
+    """Tell the effective lr and weight decay that the scratch side's steps come to."""
     fits = {name: effective(scales) for name, scales in found.scales.items()}
-    rates = [gradient for gradient, _ in fits.values() if gradient is not None]
-    if not rates:
+    if any(rate is None for rate, _ in fits.values()):
         return ""
-    alpha = rates[0]
-    if all(rate.is_near(alpha.factor) or alpha.is_near(rate.factor) for rate in rates):
-        lr = report.training.lr
-        if alpha.is_near(1.0):
-            told.append(f"lr {lr:g} as torch")
-        else:
-            told.append(f"lr {alpha.factor * lr:.6g} (torch {lr:g})")
-    for name, (_, decay) in fits.items():
-        if decay is not None and (decays.get(name) or not decay.is_near(0.0)):
-            size = max(abs(decay.factor), abs(decays.get(name, 0.0)))
-            value = 0.0 if abs(decay.factor) < 1e-9 * size else decay.factor
-            told.append(
-                f"{name}'s weight decay {value:.6g} ± {max(decay.deviation, 0):.0e} "
-                f"(torch {decays.get(name, 0.0):g})"
-            )
-    return "the scratch side's steps come to " + ", ".join(told) if told else ""
+    decays = report.training.weight_decay
+    rates: dict[str, list[str]] = {}
+    penalties: dict[str, list[str]] = {}
+    for name, (rate, decay) in fits.items():
+        assert rate is not None
+        alpha = 1.0 if rate.is_near(1.0) else rate.factor
+        rates.setdefault(f"lr {alpha * report.training.lr:.6g}", []).append(name)
+        if decay is not None and any(decays.values()):
+            sure = f" ± {decay.deviation:.0e}"
+            lost = abs(decay.factor) < 1e-9 * decays.get(name, 0.0)
+            told = f"weight_decay {0.0 if lost else decay.factor:.6g}"
+            penalties.setdefault(told, []).append(f"{name}{sure}")
+    texts = [of_tensors(text, at, rates) for text, at in rates.items()]
+    texts += [of_tensors(text, at, penalties) for text, at in penalties.items()]
+    torch = f"lr {report.training.lr:g}"
+    if any(decays.values()):
+        values = " and ".join(f"{value:g}" for value in dict.fromkeys(decays.values()))
+        torch += f", weight_decay {values}"
+    return f"from the scratch side's steps: {', '.join(texts)}; torch has {torch}"
+
+
+def of_tensors(text: str, tensors: list[str], among: Mapping[str, list[str]]) -> str:
+    """Say of which tensors a number is, where not all have the same."""
+    names = [tensor.split(" ± ")[0] for tensor in tensors]
+    _, _, sure = tensors[0].partition(" ± ")
+    spread = f" (± {sure})" if sure else ""
+    return text + (f" of {' and '.join(names)}" if len(among) > 1 else "") + spread
 
 
 def ways_out(report: Report) -> list[tuple[str, list[str]]]:
@@ -183,17 +208,14 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     if found is None or not (found.best or found.reporting):
         return []
     ways: list[tuple[str, list[str]]] = []
-    given = letters(report.training)
-    fixes = [CAUSES[cause].fix for cause in found.causes if CAUSES[cause].fix]
-    if found.best is not None and report.first_divergence is not None:
-        lines = [*fixes]
-        if any(CAUSES[cause].changes for cause in found.best.causes):
-            lines += rule_lines(TORCH, given)
-        ways.append(("in the scratch code", lines))
-    elif fixes:
-        ways.append(("in the scratch code", fixes))
+    given = letters(report.rule_training)
+    lines = [CAUSES[cause].fix for cause in found.causes]
+    if found.best is not None and found.best.change:
+        lines += rule_lines(TORCH, given)
     if found.reporting is not None and found.reporting.causes:
-        ways[-1][1].append(f"and report  {loss_text(TORCH, given)}")
+        lines.append(f"reports  {loss_text(TORCH, given)}")
+    if lines:
+        ways.append(("in the scratch code", lines))
     match = way_out(report)
     if found.best is None or not found.best.change:
         return ways

@@ -97,7 +97,7 @@ def sides(report: Report) -> list[Side]:
 
 def framework_side(report: Report) -> Side:
     """Tell torch's side."""
-    given = letters(report.training)
+    given = letters(report.rule_training)
     rule, loss = rule_lines(TORCH, given), loss_text(TORCH, given)
     if report.spec.own_framework is None:
         return Side("torch", torch_call(report.training), rule, loss)
