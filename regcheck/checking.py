@@ -23,7 +23,7 @@ from regcheck.compare import (
     locate,
     parts,
 )
-from regcheck.diagnose import Diagnosis, Observed, diagnose
+from regcheck.diagnose import Diagnosis, diagnose
 from regcheck.drift import DriftMeter
 from regcheck.history import History
 from regcheck.hypotheses import Replay
@@ -32,6 +32,7 @@ from regcheck.matching import Matching
 from regcheck.mending import Mend, mend
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, Pass
+from regcheck.observed import Observed
 from regcheck.problem import Parameters, Problem, Step, build_problem
 from regcheck.record import Final, LossDivergence, Report, Sample, way_out
 from regcheck.schedule import Batch, training_of

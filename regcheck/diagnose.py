@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from regcheck.causes import CAUSES, Change, put_in
-from regcheck.convention import NO_SLIPS, TORCH, Convention
+from regcheck.clues import without_cause
+from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.history import History, Record
-from regcheck.hypotheses import Explanation, Fit, Replay
+from regcheck.hypotheses import Explanation, Replay
 from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.observed import Observed
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.reporting import Reporting, Rule, explain_losses
-from regcheck.scales import Scales, effective_scales, other_penalty, recursion
-from regcheck.schedule import Batch
+from regcheck.scales import Scales, effective_scales
 from regcheck.search import Search
 from regcheck.telling import telling_apart
-from regcheck.training import Training
 
 SINGLE = 2.0**29
 """How much coarser float32 rounds than float64."""
-
-
-class Observed(NamedTuple):
-    """What a run gives to its diagnosis.
-
-    Attributes:
-        history: its steps.
-        torch: torch's rule in NumPy, by the settings that the framework side really has.
-        sees_rows: whether NumPy can pass over the rows itself.
-        training: with those settings.
-        convention: what the spec says of the scratch side.
-        limits: bounds that each tensor, and the loss, may differ by.
-        parted: whether the parameters and the reported losses parted.
-        visible: the causes that the run could have shown; None where it is not known.
-        single: whether all that the scratch side gave are numbers of float32, in a float64 run.
-        starts_apart: whether the sides started apart.
-        leads: whether the scratch side leads, so that its start is not known.
-        loss_at: gives torch's loss at any parameters.
-        gradient: the scratch side's own gradient at the first divergence, where it tells one.
-        first: the step of the first divergence of the parameters.
-    """
-
-    history: History
-    torch: NumpyTrainer
-    sees_rows: bool
-    training: Training
-    convention: Convention
-    limits: Mapping[str, float]
-    parted: bool
-    loss_parted: bool
-    visible: frozenset[str] | None
-    single: bool
-    starts_apart: bool
-    leads: bool
-    loss_at: Callable[[Parameters, Batch], float] | None
-    gradient: Parameters | None
-    gradient_bound: Parameters | None
-    first: int | None
 
 
 @dataclass(frozen=True)
@@ -302,188 +262,3 @@ def losses_after(seen: Observed) -> Array | None:
         for record in seen.history.records()
     ]
     return np.array(losses)
-
-
-def without_cause(
-    seen: Observed, replay: Replay, scales: Mapping[str, Scales]
-) -> tuple[list[str], str]:
-    """Say what is known where nothing in the catalogue explains the updates; and the stage."""
-    clues: list[str] = []
-    stage = "gradient"
-    record = next(one for one in seen.history.records() if one.batch.step == seen.first)
-    agrees = gradient_agrees(seen, record)
-    if agrees:
-        clues.append(
-            "The gradient that your code yields is torch's, to rounding: what differs is what the "
-            "step makes of it."
-        )
-        stage = "optimizer"
-    elif agrees is False:
-        clues.append("The gradient that your code yields is not torch's.")
-    clues += scale_clues(scales, seen.training)
-    if agrees is None and (penalty := penalty_clue(replay)):
-        return [*clues, penalty], "penalty"
-    rule = recursion(replay) if agrees is None else None
-    if rule is not None and rule.fits and not any(one.fits for one in scales.values()):
-        if abs(rule.now) <= 1e-3 * abs(rule.last):
-            clues.append(
-                "Each step is made from the gradient of the step before: take the predictions and "
-                "the gradient anew, from the parameters as they are."
-            )
-        elif seen.training.momentum:
-            stage = "optimizer"
-            clues.append(
-                f"The steps are those of an optimizer all the same: {rule.now:.6g} g, "
-                f"{rule.last:.6g} times the last g, {rule.kept:.6g} times the last step, "
-                f"{rule.decay:.6g} w."
-            )
-    if stage == "gradient":
-        clues += difference_clues(seen, record)
-    if seen.leads and seen.gradient is None:
-        clues.append(
-            'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-            "..}}, regcheck tells whether that is off, or what the step makes of it."
-        )
-    return clues, stage
-
-
-def penalty_clue(replay: Replay) -> str:
-    """Say whether the steps are torch's with a penalty of another shape; empty if not."""
-    for text, shape in SHAPES.items():
-        strength = other_penalty(replay, shape)
-        if strength is not None:
-            return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
-    return ""
-
-
-SHAPES: dict[str, Callable[[Array], Array]] = {
-    "sign(w), as an L1 penalty of λ Σ|w| has,": np.sign,
-    "w³": lambda w: w**3,
-    "|w|": np.abs,
-}
-"""Other penalties' gradients, in words, and as functions of the parameters."""
-
-
-def gradient_agrees(seen: Observed, record: Record) -> bool | None:
-    """Say whether the scratch side's own gradient is torch's; None where it tells none."""
-    if seen.gradient is None or seen.gradient_bound is None:
-        return None
-    history = seen.history
-    here, bound = history.flat(seen.gradient), history.flat(seen.gradient_bound)
-    limits = np.concatenate(
-        [np.full(history.shapes[name], seen.limits[name]).ravel() for name in history.shapes]
-    )
-    return bool((np.abs(here - record.gradient) <= limits * bound).all())
-
-
-def scale_clues(scales: Mapping[str, Scales], training: Training) -> list[str]:
-    """Say which tensors go by torch's rule, which by it with other numbers, and which by neither.
-
-    Nothing where none goes by it, or the run does not tell.
-    """
-    told: dict[str, list[str]] = {}
-    for name, one in scales.items():
-        told.setdefault(scale_text(one, training.weight_decay.get(name, 0.0)), []).append(name)
-    if not any(told.keys() - {NEITHER}):
-        return []
-    return [
-        f"{' and '.join(names)} {'go' if len(names) > 1 else 'goes'} {text}."
-        for text, names in told.items()
-    ]
-
-
-NEITHER = "by no multiple of torch's gradient and of the parameters"
-
-
-def scale_text(one: Scales, weight_decay: float) -> str:
-    """Say by what rule one tensor goes."""
-    if not one.fits or one.gradient is None:
-        return NEITHER
-    alpha, decay = one.gradient, one.decay
-    own = decay is None or decay.is_near(weight_decay)
-    if alpha.is_near(1.0) and own:
-        return "by torch's rule"
-    if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
-        return "by −1 times torch's step: a sign is wrong"
-    factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
-    if alpha.is_near(-1.0):
-        factor = "a wrong sign: −1 times "
-    penalty = "" if decay is None or own else f", and a penalty of {decay.factor:.6g} w"
-    return f"by {factor}torch's gradient{penalty}"
-
-
-MOST_PROBED = 12
-"""Entries whose derivative is taken by finite differences."""
-
-
-def difference_clues(seen: Observed, record: Record) -> list[str]:
-    """Take the derivative by central differences of torch's loss: with whom does it side?
-
-    The scratch side's gradient is its own, or else what it must have been to make its step by
-    torch's rule.
-    """
-    if seen.loss_at is None:
-        return []
-    history = seen.history
-    implied = history.flat(seen.gradient) if seen.gradient is not None else implied_gradient(seen)
-    if implied is None:
-        return []
-    order = np.argsort(-np.abs(implied - record.gradient))[:MOST_PROBED]
-    scratch_off = torch_off = size = 0.0
-    for entry in order:
-        h = 6e-6 * max(1.0, abs(float(record.before[entry])))
-        sides = []
-        for sign in (1, -1):
-            moved = record.before.copy()
-            moved[entry] += sign * h
-            sides.append(seen.loss_at(history.split(moved), record.batch))
-        slope = (sides[0] - sides[1]) / (2 * h)
-        scratch_off = max(scratch_off, abs(float(implied[entry]) - slope))
-        torch_off = max(torch_off, abs(float(record.gradient[entry]) - slope))
-        size = max(size, abs(slope))
-    worst = int(order[0])
-    name = next(name for name, part in history.slices.items() if part.start <= worst < part.stop)
-    if not math.isfinite(scratch_off + torch_off) or torch_off >= scratch_off:
-        return []
-    text = (
-        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
-        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
-        f"{scratch_off:.1e}, most in {name}."
-    )
-    return [text]
-
-
-def implied_gradient(seen: Observed) -> Array | None:
-    """Give the data gradient that would make the scratch side's first diverging step by torch's.
-
-    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
-    gradient gives a. None where clipping or an lr of 0 hides it.
-    """
-    problem, history = seen.torch.problem, seen.history
-    if problem.clip_norm is not None or problem.clip_value is not None:
-        return None
-    state = seen.torch.start()
-    for record in history.records():
-        before = history.split(record.before)
-        if record.batch.step != seen.first:
-            seen_pass = Replay.seen_as(history, record.gradient)
-            state = seen.torch.step(
-                state._replace(parameters=before), record.batch, seen_pass
-            ).state
-            continue
-        afters = []
-        for gradient in (record.gradient, record.gradient + 1):
-            seen_pass = Replay.seen_as(history, gradient)
-            update = seen.torch.step(state._replace(parameters=before), record.batch, seen_pass)
-            afters.append(history.flat(update.step.after))
-        slope = afters[1] - afters[0]
-        if not slope.all():
-            return None
-        found: Array = record.gradient + (record.scratch - afters[0]) / slope
-        return found
-    return None
-
-
-def fit_text(fit: Fit) -> str:
-    """Write a fitted number in the digits that are certain, with its deviation."""
-    return f"{fit.factor:.6g} ± {fit.deviation:.1g}"
