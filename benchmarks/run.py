@@ -123,6 +123,7 @@ LARGE = {
 def judging() -> float:
     from regcheck.compare import compare_step, injected
     from regcheck.drift import DriftMeter
+    from regcheck.lockstep import Steps
     from regcheck.numpy_trainer import NumpyTrainer
     from regcheck.problem import build_problem
     from regcheck.rounding import RoundingModel
@@ -145,11 +146,30 @@ def judging() -> float:
             state, ours = update.state, update.step
             started = time.perf_counter()
             bounds = rounding.bounds(batch, theirs, update.slopes)
-            row = compare_step(batch, ours, ours, theirs, bounds, spec.tolerance)
+            steps = Steps(ours, theirs, ours, theirs, update.seen)
+            row = compare_step(batch, steps, bounds, spec.tolerance)
             drift.measure(row, injected(ours, theirs))
             drift.need_step(row, ours, theirs)
             judged += time.perf_counter() - started
     return judged / trained
+
+
+def diagnosis() -> float:
+    from regcheck import check, checking
+
+    taken = []
+
+    class Timed(checking.Run):
+        def diagnose(self) -> None:
+            taken.append(seconds(super().diagnose))
+
+    plain = checking.Run
+    checking.Run = Timed  # type: ignore[misc]
+    try:
+        whole = seconds(lambda: check(QUESTION))
+    finally:
+        checking.Run = plain  # type: ignore[misc]
+    return taken[0] / (whole - taken[0])
 
 
 def large_comparison() -> float:
@@ -187,6 +207,13 @@ BENCHMARKS = {
         "at most 1.0",
         lambda ratio: ratio <= 1.0,
         whole_command,
+        7,
+    ),
+    "diagnosis": Benchmark(
+        "the diagnosis of stackoverflow.yaml / its run without it",
+        "at most 1.0",
+        lambda ratio: ratio <= 1.0,
+        diagnosis,
         7,
     ),
     "explain": Benchmark(

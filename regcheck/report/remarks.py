@@ -12,11 +12,14 @@ from regcheck.report.numbers import both, short
 from regcheck.report.words import WHERE, differing_keys, judged
 
 
+def first_remarks(report: Report) -> list[str]:
+    """Give the remarks on the two terms that differ: why they show when they show."""
+    return [remark for remark in (overflow_remark(report), hidden_remark(report)) if remark]
+
+
 def remarks(report: Report) -> list[str]:
-    """Give the remarks that apply, in the order of reading."""
+    """Give the other remarks that apply, in the order of reading."""
     told = (
-        overflow_remark(report),
-        hidden_remark(report),
         not_judged_remark(report),
         loss_remark(report),
         unjudged_remark(report),

@@ -25,7 +25,7 @@ from regcheck.compare import Difference
 from regcheck.record import Report
 from regcheck.report import judgement, why, words
 from regcheck.report.numbers import both, short
-from regcheck.report.remarks import remarks
+from regcheck.report.remarks import first_remarks, remarks
 from regcheck.trace import TraceRow
 
 ROWS = 9
@@ -224,10 +224,7 @@ def print_verdict(report: Report, console: Console) -> None:
         console.print(Text(judgement.expectation(report), style))
     if report.first_divergence is not None and words.judged(report, "parameters"):
         print_terms(report, console)
-    told = report.compared and (report.verdict != "inconclusive" or report.verdict_stops)
-    smallest = [judgement.smallest_line(report)] if told else []
-    for remark in remarks(report) + smallest:
-        console.print(Padding(Text(remark), (0, 0, 0, 2)))
+    print_remarks(first_remarks(report), console)
     print_why(report, console)
     ways = why.ways_out(report) if report.verdict == "diverged" else []
     if ways:
@@ -237,6 +234,17 @@ def print_verdict(report: Report, console: Console) -> None:
             for position, line in enumerate(lines):
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
         console.print(grid)
+    told = report.compared and (report.verdict != "inconclusive" or report.verdict_stops)
+    rest = remarks(report) + ([judgement.smallest_line(report)] if told else [])
+    if ways or report.diagnosis is not None:
+        console.print("Besides", style="bold")
+    print_remarks(rest, console)
+
+
+def print_remarks(told: list[str], console: Console) -> None:
+    """Print some remarks, each a paragraph."""
+    for remark in told:
+        console.print(Padding(Text(remark), (0, 0, 0, 2)))
 
 
 def print_why(report: Report, console: Console) -> None:

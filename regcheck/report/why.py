@@ -10,9 +10,10 @@ import numpy as np
 from regcheck.causes import CAUSES, put_in
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.diagnose import Diagnosis
-from regcheck.formula import letters, loss_text, rule_lines, torch_call
+from regcheck.formula import exact, letters, loss_text, rule_lines, torch_call
 from regcheck.hypotheses import Explanation, Fit
 from regcheck.matching import Matching
+from regcheck.mending import Mend
 from regcheck.record import Report, effective, way_out
 from regcheck.report.numbers import upward
 from regcheck.search import name_of_factor
@@ -218,7 +219,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
         ways.append(("in the scratch code", lines))
     match = way_out(report)
     if found.best is None or not found.best.change:
-        return ways
+        return ways + spec_ways(report)
     if isinstance(match, Matching):
         lines = [torch_call(match.put_in(report.training))]
         if report.training.lr_varies and match.lr_factor != 1:
@@ -226,4 +227,23 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
         ways.append(("or in torch", lines))
     elif match is not None:
         ways.append(("in torch", [f"no lr and weight_decay match: {match}"]))
-    return ways
+    return ways + spec_ways(report)
+
+
+def spec_ways(report: Report) -> list[tuple[str, list[str]]]:
+    """Say what to change in the spec so that its sides agree."""
+    if not isinstance(report.mended, Mend):
+        return []
+    lines = [f"{key}: {written(value)}" for key, value in report.mended.changes.items()]
+    return [("or in the spec", lines)]
+
+
+def written(value: object) -> str:
+    """Write a value of a spec in one line, its numbers in full."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return exact(value) if isinstance(value, float) else str(value)
