@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import statistics
@@ -651,6 +652,7 @@ def test_everything_is_as_before_between_calls_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REGCHECK_KEPT", "kept")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     write(tmp_path / "mine.py", MESSY)
     write(tmp_path / "early.py", "ONE = 1")
     write(tmp_path / "late.py", "TWO = 2")
@@ -798,6 +800,19 @@ def test_file_is_read_anew_each_time(tmp_path: Path) -> None:
             assert function.call(None) == 2 * number
 
 
+def test_file_written_a_moment_ago_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "mine.py", "import written_later\ndef train(problem): return 5")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert importlib.util.find_spec("written_later") is None  # Python remembers the folder
+    time_before = tmp_path.stat().st_mtime_ns
+    write(tmp_path / "written_later.py", "")
+    os.utime(tmp_path, ns=(time_before, time_before))
+    with imported("mine.py:train", tmp_path) as function:
+        assert function.call(None) == 5
+
+
 def test_reference_may_be_absolute(tmp_path: Path) -> None:
     write(tmp_path / "a" / "mine.py", TRAIN)
     with imported(f"{tmp_path}/a/mine.py:train", tmp_path / "b") as function:
@@ -836,6 +851,7 @@ def run_apart(
     return subprocess.run(
         [sys.executable, "-c", DRIVER, str(folder), str(patience)],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         input=stdin,
         capture_output=True,
         text=True,
@@ -989,8 +1005,8 @@ def test_forked_process_ends_and_never_reports(tmp_path: Path) -> None:
                 if k == 2:
                     child = os.fork()
                     if not child:
-                        os._exit(0)
-                    assert os.waitpid(child, 0)[1] == 0
+                        os._exit(3)
+                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
                 yield {"weight": [0, 0], "bias": 0}
     """
     done = run_apart(tmp_path, source)
@@ -1006,6 +1022,9 @@ ENDLESS = {
     "            except Exception: pass",
     "swallowing once": "try: time.sleep(9)\n        except BaseException: pass\n"
     "        while True: pass",
+    "going on": "try: time.sleep(9)\n        except BaseException: pass",
+    "going on rightly": "try: time.sleep(9)\n        except BaseException: pass\n"
+    "        yield {'weight': [0, 0], 'bias': 0}",
     "raising something else": "try: time.sleep(9)\n        except BaseException: raise ValueError",
     "waiting for a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
     "waiting for a child": "import subprocess; subprocess.run(['sleep', '99'])",

@@ -86,11 +86,13 @@ class Guard:
             if self.deadline.struck is not None:  # it went on all the same
                 raise Ended
             return result
-        except (Ended, KeyboardInterrupt, UserCodeError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if self.deadline.struck is not None:  # made of what ended it
+            if self.deadline.struck is not None:  # whatever it made of being ended
                 raise Ended from None
+            if isinstance(error, UserCodeError):
+                raise
             raise UserCodeError(raised(self.where(), error, self.own)) from error
 
     def where(self) -> str:

@@ -32,7 +32,7 @@ class Modules:
     def gives_way(self, name: str, own: set[str]) -> bool:
         """Say whether a loaded module stands where one of the folder's would."""
         top = name.partition(".")[0]
-        if top not in own or top in {"__main__", "regcheck"} or top in sys.stdlib_module_names:
+        if top not in own or top in {"__main__", "regcheck"}:
             return False
         home = home_of(sys.modules[top]) if top in sys.modules else None
         return home is not None and home != self.folder and not is_library(home)
