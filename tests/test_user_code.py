@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from regcheck.errors import RegcheckError, UserCodeError
+from regcheck.guard.alarm import Deadline, Ended, Timer
 from regcheck.problem import build_problem
 from regcheck.spec import from_mapping
 from regcheck.user_code import PATIENCE, ScratchSteps, UserFunction, Yielded, imported
@@ -594,6 +595,7 @@ def test_refused_function_is_closed_at_once() -> None:
 
 def state() -> dict[str, Any]:
     """Note all that must be as before."""
+    importlib.invalidate_caches()  # it drops what is stale from the importers
     return {
         "path": list(sys.path),
         "modules": dict(sys.modules),
@@ -1118,6 +1120,17 @@ def test_callers_timer_and_handler_come_back() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
+
+
+def test_alarm_that_rings_after_the_call_raises_nothing() -> None:
+    deadline = Deadline(1.0, lambda: None)
+    deadline.begin()
+    with pytest.raises(Ended):
+        Timer(deadline).ring(signal.SIGALRM, sys._getframe())
+    deadline.begin()
+    deadline.running = False
+    Timer(deadline).ring(signal.SIGALRM, sys._getframe())
+    assert deadline.struck is None
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
