@@ -305,11 +305,13 @@ class Run:
                 gradient=report.sample.scratch.gradient if report.sample and leads else None,
                 gradient_bound=self.gradient_bound,
                 first=first.step if first else None,
+                dtypes_differ=self.problem.scratch_dtype != self.problem.framework_dtype,
             )
         )
         self.mend()
         stage = report.diagnosis.stage
-        if first is not None and first.stage == "update" and stage is not None:
+        # A user's code tells its parameters alone: the stage is what the diagnosis finds.
+        if leads and first is not None and first.stage == "update" and stage is not None:
             report.first_divergence = first._replace(stage=stage)
 
     def mend(self) -> None:

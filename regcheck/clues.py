@@ -21,6 +21,9 @@ def without_cause(
     """Say what is known where nothing in the catalogue explains the updates; and the stage."""
     clues: list[str] = []
     stage = "gradient"
+    lost = lost_clue(seen)
+    if lost:
+        return [lost], "update"
     record = next(one for one in seen.history.records() if one.batch.step == seen.first)
     agrees = gradient_agrees(seen, record)
     if agrees:
@@ -56,6 +59,21 @@ def without_cause(
             "..}}, regcheck tells whether that is off, or what the step makes of it."
         )
     return clues, stage
+
+
+def lost_clue(seen: Observed) -> str:
+    """Say where the scratch side's first diverging step is not finite; empty if it is."""
+    record = next(one for one in seen.history.records() if one.batch.step == seen.first)
+    missing = ~np.isfinite(record.scratch)
+    if not missing.any():
+        return ""
+    place = int(missing.argmax())
+    name = next(name for name, part in seen.history.slices.items() if part.stop > place)
+    return (
+        f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in {name}, "
+        "from numbers from which torch gives numbers: look for a division by 0, a logarithm of 0, "
+        "or an exponential that overflows."
+    )
 
 
 def penalty_clue(replay: Replay) -> str:

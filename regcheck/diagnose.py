@@ -106,8 +106,9 @@ def explain_updates(
     """
     plain = replay.residual({})
     if plain <= 1:
-        cause = "initial-parameters" if seen.starts_apart else "precision"
-        return (Explanation((cause,), {}, plain),), replay, None
+        causes = ("precision",) if seen.dtypes_differ else ()
+        causes = ("initial-parameters",) if seen.starts_apart else causes
+        return (Explanation(causes, {}, plain),), replay, None
     found = searched(seen, replay)
     if found:
         return found, replay, None
@@ -233,7 +234,8 @@ def stage_of(found: Sequence[Explanation]) -> str | None:
     if not found:
         return None
     order = ("initial", "forward", "gradient", "penalty", "optimizer", "update")
-    return min((CAUSES[cause].stage for cause in found[0].causes), key=order.index)
+    stages = [CAUSES[cause].stage for cause in found[0].causes]
+    return min(stages, key=order.index, default=None)
 
 
 def reported(seen: Observed, found: Sequence[Explanation]) -> Reporting | None:

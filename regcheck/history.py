@@ -51,7 +51,7 @@ class History:
             for name, size, end in zip(self.shapes, sizes, ends, strict=True)
         }
         self.entries = ends[-1]
-        self.most = max(16, MOST_BYTES // (8 * len(KEPT) * self.entries))
+        self.most = max(2, MOST_BYTES // (8 * len(KEPT) * self.entries))
         self.numbers, self.losses = array("d"), array("d")
 
     def append(self, steps: Steps, bounds: Bounds) -> None:

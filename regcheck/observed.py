@@ -31,6 +31,7 @@ class Observed(NamedTuple):
         loss_at: gives torch's loss at any parameters.
         gradient: the scratch side's own gradient at the first divergence, where it tells one.
         first: the step of the first divergence of the parameters.
+        dtypes_differ: whether the sides compute in different dtypes.
     """
 
     history: History
@@ -49,3 +50,4 @@ class Observed(NamedTuple):
     gradient: Parameters | None
     gradient_bound: Parameters | None
     first: int | None
+    dtypes_differ: bool

@@ -162,7 +162,7 @@ def test_step_of_a_divergence_in_the_loss_alone_is_the_loss_s(
 
 
 BY_BATCH = "penalty-divided-by-batch"
-STILL = "with that cause alone in torch's rule the sides still differ."
+STILL = "the cause is penalty-divided-by-batch and penalty-in-loss."
 
 
 @pytest.mark.parametrize(

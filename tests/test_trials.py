@@ -309,7 +309,8 @@ def passing(spec: Spec, rows: int) -> list[str]:
     concerning = [
         name
         for name, cause in CAUSES.items()
-        if cause.concerns(training, convention)
+        if cause.changes
+        and cause.concerns(training, convention)
         and (cause.kind == "update" or "loss" in loaded.spec.compare)
     ]
     with patch.object(checking, "Trials", Untried), patch.object(checking, "Run", Brief):
@@ -371,8 +372,16 @@ NEEDED: dict[str, Spec] = {
 }
 """What a cause needs to act, where plain momentum and a penalty on all do not do."""
 
-SAME = {"decay-after-momentum", "penalty-decoupled"}
-"""w − lr (v + λ w) and (1 − lr λ) w − lr v are one rule, whatever the momentum."""
+SAME = {
+    # w − lr (v + λ w) and (1 − lr λ) w − lr v are one rule, whatever the momentum.
+    "decay-after-momentum": {"penalty-decoupled"},
+    "penalty-decoupled": {"decay-after-momentum"},
+    # v holds 1 − μ of all gradients: so does an lr of 1 − μ times torch's.
+    "momentum-dampened": {"learning-rate-scaled"},
+    # An exponential schedule that is a step early is one factor on every lr.
+    "schedule-shifted": {"learning-rate-scaled"},
+}
+"""What is the same rule as a cause in the training here, in one of its ways at least."""
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -381,7 +390,8 @@ def test_cause_alone_explains_what_its_bug_does(cause: str, dtype: str) -> None:
     # Clipping everything would hide whatever scales the gradient from float32.
     spec = ACTING | NEEDED.get(cause, MOMENTUM) | {"dtype": dtype, "clip_norm": 5.0}
     for bug in BUGS[cause]:
-        assert explaining(spec, bug) == (SAME if cause in SAME else {cause})
+        assert cause in (found := explaining(spec, bug))
+        assert found <= {cause} | SAME.get(cause, set())
 
 
 def verdict_of(spec: Spec, cause: str) -> bool | None:
@@ -406,12 +416,10 @@ def test_penalty_in_the_loss_is_explained_beside_another_penalty() -> None:
         ({"penalty_factor": 2}, "penalty-in-loss"),
         # One row a step: the loss parts, and a division by it does nothing at all.
         ({"penalty_in_loss": True}, "penalty-divided-by-batch"),
-        # The loss parts by half of it, with or without a penalty.
-        ({"loss_factor": 0.5, "penalty_in_loss": True}, "penalty-in-loss"),
+        # The loss parts by half of it.
         ({"loss_factor": 0.5}, "penalty-in-loss"),
-        # Both act: neither alone is all of it.
-        ({"loss_factor": 0.5, "penalty_factor": 2}, "loss-halved"),
-        ({"loss_factor": 0.5, "penalty_factor": 2}, "penalty-doubled"),
+        # Both act: the penalty is doubled, and not halved.
+        ({"loss_factor": 0.5, "penalty_factor": 2}, "penalty-halved"),
     ],
     ids=str,
 )

@@ -52,6 +52,8 @@ def why(report: Report) -> list[Line]:
 def cause_lines(report: Report, best: Explanation) -> list[Line]:
     """Tell the causes: what the scratch side does, and both rules where they differ."""
     lines: list[Line] = []
+    if not best.causes:
+        return [Line("Cause", "none: the sides differ by rounding alone")]
     for cause in best.causes:
         note = f": {best.note}" if best.note else ""
         factor = factor_text(report, cause, best.fits.get(cause))
@@ -93,6 +95,8 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
         f"the largest difference left is {upward(best.residual * report.limit_within)} rounding "
         f"bounds, of {report.limit_within:g} allowed"
     )
+    if not best.causes:
+        return f"no formula differs: {steps}; {left}."
     if best.causes == ("precision",):
         return f"no formula differs: {steps}, to the rounding of float32."
     if found.start is not None:
