@@ -224,8 +224,56 @@ LINES = {
         "tolerance: {rounding: 0}",
         "6:23: tolerance.rounding: must be a number > 0",
     ),
-    "scratch-later": ("scratch: my.py:train", "6:1: scratch: scratch code of your own is planned"),
-    "framework-later": ("framework: my.py:build", "6:1: framework: a model of your own is planned"),
+    "scratch-number": (
+        "scratch: 3",
+        "6:10: scratch: must be a Python file and a function in it, like my_train.py:train; got 3",
+    ),
+    "scratch-no-function": (
+        "scratch: my.py",
+        "6:10: scratch: must be a Python file and a function",
+    ),
+    "scratch-no-file": ("scratch: train", "6:10: scratch: must be a Python file and a function"),
+    "scratch-odd-function": ("scratch: my.py:3f", "6:10: scratch: must be a Python file and"),
+    "scratch-two-functions": ("scratch: my.py:f:g", "6:10: scratch: must be a Python file and"),
+    "scratch-settings": ("scratch: {lr: 0.2}", "6:10: scratch: must be a Python file and a"),
+    "scratch-null": ("scratch:", "6:9: scratch: has no value; give it one, or leave an optional"),
+    "framework-word": (
+        "framework: torch",
+        "a function in it, like my_train.py:train, or a mapping like {lr: 0.2} of what torch alone",
+    ),
+    "framework-list": ("framework: [my.py:f]", "6:12: framework: must be a Python file and a"),
+    "framework-null": ("framework:", "6:11: framework: has no value; give it one, or leave an"),
+    "framework-empty": (
+        "framework: {}",
+        "6:12: framework: must hold lr, weight_decay or optimizer",
+    ),
+    "framework-unknown-key": ("framework: {lrr: 1}", "6:13: framework.lrr: unknown key; did you m"),
+    "framework-momentum": (
+        "framework: {momentum: 0.9}",
+        "6:13: framework.momentum: unknown key; known here: lr, weight_decay, optimizer",
+    ),
+    "framework-lr": ("framework: {lr: -1}", "6:17: framework.lr: must be a number ≥ 0, got -1"),
+    "framework-lr-null": ("framework: {lr: null}", "6:17: framework.lr: has no value; give it one"),
+    "framework-lr-twice": (
+        "framework: {lr: 1, lr: 2}",
+        "6:20: framework.lr: is given twice, first in line 6; keep one of them",
+    ),
+    "framework-decay-word": (
+        "framework: {weight_decay: {weight: a, bias: 0}}",
+        "6:36: framework.weight_decay.weight: must be a number, got 'a'",
+    ),
+    "framework-decay-bias": (
+        "framework: {weight_decay: {weight: 1}}",
+        "6:13: framework.weight_decay.bias: is required: 0 leaves the bias without a penalty",
+    ),
+    "framework-optimizer": (
+        "framework: {optimizer: adam}",
+        "6:24: framework.optimizer: the optimizer adam is planned",
+    ),
+    "framework-optimizer-key": (
+        "framework: {optimizer: {name: sgd, momentm: 1}}",
+        "6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?",
+    ),
     "expect-word": ("expect: diverged", "6:9: expect: must be {verdict: diverged, step: 2"),
     "expect-empty": ("expect: {}", "6:9: expect: must hold verdict, step or cause"),
     "expect-verdict": (
@@ -641,6 +689,13 @@ def test_run_bad_line(case: str, refused: Refused) -> None:
     message = refused.message(spec_yaml=f"{GOOD}{line}\n".encode())
     assert message.startswith("spec.yaml:")
     assert expected in message
+
+
+@pytest.mark.parametrize("key", ["scratch", "framework"])
+def test_run_code_in_a_file_that_is_not_there(key: str, refused: Refused) -> None:
+    message = refused.message(spec_yaml=f"{GOOD}{key}: my.py:train\n".encode())
+    assert message.startswith("my.py:train: there is no file my.py\n")
+    assert "relative to the spec" in message
 
 
 @pytest.mark.parametrize("case", VALUES)

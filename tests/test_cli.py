@@ -124,10 +124,10 @@ def test_internal_error_exits_3_says_so_and_the_other_specs_still_run(
     good, broken = write_spec("good.yaml"), write_spec("broken.yaml")
     real = checking.check_loaded
 
-    def fail(loaded: object, progress: object) -> object:
+    def fail(loaded: object, *rest: object) -> object:
         if str(broken) == loaded.name:  # type: ignore[attr-defined]
             raise ZeroDivisionError("planted")
-        return real(loaded, progress)  # type: ignore[arg-type]
+        return real(loaded, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checking, "check_loaded", fail)
     assert cli.exit_code(["run", "--quiet", str(broken), str(good)]) == 3
@@ -152,7 +152,7 @@ def test_not_enough_memory_exits_2(
 ) -> None:
     from regcheck import checking
 
-    def fail(loaded: object, progress: object) -> object:
+    def fail(loaded: object, *rest: object) -> object:
         raise MemoryError
 
     monkeypatch.setattr(checking, "check_loaded", fail)
@@ -165,7 +165,7 @@ def test_interruption_exits_130(
 ) -> None:
     from regcheck import checking
 
-    def interrupt(loaded: object, progress: object) -> object:
+    def interrupt(loaded: object, *rest: object) -> object:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checking, "check_loaded", interrupt)
@@ -269,10 +269,10 @@ def test_interruption_keeps_what_was_printed_and_closes_the_array(
 
     real = checking.check_loaded
 
-    def interrupt(loaded: object, progress: object) -> object:
+    def interrupt(loaded: object, *rest: object) -> object:
         if str(loaded.name).endswith("two.yaml"):  # type: ignore[attr-defined]
             raise KeyboardInterrupt
-        return real(loaded, progress)  # type: ignore[arg-type]
+        return real(loaded, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checking, "check_loaded", interrupt)
     paths = [str(write_spec("one.yaml")), str(write_spec("two.yaml"))]

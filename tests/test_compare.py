@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from regcheck.compare import (
     Difference,
+    Row,
     compare_start,
     compare_step,
     difference_of,
@@ -26,6 +27,7 @@ from regcheck.compare import (
     within_tolerance,
     worst,
 )
+from regcheck.lockstep import Steps
 from regcheck.problem import Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
@@ -47,6 +49,23 @@ def a_step() -> Step:
     tensors = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}
     parts = [{name: tensor.copy() for name, tensor in tensors.items()} for _ in range(6)]
     return Step(parts[0], (array(1, 2, 3, 4),), 0.5, *parts[1:])
+
+
+def outputs_of(step: Step) -> tuple[Array, ...]:
+    """Give a step's outputs, which it tells."""
+    assert step.outputs is not None
+    return step.outputs
+
+
+def loss_of(row: Row) -> Difference:
+    """Give a row's loss, which both sides tell."""
+    assert row.loss is not None
+    return row.loss
+
+
+def steps(own: Step, local: Step, framework: Step, alone: Step | None = None) -> Steps:
+    """Put the updates of both sides together; torch's own is the leader's, as it leads."""
+    return Steps(own, framework if alone is None else alone, local, framework, None)
 
 
 def some_bounds(size: float = 0.01) -> Bounds:
@@ -311,11 +330,9 @@ def test_start_is_compared_by_rounding_and_by_each_tolerance() -> None:
 def test_each_has_its_own_tolerance(name: str) -> None:
     step = a_step()
     # The trajectories are apart by 1, and the rules agree.
-    own = step._replace(
-        loss=step.loss + 1, after={key: tensor + 1 for key, tensor in step.after.items()}
-    )
+    own = step._replace(loss=0.5 + 1, after={key: tensor + 1 for key, tensor in step.after.items()})
     tolerances = Tolerances.model_validate({name: Tolerance(atol=0.5)})
-    judged = compare_step(BATCH, own, step, step, some_bounds(), tolerances).judged
+    judged = compare_step(BATCH, steps(own, step, step), some_bounds(), tolerances).judged
 
     assert {key: one.ratio for key, one in judged.items()} == {
         "weight": 0.0,
@@ -349,10 +366,10 @@ def test_injected_is_what_one_step_puts_in() -> None:
 
 def test_equal_steps_differ_nowhere() -> None:
     step = a_step()
-    row = compare_step(BATCH, step, step, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(step, step, step), some_bounds(), DEFAULT)
 
     assert (row.step, row.epoch, row.batch) == (3, 2, 1)
-    assert (row.scratch_loss, row.framework_loss, row.loss.ratio) == (0.5, 0.5, 0.0)
+    assert (row.scratch_loss, row.framework_loss, loss_of(row).ratio) == (0.5, 0.5, 0.0)
     assert row.drift == {"weight": 0.0, "bias": 0.0}
     assert {name: one.ratio for name, one in row.local.items()} == {"weight": 0.0, "bias": 0.0}
     assert {name: one.ratio for name, one in row.within.items()} == {
@@ -378,7 +395,7 @@ def test_every_entry_of_every_stage_is_compared(
     step = a_step()
     other = changed(step, part, tensor, index, 100.0)
     pair = (other, step) if side == "scratch" else (step, other)
-    row = compare_step(BATCH, step, *pair, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(step, *pair), some_bounds(), DEFAULT)
 
     assert [name for name, one in row.within.items() if exceeds(one, LIMIT)] == [stage]
     assert row.within[stage].tensor == tensor
@@ -388,9 +405,11 @@ def test_every_entry_of_every_stage_is_compared(
 @pytest.mark.parametrize("place", range(4))
 def test_every_output_is_compared(place: int) -> None:
     step = a_step()
-    outputs = step.outputs[0].copy()
+    outputs = outputs_of(step)[0].copy()
     outputs[place] += 1.0
-    row = compare_step(BATCH, step, step._replace(outputs=(outputs,)), step, some_bounds(), DEFAULT)
+    row = compare_step(
+        BATCH, steps(step, step._replace(outputs=(outputs,)), step), some_bounds(), DEFAULT
+    )
 
     assert row.within["forward"].index == (place,)
     assert row.within["forward"].ratio == pytest.approx(100.0)
@@ -400,19 +419,24 @@ def test_every_micro_batch_is_compared() -> None:
     two = a_step()._replace(outputs=(array(1, 2), array(3, 4)))
     bounds = some_bounds()._replace(outputs=(np.ones(2), np.ones(2)))
     for part, place in product(range(2), range(2)):
-        outputs = [one.copy() for one in two.outputs]
+        outputs = [one.copy() for one in outputs_of(two)]
         outputs[part][place] += 9.0
         other = two._replace(outputs=tuple(outputs))
-        assert compare_step(BATCH, two, other, two, bounds, DEFAULT).within["forward"].ratio == 9.0
+        assert (
+            compare_step(BATCH, steps(two, other, two), bounds, DEFAULT).within["forward"].ratio
+            == 9.0
+        )
     with pytest.raises(ValueError, match="zip"):
-        compare_step(BATCH, two, two._replace(outputs=two.outputs[:1]), two, bounds, DEFAULT)
+        compare_step(
+            BATCH, steps(two, two._replace(outputs=outputs_of(two)[:1]), two), bounds, DEFAULT
+        )
 
 
 @pytest.mark.parametrize(("tensor", "index"), ENTRIES)
 def test_every_parameter_is_compared(tensor: str, index: Any) -> None:
     step = a_step()
     other = changed(step, "after", tensor, index, 100.0)
-    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(step, other, step), some_bounds(), DEFAULT)
 
     assert diverges(row, DEFAULT)
     assert exceeds(row.local[tensor], LIMIT)
@@ -424,7 +448,7 @@ def test_every_parameter_is_compared(tensor: str, index: Any) -> None:
 def test_drift_is_that_of_the_own_trajectory(tensor: str, index: Any) -> None:
     step = a_step()
     own = changed(step, "after", tensor, index, 100.0)
-    row = compare_step(BATCH, own, step, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(own, step, step), some_bounds(), DEFAULT)
 
     assert row.drift[tensor] == 100.0 - float(step.after[tensor][index])
     assert not diverges(row, DEFAULT)
@@ -442,14 +466,81 @@ def test_reported_losses_are_compared_at_the_same_parameters(value: float, side:
     other = step._replace(loss=value)
     pair = (other, step) if side == "scratch" else (step, other)
 
-    assert exceeds(compare_step(BATCH, step, *pair, some_bounds(), DEFAULT).loss, LIMIT)
-    assert compare_step(BATCH, other, step, step, some_bounds(), DEFAULT).loss.ratio == 0.0
+    row = compare_step(BATCH, steps(step, *pair), some_bounds(), DEFAULT)
+    assert exceeds(loss_of(row), LIMIT)
+    own = compare_step(BATCH, steps(other, step, step), some_bounds(), DEFAULT)
+    assert loss_of(own).ratio == 0.0
+
+
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+def test_a_loss_that_one_side_does_not_tell_is_not_compared(side: str) -> None:
+    step = a_step()
+    silent = step._replace(loss=None)
+    pair = (silent, step) if side == "scratch" else (step, silent)
+    for tolerances in (DEFAULT, Tolerances(rtol=0.1)):
+        row = compare_step(BATCH, steps(pair[0], *pair, pair[1]), some_bounds(), tolerances)
+
+        assert row.loss is None
+        assert row.judged.keys() == row.local.keys() == {"weight", "bias"}
+        assert math.isnan(row.scratch_loss) is (side == "scratch")
+        assert math.isnan(row.framework_loss) is (side == "framework")
+        assert row.complete
+        assert not diverges(row, tolerances)
+
+
+UNTOLD: list[tuple[str, str]] = [("outputs", "forward"), *STAGE_PARTS]
+
+
+@pytest.mark.parametrize(("part", "stage"), UNTOLD)
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+def test_a_stage_that_one_side_does_not_tell_is_left_out(part: str, stage: str, side: str) -> None:
+    step, other = a_step(), changed(a_step(), "after", "weight", (0, 1), 50.0)
+    missing: dict[str, Any] = {part: None}
+    silent = (other._replace(**missing), step), (other, step._replace(**missing))
+    pair = silent[0] if side == "scratch" else silent[1]
+    row = compare_step(BATCH, steps(step, *pair), some_bounds(), DEFAULT)
+
+    assert list(row.within) == [name for _, name in UNTOLD if name != stage]
+    assert locate(row, *pair, some_bounds(), DEFAULT).stage == "update"
+
+
+def test_a_step_of_which_only_the_parameters_are_told_parts_in_the_update() -> None:
+    step = a_step()
+    silent = changed(step, "after", "bias", 0, 50.0)._replace(
+        outputs=None, loss=None, gradient=None, penalty=None, velocity={}, shift=None
+    )
+    row = compare_step(BATCH, steps(silent, silent, step), some_bounds(), DEFAULT)
+    found = locate(row, silent, step, some_bounds(), DEFAULT)
+
+    assert row.within == {}
+    assert (found.stage, found.at.tensor, found.within) == ("update", "bias", found.at)
+
+
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES)
+def test_drift_is_from_torch_alone_and_local_differences_from_torch_beside(
+    tensor: str, index: Any
+) -> None:
+    step = a_step()
+    alone = changed(step, "after", tensor, index, 100.0)._replace(loss=7.5)
+    local = compare_step(BATCH, steps(step, step, step, alone), some_bounds(), DEFAULT)
+
+    assert local.drift[tensor] == 100.0 - float(step.after[tensor][index])
+    assert (local.scratch_loss, local.framework_loss, loss_of(local).ratio) == (0.5, 7.5, 0.0)
+    assert not diverges(local, DEFAULT)
+    # A tolerance on the drift judges the two that train on their own.
+    close = Tolerances(atol=1.0)
+    assert diverges(
+        compare_step(BATCH, steps(step, step, step, alone), some_bounds(), close), close
+    )
+    beside = compare_step(BATCH, steps(step, alone, step, step), some_bounds(), close)
+    assert not diverges(beside, close)
+    assert beside.judged["loss"].ratio == 0.0
 
 
 def test_a_row_is_judged_only_if_every_parameter_is() -> None:
     for tensor, index in ENTRIES:
         step = changed(a_step(), "after", tensor, index, NAN)
-        row = compare_step(BATCH, step, step, step, some_bounds(), DEFAULT)
+        row = compare_step(BATCH, steps(step, step, step), some_bounds(), DEFAULT)
         assert not row.complete
         assert not diverges(row, DEFAULT)
 
@@ -464,7 +555,7 @@ def test_locate_names_the_first_stage_and_tells_the_same_entry(part: str, stage:
     for later, _ in STAGE_PARTS[[one for one, _ in STAGE_PARTS].index(part) :]:
         other = changed(other, later, "weight", (0, 1), 20.0)
         other = changed(other, later, "bias", 0, 30.0)
-    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(step, other, step), some_bounds(), DEFAULT)
     found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.step, found.stage) == (3, stage)
@@ -481,7 +572,7 @@ def test_locate_tells_another_entry_where_that_one_alone_parts() -> None:
     step = a_step()
     other = changed(step, "after", "weight", (0, 1), 50.0)
     other = changed(other, "gradient", "bias", 0, 30.0)
-    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(step, other, step), some_bounds(), DEFAULT)
     found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.stage, found.within.tensor, found.within.scratch) == ("gradient", "bias", 30.0)
@@ -492,19 +583,19 @@ def test_locate_tells_the_first_bit_where_no_stage_is_beyond_rounding() -> None:
     # A tenth of a bound in the gradient, and in what follows.
     other = changed(changed(step, "after", "weight", (0, 1), 2.001), "shift", "bias", 0, 3.001)
     other = changed(other, "gradient", "weight", (0, 1), 2.001)
-    row = compare_step(BATCH, other, other, step, some_bounds(), exact)
+    row = compare_step(BATCH, steps(other, other, step), some_bounds(), exact)
     found = locate(row, other, step, some_bounds(), exact)
     assert (found.stage, found.within.index, found.within.scratch) == ("gradient", (0, 1), 2.001)
     # Where one is, that one: the rounding before it is no news.
     other = changed(other, "penalty", "weight", (0, 1), 20.0)
-    row = compare_step(BATCH, other, other, step, some_bounds(), exact)
+    row = compare_step(BATCH, steps(other, other, step), some_bounds(), exact)
     assert locate(row, other, step, some_bounds(), exact).stage == "penalty"
     # Where no stage differs by a bit, the update itself does; and rounding has no such first bit.
     alone = changed(step, "after", "weight", (0, 1), 2.001)
-    row = compare_step(BATCH, alone, alone, step, some_bounds(), exact)
+    row = compare_step(BATCH, steps(alone, alone, step), some_bounds(), exact)
     assert locate(row, alone, step, some_bounds(), exact).stage == "update"
     far = changed(changed(step, "gradient", "bias", 0, 3.001), "after", "bias", 0, 9.0)
-    row = compare_step(BATCH, far, far, step, some_bounds(), DEFAULT)
+    row = compare_step(BATCH, steps(far, far, step), some_bounds(), DEFAULT)
     assert locate(row, far, step, some_bounds(), DEFAULT).stage == "update"
 
 
@@ -512,8 +603,8 @@ def test_locate_names_the_outputs_before_all_else() -> None:
     step = a_step()
     other = changed(step, "after", "bias", 0, 50.0)
     other = changed(other, "gradient", "bias", 0, 50.0)
-    other = other._replace(outputs=(other.outputs[0] + 1,))
-    row = compare_step(BATCH, step, other, step, some_bounds(), DEFAULT)
+    other = other._replace(outputs=(outputs_of(other)[0] + 1,))
+    row = compare_step(BATCH, steps(step, other, step), some_bounds(), DEFAULT)
     found = locate(row, other, step, some_bounds(), DEFAULT)
 
     assert (found.stage, found.within.tensor) == ("forward", "output")

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from regcheck.convention import Convention, Decay, MomentumForm
 from regcheck.matching import Matching, NoMatchError, matching
 from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Array, Parameters, Problem, build_problem
+from regcheck.problem import Array, Parameters, Problem, build_problem, with_settings
 from regcheck.schedule import training_of
 from regcheck.spec import LoadedSpec, from_mapping
+from regcheck.spec.rule import WeightDecay
+from regcheck.spec.schema import TorchSettings
 from regcheck.torch_trainer import TorchTrainer
 from regcheck.training import Training
 
@@ -72,12 +74,16 @@ def by_numpy(problem: Problem) -> Iterator[Parameters]:
 
 
 def by_torch(problem: Problem, match: Matching) -> Iterator[Parameters]:
-    """Train in torch with the matched numbers in the place of the spec's."""
-    trainer = TorchTrainer(problem)
-    for group, name in zip(trainer.optimizer.param_groups, trainer.tensors, strict=True):
-        group["weight_decay"] = match.weight_decay[name]
+    """Train in torch with the matched settings in the place of the spec's."""
+    options = {"momentum": match.momentum, "dampening": match.dampening, "nesterov": match.nesterov}
+    matched = TorchSettings(
+        lr=problem.schedule.lr * match.lr_factor,
+        weight_decay=WeightDecay(**match.weight_decay),
+        optimizer=problem.optimizer.model_copy(update=options),
+    )
+    trainer = TorchTrainer(with_settings(problem, matched))
     for batch in problem.schedule.batches():
-        yield trainer.step(batch._replace(lr=batch.lr * match.lr_factor)).after
+        yield trainer.step(batch).after
 
 
 def apart(spec: LoadedSpec, match: Matching) -> float:

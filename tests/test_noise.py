@@ -306,7 +306,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     rounding, velocities = RoundingModel(problem), scratch.start().velocities
     single = "float32" in (problem.scratch_dtype, problem.framework_dtype)
     dtype = torch.float32 if single else torch.float64
-    meter = NoiseMeter(framework.model, framework.optimizer, dtype, seed=0, samples=8)
+    meter = NoiseMeter(framework.module.model, framework.optimizer, dtype, seed=0, samples=8)
     in_bounds, real = [], []
     with np.errstate(all="ignore"):
         for batch, _ in zip(problem.schedule.batches(), range(steps), strict=False):

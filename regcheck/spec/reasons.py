@@ -45,6 +45,7 @@ REQUIRED: dict[Path, str] = {
     ("data", "X"): "with one list for each row",
     ("data", "target"): "the column that holds y",
     ("data", "y"): "with one number for each row of X",
+    ("framework", "weight_decay", "bias"): "0 leaves the bias without a penalty",
     ("lr",): "the learning rate",
     ("model",): "one of " + ", ".join(MODELS),
     ("weight_decay", "bias"): "0 leaves the bias without a penalty",

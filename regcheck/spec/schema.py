@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from regcheck.convention import (
     NAMED,
@@ -79,6 +80,8 @@ LossName = Literal["mse", "bce", "bce_with_logits"]
 
 def model_form(value: object) -> object:
     """Turn what `model` may hold into its full form."""
+    if isinstance(value, PydanticCustomError):
+        raise value
     named = next(iter(value), None) if isinstance(value, Mapping) else value
     if named in LATER_MODELS:
         raise not_yet(f"the model {named}")
@@ -128,9 +131,14 @@ class TorchSettings(Section):
 
 def framework_form(value: object) -> object:
     """Check that a value names a user's function, or holds settings of torch's own."""
-    if isinstance(value, Mapping | TorchSettings):
+    if isinstance(value, Mapping):
+        return TorchSettings.model_validate(value)
+    if isinstance(value, TorchSettings):
         return value
-    return user_code_form(value)
+    if is_user_code(value):
+        return user_code_form(value)
+    forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
+    raise wrong(f"must be {forms}; got {shown(value)}")
 
 
 class ConventionKeys(Section):
@@ -164,15 +172,22 @@ UserCode = str | Callable[[Any], Any]
 """A user's function: `FILE.py:FUNCTION` in a spec, or the function itself from Python."""
 
 
+FUNCTION = "a Python file and a function in it, like my_train.py:train"
+
+
+def is_user_code(value: object) -> bool:
+    """Say whether a value names a function in a Python file, or is one."""
+    if not isinstance(value, str):
+        return callable(value) and not isinstance(value, type)
+    named = re.fullmatch(r".+\.py:(\w+)", value.strip())
+    return named is not None and named[1].isidentifier()
+
+
 def user_code_form(value: object) -> object:
     """Check that a value names a function in a Python file, or is one."""
-    if callable(value) and not isinstance(value, type):
-        return value
-    named = isinstance(value, str) and re.fullmatch(r"(.+\.py):(\w+)", value.strip())
-    if not named or not named[2].isidentifier():
-        text = "must be a Python file and a function in it, like my_train.py:train; got "
-        raise wrong(text + shown(value))
-    return str(value).strip()
+    if not is_user_code(value):
+        raise wrong(f"must be {FUNCTION}; got {shown(value)}")
+    return value.strip() if isinstance(value, str) else value
 
 
 Compared = Literal["parameters", "loss"]
@@ -264,16 +279,26 @@ class Spec(Section):
             raise wrong("clip_norm and clip_value exclude each other; keep one")
         return value
 
-    @model_validator(mode="after")
-    def a_model(self) -> Spec:
-        if self.model is not None:
-            return self
-        if self.own_framework is None:
-            raise wrong_inside([(("model",), f"is required: one of {', '.join(MODELS)}")])
-        if self.scratch is None:
-            text = "is required: the built-in scratch side is one of " + ", ".join(MODELS)
-            raise wrong_inside([(("model",), f"{text}; or give `scratch` too")])
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def a_model(cls, content: object) -> object:
+        """Put an error in the place of a model that is missing: so the others are told with it."""
+        if not isinstance(content, Mapping) or content.get("model") is not None:
+            return content
+        own = {key for key in ("scratch", "framework") if content.get(key) is not None}
+        if isinstance(content.get("framework"), Mapping | TorchSettings):
+            own -= {"framework"}
+        if own == {"scratch", "framework"}:
+            return content
+        models = ", ".join(MODELS)
+        text = {
+            frozenset(): f"is required: one of {models}",
+            frozenset({"scratch"}): f"is required: the built-in framework side is one of {models}; "
+            "or name a function for `framework` too",
+            frozenset({"framework"}): f"is required: the built-in scratch side is one of {models}; "
+            "or give `scratch` too",
+        }[frozenset(own)]
+        return {**content, "model": wrong(text)}
 
     @model_validator(mode="after")
     def within_float32(self) -> Spec:
