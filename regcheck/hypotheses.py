@@ -34,6 +34,10 @@ COARSE = 1e3
 """Limits that a first look allows: from far off, rounding is multiplied by the way to c."""
 
 
+DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
+"""Keys that each say what a batch's sum is divided by."""
+
+
 class Fit(NamedTuple):
     """A fitted factor, and its deviation: what one rounding bound makes of it."""
 
@@ -85,6 +89,8 @@ class Replay:
             sees_rows: whether NumPy can pass over the rows itself, as with one-layer models.
         """
         self.history, self.torch, self.sees_rows = history, torch, sees_rows
+        dtypes = (torch.problem.scratch_dtype, torch.problem.framework_dtype)
+        self.u = max(float(np.finfo(dtype).eps) for dtype in dtypes) / 2
         self.limits = np.concatenate(
             [np.full(math.prod(history.shapes[name]), limits[name]) for name in history.shapes]
         )
@@ -106,7 +112,22 @@ class Replay:
                 continue
             update = trainer.step(state._replace(parameters=before), record.batch, seen)
             state = update.state
-            yield record, self.history.flat(update.step.after)
+            after = self.history.flat(update.step.after)
+            yield self.widened(trainer.problem, record, after), after
+
+    def widened(self, rule: Problem, record: Record, after: Array) -> Record:
+        """Widen a step's bounds by what a rule rounds more than torch does.
+
+        All of torch's bound but the rounding of w itself, 2u |w|, goes with the gradient. The
+        limit of many bounds is for what no rounding exceeds: where the gradient is many times
+        larger, a quarter of it is ample. Larger steps add their own rounding.
+        """
+        with np.errstate(all="ignore"):
+            rest = np.maximum(record.bound - 2 * self.u * np.abs(record.before), 0)
+            wider = record.bound + max(0.0, gain(rule, record.batch) / 4 - 1) * rest
+            wider += 2 * self.u * np.abs(after - record.before)
+            known = np.isfinite(wider)
+        return record._replace(bound=np.where(known, wider, record.bound))
 
     def seen(self, problem: Problem, record: Record) -> Pass | None:
         """Give what a rule makes of torch's gradient; None where it must see the rows itself."""
@@ -126,8 +147,9 @@ class Replay:
             ratios: Array = np.abs(after - record.scratch) / (record.bound * self.limits)
             lost = np.isnan(ratios)
             if lost.any():
-                judged = np.isfinite(record.bound) & np.isfinite(record.scratch)
-                ratios = np.where(lost, np.where(judged, math.inf, 0.0), ratios)
+                # Where the range of a dtype is left, or on both sides, nothing is known.
+                alone = np.isfinite(record.scratch) != np.isfinite(after)
+                ratios = np.where(lost, np.where(alone, math.inf, 0.0), ratios)
         return ratios
 
     def residual(self, change: Change) -> float:
@@ -195,6 +217,28 @@ class Replay:
         return Fit(factor + change_by, 1 / math.sqrt(weight))
 
 
+def gain(rule: Problem, batch: Batch) -> float:
+    """Give how many times larger a rule makes the gradient than torch does, at most."""
+    slips, options = rule.slips, rule.optimizer
+    found = abs(rule.convention.loss_factor * slips.gradient_factor * slips.lr_factor)
+    if rule.convention.loss_reduction == "sum":
+        found *= max(len_of(index, rule) for index in batch.parts)
+    if slips.accumulation == "sum":
+        found *= len(batch.parts)
+    if slips.zeroing == "never":
+        found *= batch.step
+    if slips.lr_shift and batch.lr:
+        shifted = rule.schedule.shifted_lr(batch.step, slips.lr_shift)
+        found *= max(1.0, shifted / batch.lr)
+    if rule.convention.momentum_form == "dampened" and options.momentum:
+        found *= 1 - options.momentum
+    elif slips.momentum != "ignored":
+        return found if math.isfinite(found) else 1.0
+    if 0 < options.dampening < 1:  # torch's share of all gradients but the first
+        found /= 1 - options.dampening
+    return found if math.isfinite(found) else 1.0
+
+
 def pass_scale(
     convention: Convention, slips: Slips, batch: Batch, problem: Problem
 ) -> float | None:
@@ -225,10 +269,10 @@ def len_of(index: object, problem: Problem) -> int:
 
 
 def merged(changes: Iterable[Change]) -> Change | None:
-    """Put several changes together; None where two set the same key."""
+    """Put several changes together; None where two set the same key, or both set the divisor."""
     together: dict[str, object] = {}
     for change in changes:
         if not together.keys().isdisjoint(change):
             return None
         together |= change
-    return together
+    return None if together.keys() >= DIVISORS else together

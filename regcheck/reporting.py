@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.convention import NO_SLIPS, is_bias
 from regcheck.history import History
 from regcheck.hypotheses import Fit, pass_scale
+from regcheck.losses import LOSSES
+from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array, Problem
 from regcheck.schedule import Batch
 
@@ -98,60 +102,172 @@ def explain_losses(
     losses = told(history, limit)
     if not len(losses.scratch):
         return None
-    for causes, base, scale in data_losses(losses, rules, loss_after):
-        for penalty, strengths in penalties(losses, base, scale, rules):
-            slack = losses.limit * max(1.0, abs(scale)) + 1e-14 * np.abs(penalty)
-            residual = worst(losses.scratch - base - penalty, slack)
-            if residual <= 1:
-                inside = ("penalty-in-loss",) if strengths else ()
-                return Reporting((*causes, *inside), strengths, scale, residual)
+    tried = []
+    for one in data_losses(history, losses, rules, loss_after):
+        for added in named_penalties(losses, one.scale, rules):
+            found = reporting_of(losses, one, added)
+            if found is not None:
+                return found
+        tried.append(one)
+    for one in tried:
+        fits = fitted_penalty(losses.scratch - one.values, losses)
+        if fits:
+            found = reporting_of(losses, one, Added(total(fits, losses.penalties), fits))
+            if found is not None:
+                return found
     return None
 
 
+class DataLoss(NamedTuple):
+    """A data loss that may be reported: its causes, its values, the factor on torch's in it."""
+
+    causes: tuple[str, ...]
+    values: Array
+    scale: float
+
+
+class Added(NamedTuple):
+    """A penalty that may be in a reported loss: its values, and κ of each tensor."""
+
+    values: Array
+    strengths: Mapping[str, Fit]
+
+
+def reporting_of(losses: Losses, base: DataLoss, added: Added) -> Reporting | None:
+    """Say whether a data loss and a penalty are what is reported."""
+    slack = losses.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(added.values)
+    residual = worst(losses.scratch - base.values - added.values, slack)
+    if residual > 1:
+        return None
+    inside = ("penalty-in-loss",) if added.strengths else ()
+    return Reporting((*base.causes, *inside), added.strengths, base.scale, residual)
+
+
 def data_losses(
-    losses: Losses, rules: Sequence[Rule], loss_after: Callable[[], Array | None]
-) -> Iterator[tuple[tuple[str, ...], Array, float]]:
-    """Give the data losses that may be reported: causes, losses, and the factor in them."""
-    own: dict[float, None] = {1.0: None}
-    first = losses.batches[0]
+    history: History,
+    losses: Losses,
+    rules: Sequence[Rule],
+    loss_after: Callable[[], Array | None],
+) -> Iterator[DataLoss]:
+    """Give the data losses that may be reported, the plainest first."""
+    yield DataLoss((), losses.framework, 1.0)
+    # What a rule itself makes of the loss is no cause of its own.
+    seen: dict[tuple[object, ...], Problem] = {}
     for rule, _ in rules:
-        scale = pass_scale(rule.convention, rule.slips, first, rule)
-        if scale:
-            own[scale] = None
-    for scale in own:  # what the rule itself makes of the loss is no cause of its own
-        yield (), scale * losses.framework, scale
+        seen.setdefault(seen_by(rule), rule)
+    for rule in seen.values():
+        yield from own_losses(history, losses, rule)
     rows = np.array([float(batch.size) for batch in losses.batches])
     for scale in (0.5, 2.0):
-        yield ("reported-loss-scaled",), scale * losses.framework, scale
+        yield DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
     for scale in (1.0, 0.5):
-        yield ("reported-loss-scaled",), scale * rows * losses.framework, scale * rows[0]
+        values = scale * rows * losses.framework
+        yield DataLoss(("reported-loss-scaled",), values, scale * rows[0])
+    nominal = replace(rules[-1].problem, slips=NO_SLIPS._replace(batch_divisor="batch-size"))
+    for one in own_losses(history, losses, nominal):
+        yield one._replace(causes=("reported-loss-scaled",))
     epochs = np.array([batch.epoch for batch in losses.batches])
     plain = running_mean(losses.framework, epochs)
-    yield ("loss-epoch-mean",), plain, 1.0
+    yield DataLoss(("loss-epoch-mean",), plain, 1.0)
     weighted = running_mean(losses.framework * rows, epochs) / running_mean(rows, epochs)
-    yield ("loss-epoch-mean",), weighted, 1.0
+    yield DataLoss(("loss-epoch-mean",), weighted, 1.0)
     after = loss_after()
     if after is not None:
         after = after[losses.kept]
-        yield ("loss-after-update",), after, 1.0
-        yield ("loss-after-update", "loss-epoch-mean"), running_mean(after, epochs), 1.0
+        yield DataLoss(("loss-after-update",), after, 1.0)
+        mean = running_mean(after, epochs)
+        yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, 1.0)
 
 
-def penalties(
-    losses: Losses, base: Array, scale: float, rules: Sequence[Rule]
-) -> Iterator[tuple[Array, Mapping[str, Fit]]]:
-    """Give the penalties that may be in a reported loss: none, a rule's own, or any that fits."""
-    yield 0 * base, {}
-    for rule, strengths in rules:
+def seen_by(rule: Problem) -> tuple[object, ...]:
+    """Give what a rule's loss depends on."""
+    convention, slips = rule.convention, rule.slips
+    return (
+        convention.loss_reduction,
+        convention.loss_factor,
+        slips.target,
+        slips.batch_divisor,
+        slips.accumulation,
+    )
+
+
+def own_losses(history: History, losses: Losses, rule: Problem) -> Iterator[DataLoss]:
+    """Give what a rule makes of the loss; nothing where it must look at rows it cannot see.
+
+    Where gradients of micro-batches are summed, losses may be, or may be averaged all the same.
+    """
+    order = rule.convention._replace(update_order="simultaneous")
+    for accumulation in dict.fromkeys((rule.slips.accumulation, "mean")):
+        slips = rule.slips._replace(accumulation=accumulation)
+        scales = [pass_scale(order, slips, batch, rule) for batch in losses.batches]
+        if None not in scales:
+            factors = np.array(scales, np.float64)
+            yield DataLoss((), factors * losses.framework, float(np.abs(factors).max()))
+            continue
+        values = looked_up(history, losses, rule)
+        if values is None:
+            continue
+        if accumulation == "sum":
+            values = values * [float(len(batch.parts)) for batch in losses.batches]
+        with np.errstate(all="ignore"):
+            scale = float(np.nan_to_num(np.abs(values / losses.framework), posinf=1).max())
+        yield DataLoss((), values, scale)
+
+
+def looked_up(history: History, losses: Losses, rule: Problem) -> Array | None:
+    """Give a rule's mean loss over micro-batches, from the rows; None where it cannot see them."""
+    if (rule.model, rule.loss) not in LOSSES:
+        return None
+    trainer = NumpyTrainer(rule)
+    before = history.all("before")[losses.kept]
+    return np.array(
+        [
+            trainer.pass_over(history.split(entries), batch).loss
+            for entries, batch in zip(before, losses.batches, strict=True)
+        ]
+    )
+
+
+NAMED_SHARES = (1.0, 0.5, 2.0)
+"""Factors on λ that people put into a penalty that they report."""
+
+
+def named_penalties(losses: Losses, scale: float, rules: Sequence[Rule]) -> Iterator[Added]:
+    """Give the penalties that may be in a reported loss: none, a rule's own, or of a plain λ."""
+    yield Added(np.zeros_like(losses.scratch), {})
+    for rule, _ in rules:
+        own = strengths_of(rule, losses.batches)
         squared = rule.convention.penalty_norm == "squared"
         terms = losses.penalties if squared else losses.norms
         for factor in dict.fromkeys((1.0, scale)):
-            fits = {name: Fit(factor * kappa, 0.0) for name, kappa in strengths.items() if kappa}
-            if fits:
-                yield total(fits, terms), fits
-    fitted = fitted_penalty(losses.scratch - base, losses)
-    if fitted:
-        yield total(fitted, losses.penalties), fitted
+            yield from added(factor, own, terms)
+    problem = rules[-1].problem
+    rows = np.array([float(batch.size) for batch in losses.batches])
+    decays = {name: decay for name, decay in problem.weight_decay.items() if name in losses.norms}
+    weights = {name: 0.0 if is_bias(name) else decay for name, decay in decays.items()}
+    for tensors in (decays, weights):
+        for divisor in (np.ones_like(rows), rows, np.full_like(rows, len(problem.y))):
+            own = {name: decay / divisor for name, decay in tensors.items()}
+            for factor in NAMED_SHARES:
+                yield from added(factor, own, losses.penalties)
+
+
+def strengths_of(rule: Problem, batches: Sequence[Batch]) -> dict[str, Array]:
+    """Give κ of each tensor by a rule, at each step."""
+    trainer = NumpyTrainer(rule)
+    found = [trainer.strengths(batch) for batch in batches]
+    return {name: np.array([one[name] for one in found]) for name in found[0]}
+
+
+def added(
+    factor: float, strengths: Mapping[str, Array], terms: Mapping[str, Array]
+) -> Iterator[Added]:
+    """Give a penalty, with its κ at the first step, unless there is none."""
+    told = {name: kappa for name, kappa in strengths.items() if kappa.any()}
+    if told:
+        values = sum((factor * kappa * terms[name] for name, kappa in told.items()), 0.0)
+        fits = {name: Fit(float(factor * kappa[0]), 0.0) for name, kappa in told.items()}
+        yield Added(np.asarray(values), fits)
 
 
 def total(fits: Mapping[str, Fit], terms: Mapping[str, Array]) -> Array:
@@ -170,7 +286,10 @@ def running_mean(values: Array, epochs: Array) -> Array:
 
 
 def fitted_penalty(rest: Array, losses: Losses) -> dict[str, Fit]:
-    """Fit κ of each tensor to what is left of the loss; empty where it cannot be told."""
+    """Fit κ of each tensor to what is left of the loss; empty where it cannot be told.
+
+    A penalty is no reward: κ is not negative.
+    """
     shown = {name: half / losses.limit for name, half in losses.penalties.items() if half.any()}
     if len(rest) <= len(shown) or not shown:
         return {}
@@ -180,7 +299,9 @@ def fitted_penalty(rest: Array, losses: Losses) -> dict[str, Fit]:
     solution, _, rank, _ = np.linalg.lstsq(scaled, rest / losses.limit, rcond=1e-12)
     if rank < len(shown):
         return {}
-    spread = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)))
+    spread = np.sqrt((np.linalg.pinv(scaled, rcond=1e-12) ** 2).sum(axis=1))
+    if (solution < -8 * spread).any():
+        return {}
     found = zip(shown, solution / sizes, spread / sizes, strict=True)
     return {name: Fit(float(kappa), float(deviation)) for name, kappa, deviation in found}
 

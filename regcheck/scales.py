@@ -115,7 +115,7 @@ def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -
         if rank < len(told):  # the two cannot be told apart
             return Scales(None, None, fits=False, residual=math.inf)
         rest = target - scaled @ solution
-        spread = np.sqrt(np.diag(np.linalg.inv(scaled.T @ scaled)))
+        spread = np.sqrt((np.linalg.pinv(scaled, rcond=1e-9) ** 2).sum(axis=1))
         for place, index in enumerate(told):
             found[index] = Fit(
                 float(solution[place] / sizes[index]), float(spread[place] / sizes[index])

@@ -89,6 +89,7 @@ class Search:
         }
         self.open = [name for name, cause in concerned.items() if cause.fitted]
         self.found: list[Explanation] = []
+        self.tried: frozenset[str] = frozenset()
 
     def run(self) -> list[Explanation]:
         """Find the explanations, the plainest first."""
@@ -104,6 +105,11 @@ class Search:
         if not any(self.all_named(one) for one in self.found):
             # An odd factor may be the product of plain ones.
             self.try_open(2)
+        if not self.found:
+            # What torch's rule would not show, another cause may bring out.
+            self.tried, self.seen = frozenset(self.seen), self.changes
+            self.try_named(2)
+            self.try_open(1)
         return self.listed()
 
     def shows(self, cause: str, changes: tuple[Change, ...]) -> bool:
@@ -136,8 +142,10 @@ class Search:
         return False
 
     def explained(self, causes: Iterable[str]) -> bool:
-        """Say whether some of the causes explain the run already."""
+        """Say whether some of the causes explain the run already, or all do not."""
         together = set(causes)
+        if self.tried and self.tried.issuperset(together.difference(self.open)):
+            return True
         return any(together.issuperset(one.causes) for one in self.found)
 
     def try_named(self, size: int) -> None:
