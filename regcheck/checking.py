@@ -136,6 +136,7 @@ def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
         steps=sides.problem.schedule.steps,
         trace=Trace(tuple(sides.problem.initial)),
         plain_sgd=sides.torch is not None,
+        dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),
     )
 
 

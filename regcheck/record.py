@@ -92,6 +92,7 @@ class Report:
     mended: Mend | str | None = None
     losses_told: int = 0
     plain_sgd: bool = True
+    dtypes: tuple[str, str] = ("float64", "float64")
 
     @property
     def rule_training(self) -> Training:
@@ -166,6 +167,7 @@ def head(report: Report) -> dict[str, Any]:
         "verdict": report.verdict,
         "reason": report.reason or None,
         "expected": report.expected,
+        "dtypes": dict(zip(("scratch", "framework"), report.dtypes, strict=True)),
         "steps": report.steps,
         "compared": report.compared,
         "first_divergence": divergence_dict(report.first_divergence, report.spec.tolerance),

@@ -163,6 +163,7 @@ class TorchTrainer:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
         outputs, total = [], 0.0
         parts = len(batch.parts)
+        torch.set_grad_enabled(True)  # a user's code may have turned it off
         for index in batch.parts:
             rows = index if isinstance(index, slice) else torch.from_numpy(index)
             X, y = self.X[rows], self.y[rows]

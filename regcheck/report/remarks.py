@@ -22,6 +22,7 @@ def remarks(report: Report) -> list[str]:
     told = (
         not_judged_remark(report),
         loss_remark(report),
+        untold_remark(report),
         unjudged_remark(report),
         masked_remark(report),
         drift_remark(report),
@@ -46,12 +47,12 @@ def not_judged_remark(report: Report) -> str:
 
 def overflow_remark(report: Report) -> str:
     """Say that one side's numbers end before the other's, where that is what parts them."""
-    divergence, dtype = report.first_divergence, report.spec.dtype
-    if divergence is None or dtype.scratch == dtype.framework:
+    divergence, (scratch, framework) = report.first_divergence, report.dtypes
+    if divergence is None or scratch == framework:
         return ""
     if math.isfinite(divergence.at.scratch) == math.isfinite(divergence.at.framework):
         return ""
-    side = "scratch" if dtype.scratch == "float32" else "torch"
+    side = "scratch" if scratch == "float32" else "torch"
     return f"The {side} side's float32 ends at 3.4e+38: it overflows where float64 does not."
 
 
@@ -84,6 +85,13 @@ def loss_remark(report: Report) -> str:
         f"scratch {scratch}, torch {torch}, "
         f"difference {short(loss.at.difference)}."
     )
+
+
+def untold_remark(report: Report) -> str:
+    """Say that a user's code yields no loss, where the losses are to be compared."""
+    if report.spec.scratch is None or report.losses_told or not judged(report, "loss"):
+        return ""
+    return "Your code yields no loss, so that the reported losses are not compared."
 
 
 def unjudged_remark(report: Report) -> str:

@@ -76,6 +76,8 @@ def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
     line.append(words.sentence(report), STYLES[report.verdict])
+    if report.diagnosis is not None:
+        line.append(f". Cause: {', '.join(report.diagnosis.causes) or 'not explained'}")
     if judgement.expectation(report):
         line.append(f". {judgement.expectation(report)}")
     console.print(line, soft_wrap=True)

@@ -57,9 +57,8 @@ class Term(NamedTuple):
 def subject(report: Report) -> str:
     """Name the spec, the model, and the precision."""
     spec = report.spec
-    dtype: str = spec.dtype.scratch
-    if spec.dtype.scratch != spec.dtype.framework:
-        dtype = f"NumPy {spec.dtype.scratch} against torch {spec.dtype.framework}"
+    scratch, framework = report.dtypes
+    dtype = scratch if scratch == framework else f"NumPy {scratch} against torch {framework}"
     kind = f"{spec.model}, {spec.loss}" if spec.model else "your own model"
     return f"{report.name}: {kind}, {dtype}"
 
