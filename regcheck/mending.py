@@ -14,6 +14,7 @@ from regcheck.errors import UsageError
 from regcheck.matching import Matching
 from regcheck.orders import NOT_SHUFFLED
 from regcheck.spec import LoadedSpec, Spec
+from regcheck.spec.judging import ROUNDING
 from regcheck.spec.rewriting import rewritten
 
 WRITTEN = "# Written by `regcheck run --write-fixed`"
@@ -41,6 +42,9 @@ def mend(
         found: the diagnosis of its run, which explains it.
         match: the settings with which torch matches, if there are any.
     """
+    if rounding_alone(spec, found):
+        text = "the sides differ by rounding alone, which the tolerance now allows"
+        return Mend({"tolerance": {"rounding": ROUNDING}}, text)
     if spec.scratch is None:
         if spec.own_framework is not None:
             return "the framework side is your own: change it there"
@@ -60,6 +64,17 @@ def mend(
     return Mend(changes, "; ".join(told))
 
 
+def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
+    """Say whether only a tolerance on the drift keeps the sides from agreeing."""
+    best = found.best
+    if best is None or best.change or found.start is not None or not spec.tolerance.on_drift:
+        return False
+    if found.reporting is not None and found.reporting.causes:
+        return False
+    known = {"precision"} if spec.dtype.scratch != spec.dtype.framework else set()
+    return known.issuperset(best.causes)
+
+
 def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dict[str, Any], str]:
     """Give what makes torch update as a user's scratch code does, and that in words.
 
@@ -72,13 +87,16 @@ def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dic
     if "precision" in best.causes:
         changes["dtype"] = {"scratch": "float32", "framework": spec.dtype.framework}
         told.append("it says that the scratch side computes in float32")
+        if spec.tolerance.on_drift:
+            changes["tolerance"] = {"rounding": ROUNDING}
+            told.append("the tolerance allows for its rounding")
     if found.start is not None:
         changes["init"] = {name: np.ravel(w).tolist() for name, w in found.start.items()}
         told.append("both sides start where your code does")
     if best.note == NOT_SHUFFLED:
         changes["shuffle"] = False
         told.append("the rows keep their order, as your code has it")
-    if best.change:
+    if best.change or best.weight_decay is not None:
         if match is None:
             return {}, "no settings of torch's match your code: change the code"
         changes["framework"] = settings_of(spec, match)
