@@ -11,7 +11,7 @@ from regcheck.causes import CAUSES, Change, put_in
 from regcheck.clues import without_cause
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.history import History, Record
-from regcheck.hypotheses import Explanation, Replay
+from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
@@ -118,10 +118,40 @@ def explain_updates(
         found = in_single(seen, coarse)
         if found:
             return found, coarse, None
+    by_scales = from_scales(replay)
+    if by_scales is not None:
+        return (by_scales,), replay, None
     if seen.leads:
         found, start = from_other_inputs(seen, replay)
         return found, replay, start
     return (), replay, None
+
+
+def from_scales(replay: Replay) -> Explanation | None:
+    """See whether the steps are torch's with another lr, and a weight decay for each tensor."""
+    scales = effective_scales(replay)
+    rates = [one.gradient.plain((1.0,)) for one in scales.values() if one.gradient is not None]
+    if not rates or not all(one.fits for one in scales.values()) or rates[0].factor <= 0:
+        return None
+    problem = replay.torch.problem
+    own, rate = problem.weight_decay, rates[0]
+    decays: dict[str, Fit] = {}
+    for name, one in scales.items():
+        if one.weight_decay is not None:
+            known = (own[name], 0.0, *(fit.factor for fit in decays.values()))
+            decays[name] = one.weight_decay.plain(known)
+    found = {name: decays[name].factor if name in decays else own[name] for name in own}
+    slips = problem.slips._replace(lr_factor=rate.factor)
+    rule = replay.torch.by(replace(problem, weight_decay=found, slips=slips))
+    residual = replay.residual_of(rule)
+    if residual > 1:
+        return None
+    fits = {} if rate.factor == 1 else {"learning-rate-scaled": rate}
+    other = [name for name in own if found[name] != own[name]]
+    causes = (*fits, *(("penalty-scaled",) if other else ()))
+    note = ", ".join(f"{name} has {found[name]:.6g} for {own[name]:g}" for name in other)
+    change = {"lr_factor": rate.factor} if fits else {}
+    return Explanation(causes, change, residual, fits, note, found)
 
 
 def in_single(seen: Observed, coarse: Replay) -> tuple[Explanation, ...]:

@@ -49,13 +49,25 @@ class Fit(NamedTuple):
         slack = max(8 * self.deviation, 1e-9 * abs(self.factor))
         return abs(self.factor - value) <= slack
 
+    def plain(self, among: Iterable[float] = ()) -> Fit:
+        """Give the plainest number that it cannot be told from: one of some, or the shortest."""
+        slack = 8 * self.deviation
+        for value in among:
+            if abs(self.factor - value) <= slack:
+                return self._replace(factor=value)
+        for digits in range(1, 17):
+            value = float(f"{self.factor:.{digits}g}")
+            if abs(self.factor - value) <= slack:
+                return self._replace(factor=value)
+        return self
+
 
 @dataclass(frozen=True)
 class Explanation:
     """A set of causes that makes every recorded step, to `residual` rounding bounds.
 
     `fits` holds the factor of those causes that have an open one; `note` says what a title leaves
-    open otherwise.
+    open otherwise. `weight_decay` holds the decay of each tensor, where they are fitted each.
     """
 
     causes: tuple[str, ...]
@@ -63,6 +75,7 @@ class Explanation:
     residual: float
     fits: Mapping[str, Fit] = field(default_factory=dict)
     note: str = ""
+    weight_decay: Mapping[str, float] | None = None
 
 
 class Replay:
@@ -157,8 +170,12 @@ class Replay:
 
         The empty change is torch's own rule.
         """
+        return self.residual_of(self.by(change))
+
+    def residual_of(self, trainer: NumpyTrainer) -> float:
+        """Give the largest difference that a rule leaves, in limits; inf from the first above 1."""
         largest = 0.0
-        for record, after in self.steps(self.by(change)):
+        for record, after in self.steps(trainer):
             largest = max(largest, float(self.ratios(record, after).max()))
             if largest > 1:
                 return math.inf
@@ -177,6 +194,9 @@ class Replay:
 
         None where no factor explains the steps, or any would.
         """
+        clipped = self.torch.problem.clip_norm or self.torch.problem.clip_value
+        if clipped and key == "gradient_factor":
+            return None if change else self.fit_clipped()
         factor = 1.0
         for coarse, most in ((COARSE, FIRST_LOOK), (COARSE, 64), (1.0, 10**9)):
             fit = self.fit_from(change, key, factor, coarse, most)
@@ -185,11 +205,34 @@ class Replay:
             factor = fit.factor
         return fit
 
+    def fit_clipped(self) -> Fit | None:
+        """Fit a factor on a gradient that is clipped, where a step is no affine function of it.
+
+        Newton's method on the steps that are not clipped, from several first guesses.
+        """
+        for guess in (1.0, 1e-3, 1e3):
+            fit = Fit(guess, math.inf)
+            for _ in range(6):
+                near = self.fit_from({}, "gradient_factor", fit.factor, math.inf, 10**9, 1 - 2**-12)
+                if near is None or not math.isfinite(near.factor):
+                    break
+                fit = near
+            fitted = math.isfinite(fit.deviation)
+            if fitted and self.residual({"gradient_factor": fit.factor}) <= 1:
+                return fit
+        return None
+
     def fit_from(
-        self, change: Change, key: str, factor: float, coarse: float, most: int
+        self,
+        change: Change,
+        key: str,
+        factor: float,
+        coarse: float,
+        most: int,
+        share: float = 0.5,
     ) -> Fit | None:
-        """Fit a factor from the steps at a first guess and at half of it (or at 0 and 1)."""
-        other = factor / 2 if factor else 1.0
+        """Fit a factor from the steps at a first guess and at a share of it (or at 0 and 1)."""
+        other = factor * share if factor else 1.0
         here, there = self.by({**change, key: factor}), self.by({**change, key: other})
         moment = weight = 0.0
         seen, parts = 0, []

@@ -356,8 +356,11 @@ def way_out(report: Report) -> Matching | str | None:
     if found is None or found.best is None:
         return None
     convention, slips = put_in(found.best.change, TORCH, NO_SLIPS)
+    training = report.training
+    if found.best.weight_decay is not None:
+        training = training._replace(weight_decay=found.best.weight_decay)
     try:
-        match = matching(convention, report.training, slips)
+        match = matching(convention, training, slips)
     except NoMatchError as reason:
         return str(reason)
     return match

@@ -180,6 +180,7 @@ class Search:
             fit = self.replay.fit(change, key)
             if fit is None or fit.is_near(1.0) or (fit.factor <= 0 and key != "penalty_factor"):
                 continue
+            fit = fit.plain(named_factors(cause, self.training))
             whole = {**change, key: fit.factor}
             residual = self.replay.residual(whole)
             if residual <= 1:

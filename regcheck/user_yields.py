@@ -108,11 +108,11 @@ KINDS = {
 
 
 def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Array:
-    """Copy numbers to float64 in torch's shape."""
+    """Copy numbers to float64 in torch's shape; a flat array is taken row by row."""
     squeezed = tuple(size for size in shape if size != 1)
-    fits = array.size == math.prod(shape) and (
-        len(squeezed) < 2 or tuple(size for size in array.shape if size != 1) == squeezed
-    )
+    given = tuple(size for size in array.shape if size != 1)
+    alike = len(squeezed) < 2 or len(given) < 2 or given == squeezed
+    fits = array.size == math.prod(shape) and alike
     if not fits:
         raise Refused(
             f"`{name}` has shape {array.shape}, {array.size:,} numbers; expected "

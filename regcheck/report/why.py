@@ -55,14 +55,17 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
     if not best.causes:
         return [Line("Cause", "none: the sides differ by rounding alone")]
     for cause in best.causes:
-        note = f": {best.note}" if best.note else ""
+        note = f": {best.note}" if best.note and cause not in best.fits else ""
         factor = factor_text(report, cause, best.fits.get(cause))
         text = f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}"
         lines.append(Line("" if lines else "Cause", text))
     convention, slips = put_in(best.change, TORCH, NO_SLIPS)
     given = letters(report.rule_training)
+    own = report.rule_training
+    if best.weight_decay is not None and best.weight_decay.keys() == own.weight_decay.keys():
+        own = own._replace(weight_decay=best.weight_decay)
     rules = {
-        "scratch": rule_lines(convention, given, slips),
+        "scratch": rule_lines(convention, letters(own), slips),
         "torch": rule_lines(TORCH, given),
     }
     if rules["scratch"] != rules["torch"]:
@@ -105,7 +108,7 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
         return (
             f"from {first} {some}{', ..' if found.start[first].size > 4 else ''} {steps}; {left}."
         )
-    if not best.change:
+    if not best.change and best.weight_decay is None:
         where = "from the same parameters" if "initial-parameters" in best.causes else "then"
         return f"{where} {steps}; {left}."
     them = "it" if len(best.causes) == 1 else "these"
@@ -215,14 +218,15 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     ways: list[tuple[str, list[str]]] = []
     given = letters(report.rule_training)
     lines = [CAUSES[cause].fix for cause in found.causes]
-    if found.best is not None and found.best.change:
+    changed = found.best is not None and (found.best.change or found.best.weight_decay)
+    if changed:
         lines += rule_lines(TORCH, given)
     if found.reporting is not None and found.reporting.causes:
         lines.append(f"reports  {loss_text(TORCH, given)}")
     if lines:
         ways.append(("in the scratch code", lines))
     match = way_out(report)
-    if found.best is None or not found.best.change:
+    if not changed:
         return ways + spec_ways(report)
     if isinstance(match, Matching):
         lines = [torch_call(match.put_in(report.training))]
