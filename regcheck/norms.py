@@ -89,4 +89,6 @@ def close_pairs(tolerance: float, *tables: Array) -> Array:
         distances = np.abs(some[:, None] - some)
         near = near & (distances <= tolerance * np.abs(some).max(axis=0))
     rows = len(tables[0])
-    return np.asarray((np.count_nonzero(near, axis=(0, 1)) - rows) / max(1, rows * (rows - 1)))
+    # No entry is close to one that is no number, not even to itself.
+    pairs = np.maximum(np.count_nonzero(near, axis=(0, 1)) - rows, 0)
+    return np.asarray(pairs / max(1, rows * (rows - 1)))

@@ -101,6 +101,17 @@ def test_close_pairs_in_float32_are_counted_in_float64() -> None:
     assert close_pairs(1.0, np.array([[3e38], [-3e38]], np.float32)).tolist() == [0.0]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # callers have them ignored
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("odd", [1, 3, 32])
+def test_close_pairs_of_no_numbers_are_none(value: float, odd: int) -> None:
+    # A negative share would be the root of a negative number.
+    column = np.zeros((32, 1))
+    column[:odd] = value
+
+    assert 0 <= close_pairs(1e-5, column).item() <= 1
+
+
 @pytest.mark.parametrize("rows", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
 def test_norms_of_more_rows_than_are_taken_at_once(rows: int, scale: float) -> None:
