@@ -12,6 +12,7 @@ from regcheck.hypotheses import Replay
 from regcheck.observed import Observed
 from regcheck.problem import Array
 from regcheck.scales import Scales, other_penalty, recursion
+from regcheck.search import LATE
 from regcheck.training import Training
 
 
@@ -19,38 +20,22 @@ def without_cause(
     seen: Observed, replay: Replay, scales: Mapping[str, Scales]
 ) -> tuple[list[str], str]:
     """Say what is known where nothing in the catalogue explains the updates; and the stage."""
-    clues: list[str] = []
-    stage = "gradient"
-    lost = lost_clue(seen)
+    clues = late_clues(seen)
+    record = next((one for one in seen.history.records() if one.batch.step == seen.first), None)
+    if record is None:
+        kept = len(seen.history)
+        return [*clues, f"Only the first {kept:,} steps are kept and could be replayed."], "update"
+    lost = lost_clue(seen, record)
     if lost:
-        return [lost], "update"
-    record = next(one for one in seen.history.records() if one.batch.step == seen.first)
+        return [*clues, lost], "update"
     agrees = gradient_agrees(seen, record)
-    if agrees:
-        clues.append(
-            "The gradient that your code yields is torch's, to rounding: what differs is what the "
-            "step makes of it."
-        )
-        stage = "optimizer"
-    elif agrees is False:
-        clues.append("The gradient that your code yields is not torch's.")
-    clues += scale_clues(scales, seen.training)
-    if agrees is None and (penalty := penalty_clue(replay)):
+    clues += gradient_clues(agrees) + scale_clues(scales, seen.training)
+    penalty = "" if agrees is False else penalty_clue(replay)
+    if penalty:
         return [*clues, penalty], "penalty"
-    rule = recursion(replay) if agrees is None else None
-    if rule is not None and rule.fits and not any(one.fits for one in scales.values()):
-        if abs(rule.now) <= 1e-3 * abs(rule.last):
-            clues.append(
-                "Each step is made from the gradient of the step before: take the predictions and "
-                "the gradient anew, from the parameters as they are."
-            )
-        elif seen.training.momentum:
-            stage = "optimizer"
-            clues.append(
-                f"The steps are those of an optimizer all the same: {rule.now:.6g} g, "
-                f"{rule.last:.6g} times the last g, {rule.kept:.6g} times the last step, "
-                f"{rule.decay:.6g} w."
-            )
+    found, stage = recursion_clues(seen, replay, scales) if agrees is None else ([], "")
+    clues += found
+    stage = stage or ("optimizer" if agrees else "gradient")
     if stage == "gradient":
         clues += difference_clues(seen, record)
     if seen.leads and seen.gradient is None:
@@ -61,9 +46,51 @@ def without_cause(
     return clues, stage
 
 
-def lost_clue(seen: Observed) -> str:
+def late_clues(seen: Observed) -> list[str]:
+    """Tell of many steps that agree before the first that does not."""
+    if seen.first is None or seen.first <= LATE:
+        return []
+    text = (
+        f"Steps 1 to {seen.first - 1:,} agree: look at what changes in step {seen.first:,}, like an "
+        "lr, an epoch, or the branch of an `if`."
+    )
+    return [text]
+
+
+def gradient_clues(agrees: bool | None) -> list[str]:
+    """Tell whether the gradient that a user's code yields is torch's; nothing if it yields none."""
+    if agrees is None:
+        return []
+    if not agrees:
+        return ["The gradient that your code yields is not torch's."]
+    text = "The gradient that your code yields is torch's, to rounding: what differs is what the "
+    return [text + "step makes of it."]
+
+
+def recursion_clues(
+    seen: Observed, replay: Replay, scales: Mapping[str, Scales]
+) -> tuple[list[str], str]:
+    """Tell of steps that are made from torch's gradients all the same; and the stage, if known."""
+    rule = recursion(replay)
+    if rule is None or not rule.fits or any(one.fits for one in scales.values()):
+        return [], ""
+    if abs(rule.now) <= 1e-3 * abs(rule.last):
+        text = (
+            "Each step is made from the gradient of the step before: take the predictions and the "
+            "gradient anew, from the parameters as they are."
+        )
+        return [text], "gradient"
+    if not seen.training.momentum:
+        return [], ""
+    text = (
+        f"The steps are those of an optimizer all the same: {rule.now:.6g} g, {rule.last:.6g} "
+        f"times the last g, {rule.kept:.6g} times the last step, {rule.decay:.6g} w."
+    )
+    return [text], "optimizer"
+
+
+def lost_clue(seen: Observed, record: Record) -> str:
     """Say where the scratch side's first diverging step is not finite; empty if it is."""
-    record = next(one for one in seen.history.records() if one.batch.step == seen.first)
     missing = ~np.isfinite(record.scratch)
     if not missing.any():
         return ""

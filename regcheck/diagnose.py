@@ -74,7 +74,7 @@ def diagnose(seen: Observed) -> Diagnosis:
     """Find what explains a divergence."""
     if not len(seen.history):
         return Diagnosis(explained=False)
-    replay = Replay(seen.history, seen.torch, seen.limits, sees_rows=seen.sees_rows)
+    replay = replay_of(seen, seen.limits)
     found: tuple[Explanation, ...] = ()
     start = None
     if seen.parted or seen.starts_apart:
@@ -97,6 +97,11 @@ def diagnose(seen: Observed) -> Diagnosis:
     )
 
 
+def replay_of(seen: Observed, limits: Mapping[str, float]) -> Replay:
+    """Make what replays rules along a run, with some limits."""
+    return Replay(seen.history, seen.torch, limits, sees_rows=seen.sees_rows, first=seen.first or 1)
+
+
 def explain_updates(
     seen: Observed, replay: Replay
 ) -> tuple[tuple[Explanation, ...], Replay, Parameters | None]:
@@ -114,7 +119,7 @@ def explain_updates(
         return found, replay, None
     if seen.single:  # the scratch side rounds as float32 does
         limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
-        coarse = Replay(seen.history, seen.torch, limits, sees_rows=seen.sees_rows)
+        coarse = replay_of(seen, limits)
         found = in_single(seen, coarse)
         if found:
             return found, coarse, None
@@ -180,7 +185,8 @@ def from_other_inputs(
 
 def searched(seen: Observed, replay: Replay) -> tuple[Explanation, ...]:
     """Search the catalogue."""
-    return tuple(Search(replay, seen.training, seen.convention, seen.visible).run())
+    search = Search(replay, seen.training, seen.convention, seen.visible)
+    return tuple(search.run())
 
 
 def in_other_orders(seen: Observed, replay: Replay) -> Iterator[Explanation]:

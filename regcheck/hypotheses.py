@@ -92,6 +92,7 @@ class Replay:
         limits: Mapping[str, float],
         *,
         sees_rows: bool,
+        first: int = 1,
     ) -> None:
         """Take the recorded steps and torch's rule in NumPy.
 
@@ -100,7 +101,9 @@ class Replay:
             torch: torch's rule, by the settings that the framework side really has.
             limits: of each tensor, in rounding bounds.
             sees_rows: whether NumPy can pass over the rows itself, as with one-layer models.
+            first: the step of the first divergence.
         """
+        self.first = first
         self.history, self.torch, self.sees_rows = history, torch, sees_rows
         dtypes = (torch.problem.scratch_dtype, torch.problem.framework_dtype)
         self.u = max(float(np.finfo(dtype).eps) for dtype in dtypes) / 2

@@ -16,6 +16,7 @@ from regcheck.convention import is_bias
 from regcheck.errors import UserCodeError
 from regcheck.problem import OWN_MODEL, Array, Problem
 from regcheck.spec.rule import Sgd
+from regcheck.user_yields import kind_of
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
     ("linear", "mse"): (nn.Identity, nn.MSELoss),
@@ -52,9 +53,42 @@ class Module:
     tells_outputs: bool
 
     def twin(self) -> Module:
-        """Copy it as it is; the copy trains on its own."""
-        same: Module = copy.deepcopy(self)
+        """Copy it as it is; the copy trains on its own.
+
+        Raises:
+            UserCodeError: something in it cannot be copied.
+        """
+        try:
+            same: Module = copy.deepcopy(self)
+        except Exception as error:
+            raise UserCodeError(
+                f"framework: the model, the loss function or the optimizer cannot be copied "
+                f"({type(error).__name__}: {error})\n  Make all three inside the function, so that "
+                "each call gives new ones."
+            ) from error
         return same
+
+    def shares(self, other: Module) -> bool:
+        """Say whether it has a parameter in common with another."""
+        return not {id(w) for w in self.model.parameters()}.isdisjoint(
+            id(w) for w in other.model.parameters()
+        )
+
+    def take_state(self, other: Module) -> None:
+        """Copy another's parameters and buffers, before any step.
+
+        Raises:
+            UserCodeError: the other is not of the same kind.
+        """
+        if shapes_of(self.model) != shapes_of(other.model):
+            raise UserCodeError(
+                "framework: gave another model when it was called again, with "
+                f"{shapes_of(self.model)} where it had {shapes_of(other.model)}\n  regcheck calls it "
+                "once for each training that it compares: let it make the same model each time."
+            )
+        with torch.no_grad():
+            for name, value in state_of(other.model).items():
+                state_of(self.model)[name].copy_(value)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,6 +105,16 @@ class Module:
             for tensor in group["params"]
             if id(tensor) in names
         }
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Give a model's parameters and buffers."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of a model's parameters and buffers."""
+    return {name: tuple(value.shape) for name, value in state_of(model).items()}
 
 
 def plainly(function: Callable[..., Any], *args: Any) -> Any:
@@ -135,23 +179,23 @@ def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
     Raises:
         UserCodeError: it is no such triple, or cannot be trained.
     """
+    returns = "it must return (model, loss_function, optimizer)"
     if not isinstance(made, tuple | list) or len(made) != 3:
-        found = f"{len(made)} things" if isinstance(made, tuple | list) else type(made).__name__
-        raise UserCodeError(
-            f"{label}: gave {found}; it must return (model, loss_function, optimizer)"
-        )
+        found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
+        raise UserCodeError(f"{label}: gave {found}; {returns}")
     model, loss, optimizer = made
     wanted = {
         "model, a torch.nn.Module": isinstance(model, nn.Module),
-        "loss_function, which can be called": callable(loss),
+        "loss_function, which is called with predictions and targets": callable(loss),
         "optimizer, a torch.optim.Optimizer": isinstance(optimizer, Optimizer),
     }
     for (what, right), one in zip(wanted.items(), made, strict=True):
+        if isinstance(one, type):
+            text = f"gave the class {one.__name__} in the place of the {what.partition(',')[0]}"
+            raise UserCodeError(f"{label}: {text}; make one of it: {one.__name__}(..)")
         if not right:
-            raise UserCodeError(
-                f"{label}: gave {type(one).__name__} where the {what} is expected; "
-                "it must return (model, loss_function, optimizer)"
-            )
+            found = f"gave {kind_of(one)} in the place of the {what}"
+            raise UserCodeError(f"{label}: {found}; {returns}")
     tensors = named_tensors(model, label, problem)
     check_tensors(tensors, optimizer, label)
     return Module(model, loss, optimizer, tensors, False, guard, tells_outputs=False)
@@ -196,6 +240,11 @@ def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, lab
     if not any(id(tensor) in known for tensor in trained):
         raise UserCodeError(
             f"{label}: the optimizer has none of the model's parameters; give it model.parameters()"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserCodeError(
+            f"{label}: torch.optim.LBFGS takes the loss several times in one step; regcheck compares "
+            "optimizers that take one gradient a step, such as torch.optim.SGD"
         )
 
 

@@ -24,7 +24,13 @@ from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array
 
 MOST = 512
-"""Steps that the fit is taken from."""
+"""Steps that a fit is taken from: the first divergence, and those after it."""
+
+
+def window(replay: Replay) -> slice:
+    """Give the places of the steps that a fit is taken from."""
+    start = min(max(0, replay.first - 1), len(replay.history) - 1)
+    return slice(start, min(start + MOST, len(replay.history)))
 
 
 class Scales(NamedTuple):
@@ -58,7 +64,7 @@ class Scales(NamedTuple):
 def shifts(
     replay: Replay, trainer: NumpyTrainer, added: Callable[[Array], Array] | None = None
 ) -> Array:
-    """Give what a rule subtracts at each recorded step: (steps, entries).
+    """Give what a rule subtracts at each step of the window: (steps, entries).
 
     Args:
         replay: the steps.
@@ -75,9 +81,9 @@ def shifts(
         state = update.state
         assert update.step.shift is not None
         found.append(replay.history.flat(update.step.shift))
-        if len(found) == MOST:
+        if len(found) == window(replay).stop:
             break
-    return np.array(found)
+    return np.array(found)[window(replay)]
 
 
 def effective_scales(replay: Replay) -> dict[str, Scales]:
@@ -88,9 +94,8 @@ def effective_scales(replay: Replay) -> dict[str, Scales]:
     silent = problem.slips._replace(gradient_factor=0.0)
     by_gradient = shifts(replay, replay.torch.by(replace(problem, weight_decay=zeros)))
     by_decay = shifts(replay, replay.torch.by(replace(problem, weight_decay=ones, slips=silent)))
-    steps = len(by_gradient)
-    moved = (history.all("before") - history.all("scratch"))[:steps]
-    bound = history.all("bound")[:steps] * replay.limits
+    moved = (history.all("before") - history.all("scratch"))[window(replay)]
+    bound = history.all("bound")[window(replay)] * replay.limits
     return {
         name: scales_of(moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part])
         for name, part in history.slices.items()
@@ -135,9 +140,8 @@ def other_penalty(replay: Replay, shape: Callable[[Array], Array]) -> float | No
     by_gradient = shifts(replay, free)
     with np.errstate(all="ignore"):
         by_both = shifts(replay, free, shape)
-        steps = len(by_gradient)
-        bound = history.all("bound")[:steps] * replay.limits
-        moved = (history.all("before") - history.all("scratch"))[:steps]
+        bound = history.all("bound")[window(replay)] * replay.limits
+        moved = (history.all("before") - history.all("scratch"))[window(replay)]
         slope, rest = (by_both - by_gradient) / bound, (moved - by_gradient) / bound
     if not (np.isfinite(slope).all() and np.isfinite(rest).all()) or not slope.any():
         return None
@@ -168,12 +172,12 @@ def recursion(replay: Replay) -> Recursion | None:
     of the step before. What does not fit has another gradient.
     """
     history = replay.history
-    if len(history) < 3:
-        return None
-    steps = min(MOST, len(history))
-    moved = (history.all("before") - history.all("scratch"))[:steps]
-    gradient, before = history.all("gradient")[:steps], history.all("before")[:steps]
-    bound = history.all("bound")[1:steps] * replay.limits
+    moved = (history.all("before") - history.all("scratch"))[window(replay)]
+    gradient, before = (
+        history.all("gradient")[window(replay)],
+        history.all("before")[window(replay)],
+    )
+    bound = history.all("bound")[window(replay)][1:] * replay.limits
     with np.errstate(all="ignore"):
         parts = (gradient[1:], gradient[:-1], before[1:], moved[:-1])
         columns = np.column_stack([np.ravel(part / bound) for part in parts])

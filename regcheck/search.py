@@ -58,6 +58,10 @@ def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
     return None
 
 
+LATE = 16
+"""The step of the first divergence beyond which causes that show early are left out."""
+
+
 class Search:
     """The search for what explains one run."""
 
@@ -93,6 +97,12 @@ class Search:
 
     def run(self) -> list[Explanation]:
         """Find the explanations, the plainest first."""
+        if self.replay.first > LATE:
+            # What would have shown long before is no part of it, and each trial is long.
+            self.changes = {
+                name: changes for name, changes in self.changes.items() if self.is_late(changes)
+            }
+            self.open = [name for name in self.open if self.is_late(CAUSES[name].changes)]
         self.seen = {
             name: changes for name, changes in self.changes.items() if self.shows(name, changes)
         }
@@ -117,6 +127,11 @@ class Search:
         if self.visible is not None:
             return cause in self.visible
         return any(self.replay.first_shown(change) for change in changes)
+
+    def is_late(self, changes: tuple[Change, ...]) -> bool:
+        """Say whether changes show no earlier than about when the sides part."""
+        shown = [self.replay.first_shown(change) for change in changes]
+        return any(step is None or step >= self.replay.first // 2 for step in shown)
 
     def listed(self) -> list[Explanation]:
         """Give what was found, without factors that another cause names, in order."""

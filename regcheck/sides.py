@@ -12,7 +12,7 @@ import numpy as np
 
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
-from regcheck.modules import Module, initial_of, settings, users
+from regcheck.modules import Module, initial_of, settings
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
 from regcheck.rounding import Bounds, RoundingModel
@@ -107,16 +107,15 @@ def sides_of(
     """
     spec = loaded.spec
     with ExitStack() as stack:
-        module = None
+        module, again = None, None
         if spec.own_framework is not None:
             code = spec.own_framework
-            build = user_function(stack, code, loaded.folder, "framework", patience)
-            made = build.call(user_problem(problem, spec, framework=True))
-            module = users(made, label_of(code), guard(patience), problem)
+            again = builder(stack, loaded, problem, patience)
+            module = again()
             problem = of_module(problem, module)
         given = with_settings(problem, spec.torch_settings)
         framework = TorchTrainer(given, module)
-        probe = TorchTrainer(given, framework.module.twin())
+        probe = TorchTrainer(given, twin_of(framework, again))
         torch = torch_rule(given, module)
         sees_rows = problem.model != OWN_MODEL
         pair: Pair
