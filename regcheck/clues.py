@@ -51,8 +51,8 @@ def late_clues(seen: Observed) -> list[str]:
     if seen.first is None or seen.first <= LATE:
         return []
     text = (
-        f"Steps 1 to {seen.first - 1:,} agree: look at what changes in step {seen.first:,}, like an "
-        "lr, an epoch, or the branch of an `if`."
+        f"Steps 1 to {seen.first - 1:,} agree: look at what changes in step {seen.first:,}, like "
+        "an lr, an epoch, or the branch of an `if`."
     )
     return [text]
 
