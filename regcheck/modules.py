@@ -83,8 +83,8 @@ class Module:
         if shapes_of(self.model) != shapes_of(other.model):
             raise UserCodeError(
                 "framework: gave another model when it was called again, with "
-                f"{shapes_of(self.model)} where it had {shapes_of(other.model)}\n  regcheck calls it "
-                "once for each training that it compares: let it make the same model each time."
+                f"{shapes_of(self.model)} where it had {shapes_of(other.model)}\n  regcheck calls "
+                "it once for each training: let it make the same model each time."
             )
         with torch.no_grad():
             for name, value in state_of(other.model).items():
@@ -243,8 +243,8 @@ def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, lab
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserCodeError(
-            f"{label}: torch.optim.LBFGS takes the loss several times in one step; regcheck compares "
-            "optimizers that take one gradient a step, such as torch.optim.SGD"
+            f"{label}: torch.optim.LBFGS takes the loss several times in one step; regcheck takes "
+            "optimizers of one gradient a step, such as torch.optim.SGD"
         )
 
 

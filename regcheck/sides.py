@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from regcheck.convention import NO_SLIPS, TORCH
+from regcheck.errors import UserCodeError
 from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
-from regcheck.modules import Module, initial_of, settings
+from regcheck.modules import Module, initial_of, settings, users
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
 from regcheck.rounding import Bounds, RoundingModel
@@ -109,7 +111,6 @@ def sides_of(
     with ExitStack() as stack:
         module, again = None, None
         if spec.own_framework is not None:
-            code = spec.own_framework
             again = builder(stack, loaded, problem, patience)
             module = again()
             problem = of_module(problem, module)
@@ -127,11 +128,13 @@ def sides_of(
             shapes = {name: w.shape for name, w in problem.initial.items()}
             handed = user_problem(problem, spec, framework=False)
             leader = ScratchSteps(function, handed, shapes, problem.schedule.steps)
-            measured = TorchTrainer(given, framework.module.twin())
+            measured = TorchTrainer(given, twin_of(framework, again))
             pair = ScratchLeads(leader, framework, measured)
         stack.callback(pair.close)
-        closed = sees_rows and torch is not None
-        bounder = ClosedBounds(given) if closed else noisy(problem, measured)
+        if sees_rows and torch is not None:
+            bounder: Bounder = ClosedBounds(really(given, torch.problem))
+        else:
+            bounder = noisy(problem, measured)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe)
 
 
@@ -153,9 +156,65 @@ def guard(patience: float) -> Callable[..., Any]:
     """Make what calls a user's model, loss and optimizer."""
 
     def guarded(function: Callable[..., Any], *args: Any) -> Any:
-        return UserFunction(function, "framework", patience).call(*args)
+        return UserFunction(function, "framework", patience).run("", function, *args)
 
     return guarded
+
+
+def builder(
+    stack: ExitStack, loaded: LoadedSpec, problem: Problem, patience: float
+) -> Callable[[], Module]:
+    """Make what calls a user's function for a model, its loss function and its optimizer."""
+    code = loaded.spec.own_framework
+    assert code is not None
+    build = user_function(stack, code, loaded.folder, "framework", patience)
+
+    def again() -> Module:
+        made = build.call(user_problem(problem, loaded.spec, framework=True))
+        return users(made, label_of(code), guard(patience), problem)
+
+    return again
+
+
+def twin_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Module:
+    """Give a trainer's module once more, in the same state, to train on its own.
+
+    A user's is made anew where that can be: its loss function may hold on to its own model, as
+    with a penalty in it, and a copy would hold on to the first one's.
+
+    Raises:
+        UserCodeError: it can neither be made anew nor copied.
+    """
+    if again is not None:
+        made = again()
+        if not made.shares(trainer.module):
+            made.take_state(trainer.module)
+            return made
+    same = trainer.module.twin()
+    if again is not None:
+        see_apart(trainer, same)
+    return same
+
+
+def see_apart(trainer: TorchTrainer, copy: Module) -> None:
+    """See that the loss of a copy does not depend on the parameters that it was copied from."""
+    trial = TorchTrainer(trainer.problem, copy.twin())
+    trainer.optimizer.zero_grad()
+    for batch in islice(trainer.problem.schedule.batches(), 1):
+        trial.backward(batch)
+    if any(tensor.grad is not None for tensor in trainer.tensors.values()):
+        raise UserCodeError(
+            "framework: the loss function uses the model's parameters, and the model is the same "
+            "one each time the function is called\n  Make the model inside the function, so that "
+            "each call gives a new one."
+        )
+
+
+def really(given: Problem, torch: Problem) -> Problem:
+    """Put the settings in that torch's optimizer really has."""
+    return replace(
+        given, optimizer=torch.optimizer, weight_decay=torch.weight_decay, schedule=torch.schedule
+    )
 
 
 def of_module(problem: Problem, module: Module) -> Problem:
