@@ -20,9 +20,8 @@ LAYERS = [
     {"spec"},
     {"data", "guard", "schedule"},
     {"orders", "problem"},
-    {"losses", "models", "modules", "norms", "optimizers"}
-    | {"user_problem", "user_yields"},
-    {"rounding", "user_function"},
+    {"losses", "models", "norms", "optimizers"} | {"user_problem", "user_yields"},
+    {"modules", "rounding", "user_function"},
     {"noise", "numpy_trainer", "user_code"},
     {"torch_trainer"},
     {"lockstep"},
