@@ -2,12 +2,14 @@
 
 `ByHand` is torch's SGD on a one-layer model. It shares no formula with regcheck, and knows of no
 convention, cause or slip: `BUGS` has its own code for each cause, which must do what the catalogue
-says of it. Put in the place of `regcheck.checking.NumpyTrainer`, each must be caught.
+says of it. Put in the place of `regcheck.checking.NumpyTrainer`, or run by a user's function, each
+must be caught.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from regcheck.losses import RowLosses
+from regcheck.modules import Module, OfLink
 from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
 from regcheck.problem import Parameters, Problem, Step
 from regcheck.schedule import Batch
@@ -24,11 +27,15 @@ Array = NDArray[np.floating]
 
 
 class Memory(NamedTuple):
-    """What is kept from step to step; `total` is the sum of all gradients so far."""
+    """What is kept from step to step.
+
+    `total` is the sum of all gradients so far, `losses` those of the epoch's batches.
+    """
 
     parameters: Parameters
     velocities: dict[str, Array | None]
     total: Parameters
+    losses: tuple[float, ...] = ()
 
 
 class Moved(NamedTuple):
@@ -425,45 +432,6 @@ class ScheduleLate(ByHand):
         return schedule.lr_at(step, 1 + (step - 1) // schedule.steps_per_epoch)
 
 
-BUGS: dict[str, tuple[type[ByHand], ...]] = {
-    "accumulation-not-averaged": (AccumulationNotAveraged,),
-    "bias-not-penalized": (BiasNotPenalized,),
-    "bias-penalized": (BiasPenalized,),
-    "clip-per-tensor": (ClipPerTensor,),
-    "dampening-on-first-step": (DampeningOnFirstStep,),
-    "decay-after-momentum": (DecayAfterMomentum,),
-    "decay-after-update": (DecayAfterUpdate,),
-    "decay-before-clipping": (DecayBeforeClipping,),
-    "decay-not-scaled-by-lr": (DecayNotScaledByLr,),
-    "gradient-accumulated": (GradientAccumulated,),
-    "gradient-scaled": (GradientScaled,),
-    "last-batch-divisor": (LastBatchDivisor,),
-    "learning-rate-scaled": (LearningRateScaled,),
-    "loss-halved": (LossHalved,),
-    "loss-summed": (LossSummed,),
-    "momentum-dampened": (MomentumDampened,),
-    "momentum-lr-inside": (MomentumLrInside,),
-    "momentum-missing": (MomentumMissing,),
-    "nesterov-added": (NesterovAdded,),
-    "nesterov-missing": (NesterovMissing,),
-    "penalty-constant": (PenaltyConstant,),
-    "penalty-decoupled": (PenaltyDecoupled,),
-    "penalty-divided-by-batch": (PenaltyDividedByBatch,),
-    "penalty-divided-by-dataset": (PenaltyDividedByDataset,),
-    "penalty-doubled": (PenaltyDoubled,),
-    "penalty-halved": (PenaltyHalved,),
-    "penalty-in-loss": (PenaltyInLoss,),
-    "penalty-missing": (PenaltyMissing,),
-    "penalty-norm-not-squared": (PenaltyNormNotSquared,),
-    "penalty-scaled": (PenaltyScaled,),
-    "penalty-sign-flipped": (PenaltySignFlipped,),
-    "schedule-shifted": (ScheduleEarly, ScheduleLate),
-    "target-broadcast": (TargetBroadcast,),
-    "update-sequential": (UpdateSequential,),
-}
-"""By cause: what is wrong code for it, one for each way to get it wrong."""
-
-
 # --- causes that change no rule -----------------------------------------------------------------
 
 
@@ -484,18 +452,98 @@ class OtherRows(ByHand):
         self.X, self.y = self.X[::-1].copy(), self.y[::-1].copy()
 
 
+class InFloat32(ByHand):
+    """Computes in float32, whatever the spec says."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(replace(problem, scratch_dtype="float32"))
+
+
+# --- the reported loss ----------------------------------------------------------------------------
+
+
+class ReportedLossSummed(ByHand):
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+        return super().update(memory, batch, w, seen._replace(loss=seen.loss * batch.size))
+
+
+class ReportedLossHalved(ByHand):
+    def reported(self, loss: float, w: Parameters) -> float:
+        return loss / 2
+
+
+class LossAfterUpdate(ByHand):
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+        done = super().update(memory, batch, w, seen)
+        loss = self.look(done.step.after, batch).loss
+        return done._replace(step=done.step._replace(loss=loss))
+
+
+class LossEpochMean(ByHand):
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+        losses = (*(memory.losses if batch.batch > 1 else ()), seen.loss)
+        done = super().update(memory, batch, w, seen)
+        state = done.state._replace(losses=losses)  # type: ignore[call-arg]
+        return Update(state, done.step._replace(loss=sum(losses) / len(losses)), done.seen)
+
+
+BUGS: dict[str, tuple[type[ByHand], ...]] = {
+    "accumulation-not-averaged": (AccumulationNotAveraged,),
+    "bias-not-penalized": (BiasNotPenalized,),
+    "bias-penalized": (BiasPenalized,),
+    "clip-per-tensor": (ClipPerTensor,),
+    "dampening-on-first-step": (DampeningOnFirstStep,),
+    "decay-after-momentum": (DecayAfterMomentum,),
+    "decay-after-update": (DecayAfterUpdate,),
+    "decay-before-clipping": (DecayBeforeClipping,),
+    "decay-not-scaled-by-lr": (DecayNotScaledByLr,),
+    "gradient-accumulated": (GradientAccumulated,),
+    "gradient-scaled": (GradientScaled,),
+    "initial-parameters": (OtherStart,),
+    "last-batch-divisor": (LastBatchDivisor,),
+    "learning-rate-scaled": (LearningRateScaled,),
+    "loss-after-update": (LossAfterUpdate,),
+    "loss-epoch-mean": (LossEpochMean,),
+    "loss-halved": (LossHalved,),
+    "loss-summed": (LossSummed,),
+    "momentum-dampened": (MomentumDampened,),
+    "momentum-lr-inside": (MomentumLrInside,),
+    "momentum-missing": (MomentumMissing,),
+    "nesterov-added": (NesterovAdded,),
+    "nesterov-missing": (NesterovMissing,),
+    "penalty-constant": (PenaltyConstant,),
+    "penalty-decoupled": (PenaltyDecoupled,),
+    "penalty-divided-by-batch": (PenaltyDividedByBatch,),
+    "penalty-divided-by-dataset": (PenaltyDividedByDataset,),
+    "penalty-doubled": (PenaltyDoubled,),
+    "penalty-halved": (PenaltyHalved,),
+    "penalty-in-loss": (PenaltyInLoss,),
+    "penalty-missing": (PenaltyMissing,),
+    "penalty-norm-not-squared": (PenaltyNormNotSquared,),
+    "penalty-scaled": (PenaltyScaled,),
+    "penalty-sign-flipped": (PenaltySignFlipped,),
+    "precision": (InFloat32,),
+    "reported-loss-scaled": (ReportedLossSummed, ReportedLossHalved),
+    "row-order": (OtherRows,),
+    "schedule-shifted": (ScheduleEarly, ScheduleLate),
+    "target-broadcast": (TargetBroadcast,),
+    "update-sequential": (UpdateSequential,),
+}
+"""By cause: what is wrong code for it, one for each way to get it wrong."""
+
+
 # --- torch's side -------------------------------------------------------------------------------
 
 
 class ForgetsZeroGrad(TorchTrainer):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        super().__init__(problem, module)
         self.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
 
 
 class DecaysBeforeClipping(TorchTrainer):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        super().__init__(problem, module)
         for group in self.optimizer.param_groups:
             group["weight_decay"] = 0
 
@@ -509,34 +557,36 @@ class DecaysBeforeClipping(TorchTrainer):
 class OneLrLate(TorchTrainer):
     """Sets the lr after the step, so that it holds from the next one on."""
 
-    def step(self, batch: Batch) -> Step:
-        lr, self.next_lr = getattr(self, "next_lr", batch.lr), batch.lr
-        return super().step(batch._replace(lr=lr))
+    def move(self, batch: Batch) -> None:
+        step = max(1, batch.step - 1)
+        epoch = 1 + (step - 1) // self.problem.schedule.steps_per_epoch
+        super().move(batch._replace(step=step, epoch=epoch))
 
 
 class ForgetsTheBiasGroup(TorchTrainer):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        super().__init__(problem, module)
         self.optimizer.param_groups[1]["weight_decay"] = 0
 
 
 class SumsTheLoss(TorchTrainer):
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.loss.reduction = "sum"  # type: ignore[assignment]
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        super().__init__(problem, module)
+        assert isinstance(self.module.loss, OfLink)
+        self.module.loss.loss.reduction = "sum"  # type: ignore[assignment]
 
 
 class ForgetsUnsqueeze(TorchTrainer):
     """Leaves the targets (B,) where the model gives (B, 1)."""
 
-    def measure(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(self, X: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch's, on just this
-            return super().measure(z, y[:, 0])
+            return super().forward(X, y[:, 0])
 
 
 class SumsMicroBatches(TorchTrainer):
-    def backward(self, batch: Batch) -> tuple[tuple[Array, ...], float]:
+    def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         outputs, loss = super().backward(batch)
         for tensor in self.tensors.values():
             assert tensor.grad is not None
@@ -556,6 +606,6 @@ class NewOptimizerEachEpoch(TorchTrainer):
 class LoadsFloat32(TorchTrainer):
     """Had the rows in float32 before it made them float64."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, module: Module | None = None) -> None:
+        super().__init__(problem, module)
         self.X = self.X.float().double()

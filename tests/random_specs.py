@@ -22,7 +22,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from regcheck import checking
+from regcheck import checking, sides
 from regcheck.checking import check
 from regcheck.compare import Difference, Divergence, Row, compare_step
 from regcheck.convention import TORCH, Convention
@@ -34,6 +34,7 @@ from regcheck.schedule import Batch
 
 Array = NDArray[np.floating]
 SpecDict = dict[str, Any]
+Tensors = dict[str, Array]
 
 DTYPES: tuple[str | dict[str, str], ...] = (
     "float32",
@@ -308,7 +309,7 @@ class Observed:
         """Give the largest ratio of the run at each stage, of the loss and of the update."""
         largest: dict[str, float] = defaultdict(float)
         for row in self.rows:
-            found = {**row.within, "loss": row.loss}
+            found = {**row.within, **({"loss": row.loss} if row.loss else {})}
             for name, difference in row.local.items():
                 found[f"update {name}"] = difference
             for name, difference in found.items():
@@ -337,7 +338,7 @@ def observe(spec: SpecDict) -> Observed:
         return row
 
     with (
-        patch.object(checking, "RoundingModel", Recording),
+        patch.object(sides, "RoundingModel", Recording),
         patch.object(checking, "compare_step", comparing),
     ):
         seen.report = check(spec)
@@ -376,6 +377,8 @@ def effects(observed: Observed) -> Iterator[Effect]:
         ]
         velocities = [update.state.velocities for update in taken]
         own, torch = (update.step for update in taken)
+        assert own.loss is not None
+        assert torch.loss is not None
         yield Effect(
             batch.step,
             scale_of(problem.convention, batch),
@@ -403,8 +406,10 @@ def extended(problem: Problem, convention: Convention) -> NumpyTrainer:
     return trainer
 
 
-def in_bounds(own: dict[str, Array], torch: dict[str, Array], bounds: dict[str, Array]) -> float:
-    """Give the largest difference of two sets of tensors, in bounds."""
+def in_bounds(own: Tensors | None, torch: Tensors | None, bounds: Tensors) -> float:
+    """Give the largest difference of two sets of tensors, which both sides tell, in bounds."""
+    assert own is not None
+    assert torch is not None
     return max(float((np.abs(own[name] - torch[name]) / bounds[name]).max()) for name in torch)
 
 
@@ -446,7 +451,7 @@ def overflows_alone(observed: Observed) -> bool:
         one
         for row in observed.rows
         for one in (row.loss, *row.within.values(), *row.local.values())
-        if one.ratio > LIMIT
+        if one is not None and one.ratio > LIMIT
     ]
     mixed = problem.scratch_dtype != problem.framework_dtype
     return mixed and bool(apart) and all(map(infinite_alone, apart))
@@ -460,7 +465,8 @@ def blown_up(observed: Observed) -> bool:
     return any(
         not float(np.abs(value).max()) < top**0.45  # whose square is the loss
         for _, step, _ in observed.steps
-        for value in (*step.outputs, *step.shift.values(), *step.gradient.values())
+        for tensors in (step.shift, step.gradient)
+        for value in (*(step.outputs or ()), *(tensors or {}).values())
     )
 
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Parameters, Problem, Step, build_problem
 from regcheck.spec import from_mapping
 from regcheck.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
+
+Told = TypeVar("Told")
 
 BASE: dict[str, Any] = {
     "data": {"synthetic": {"rows": 23, "features": 3, "seed": 1}},
@@ -50,6 +52,12 @@ MODELS: list[dict[str, Any]] = [
 def problem_of(spec: dict[str, Any]) -> Problem:
     """Build the problem of a spec over the base one."""
     return build_problem(from_mapping(BASE | spec))
+
+
+def told(quantity: Told | None) -> Told:
+    """Give what a step tells."""
+    assert quantity is not None
+    return quantity
 
 
 def by_torch(problem: Problem) -> Iterator[Step]:
@@ -142,7 +150,7 @@ def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None
                 for name in here:
                     assert here[name].dtype == there[name].dtype == dtype
                     np.testing.assert_allclose(here[name], there[name], rtol=0, atol=atol)
-            for z, other in zip(left.outputs, right.outputs, strict=True):
+            for z, other in zip(told(left.outputs), told(right.outputs), strict=True):
                 np.testing.assert_allclose(z, other, rtol=0, atol=atol)
 
 
@@ -151,7 +159,7 @@ def test_shift_is_what_torch_subtracted() -> None:
         for step in by_torch(problem_of(spec_of(*combination))):
             for name, w in step.before.items():
                 # Two or three roundings of numbers of order 1.
-                np.testing.assert_allclose(w - step.shift[name], step.after[name], atol=1e-15)
+                np.testing.assert_allclose(w - told(step.shift)[name], step.after[name], atol=1e-15)
 
 
 def test_answers_step_by_hand() -> None:
@@ -164,20 +172,24 @@ def test_answers_step_by_hand() -> None:
     }
     (step,) = by_torch(problem_of(spec))
     assert step.loss == 26.0
-    assert (step.gradient["weight"].item(), step.gradient["bias"].item()) == (-32.0, -10.0)
+    assert {name: g.item() for name, g in told(step.gradient).items()} == {
+        "weight": -32.0,
+        "bias": -10.0,
+    }
     # Two roundings of numbers of order 1.
-    assert step.penalty["weight"].item() == pytest.approx(0.1, rel=1e-15)
+    assert told(step.penalty)["weight"].item() == pytest.approx(0.1, rel=1e-15)
     assert step.after["weight"].item() == pytest.approx(4.1, rel=1e-15)
     assert step.after["bias"].item() == pytest.approx(1.9, rel=1e-15)
 
 
 def test_model_and_optimizer_are_torchs_own() -> None:
     trainer = TorchTrainer(problem_of({"optimizer": {"name": "sgd", "momentum": 0.9}}))
-    assert type(trainer.model) is nn.Linear
+    model = trainer.module.model
+    assert type(model) is nn.Linear
     assert type(trainer.optimizer) is torch.optim.SGD
     groups = trainer.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.1]
-    assert [group["params"] for group in groups] == [[trainer.model.weight], [trainer.model.bias]]
+    assert [group["params"] for group in groups] == [[model.weight], [model.bias]]
 
 
 # --- arrays ---------------------------------------------------------------------------------------
@@ -185,8 +197,9 @@ def test_model_and_optimizer_are_torchs_own() -> None:
 
 def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
     """List every array of a step."""
-    groups = (step.before, step.gradient, step.penalty, step.velocity, step.shift, step.after)
-    return [*step.outputs, *(array for group in groups for array in group.values())]
+    quantities = map(told, (step.gradient, step.penalty, step.shift))
+    groups = (step.before, *quantities, step.velocity, step.after)
+    return [*told(step.outputs), *(array for group in groups for array in group.values())]
 
 
 def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
@@ -253,8 +266,9 @@ def test_loss_of_no_number_is_no_number(loss: str) -> None:
     problem = problem_of({"loss": loss, "epochs": 2})
     trainer = TorchTrainer(problem)
     with torch.no_grad():
-        trainer.model.weight.fill_(math.nan)
+        trainer.tensors["weight"].fill_(math.nan)
     step = trainer.step(next(problem.schedule.batches()))
+    assert step.loss is not None
     assert math.isnan(step.loss)
     assert np.isnan(step.after["bias"]).all()
 
