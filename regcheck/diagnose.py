@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from regcheck.causes import CAUSES, Change, put_in
+from regcheck.causes import CAUSES, put_in
 from regcheck.clues import without_cause
 from regcheck.convention import NO_SLIPS, TORCH
-from regcheck.history import History, Record
+from regcheck.history import History
 from regcheck.hypotheses import Explanation, Fit, Replay
+from regcheck.inputs import from_other_inputs
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
-from regcheck.reporting import Reporting, Rule, explain_losses
+from regcheck.reporting import Elsewhere, Reporting, Rule, explain_losses
 from regcheck.scales import Scales, effective_scales
 from regcheck.search import Search
 from regcheck.telling import telling_apart
@@ -81,7 +82,7 @@ def diagnose(seen: Observed) -> Diagnosis:
         found, replay, start = explain_updates(seen, replay)
     scales = effective_scales(replay)
     agree = not seen.parted or bool(found)
-    reporting = reported(seen, found) if seen.loss_parted else None
+    reporting = reported(seen, found, start) if seen.loss_parted else None
     clues, stage = ((), stage_of(found)) if agree else without_cause(seen, replay, scales)
     return Diagnosis(
         explained=agree and (reporting is not None or not seen.loss_parted),
@@ -115,11 +116,15 @@ def explain_updates(
         causes = ("initial-parameters",) if seen.starts_apart else causes
         return (Explanation(causes, {}, plain),), replay, None
     found = searched(seen, replay)
+    limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
+    coarse = replay_of(seen, limits)
     if found:
+        if seen.single:  # what is as small as float32's rounding may be just that
+            residual = coarse.residual({})
+            if residual <= 1:
+                found = (*found, Explanation(("precision",), {}, residual))
         return found, replay, None
     if seen.single:  # the scratch side rounds as float32 does
-        limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
-        coarse = replay_of(seen, limits)
         found = in_single(seen, coarse)
         if found:
             return found, coarse, None
@@ -167,102 +172,10 @@ def in_single(seen: Observed, coarse: Replay) -> tuple[Explanation, ...]:
     return tuple(replace(one, causes=(*one.causes, "precision")) for one in searched(seen, coarse))
 
 
-def from_other_inputs(
-    seen: Observed, replay: Replay
-) -> tuple[tuple[Explanation, ...], Parameters | None]:
-    """Find other rows, or another start, from which a user's code makes its steps by the rule."""
-    if seen.sees_rows and seen.training.batch_rows[0] < seen.training.train_rows:
-        found = tuple(in_other_orders(seen, replay))
-        if found:
-            return found, None
-    if seen.first == 1:
-        for causes, change in alone(seen):
-            elsewhere = from_elsewhere(seen, replay, causes, change)
-            if elsewhere is not None:
-                return (elsewhere[0],), elsewhere[1]
-    return (), None
-
-
 def searched(seen: Observed, replay: Replay) -> tuple[Explanation, ...]:
     """Search the catalogue."""
     search = Search(replay, seen.training, seen.convention, seen.visible)
     return tuple(search.run())
-
-
-def in_other_orders(seen: Observed, replay: Replay) -> Iterator[Explanation]:
-    """Find the orders of the rows in which torch's rule makes the scratch side's steps."""
-    for note, batches in other_orders(seen.torch.problem.schedule).items():
-        state, largest = seen.torch.start(), 0.0
-        for record, batch in zip(seen.history.records(), batches, strict=False):
-            before = seen.history.split(record.before)
-            update = seen.torch.step(state._replace(parameters=before), batch)
-            state = update.state
-            after = seen.history.flat(update.step.after)
-            largest = max(largest, float(replay.ratios(record, after).max()))
-            if largest > 1:
-                break
-        else:
-            yield Explanation(("row-order",), {}, largest, note=note)
-
-
-def alone(seen: Observed) -> Iterator[tuple[tuple[str, ...], Change]]:
-    """Give torch's own rule, and then each cause that concerns the run by itself."""
-    yield (), {}
-    for name, cause in CAUSES.items():
-        visible = seen.visible is None or name in seen.visible
-        if visible and not cause.fitted and cause.concerns(seen.training, seen.convention):
-            yield from (((name,), change) for change in cause.changes)
-
-
-def from_elsewhere(
-    seen: Observed, replay: Replay, causes: tuple[str, ...], change: Change
-) -> tuple[Explanation, Parameters] | None:
-    """See whether the steps are a rule's, but for where the first one starts.
-
-    Its start is the fixed point of w ← w + (w₁ − step(w)); all later steps must agree.
-    """
-    history = seen.history
-    if len(history) < 2 or not seen.sees_rows:
-        return None
-    trainer = replay.by(change)
-    first = next(history.records())
-    goal = first.scratch
-    start = goal.copy()
-    state = trainer.start()
-    with np.errstate(all="ignore"):
-        for _ in range(500):
-            before = history.split(start)
-            update = trainer.step(state._replace(parameters=before), first.batch)
-            rest = goal - history.flat(update.step.after)
-            start = start + rest
-            if not np.isfinite(start).all():
-                return None
-            if float(np.abs(rest / (first.bound * replay.limits)).max()) < 0.01:
-                break
-        else:
-            return None
-        state = update.state
-        largest = 0.0
-        for record, after in list_after(replay, trainer, state):
-            largest = max(largest, float(replay.ratios(record, after).max()))
-            if largest > 1:
-                return None
-    names = ("initial-parameters", *causes)
-    return Explanation(names, change, largest), history.split(start)
-
-
-def list_after(replay: Replay, trainer: NumpyTrainer, state: object) -> list[tuple[Record, Array]]:
-    """Take all recorded steps but the first, from a state."""
-    found = []
-    for record in replay.history.records():
-        if record.batch.step == 1:
-            continue
-        before = replay.history.split(record.before)
-        seen = replay.seen(trainer.problem, record)
-        update = trainer.step(state._replace(parameters=before), record.batch, seen)  # type: ignore[attr-defined]
-        state = update.state
-        found.append((record, replay.history.flat(update.step.after)))
-    return found
 
 
 def stage_of(found: Sequence[Explanation]) -> str | None:
@@ -274,7 +187,9 @@ def stage_of(found: Sequence[Explanation]) -> str | None:
     return min(stages, key=order.index, default=None)
 
 
-def reported(seen: Observed, found: Sequence[Explanation]) -> Reporting | None:
+def reported(
+    seen: Observed, found: Sequence[Explanation], start: Parameters | None
+) -> Reporting | None:
     """Find what explains the reported losses."""
     problem = seen.torch.problem
     rules = []
@@ -283,7 +198,37 @@ def reported(seen: Observed, found: Sequence[Explanation]) -> Reporting | None:
         rules.append(replace(problem, convention=convention, slips=slips))
     rules.append(replace(problem, convention=TORCH, slips=NO_SLIPS))
     known = [Rule(rule, strengths(seen.torch, rule, seen.history)) for rule in rules]
-    return explain_losses(seen.history, seen.limits["loss"], known, lambda: losses_after(seen))
+    elsewhere = losses_elsewhere(seen, found, start)
+    coarser = [SINGLE] if any("precision" in one.causes for one in found) else []
+    for slack in (1.0, *coarser):
+        limit = slack * seen.limits["loss"]
+        reporting = explain_losses(
+            seen.history, limit, known, lambda: losses_after(seen, elsewhere), elsewhere
+        )
+        if reporting is not None:
+            return reporting
+    return None
+
+
+def losses_elsewhere(
+    seen: Observed, found: Sequence[Explanation], start: Parameters | None
+) -> Elsewhere:
+    """Take torch's losses at the rows and from the start that the scratch side has."""
+    history = seen.history
+    records = list(history.records())
+    if start is not None:
+        first = seen.torch.pass_over(start, records[0].batch).loss
+        losses = np.append(first, history.loss("framework")[1:])
+        return Elsewhere(losses=losses, start=history.flat(start))
+    if not found or "row-order" not in found[0].causes:
+        return Elsewhere()
+    order = other_orders(seen.torch.problem.schedule)[found[0].note]
+    batches = tuple(batch for batch, _ in zip(order, records, strict=False))
+    there = [
+        seen.torch.pass_over(history.split(record.before), batch).loss
+        for record, batch in zip(records, batches, strict=True)
+    ]
+    return Elsewhere(np.array(there), batches)
 
 
 def strengths(torch: NumpyTrainer, rule: Problem, history: History) -> Mapping[str, float]:
@@ -291,12 +236,14 @@ def strengths(torch: NumpyTrainer, rule: Problem, history: History) -> Mapping[s
     return torch.by(rule).strengths(next(history.records()).batch)
 
 
-def losses_after(seen: Observed) -> Array | None:
+def losses_after(seen: Observed, elsewhere: Elsewhere) -> Array | None:
     """Give torch's loss on each step's rows after the scratch side's update."""
     if not seen.sees_rows:
         return None
+    records = list(seen.history.records())
+    batches = elsewhere.batches or tuple(record.batch for record in records)
     losses = [
-        seen.torch.pass_over(seen.history.split(record.scratch), record.batch).loss
-        for record in seen.history.records()
+        seen.torch.pass_over(seen.history.split(record.scratch), batch).loss
+        for record, batch in zip(records, batches, strict=True)
     ]
     return np.array(losses)

@@ -56,9 +56,24 @@ class Losses(NamedTuple):
     framework: Array
     limit: Array
     batches: tuple[Batch, ...]
+    before: Array
     kept: NDArray[np.bool_]
     penalties: Mapping[str, Array]
     norms: Mapping[str, Array]
+
+
+class Elsewhere(NamedTuple):
+    """Where a scratch side takes its losses, if not where torch does: other rows, another start.
+
+    Attributes:
+        losses: torch's there, at each recorded step.
+        batches: the rows of each step.
+        start: all entries of the parameters before step 1.
+    """
+
+    losses: Array | None = None
+    batches: tuple[Batch, ...] = ()
+    start: Array | None = None
 
 
 class Rule(NamedTuple):
@@ -68,17 +83,24 @@ class Rule(NamedTuple):
     strengths: Mapping[str, float]
 
 
-def told(history: History, limit: float) -> Losses:
+def told(history: History, limit: float, elsewhere: Elsewhere) -> Losses:
     """Take the steps at which both sides tell a loss."""
     scratch, framework, bound = (history.loss(what) for what in ("scratch", "framework", "bound"))
+    everywhere = history.all("before")
+    if elsewhere.losses is not None:
+        framework = elsewhere.losses
+    if elsewhere.start is not None:
+        everywhere = np.vstack([elsewhere.start, everywhere[1:]])
     kept = np.isfinite(scratch) & np.isfinite(framework) & np.isfinite(bound)
-    before = history.all("before")[kept]
+    before = everywhere[kept]
     squares = {name: (before[:, part] ** 2).sum(axis=1) for name, part in history.slices.items()}
+    batches = elsewhere.batches or tuple(record.batch for record in history.records())
     return Losses(
         scratch[kept],
         framework[kept],
         limit * bound[kept],
-        tuple(record.batch for record, keep in zip(history.records(), kept, strict=True) if keep),
+        tuple(batch for batch, keep in zip(batches, kept, strict=True) if keep),
+        before,
         kept,
         {name: square / 2 for name, square in squares.items()},
         {name: np.sqrt(square) for name, square in squares.items()},
@@ -90,6 +112,7 @@ def explain_losses(
     limit: float,
     rules: Sequence[Rule],
     loss_after: Callable[[], Array | None],
+    elsewhere: Elsewhere = Elsewhere(),  # noqa: B008
 ) -> Reporting | None:
     """Find what explains the reported losses; None where nothing does.
 
@@ -98,8 +121,9 @@ def explain_losses(
         limit: bounds that the loss may differ by.
         rules: those that explain the updates, and torch's own.
         loss_after: gives the loss after each recorded update, where it can be taken.
+        elsewhere: where the scratch side takes its losses, if not where torch does.
     """
-    losses = told(history, limit)
+    losses = told(history, limit, elsewhere)
     if not len(losses.scratch):
         return None
     tried = []
@@ -219,11 +243,10 @@ def looked_up(history: History, losses: Losses, rule: Problem) -> Array | None:
     if (rule.model, rule.loss) not in LOSSES:
         return None
     trainer = NumpyTrainer(rule)
-    before = history.all("before")[losses.kept]
     return np.array(
         [
             trainer.pass_over(history.split(entries), batch).loss
-            for entries, batch in zip(before, losses.batches, strict=True)
+            for entries, batch in zip(losses.before, losses.batches, strict=True)
         ]
     )
 
