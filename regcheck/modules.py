@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regcheck.convention import is_bias
 from regcheck.errors import UserCodeError
 from regcheck.problem import OWN_MODEL, Array, Problem
 from regcheck.spec.rule import Sgd
@@ -210,7 +209,10 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
         return own
     found: dict[str, list[str]] = {"weight": [], "bias": []}
     for name, tensor in own.items():
-        kind = "bias" if is_bias(name) else "weight"
+        # Where the sizes do not tell them apart, the names do.
+        alike = problem.initial["weight"].size == 1
+        bias = name.rpartition(".")[2].startswith("b") if alike else tensor.numel() == 1
+        kind = "bias" if bias else "weight"
         if tensor.numel() == problem.initial[kind].size:
             found[kind].append(name)
     if len(own) != 2 or any(len(names) != 1 for names in found.values()):
@@ -220,7 +222,15 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
             f"{problem.initial['weight'].size} entries and one bias. To compare another model, "
             "leave `model` and `loss` out of the spec and give `scratch` too"
         )
-    return {kind: own[names[0]] for kind, names in found.items()}
+    tensors = {kind: own[names[0]] for kind, names in found.items()}
+    for kind, tensor in tensors.items():
+        if tuple(tensor.shape) != problem.initial[kind].shape:
+            raise UserCodeError(
+                f"{label}: {found[kind][0]} has shape {tuple(tensor.shape)}; the spec's "
+                f"{problem.model} model has it as nn.Linear does, {problem.initial[kind].shape}. "
+                "Use nn.Linear, or leave `model` and `loss` out of the spec and give `scratch` too"
+            )
+    return tensors
 
 
 def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, label: str) -> None:
@@ -318,6 +328,6 @@ def trap_text(label: str, rows: int) -> str:
     return (
         f"{label}: in the loss, predictions ({rows}, 1) meet targets ({rows},): torch broadcasts "
         f"them to ({rows}, {rows}), so that every prediction is compared with every target\n"
-        "The targets y are (n,). Let the model's output be (n,) too, by `.squeeze(-1)`, or let "
-        "the loss function take y as a column: `lambda p, y: loss(p, y[:, None])`"
+        "  The targets y are (n,). Let the model's output be (n,) too, by `.squeeze(-1)`, or\n"
+        "  let the loss function take y as a column: `lambda p, y: loss(p, y[:, None])`"
     )

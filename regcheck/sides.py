@@ -156,7 +156,16 @@ def guard(patience: float) -> Callable[..., Any]:
     """Make what calls a user's model, loss and optimizer."""
 
     def guarded(function: Callable[..., Any], *args: Any) -> Any:
-        return UserFunction(function, "framework", patience).run("", function, *args)
+        # Torch counts what is written into a tensor, or into what it is a view of.
+        versions = [tensor._version for tensor in args]
+        given = UserFunction(function, "framework", patience).run("", function, *args)
+        if versions != [tensor._version for tensor in args]:
+            raise UserCodeError(
+                "framework: the model or the loss function changes the X or y that it is given in "
+                "place, so that the next step finds others\n  Make new ones: `x = x * 2` for "
+                "`x *= 2` or `x.mul_(2)`."
+            )
+        return given
 
     return guarded
 

@@ -39,6 +39,11 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "The file is not part of a package here: write `from helper import f` for `.helper`.",
     ),
     (
+        ValueError,
+        "must be the same as input size",
+        "The targets y are (n,): let the model's output be (n,) too, by `.squeeze(-1)`.",
+    ),
+    (
         ModuleNotFoundError,
         "",
         "Modules beside your file can be imported, and what is installed where regcheck is.",
