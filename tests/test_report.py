@@ -129,8 +129,12 @@ def test_empty_velocity_is_told_as_the_reason_that_step_1_shows_nothing(small: S
 def test_reported_loss_alone_is_told_apart_from_the_training(small: Spec) -> None:
     text = printed(small | {"convention": {"penalty_in_loss": True}})
     assert "the reported loss; the training itself agrees." in text
-    assert "report  mean ℓ" in text
-    assert "in torch" not in text.split("To make them match")[1]
+    assert "Loss    penalty-in-loss: " in text
+    ways = text.split("To make them match")[1].split("Besides")[0]
+    assert "report the loss of the data alone" in ways
+    assert "reports  mean ℓ\n" in ways
+    assert "w ←" not in ways
+    assert "in torch" not in ways
 
 
 def test_way_out_gives_torch_the_numbers_that_match(small: Spec) -> None:
