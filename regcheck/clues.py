@@ -28,6 +28,8 @@ def without_cause(
     lost = lost_clue(seen, record)
     if lost:
         return [*clues, lost], "update"
+    if replay.residual({}) <= 1:
+        return [*clues, KEEPS_TO_IT], "update"
     agrees = gradient_agrees(seen, record)
     clues += gradient_clues(agrees) + scale_clues(scales, seen.training)
     penalty = "" if agrees is False else penalty_clue(replay)
@@ -44,6 +46,13 @@ def without_cause(
             "..}}, regcheck tells whether that is off, or what the step makes of it."
         )
     return clues, stage
+
+
+KEEPS_TO_IT = (
+    "The scratch side makes the steps of torch's rule, by the settings of the framework side's "
+    "optimizer; it is the framework side that does not. Look for what else changes its parameters: "
+    "a hook, a clamp, a constraint, tied weights."
+)
 
 
 def late_clues(seen: Observed) -> list[str]:

@@ -184,6 +184,13 @@ class Replay:
                 return math.inf
         return largest
 
+    def parted(self) -> bool:
+        """Say whether the two sides part beyond rounding in any step."""
+        return any(
+            float(self.ratios(record, record.framework).max()) > 1
+            for record in self.history.records()
+        )
+
     def first_shown(self, change: Change) -> int | None:
         """Give the first recorded step in which a change differs from torch beyond rounding."""
         for record, after in self.steps(self.by(change)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from regcheck.diagnose import Diagnosis
-from regcheck.errors import UsageError
+from regcheck.errors import UsageError, one_line
 from regcheck.matching import Matching
 from regcheck.orders import NOT_SHUFFLED
 from regcheck.spec import LoadedSpec, Spec
@@ -131,20 +132,25 @@ def write_fixed(loaded: LoadedSpec, text: str, mended: Mend, path: Path) -> None
         UsageError: the file is there already and is not regcheck's own, or cannot be written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no ordinary file; `--write-fixed` writes a new one")
         there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     if there.strip() and not there.startswith(WRITTEN):
         raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
     changes = {**moved(loaded, path), **mended.changes}
-    head = f"{WRITTEN} from {loaded.name}: {mended.text}.\n"
+    if loaded.spec.expect is not None:
+        changes["expect"] = {"verdict": "equivalent"}
+    head = one_line(f"{WRITTEN} from {loaded.name}: {mended.text}.") + "\n"
     content = head + rewritten(text.removeprefix("\ufeff"), changes)
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
 
 

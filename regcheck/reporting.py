@@ -76,6 +76,10 @@ class Elsewhere(NamedTuple):
     start: Array | None = None
 
 
+ELSEWHERE = 64.0
+"""How much less well losses are known from a start that had to be found."""
+
+
 class Rule(NamedTuple):
     """A rule that the scratch side may train by, with κ of each tensor in it."""
 
@@ -95,10 +99,15 @@ def told(history: History, limit: float, elsewhere: Elsewhere) -> Losses:
     before = everywhere[kept]
     squares = {name: (before[:, part] ** 2).sum(axis=1) for name, part in history.slices.items()}
     batches = elsewhere.batches or tuple(record.batch for record in history.records())
+    limits = limit * bound
+    if elsewhere.start is not None:
+        # It is known to rounding alone, and the bound of its loss is that of another start.
+        limits *= ELSEWHERE
+        limits[0] += 1e-9 * abs(framework[0])
     return Losses(
         scratch[kept],
         framework[kept],
-        limit * bound[kept],
+        limits[kept],
         tuple(batch for batch, keep in zip(batches, kept, strict=True) if keep),
         before,
         kept,
@@ -201,6 +210,11 @@ def data_losses(
         yield DataLoss(("loss-after-update",), after, 1.0)
         mean = running_mean(after, epochs)
         yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, 1.0)
+    # One factor on all of several losses; of one loss, any number would be one.
+    square = float(losses.framework @ losses.framework)
+    if len(losses.framework) > 2 and square > 0:
+        scale = float(losses.scratch @ losses.framework) / square
+        yield DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
 
 
 def seen_by(rule: Problem) -> tuple[object, ...]:

@@ -149,10 +149,12 @@ class Search:
         )
 
     def goes_by_another_name(self, explanation: Explanation) -> bool:
-        """Say whether an open factor is what another cause stands for, which is tried too."""
+        """Say whether an open factor is what another cause stands for, which explains it too."""
+        found = [set(one.causes) for one in self.found]
         for cause, fit in explanation.fits.items():
+            others = {one for one in explanation.causes if one != cause}
             for value, named in named_factors(cause, self.training).items():
-                if named.cause is not None and fit.is_near(value):
+                if named.cause and fit.is_near(value) and {*others, named.cause} in found:
                     return True
         return False
 
@@ -195,12 +197,12 @@ class Search:
             fit = self.replay.fit(change, key)
             if fit is None or fit.is_near(1.0) or (fit.factor <= 0 and key != "penalty_factor"):
                 continue
-            fit = fit.plain(named_factors(cause, self.training))
-            whole = {**change, key: fit.factor}
-            residual = self.replay.residual(whole)
-            if residual <= 1:
-                names = tuple(sorted((*causes, cause)))
-                return [Explanation(names, whole, residual, {cause: fit})]
+            for near in dict.fromkeys((fit.plain(named_factors(cause, self.training)), fit)):
+                whole = {**change, key: near.factor}
+                residual = self.replay.residual(whole)
+                if residual <= 1:
+                    names = tuple(sorted((*causes, cause)))
+                    return [Explanation(names, whole, residual, {cause: near})]
         return []
 
     def together(self, causes: tuple[str, ...]) -> Iterator[Change]:

@@ -421,7 +421,6 @@ def test_bug_on_torchs_side_is_caught_at_its_own_first_step(
     assert agrees(report, until=step)
 
 
-@pytest.mark.xfail(reason="the scratch side keeps to torch's rule: so torch's side does not")
 @pytest.mark.parametrize(
     "bug",
     [

@@ -378,6 +378,8 @@ SAME = {
     "penalty-decoupled": {"decay-after-momentum"},
     # v holds 1 − μ of all gradients: so does an lr of 1 − μ times torch's.
     "momentum-dampened": {"learning-rate-scaled"},
+    # Two micro-batches a step, and a last one with its own: the sum is twice the mean here.
+    "accumulation-not-averaged": {"gradient-scaled"},
     # An exponential schedule that is a step early is one factor on every lr.
     "schedule-shifted": {"learning-rate-scaled"},
 }
