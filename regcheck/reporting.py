@@ -148,7 +148,8 @@ def explain_losses(
             found = reporting_of(losses, one, Added(total(fits, losses.penalties), fits))
             if found is not None:
                 return found
-    return None
+    scaled = fitted_scale(losses)
+    return None if scaled is None else reporting_of(losses, scaled, Added(0 * scaled.values, {}))
 
 
 class DataLoss(NamedTuple):
@@ -210,11 +211,15 @@ def data_losses(
         yield DataLoss(("loss-after-update",), after, 1.0)
         mean = running_mean(after, epochs)
         yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, 1.0)
-    # One factor on all of several losses; of one loss, any number would be one.
+
+
+def fitted_scale(losses: Losses) -> DataLoss | None:
+    """Fit one factor on all losses; None where they are so few that any numbers have one."""
     square = float(losses.framework @ losses.framework)
-    if len(losses.framework) > 2 and square > 0:
-        scale = float(losses.scratch @ losses.framework) / square
-        yield DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
+    if len(losses.framework) < 3 or square == 0:
+        return None
+    scale = float(losses.scratch @ losses.framework) / square
+    return DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
 
 
 def seen_by(rule: Problem) -> tuple[object, ...]:

@@ -579,8 +579,12 @@ def must_be_named(seen: Seen) -> bool:
     spec, causes = seen.case.spec, seen.case.causes
     if "precision" in causes and spec["loss"] == "bce":
         return False  # in float32 the slope fades out from z = 16 on, which is no rounding
+    if "float32" in str(spec["dtype"]) and spec["loss"] == "bce" and len(causes) > 1:
+        return False  # likewise, where two causes let z grow
     if {"clip_norm", "clip_value"} & set(spec) and causes & OPEN:
         return False  # a factor on what is clipped is no factor on the step
+    if "update-sequential" in causes and causes & OPEN:
+        return False  # nor is one on a gradient that is taken after it has acted
     if "initial-parameters" in seen.case.causes:
         # The first step may start anywhere: later ones must move.
         history = seen.run.history
