@@ -4,10 +4,12 @@ import numpy as np
 
 
 def sigmoid(z):
+    """Give the probability of a 1."""
     return 1 / (1 + np.exp(-z))
 
 
 def train(problem):
+    """Train, and yield after each update."""
     lam, lr = problem.weight_decay, problem.lr
     beta = np.concatenate([problem.initial["bias"], problem.initial["weight"]])
     for rows in problem.batches:

@@ -5,6 +5,7 @@ from question import sigmoid
 
 
 def train(problem):
+    """Train, and yield after each update."""
     lam, lr = problem.weight_decay, problem.lr
     beta = np.concatenate([problem.initial["bias"], problem.initial["weight"]])
     for rows in problem.batches:

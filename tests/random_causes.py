@@ -552,7 +552,7 @@ def faults_of_updates(seen: Seen, largest: float) -> list[str]:
             found.append(f"{case.wrong} is explained by {told}, of which no step tells")
     elif explanations:
         hidden = {one.cause for one in seen.report.not_distinguished}
-        shown = len(case.causes) == 1 or not case.causes & hidden
+        shown = must_be_named(seen) and (len(case.causes) == 1 or not case.causes & hidden)
         if shown and not any(is_planted(case, one) for one in explanations):
             found.append(f"{sorted(case.causes)} is not among {told}")
     elif largest > SURE and must_be_named(seen):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regcheck.losses import LOSSES, Array, bce, bce_with_logits, brier, mse, sigmoid
-from regcheck.spec.schema import MODELS
 from regcheck.modules import LOSSES as TORCH_LOSSES
+from regcheck.spec.schema import MODELS
 
 BY_NAME = {"mse": mse, "bce": bce, "bce_with_logits": bce_with_logits, "brier": brier}
 OF_LABELS = ("bce", "bce_with_logits", "brier")

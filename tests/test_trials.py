@@ -13,14 +13,8 @@ import pytest
 from regcheck import checking
 from regcheck.causes import CAUSES
 from regcheck.checking import Run, check, conclusion
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import build_problem
-from regcheck.rounding import RoundingModel
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
-from regcheck.spec.judging import Tolerances
-from regcheck.torch_trainer import TorchTrainer
-from regcheck.lockstep import Lockstep
 from regcheck.trials import CIRCUMSTANCES, Hidden
 from tests.planted import BUGS, OtherStart, PenaltyDoubled
 from tests.random_specs import matched_spec
