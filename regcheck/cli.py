@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from regcheck import __version__
-from regcheck.errors import RegcheckError, UsageError
+from regcheck.errors import RegcheckError, UsageError, UserCodeError
 from regcheck.spelling import spell
 
 if TYPE_CHECKING:
@@ -195,6 +195,9 @@ def run_one(path: Path, show: Output, how: How) -> int:
         if report.expected is not None:
             return EQUIVALENT if report.expected else DIVERGED
         return VERDICT_CODES[report.verdict]
+    except UserCodeError as error:
+        show.error(str(path), f"{path}: {error}")
+        return UNUSABLE
     except RegcheckError as error:
         show.error(str(path), str(error))
         return UNUSABLE
