@@ -44,6 +44,12 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "The targets y are (n,): let the model's output be (n,) too, by `.squeeze(-1)`.",
     ),
     (
+        AttributeError,
+        "to field '",
+        "The problem's fields stay as they are: use names of your own, as in `X = 2 * problem.X`.",
+    ),
+    (AttributeError, "delete field '", "The problem's fields stay as they are: leave that out."),
+    (
         ModuleNotFoundError,
         "",
         "Modules beside your file can be imported, and what is installed where regcheck is.",
