@@ -112,7 +112,7 @@ def check_problem(
             progress(batch.step, report.steps)
         run.finish()
         report.verdict, report.reason = conclusion(report)
-        if report.first_divergence is not None or report.first_loss_divergence is not None:
+        if report.verdict == "diverged":
             run.diagnose()
     report.environment = {
         "python": platform.python_version(),
