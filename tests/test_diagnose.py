@@ -613,7 +613,7 @@ def moved_start(problem: UserProblem) -> Iterator[Spec]:
     for rows in problem.batches:
         at.look(problem, rows)
         at.w, at.b = TORCHS(at)
-        yield {"weight": at.w, "bias": at.b}
+        yield {"weight": at.w, "bias": at.b, "loss": at.loss}
 
 
 def in_file_order(problem: UserProblem) -> Iterator[Spec]:
@@ -622,7 +622,20 @@ def in_file_order(problem: UserProblem) -> Iterator[Spec]:
         first = step % 3 * 16
         at.look(problem, np.arange(ROWS)[first : first + 16])
         at.w, at.b = TORCHS(at)
-        yield {"weight": at.w, "bias": at.b}
+        yield {"weight": at.w, "bias": at.b, "loss": at.loss}
+
+
+def all_in_float32(problem: UserProblem) -> Iterator[Spec]:
+    single = np.float32
+    w: Any = problem.initial["weight"].astype(single)
+    b: Any = problem.initial["bias"].astype(single)
+    for rows in problem.batches:
+        X, y = problem.X[rows].astype(single), problem.y[rows].astype(single)
+        r = X @ w + b - y
+        loss = (r**2).mean()
+        w = w - single(LR) * (2 * X.T @ r / single(len(y)) + single(LAMBDA) * w)
+        b = b - single(LR) * (2 * r.mean() + single(LAMBDA) * b)
+        yield {"weight": w, "bias": b, "loss": loss}
 
 
 def single(at: At) -> tuple[Any, Any]:
@@ -632,7 +645,8 @@ def single(at: At) -> tuple[Any, Any]:
 OTHERWISE: dict[str, tuple[Train, Spec, str]] = {
     "another start": (moved_start, {}, "initial-parameters"),
     "the file's order": (in_file_order, BATCHES | {"shuffle": {"seed": 3}}, "row-order"),
-    "float32": (code(single), {}, "precision"),
+    "parameters in float32": (code(single), {}, "precision"),
+    "all in float32": (all_in_float32, {}, "precision"),
 }
 
 
@@ -689,6 +703,13 @@ def test_named_convention_is_told_by_its_causes(name: str, spec: Spec) -> None:
 @pytest.mark.parametrize("name", ["pytorch", "decoupled"])
 def test_named_convention_that_comes_to_torchs_rule_is_equivalent(name: str) -> None:
     assert check(BASE | BATCHES | {"convention": name}).verdict == "equivalent"
+
+
+def test_factor_on_the_loss_is_told_of_the_training_and_of_what_is_reported() -> None:
+    found = found_by(None, convention={"loss_factor": 0.81})
+    assert found["explained"]
+    assert causes_of(found) == ["gradient-scaled", "reported-loss-scaled"]
+    assert found["causes"][0]["factor"] == pytest.approx(0.81, rel=1e-6)
 
 
 def test_decoupled_with_momentum_is_told() -> None:
