@@ -16,6 +16,7 @@ from regcheck.convention import Decay, MomentumForm, PenaltyNorm, UpdateOrder
 from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.problem import Parameters, Problem, Step, build_problem
 from regcheck.spec import from_mapping
+from tests.conftest import told
 
 ROWS: dict[str, Any] = {
     "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
@@ -317,12 +318,12 @@ def test_answers_step_by_hand() -> None:
         "convention": {"divide_penalty_by": "batch", "penalty_in_loss": True},
     }
     (step,) = steps_of(problem_of(spec))
-    assert step.outputs[0].tolist() == [3.0, 5.0]
-    assert flat(step.gradient) == [-32.0, -10.0]
+    assert told(step.outputs)[0].tolist() == [3.0, 5.0]
+    assert flat(told(step.gradient)) == [-32.0, -10.0]
     assert step.loss == 26.0 + 0.25 + 0.25
     # Two roundings of numbers of order 1.
-    assert flat(step.penalty) == pytest.approx([0.05, 0.05], rel=1e-15)
-    assert flat(step.shift) == pytest.approx([-3.15, -0.95], rel=1e-15)
+    assert flat(told(step.penalty)) == pytest.approx([0.05, 0.05], rel=1e-15)
+    assert flat(told(step.shift)) == pytest.approx([-3.15, -0.95], rel=1e-15)
     assert flat(step.after) == pytest.approx([4.15, 1.95], rel=1e-15)
 
 
@@ -335,16 +336,16 @@ def test_accumulated_micro_batches_are_averaged_by_hand() -> None:
         "accumulate": 2,
     }
     (step,) = steps_of(problem_of(spec))
-    assert flat(step.gradient) == [7.0, 7.0]
+    assert flat(told(step.gradient)) == [7.0, 7.0]
     assert step.loss == ((1 + 9) / 2 + 25) / 2
-    assert [len(z) for z in step.outputs] == [2, 1]
+    assert [len(z) for z in told(step.outputs)] == [2, 1]
 
 
 def test_penalty_of_an_unsquared_norm_at_zero_is_zero() -> None:
     (step,) = steps_of(
         problem_of({"init": {"constant": 0.0}, "convention": {"penalty_norm": "unsquared"}})
     )
-    assert flat(step.penalty) == [0.0, 0.0, 0.0]
+    assert flat(told(step.penalty)) == [0.0, 0.0, 0.0]
 
 
 # --- invariants -----------------------------------------------------------------------------------
@@ -364,9 +365,9 @@ def test_ridge_does_not_move_at_its_closed_form() -> None:
         "convention": {"penalize_bias": False},
     }
     (step,) = steps_of(problem_of(spec))
-    assert max(abs(g) for g in flat(step.gradient)) > 1e-3  # the penalty is what it balances
+    assert max(abs(g) for g in flat(told(step.gradient))) > 1e-3  # the penalty is what it balances
     # The solution's own rounding: condition number 10, times u.
-    assert flat(step.shift) == pytest.approx([0.0] * 4, abs=1e-14)
+    assert flat(told(step.shift)) == pytest.approx([0.0] * 4, abs=1e-14)
 
 
 def test_logistic_bias_does_not_move_at_the_share_of_ones() -> None:
@@ -379,7 +380,7 @@ def test_logistic_bias_does_not_move_at_the_share_of_ones() -> None:
         "lr": 1.0,
     }
     (step,) = steps_of(problem_of(spec))
-    assert flat(step.shift) == pytest.approx([0.0, 0.0], abs=1e-16)  # half a unit of p
+    assert flat(told(step.shift)) == pytest.approx([0.0, 0.0], abs=1e-16)  # half a unit of p
 
 
 def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
@@ -387,7 +388,7 @@ def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
     for norm in ("squared", "unsquared"):
         spec = {"model": "logistic", "convention": {"penalty_norm": norm, "penalty_in_loss": True}}
         (step,) = steps_of(problem_of(spec | {"lr": 1.0}))
-        slopes = np.array(flat(step.gradient)) + flat(step.penalty)
+        slopes = np.array(flat(told(step.gradient))) + flat(told(step.penalty))
         h = 1e-5
         for at in range(3):
             losses = []
@@ -395,7 +396,7 @@ def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
                 start = [0.5, -0.3, 0.2]
                 start[at] += sign
                 moved = {"init": {"weight": start[:2], "bias": start[2:]}}
-                losses.append(next(steps_of(problem_of(spec | moved))).loss)
+                losses.append(told(next(steps_of(problem_of(spec | moved))).loss))
             # Truncation h²/6 |L'''| < 1e-9 (λ/‖w‖² < 10), and rounding u L/h = 1e-11.
             assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slopes[at], abs=1e-9)
 
@@ -407,7 +408,7 @@ def test_sum_is_the_mean_times_the_rows() -> None:
     for left, right in zip(summed, mean, strict=True):
         # Three steps, a few roundings each.
         assert flat(left.after) == pytest.approx(flat(right.after), rel=1e-13)
-        assert left.loss == pytest.approx(7 * right.loss, rel=1e-13)
+        assert told(left.loss) == pytest.approx(7 * told(right.loss), rel=1e-13)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
@@ -432,13 +433,13 @@ def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
     """List every array of a step."""
     tensors = (
         step.before,
-        step.gradient,
-        step.penalty,
+        told(step.gradient),
+        told(step.penalty),
         step.velocity,
-        step.shift,
+        told(step.shift),
         step.after,
     )
-    return [*step.outputs, *(array for group in tensors for array in group.values())]
+    return [*told(step.outputs), *(array for group in tensors for array in group.values())]
 
 
 def test_float32_stays_float32_in_every_combination() -> None:

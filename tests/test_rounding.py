@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from regcheck import checking
+from regcheck import sides
 from regcheck.checking import check
 from regcheck.losses import DENOMINATOR_FLOOR, LOSSES
 from regcheck.norms import chosen, norm
@@ -26,6 +26,7 @@ from regcheck.rounding import (
 from regcheck.schedule import Batch
 from regcheck.spec import from_mapping
 from regcheck.torch_trainer import TorchTrainer
+from tests.conftest import told
 
 Array = NDArray[np.floating]
 KINDS = [
@@ -72,7 +73,7 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
     shift = 0.5 * (gradient + 5 * pull) + 2 * np.array([9.125, 12, 3.125])
     after = shift + 2 * (np.array([1, 0, 1]) + np.array([9.125, 12, 3.125]))
 
-    assert step.shift["weight"].tolist() == [[9.125, 12.0]]
+    assert told(step.shift)["weight"].tolist() == [[9.125, 12.0]]
     assert bounds.outputs[0] == close(np.array([dz * U64]))
     assert bounds.loss == close(loss * U64)
     for found, expected in [
@@ -114,7 +115,7 @@ def test_bounds_of_micro_batches_worked_by_hand() -> None:
     pull, moved = np.array([0.375, 0.5, 2.25]), np.array([8.265625, 63.4375, 0.03125])
     shift = 0.125 * (gradient + 5 * pull) + 2 * moved
 
-    assert np.append(step.shift["weight"], step.shift["bias"]) == close(-moved)
+    assert np.append(told(step.shift)["weight"], told(step.shift)["bias"]) == close(-moved)
     for found, expected in zip(bounds.outputs, dz, strict=True):
         assert found == close(expected * U64)
     assert bounds.loss == close((first + second + rounded) / 2 * U64)
@@ -139,7 +140,10 @@ def test_gradient_bound_of_a_logistic_row_worked_by_hand(
     start = {"weight": [z / 6, 0.0], "bias": z / 2}
     data = {"X": [[3.0, 4.0]], "y": [0.25]}
     _, step, bounds = first_step(problem_of(model="logistic", loss=loss, init=start, data=data))
-    s, dz = abs(step.gradient["bias"].item()), (math.sqrt(2) + 2) * (5 * abs(z) / 6 + abs(z) / 2)
+    s, dz = (
+        abs(told(step.gradient)["bias"].item()),
+        (math.sqrt(2) + 2) * (5 * abs(z) / 6 + abs(z) / 2),
+    )
     ds = min(3 * tail * math.exp(-abs(z)), steepest) * dz + squared * min(1.0, math.exp(z))
     dg = ds + 2 * (s + 0.25) + (1 + 7) * s
 
@@ -186,7 +190,7 @@ def test_velocity_of_nothing_but_zeros_may_lose_what_is_below_the_normal_numbers
     trainer, model = NumpyTrainer(problem), RoundingModel(problem)
     for batch in problem.schedule.batches():
         update = trainer.step(trainer.start(), batch)
-        step = update.step._replace(velocity=update.step.gradient)
+        step = update.step._replace(velocity=told(update.step.gradient))
         bounds = model.bounds(batch, step, update.slopes)
     coupled = np.array([3, 4]) * 2 + 1 + 1
 
@@ -220,7 +224,7 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
     dv += 2 * U64 * abs(step.velocity["bias"].item())
     dd = dg + 0.5 * dv if "nesterov" in options else dv
 
-    expected = 0.25 * dd + 2 * U64 * abs(step.shift["bias"].item())
+    expected = 0.25 * dd + 2 * U64 * abs(told(step.shift)["bias"].item())
     assert second.shift["bias"].item() == close(expected)
 
 
@@ -580,7 +584,7 @@ def errors_in_bounds(problem: Problem) -> dict[str, float]:
     update = single.step(single.start(), batch)
     bounds = model.bounds(batch, update.step, update.slopes)
     pairs = {
-        "forward": (update.step.outputs[0], exact.outputs[0], bounds.outputs[0]),
+        "forward": (told(update.step.outputs)[0], exact.outputs[0], bounds.outputs[0]),
         "loss": (np.array(update.step.loss), np.array(exact.loss), np.array(bounds.loss)),
     }
     for part in ("gradient", "penalty", "shift", "after"):
@@ -753,7 +757,7 @@ def spoiled(part: str, tensor: str, value: float, step: int) -> Iterator[None]:
             return taken
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checking, "TorchTrainer", Spoiled)
+        patch.setattr(sides, "TorchTrainer", Spoiled)
         yield
 
 
@@ -863,10 +867,10 @@ def test_sizes_are_above_all_that_a_step_has(kind: tuple[str, str], optimizer: A
         state, step = update.state, update.step
         sizes = model.largest_sizes(batch, step)
 
-        assert np.abs(step.outputs[0]).max() <= sizes.output
+        assert np.abs(told(step.outputs)[0]).max() <= sizes.output
         assert (update.slopes[0] ** 2).sum() <= sizes.loss
         for name, w in step.after.items():
-            assert np.abs(step.shift[name]).max() <= batch.lr * sizes.direction
+            assert np.abs(told(step.shift)[name]).max() <= batch.lr * sizes.direction
             assert np.abs(w).max() <= sizes.all
 
 
@@ -921,7 +925,7 @@ def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
     mixed = {"scratch": "float64", "framework": "float32"}
     problem = problem_of(dtype=mixed)
     batch, step, known = first_step(problem)
-    lost = step._replace(shift=step.shift | {"weight": np.array([[-math.inf, 1.0]])})
+    lost = step._replace(shift=told(step.shift) | {"weight": np.array([[-math.inf, 1.0]])})
     slopes = NumpyTrainer(problem).pass_over(step.before, batch).rows[0].slopes
     found = RoundingModel(problem).bounds(batch, lost, [slopes])
 
@@ -950,8 +954,8 @@ def test_what_a_sigmoid_loses_where_it_underflows_is_multiplied_by_the_data() ->
     }
     report = check({"lr": 0.5, **settings})
     assert report.sample is not None
-    lost = report.sample.framework.gradient["weight"].item()
-    assert report.sample.scratch.gradient["weight"].item() == 0
+    lost = told(report.sample.framework.gradient)["weight"].item()
+    assert told(report.sample.scratch.gradient)["weight"].item() == 0
     assert lost > 1e-36 > 8 * TINY32
     assert report.first_by_stage == {}
 
@@ -971,7 +975,7 @@ def test_errors_of_z_above_one_reach_the_steepest_slope() -> None:
     settings = {"model": "logistic", "loss": "bce_with_logits", "init": start, "dtype": "float32"}
     _, step, bounds = first_step(problem_of(**settings))
 
-    assert abs(step.outputs[0].item()) > 1e8
+    assert abs(told(step.outputs)[0].item()) > 1e8
     assert bounds.outputs[0].item() > 100
     assert bounds.gradient["bias"].item() > bounds.outputs[0].item() / 5
 
@@ -985,7 +989,7 @@ def test_errors_of_z_reach_a_fading_slope_whole(z: float) -> None:
     fading = math.exp(z) * 1e12
     of_z = fading * bounds.outputs[0].item()
 
-    assert step.gradient["bias"].item() == close(-fading, rel=1e-6)
+    assert told(step.gradient)["bias"].item() == close(-fading, rel=1e-6)
     assert bounds.gradient["bias"].item() > of_z > 10 * U64
 
 

@@ -23,7 +23,7 @@ from regcheck.record import Report
 from regcheck.report.terminal import report_text
 from regcheck.spec import from_mapping
 from regcheck.torch_trainer import TorchTrainer
-from tests.conftest import SMALL
+from tests.conftest import SMALL, told
 
 Spec = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Both:
             update, step = scratch.step(state, batch), framework.step(batch)
             state = update.state
             self.parameters.append((update.step.after, step.after))
-            self.losses.append((update.step.loss, step.loss))
+            self.losses.append((told(update.step.loss), told(step.loss)))
 
     def first_apart(self, rtol: float, atol: float) -> int | None:
         """Give the first step at which torch's own comparison refuses a parameter."""
@@ -299,7 +299,7 @@ def test_exact_names_the_first_stage_whose_bits_differ(monkeypatch: pytest.Monke
     def nudged(self: TorchTrainer, batch: Any) -> Step:
         taken = real(self, batch)
         if batch.step == 2:
-            for part in (taken.gradient, taken.after):
+            for part in (told(taken.gradient), taken.after):
                 part["weight"][0, 0] = math.nextafter(part["weight"][0, 0], 9)
         return taken
 
@@ -495,7 +495,7 @@ def any_spec(seed: int) -> Spec:
     }
 
 
-def told(report: Report) -> dict[str, dict[str, float]]:
+def smallest_of(report: Report) -> dict[str, dict[str, float]]:
     """Read the JSON's smallest tolerances."""
     smallest = report.to_dict()["smallest_tolerance"]
     return {
@@ -516,7 +516,7 @@ def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(
     spec = any_spec(seed)
     report = check(spec)
     assert report.verdict != "inconclusive"
-    smallest = told(report)
+    smallest = smallest_of(report)
     for kind in ("rounding", "rtol", "atol"):
         # A number that must be positive stands in where 0 would do.
         each = {name: {kind: smallest[name][kind] or 1e-300} for name in TENSORS}
@@ -536,12 +536,12 @@ def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(
 @pytest.mark.parametrize("kind", ["rtol", "atol"])
 def test_smallest_rtol_and_atol_are_those_beside_the_spec_s_other_one(seed: int, kind: str) -> None:
     spec = any_spec(seed)
-    free = told(check(spec))
+    free = smallest_of(check(spec))
     other = "atol" if kind == "rtol" else "rtol"
     # Half of what would do alone, so that both count; a third of the seeds has next to all.
     share = [0.5, 0.9, 1 - 1e-12][seed % 3]
     given_other = {name: {other: free[name][other] * share, kind: 0.0} for name in TENSORS}
-    smallest = told(check(spec | {"tolerance": given_other}))
+    smallest = smallest_of(check(spec | {"tolerance": given_other}))
     each = {name: given_other[name] | {kind: smallest[name][kind]} for name in TENSORS}
 
     assert check(spec | {"tolerance": each}).verdict == "equivalent"
