@@ -584,7 +584,7 @@ def errors_in_bounds(problem: Problem) -> dict[str, float]:
     update = single.step(single.start(), batch)
     bounds = model.bounds(batch, update.step, update.slopes)
     pairs = {
-        "forward": (told(update.step.outputs)[0], exact.outputs[0], bounds.outputs[0]),
+        "forward": (told(update.step.outputs)[0], told(exact.outputs)[0], bounds.outputs[0]),
         "loss": (np.array(update.step.loss), np.array(exact.loss), np.array(bounds.loss)),
     }
     for part in ("gradient", "penalty", "shift", "after"):
