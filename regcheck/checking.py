@@ -339,9 +339,12 @@ class Run:
 def undiagnosed(sides: Sides) -> Diagnosis:
     """Say that the framework side's rule is not in the catalogue."""
     optimizer = type(sides.probe.optimizer)
+    name = f"{optimizer.__module__}.{optimizer.__qualname__}"
+    if name == "torch.optim.sgd.SGD":
+        name = "torch.optim.SGD with `maximize`, or not on all tensors alike"
     clue = (
-        f"The framework side's optimizer is {optimizer.__module__}.{optimizer.__qualname__}; "
-        "causes are known for torch.optim.SGD with one lr and one momentum for all tensors."
+        f"The framework side's optimizer is {name}; causes are known for torch.optim.SGD going "
+        "downhill on all parameters, with one lr and one momentum."
     )
     return Diagnosis(explained=False, clues=(clue,))
 

@@ -31,10 +31,11 @@ def without_cause(
     if replay.residual({}) <= 1:
         return [*clues, KEEPS_TO_IT], "update"
     agrees = gradient_agrees(seen, record)
-    clues += gradient_clues(agrees) + scale_clues(scales, seen.training)
+    clues += gradient_clues(agrees)
     penalty = "" if agrees is False else penalty_clue(replay)
     if penalty:
         return [*clues, penalty], "penalty"
+    clues += scale_clues(scales, seen.training)
     found, stage = recursion_clues(seen, replay, scales) if agrees is None else ([], "")
     clues += found
     stage = stage or ("optimizer" if agrees else "gradient")
@@ -91,9 +92,17 @@ def recursion_clues(
         return [text], "gradient"
     if not seen.training.momentum:
         return [], ""
+    size = abs(rule.now) + abs(rule.last)
+    parts = {
+        "g": rule.now,
+        "times the last g": rule.last,
+        "times the last step": rule.kept,
+        "w": rule.decay,
+    }
+    told = [f"{value:.6g} {what}" for what, value in parts.items() if abs(value) > 1e-9 * size]
     text = (
-        f"The steps are those of an optimizer all the same: {rule.now:.6g} g, {rule.last:.6g} "
-        f"times the last g, {rule.kept:.6g} times the last step, {rule.decay:.6g} w."
+        f"The steps are those of an optimizer all the same, which subtracts {' + '.join(told)}; "
+        f"torch's momentum is {seen.training.momentum:g}."
     )
     return [text], "optimizer"
 
@@ -174,6 +183,8 @@ def scale_text(one: Scales, weight_decay: float) -> str:
     if alpha.is_near(-1.0):
         factor = "a wrong sign: −1 times "
     penalty = "" if decay is None or own else f", and a penalty of {decay.factor:.6g} w"
+    if decay is not None and not own and decay.is_near(0.0):
+        penalty = ", and no penalty"
     return f"by {factor}torch's gradient{penalty}"
 
 

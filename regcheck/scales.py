@@ -145,13 +145,13 @@ def other_penalty(replay: Replay, shape: Callable[[Array], Array]) -> float | No
         slope, rest = (by_both - by_gradient) / bound, (moved - by_gradient) / bound
     if not (np.isfinite(slope).all() and np.isfinite(rest).all()) or not slope.any():
         return None
-    strength = float((slope * rest).sum() / (slope * slope).sum())
     # Some tensors, like the bias, may be free of it.
-    fits = [
-        np.abs(rest[:, part] - strength * slope[:, part]).max() <= 1
-        or np.abs(rest[:, part]).max() <= 1
-        for part in history.slices.values()
-    ]
+    bound_to = [part for part in history.slices.values() if np.abs(rest[:, part]).max() > 1]
+    weight = sum(float((slope[:, part] ** 2).sum()) for part in bound_to)
+    if weight == 0:
+        return None
+    strength = sum(float((slope[:, part] * rest[:, part]).sum()) for part in bound_to) / weight
+    fits = [np.abs(rest[:, part] - strength * slope[:, part]).max() <= 1 for part in bound_to]
     return strength if all(fits) and strength else None
 
 

@@ -188,22 +188,31 @@ class TorchTrainer:
         """Point out targets that broadcast against predictions; and a loss that is no loss."""
         label, rows = "framework", len(y)
 
+        trapped = False
+
         def trial() -> object:
+            nonlocal trapped
             with torch.random.fork_rng(devices=[]), ShapeTrap(rows), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of the trap, and then uses it
                 try:
                     return self.forward(X, y)[1]
                 except TrappedError:
+                    trapped = True
                     return None
 
         loss = self.module.guard(trial) if rows > 1 else self.module.guard(self.forward, X, y)[1]
-        if loss is None:
+        if trapped:
             raise UserCodeError(trap_text(label, rows))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else loss
+            found = f"{loss!r}; is a `return` missing?" if loss is None else repr(loss)
+            if isinstance(loss, torch.Tensor):
+                found = f"a tensor of shape {tuple(loss.shape)}"
+                if not loss.requires_grad:
+                    found += ", cut off from the parameters (by detach, no_grad or item)"
             raise UserCodeError(
-                f"{label}: loss_function(model(X), y) gave {found}; it must give one number "
-                "that torch can differentiate, like the mean of the rows' losses"
+                f"{label}: loss_function(model(X), y) gave {found}\n"
+                "It must give one number that torch can differentiate, like the mean of the rows' "
+                "losses"
             )
         self.trapped = rows > 1
 

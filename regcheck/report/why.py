@@ -243,7 +243,7 @@ def spec_ways(report: Report) -> list[tuple[str, list[str]]]:
     if not isinstance(report.mended, Mend):
         return []
     lines = [f"{key}: {written(value)}" for key, value in report.mended.changes.items()]
-    return [("or in the spec", lines)]
+    return [("in the spec", lines)]
 
 
 def written(value: object) -> str:

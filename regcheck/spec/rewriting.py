@@ -15,9 +15,11 @@ def rewritten(text: str, changes: Mapping[str, Any]) -> str:
     """
     wanted = {**yaml.safe_load(text), **changes}
     spliced = in_place(text, changes)
-    if yaml.safe_load(spliced) == yaml.safe_load(dumped(wanted)):
-        return spliced
-    return dumped(wanted)
+    try:
+        same = yaml.safe_load(spliced) == yaml.safe_load(dumped(wanted))
+    except yaml.YAMLError:  # a mapping in braces, or a document with an end
+        same = False
+    return spliced if same else dumped(wanted)
 
 
 def in_place(text: str, changes: Mapping[str, Any]) -> str:
@@ -30,14 +32,23 @@ def in_place(text: str, changes: Mapping[str, Any]) -> str:
         key=lambda pair: -int(pairs[pair[0]].start_mark.index),
     ):
         start, end = pairs[key].start_mark.index, pairs[key].end_mark.index
-        old = text[start:end]
-        tail = old[len(old.rstrip()) :]  # a block's value ends with its line
+        tail = after_value(text[start:end])
         text = text[:start].rstrip(" \n") + " " + flow(value) + tail + text[end:]
     if not text.endswith("\n"):
         text += "\n"
     return text + "".join(
         f"{key}: {flow(value)}\n" for key, value in changes.items() if key not in pairs
     )
+
+
+def after_value(text: str) -> str:
+    """Give what follows a value in its place: a block ends with its line, and comments after it."""
+    lines = text.split("\n")
+    last = len(lines)
+    while last > 1 and lines[last - 1].strip()[:1] in ("", "#"):
+        last -= 1
+    value = "\n".join(lines[:last])
+    return value[len(value.rstrip()) :] + "".join("\n" + line for line in lines[last:])
 
 
 def flow(value: Any) -> str:
