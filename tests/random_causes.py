@@ -635,10 +635,13 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
         if cause not in OUTSIDE:
             changes |= PLANTS[cause].changes
             key = PLANTS[cause].key
-            if key is not None:
+            if key is not None and cause in one.fits:
                 changes[key] = one.fits[cause].factor
         if cause == "schedule-shifted":
             changes["early"] = one.change["lr_shift"]
+    if one.weight_decay is not None:  # each tensor's own is told, in the place of a factor
+        decays = dict(one.weight_decay)
+        seen = replace(seen, problem=replace(seen.problem, weight_decay=decays))
     rule = Rule(**changes)
     start = seen.diagnosis.start if "initial-parameters" in one.causes else None
     steps = [step.update for step in exactly(seen, rule, start)]
