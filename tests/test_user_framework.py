@@ -387,15 +387,15 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "a loss cut off": (
         build(loss=lambda z, y: ((z.detach() - y) ** 2).mean()),
-        ["loss_function(model(X), y) gave a tensor ()", "that torch can differentiate"],
+        ["loss_function(model(X), y) gave a tensor of shape (), cut off", "that torch can differentiate"],
     ),
     "a loss as a number": (
         build(loss=lambda z, y: ((z - y) ** 2).mean().item()),
-        ["it must give one number that torch can differentiate"],
+        ["It must give one number that torch can differentiate"],
     ),
     "a loss of each row": (
         build(loss=nn.MSELoss(reduction="none")),
-        ["loss_function(model(X), y) gave a tensor (24,)", "the mean of the rows' losses"],
+        ["loss_function(model(X), y) gave a tensor of shape (24,)", "the mean of the rows' losses"],
     ),
 }
 
