@@ -49,12 +49,15 @@ class Reporting(NamedTuple):
 class Losses(NamedTuple):
     """The losses at the steps at which both sides tell one, and what is known of these steps.
 
-    `penalties` has for each tensor what κ multiplies in the loss: ‖w‖²/2.
+    `every` holds torch's losses of all steps, and `every_batch` their rows; `penalties` has for
+    each tensor what κ multiplies in the loss: ‖w‖²/2.
     """
 
     scratch: Array
     framework: Array
     limit: Array
+    every: Array
+    every_batch: tuple[Batch, ...]
     batches: tuple[Batch, ...]
     before: Array
     kept: NDArray[np.bool_]
@@ -108,6 +111,8 @@ def told(history: History, limit: float, elsewhere: Elsewhere) -> Losses:
         scratch[kept],
         framework[kept],
         limits[kept],
+        framework,
+        tuple(batches),
         tuple(batch for batch, keep in zip(batches, kept, strict=True) if keep),
         before,
         kept,
@@ -200,16 +205,17 @@ def data_losses(
     nominal = replace(rules[-1].problem, slips=NO_SLIPS._replace(batch_divisor="batch-size"))
     for one in own_losses(history, losses, nominal):
         yield one._replace(causes=("reported-loss-scaled",))
-    epochs = np.array([batch.epoch for batch in losses.batches])
-    plain = running_mean(losses.framework, epochs)
-    yield DataLoss(("loss-epoch-mean",), plain, 1.0)
-    weighted = running_mean(losses.framework * rows, epochs) / running_mean(rows, epochs)
-    yield DataLoss(("loss-epoch-mean",), weighted, 1.0)
+    # The mean is of all batches, also where the code tells it at an epoch's end alone.
+    epochs = np.array([batch.epoch for batch in losses.every_batch])
+    every, sizes = losses.every, np.array([float(batch.size) for batch in losses.every_batch])
+    plain = running_mean(every, epochs)
+    yield DataLoss(("loss-epoch-mean",), plain[losses.kept], 1.0)
+    weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
+    yield DataLoss(("loss-epoch-mean",), weighted[losses.kept], 1.0)
     after = loss_after()
     if after is not None:
-        after = after[losses.kept]
-        yield DataLoss(("loss-after-update",), after, 1.0)
-        mean = running_mean(after, epochs)
+        yield DataLoss(("loss-after-update",), after[losses.kept], 1.0)
+        mean = running_mean(after, epochs)[losses.kept]
         yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, 1.0)
 
 

@@ -136,7 +136,8 @@ class Search:
     def listed(self) -> list[Explanation]:
         """Give what was found, without factors that another cause names, in order."""
         kept = [one for one in self.found if not self.goes_by_another_name(one)]
-        if any(self.all_named(one) for one in kept):
+        plain = (not one.fits or len(one.causes) == 1 for one in kept if self.all_named(one))
+        if any(plain):
             kept = [one for one in kept if len(one.causes) == 1 or self.all_named(one)]
         return sorted(
             kept, key=lambda one: (len(one.causes) > 1, len(one.fits), len(one.causes), one.causes)

@@ -850,3 +850,37 @@ def test_json_of_two_runs_of_users_code_is_the_same_to_the_byte(name: str) -> No
 
 def test_json_of_an_equivalent_run_has_no_diagnosis() -> None:
     assert check(BASE, scratch=code(TORCHS)).to_dict()["diagnosis"] is None
+
+
+def test_mean_of_batch_means_told_at_the_end_of_an_epoch_is_the_epoch_s() -> None:
+    draw = np.random.default_rng(1)
+    X = draw.normal(size=(41, 3))
+    y = X @ [1.0, -2.0, 0.5] + 0.3 * draw.normal(size=41)
+
+    def train(problem: Any) -> Iterator[dict[str, Any]]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        means: list[float] = []
+        for step, rows in enumerate(problem.batches, start=1):
+            error = problem.X[rows] @ w + b - problem.y[rows]
+            means.append(float(np.mean(error**2)))
+            w = w - problem.lr * 2 * error @ problem.X[rows] / len(rows)
+            b = b - problem.lr * 2 * error.mean()
+            ends = step % 3 == 0  # batches of 16, 16 and 9 rows
+            yield {"weight": w, "bias": b, "loss": np.mean(means) if ends else None}
+            means = [] if ends else means
+
+    spec = {
+        "data": {"X": X.tolist(), "y": y.tolist()},
+        "model": "linear",
+        "lr": 0.05,
+        "epochs": 4,
+        "batch_size": 16,
+    }
+    report = check(spec, scratch=train)
+    assert report.verdict == "diverged"
+    assert report.first_divergence is None
+    assert report.first_loss_divergence is not None
+    assert report.first_loss_divergence.step == 3
+    assert report.diagnosis is not None
+    assert report.diagnosis.explained
+    assert report.diagnosis.causes == ("loss-epoch-mean",)
