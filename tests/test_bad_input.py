@@ -694,7 +694,7 @@ def test_run_bad_line(case: str, refused: Refused) -> None:
 @pytest.mark.parametrize("key", ["scratch", "framework"])
 def test_run_code_in_a_file_that_is_not_there(key: str, refused: Refused) -> None:
     message = refused.message(spec_yaml=f"{GOOD}{key}: my.py:train\n".encode())
-    assert message.startswith("my.py:train: there is no file my.py\n")
+    assert "spec.yaml: my.py:train: there is no file my.py\n" in message
     assert "relative to the spec" in message
 
 
