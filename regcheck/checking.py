@@ -30,15 +30,18 @@ from regcheck.hypotheses import Replay
 from regcheck.lockstep import ScratchLeads, Steps
 from regcheck.matching import Matching
 from regcheck.mending import Mend, mend
+from regcheck.measured import MeasuredBounds
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.observed import Observed
+from regcheck.power import Power
 from regcheck.problem import Parameters, Problem, Step, build_problem
 from regcheck.record import Final, LossDivergence, Report, Sample, way_out
+from regcheck.rounding import Bounds
 from regcheck.schedule import Batch, training_of
 from regcheck.sides import Sides, sides_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
-from regcheck.spec.judging import Verdict
+from regcheck.spec.judging import Tolerances, Verdict
 from regcheck.torch_trainer import environment as torch_environment
 from regcheck.torch_trainer import torch_settings
 from regcheck.trace import Trace
@@ -107,7 +110,7 @@ def check_problem(
         run = Run(sides, report)
         run.compare_start()
         for batch in sides.problem.schedule.batches():
-            if not run.advance(batch):
+            if report.random or not run.advance(batch):
                 break
             progress(batch.step, report.steps)
         run.finish()
@@ -137,6 +140,7 @@ def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
         trace=Trace(tuple(sides.problem.initial)),
         plain_sgd=sides.torch is not None,
         dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),
+        random=sides.random,
     )
 
 
@@ -181,6 +185,8 @@ class Run:
         self.losses = {"scratch": math.nan, "framework": math.nan}
         self.last: Sample | None = None
         self.gradient_bound: Parameters | None = None
+        limits = {name: self.spec.tolerance.of(name).limit_within for name in self.problem.initial}
+        report.power = Power(limits)
 
     def compare_start(self) -> None:
         """Compare the parameters that the sides start from."""
@@ -202,6 +208,11 @@ class Run:
         seen = self.seen(steps, batch)
         bounds = self.sides.bounder.bounds(batch, steps, seen)
         row = compare_step(batch, steps, bounds, tolerances)
+        while report.first_divergence is None and suspicious(row, tolerances):
+            closer = self.sides.bounder.closer(batch, steps)
+            if closer is None:
+                break
+            bounds, row = closer, compare_step(batch, steps, closer, tolerances)
         self.losses = {
             side: math.nan if step.loss is None else step.loss
             for side, step in (("scratch", steps.own), ("framework", steps.alone))
@@ -226,11 +237,23 @@ class Run:
             report.first_unjudged = batch.step
             return False
         self.drift.need_step(row, steps.own, steps.alone)
+        self.weigh(batch, steps, bounds)
         self.history.append(steps, bounds)
         if self.trials is not None:
             self.trials.advance(batch, steps, bounds, seen)
         report.compared += 1
         return True
+
+    def weigh(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
+        """Take in what the step could have shown."""
+        bounder, power = self.sides.bounder, self.report.power
+        assert power is not None
+        noise = bounder.gradient_noise_of() if isinstance(bounder, MeasuredBounds) else None
+        power.take(steps, bounds, noise)
+        if self.sides.faults is not None:
+            self.sides.faults.advance(batch.step, steps, bounds)
+        if isinstance(bounder, MeasuredBounds) and bounder.random_model:
+            self.report.random = True
 
     def seen(self, steps: Steps, batch: Batch) -> Pass | None:
         """Give the pass of torch's rule over the rows, at the leader's parameters."""
@@ -256,8 +279,10 @@ class Run:
     def finish(self) -> None:
         """Note where both sides ended, how far they drifted, and what could not show."""
         report, problem, pair = self.report, self.problem, self.sides.pair
-        if report.first_unjudged is None:
+        if report.first_unjudged is None and not report.random:
             pair.finish()
+        if self.sides.faults is not None and report.power is not None:
+            report.power.hidden = self.sides.faults.hidden()
         for side, parameters in zip(("scratch", "framework"), pair.ends(), strict=True):
             accuracies = {}
             if problem.model == "logistic":
@@ -371,6 +396,8 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
     What was judged stays judged: a divergence stands whatever comes after it.
     """
     judged = report.spec.compare
+    if report.random:
+        return "inconclusive", RANDOM
     if report.first_divergence is not None and "parameters" in judged:
         return "diverged", ""
     if report.first_loss_divergence is not None and "loss" in judged:
@@ -382,4 +409,23 @@ def conclusion(report: Report) -> tuple[Verdict, str]:
     if report.verdict_stops:
         told = [f"from step {step:,} on {what}" for what, step in report.verdict_stops.items()]
         return "inconclusive", ", and ".join(told)
+    weak = report.power.reason() if report.power is not None else ""
+    if weak and "parameters" in judged and not report.spec.tolerance.on_drift:
+        return "inconclusive", weak
     return "equivalent", ""
+
+
+RANDOM = (
+    "the framework side's model is random: it gave two different results for the same rows, so "
+    "that no step of it can be compared. Call model.eval() or set the dropout's p to 0, or call "
+    "torch.manual_seed(..) in forward"
+)
+"""Why a model with dropout or noise in it is not judged."""
+
+
+def suspicious(row: Row, tolerances: Tolerances) -> bool:
+    """Return whether anything in a row differs by more than its bounds allow."""
+    found = [*row.local.values(), *row.within.values()]
+    if row.loss is not None:
+        found.append(row.loss)
+    return any(not one.ratio <= tolerances.of(one.tensor).limit_within for one in found)

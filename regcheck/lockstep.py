@@ -120,7 +120,7 @@ class ScratchLeads:
     def advance(self, batch: Batch) -> Steps:
         """Take the next step of both."""
         own = self.take()
-        alone = self.framework.step(batch)
+        alone = self.framework.advance(batch)
         self.beside.place(own.before)
         framework = self.beside.step(batch)
         if own.gradient is not None and framework.gradient is not None:

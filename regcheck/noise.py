@@ -1,8 +1,7 @@
-"""How large a local difference rounding can make, measured: Monte Carlo arithmetic.
+"""How far rounding can move a loss and its gradients, measured: Monte Carlo arithmetic.
 
-For models and optimizers that `rounding` has no bound for. Steps are repeated with random rounding
-in their forward pass, their backward pass and their optimizer. With u the unit roundoff, each
-number x that an operation of torch computes, or reads from elsewhere, becomes
+For models that `rounding` has no bound for. The forward and the backward pass are repeated with
+random rounding. With u the unit roundoff, each number x that an operation of torch rounds becomes
 
     x (1 ± u)
 
@@ -13,34 +12,33 @@ and each sum of n terms, of which a share c of the pairs are so close that they 
 for what it rounds on its way: nobody sees that from without, but likely it is less in any order
 (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019; `RoundingModel.terms` says why c). The signs of
 an operation's entries are independent or, as often, all the same, as where numbers that are nearly
-equal are rounded. Random errors of results and operands are Parker's (Monte Carlo Arithmetic, UCLA
-CSD TR 970002, 1997): there for each operation of the processor, here for each one of torch.
+equal are rounded.
+
+Nothing else is moved. Data, targets, parameters and constants are the same numbers on both sides;
+integers, masks, indices and comparisons are no results of rounding; and copies, selections, signs
+and those sums, products and quotients that come out exactly have not been rounded. (An error of
+the operands as well, as in Parker's Monte Carlo Arithmetic, UCLA CSD TR 970002, 1997, is kept for
+operations that cancel within, such as a normalization, where only they read it.)
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regcheck.norms import chosen
 from regcheck.rounding import FEW
 
-Noise = dict[str, NDArray[np.float64]]
-State = dict[Tensor, dict[str, Any]]
-"""An optimizer's, by parameter."""
-
 aten = torch.ops.aten
+
 SUMS: dict[Any, tuple[int, ...]] = {
     aten.addmm: (1, 2), aten.addmv: (1, 2), aten.baddbmm: (1, 2), aten.bmm: (0, 1),
     aten.convolution: (0, 1), aten.convolution_backward: (0,), aten.dot: (0, 1),
@@ -49,129 +47,92 @@ SUMS: dict[Any, tuple[int, ...]] = {
 }  # fmt: skip
 """Operations that sum products of their operands; and which operands are factors of all terms."""
 
+MEAN_LOSSES = frozenset(
+    {aten.binary_cross_entropy, aten.huber_loss, aten.mse_loss, aten.nll_loss_forward,
+     aten.nll_loss2d_forward, aten.smooth_l1_loss}
+)  # fmt: skip
+"""Losses that sum terms of one sign within: n of them round to √n u of the result."""
 
-class NoiseMeter:
-    """Measures the noise of a training's steps, in order.
+EXACT = frozenset(
+    {aten.abs, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.bernoulli, aten.cat, aten.ceil,
+     aten.clamp, aten.clamp_max, aten.clamp_min, aten.clone, aten.constant_pad_nd, aten.copy,
+     aten.copy_, aten.cummax, aten.cummin, aten.embedding, aten.empty_like, aten.eye, aten.fill,
+     aten.fill_, aten.flip, aten.floor, aten.full_like, aten.gather, aten.hardtanh, aten.index,
+     aten.index_select, aten.masked_fill, aten.masked_fill_, aten.masked_select, aten.max,
+     aten.max_pool2d_with_indices, aten.maximum, aten.median, aten.min, aten.minimum, aten.neg,
+     aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros, aten.one_hot,
+     aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_, aten.repeat,
+     aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter, aten.sgn,
+     aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack, aten.threshold,
+     aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc, aten.where, aten.zero_,
+     aten.zeros_like}
+)  # fmt: skip
+"""Operations that choose, copy or compare numbers, and compute none."""
 
-    Every sample takes each step from the training's parameters, but with an optimizer's state of
-    its own: what rounding did to a velocity is carried from step to step.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        dtype: torch.dtype,
-        *,
-        seed: int,
-        samples: int = 16,
-    ) -> None:
-        """Start from the optimizer's state as it is.
-
-        Args:
-            model: the model, on the CPU.
-            optimizer: any optimizer.
-            dtype: the coarser one of the two sides.
-            seed: of the signs.
-            samples: steps with random rounding. The largest of 16 normal deviations lies between
-                0.5 and 4.5 of their standard deviation, but for one time in 9,000.
-        """
-        self.model, self.optimizer = model, optimizer
-        self.info, self.random = torch.finfo(dtype), torch.Generator().manual_seed(seed)
-        self.states: list[State | None] = [None] * samples
-
-    def measure(self, step: Callable[[], object]) -> Noise:
-        """Measure how far rounding can move each entry of each parameter in the next step.
-
-        noise = max |w′ − w|, at least 2u |w|, where the step leads to w and its samples to w′. It
-        is taken by nobody: parameters, buffers, gradients, the optimizer's state and groups, and
-        torch's random numbers are as before afterwards, and at the start of every sample.
-
-        Args:
-            step: takes the step; nothing else that it changes may matter to it.
-
-        Returns:
-            By name, in the parameter's shape; inf where a result is not finite.
-        """
-        plain, _ = self.take(step, nullcontext(), None)
-        noise = {name: self.info.eps * np.abs(w) + self.info.tiny for name, w in plain.items()}
-        for k, state in enumerate(self.states):
-            rounding = RandomRounding(self.info.eps / 2, self.random)
-            moved, self.states[k] = self.take(step, rounding, state)
-            for name, w in moved.items():
-                with np.errstate(invalid="ignore"):
-                    noise[name] = np.maximum(noise[name], np.abs(w - plain[name]))
-        return {name: np.where(np.isfinite(size), size, np.inf) for name, size in noise.items()}
-
-    def take(
-        self,
-        step: Callable[[], object],
-        arithmetic: AbstractContextManager[object],
-        state: State | None,
-    ) -> tuple[Noise, State]:
-        """Take a step in some arithmetic from some state; the parameters and the state after it."""
-        with undone(self.model, self.optimizer):
-            if state is not None:
-                self.optimizer.state.update(state)
-            with arithmetic:
-                step()
-            named = self.model.named_parameters()
-            after = {name: w.detach().double().numpy().copy() for name, w in named}
-            return after, dict(self.optimizer.state)
-
-
-@contextmanager
-def undone(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Undo afterwards what happens to a model, an optimizer and torch's random numbers."""
-    groups, state = optimizer.param_groups, dict(optimizer.state)
-    options = [copy.deepcopy(group | {"params": None}) for group in groups]
-    trained = (w for group in groups for w in group["params"])
-    grads = {x: x.grad for x in (*model.parameters(), *model.buffers(), *trained)}
-    values = {x: x.detach().clone() for x in (*grads, *grads.values()) if x is not None}
-    optimizer.state.update({w: copy.deepcopy(own) for w, own in state.items()})
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for x, grad in grads.items():
-            x.grad = grad
-        for x, value in values.items():
-            x.detach().copy_(value)
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        for group, kept in zip(groups, options, strict=True):
-            group.update(kept | {"params": group["params"]})
+FUSED = frozenset(
+    {aten._native_batch_norm_legit, aten.native_batch_norm, aten.native_batch_norm_backward,
+     aten.native_group_norm, aten.native_group_norm_backward, aten.native_layer_norm,
+     aten.native_layer_norm_backward, aten.std, aten.var, aten.var_mean,
+     aten._scaled_dot_product_flash_attention_for_cpu,
+     aten._scaled_dot_product_flash_attention_for_cpu_backward,
+     aten.gelu_backward, aten.linalg_vector_norm, aten.sigmoid_backward, aten.silu_backward,
+     aten.tanh_backward}
+)  # fmt: skip
+"""Operations that subtract what they read within, so that they lose what rounding its operands
+does. They take operands of their own that are rounded."""
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Round every number at random, once: where it is computed or, if from elsewhere, read."""
+    """Round at random whatever an operation rounds."""
 
     def __init__(self, u: float, random: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.u, self.random = u, random
-        # By address, which stays theirs as long as they are kept.
-        self.rounded: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Take an operation, with its operands rounded, and round what it gives or writes to."""
-        schema, kwargs = func._schema, kwargs or {}
+        """Take an operation, and round what it returns or writes to."""
+        schema, kwargs, kind = func._schema, kwargs or {}, func.overloadpacket
         if any(one.alias_info and not one.alias_info.is_write for one in schema.returns):
             return func(*args, **kwargs)  # a view of its operand
+        operands = floats((args, kwargs))
+        if kind in EXACT or not operands:
+            return func(*args, **kwargs)
         named = dict(zip((one.name for one in schema.arguments), args, strict=False)) | kwargs
         written = floats([named.get(one.name) for one in schema.arguments if one.alias_info])
-        self.keep(written)  # to be rounded when they are written
-        args, kwargs = tree_map_only(Tensor, self.read, (args, kwargs))
-        given = func(*args, **kwargs)
-        if func.overloadpacket in SUMS and not written:
-            for x, size in zip(floats(given), self.lost(func, args, kwargs), strict=True):
-                x.add_(size * self.signs(x))
-        results = {id(x): x for x in (*floats(given), *written)}.values()
-        for x in results:
-            x.copy_(self.round(x))
-        self.keep(results)
-        return given
+        whole = all(map(is_whole, operands))
+        before = [x.clone() for x in written]
+        if kind in FUSED:
+            args = tree_map_only(Tensor, self.read, args)
+        result = func(*args, **kwargs)
+        given = {id(x): x for x in (*floats(result), *written)}.values()
+        if kind in SUMS and not written:
+            if not (whole and all(map(is_whole, given))):
+                for x, size in zip(floats(result), self.lost(func, args, kwargs), strict=True):
+                    x.add_(size * self.signs(x))
+            return result
+        for x in given:
+            if not (whole and is_whole(x)):
+                self.round_(x, kind, replaced(args, written, before))
+        return result
+
+    def round_(self, x: Tensor, kind: Any, args: tuple[Any, ...]) -> None:
+        """Round a result in place: relative to itself, and by what an operation loses within."""
+        signs = self.signs(x)
+        moved = x + x * signs
+        if kind in MEAN_LOSSES and x.numel() == 1:
+            moved = x + x * signs * math.sqrt(args[0].numel())
+        within = WITHIN.get(kind)
+        if within is not None:
+            moved = moved + within(x, args) * self.signs(x)
+        inexact = INEXACT.get(kind)
+        if inexact is not None and all(isinstance(one, Tensor | int | float) for one in args[:2]):
+            # Where the coarser dtype is the other side's, all that it cannot hold is rounded.
+            rounds = inexact(x, *args[:2]) | ~held(x, self.u)
+            moved = torch.where(rounds, moved, x)
+        # Rounding is monotone: what is at most 1 stays so. (BCELoss refuses p > 1.)
+        x.copy_(torch.where(x.abs() <= 1, moved.clamp(-1, 1), moved))
 
     def signs(self, x: Tensor) -> Tensor:
         """Draw u or −u: for each entry or, as often, one for all."""
@@ -179,26 +140,15 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         signs = torch.randint(2, x.shape if own else (), generator=self.random) * 2 - 1
         return signs.to(x) * self.u
 
-    def round(self, x: Tensor) -> Tensor:
-        """Give x (1 ± u), and ±1 at most if |x| ≤ 1: rounding is monotone.
-
-        (BCELoss refuses a probability above 1.)
-        """
-        moved = x + x * self.signs(x)
-        return torch.where(x.abs() <= 1, moved.clamp(-1, 1), moved)
-
     def read(self, x: Tensor) -> Tensor:
-        """Round an operand from elsewhere."""
-        known = not x.is_floating_point() or x.untyped_storage().data_ptr() in self.rounded
-        return x if known else self.round(x)
-
-    def keep(self, tensors: Iterable[Tensor]) -> None:
-        """Keep the memory of tensors as rounded."""
-        storages = (x.untyped_storage() for x in tensors)
-        self.rounded.update((storage.data_ptr(), storage) for storage in storages)
+        """Return an operand rounded, for the one operation that reads it."""
+        return x + x * self.signs(x) if x.is_floating_point() else x
 
     def lost(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """Give √(n + c n²) Σ |t_k| of each result, from sums of the operands' sizes and of ones."""
+        """Return √(n + c n²) Σ |t_k| of each result, from sums of the operands' sizes and of ones.
+
+        A single term is a product, and rounds as a result does.
+        """
         factors = {key: abs(x) if isinstance(x, int | float) else x for key, x in kwargs.items()}
         sizes = floats(func(*tree_map_only(Tensor, torch.abs, args), **factors))
         count = aten.sum if func.overloadpacket is aten.mean else func.overloadpacket
@@ -207,6 +157,95 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = [args[place] for place in SUMS[func.overloadpacket]]
         alike = math.prod(share_alike(x, self.u * most / 4) for x in operands) if most >= FEW else 0
         return [size * (n + alike * n * n).sqrt() for size, n in zip(sizes, terms, strict=True)]
+
+
+def replaced(
+    args: tuple[Any, ...], written: Iterable[Tensor], before: Iterable[Tensor]
+) -> tuple[Any, ...]:
+    """Put what operands held before an operation wrote to them in their places."""
+    held_before = {id(x): old for x, old in zip(written, before, strict=True)}
+    return tuple(held_before.get(id(one), one) for one in args)
+
+
+def of_log_softmax(x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """log Σ e^(z − max) is between 0 and log n: its sum's relative error is its absolute one."""
+    return torch.ones_like(x)
+
+
+def of_log_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """g − p Σ g loses |g| + p |Σ g|."""
+    grad, output, dim = args[:3]
+    size: Tensor = grad.abs() + output.exp() * grad.sum(dim, keepdim=True).abs()
+    return size
+
+
+def of_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """p g − p Σ p g loses p |g| + p Σ p |g|."""
+    grad, output, dim = args[:3]
+    size: Tensor = output * (grad.abs() + (grad * output).abs().sum(dim, keepdim=True))
+    return size
+
+
+WITHIN: dict[Any, Callable[[Tensor, tuple[Any, ...]], Tensor]] = {
+    aten._log_softmax: of_log_softmax,
+    aten._log_softmax_backward_data: of_log_softmax_backward,
+    aten._softmax_backward_data: of_softmax_backward,
+}
+"""What an operation loses besides u of its result, in units of u."""
+
+
+def sum_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
+    """Find where fl(a + b) is not a + b, by Knuth's TwoSum (the operands of a − b likewise)."""
+    a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
+    kept = []
+    for other in (b, -b):
+        total = a + other
+        part = total - a
+        error = (a - (total - part)) + (other - part)
+        kept.append((total == x) & (error == 0))
+    exact = kept[0] | kept[1]
+    return ~exact | torch.isnan(x)
+
+
+def product_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
+    """Find where fl(a b) is not a b, by Dekker's product of split factors."""
+    a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
+    if x.dtype == torch.float32:
+        return x.double() != a.double() * b.double()
+    (a_high, a_low), (b_high, b_low) = split(a), split(b)
+    error = ((a_high * b_high - x) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return error != 0
+
+
+def quotient_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
+    """Find where fl(a/b) is not a/b: where its product with b is not a."""
+    a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
+    return product_rounds(x * b, x, b) | (x * b != a)
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split float64 numbers into halves of at most 26 bits (Veltkamp)."""
+    scaled = x * (2.0**27 + 1)
+    high = scaled - (scaled - x)
+    return high, x - high
+
+
+INEXACT: dict[Any, Callable[[Tensor, Any, Any], Tensor]] = {
+    aten.add: sum_rounds, aten.add_: sum_rounds, aten.div: quotient_rounds,
+    aten.div_: quotient_rounds, aten.mul: product_rounds, aten.mul_: product_rounds,
+    aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
+}  # fmt: skip
+"""Where an operation of two operands rounds. (With an alpha they are taken to.)"""
+
+
+def held(x: Tensor, u: float) -> Tensor:
+    """Find which numbers a dtype of unit roundoff u can hold."""
+    return x == x.float().to(x.dtype) if u > 2**-30 else torch.ones_like(x, dtype=torch.bool)
+
+
+def is_whole(x: Tensor) -> bool:
+    """Return whether all numbers are whole, and so small that sums of them are exact."""
+    return bool(((x == x.round()) & (x.abs() < 2**20)).all())
 
 
 def floats(tree: object) -> list[Tensor]:
@@ -221,8 +260,8 @@ def ones(x: Tensor) -> Tensor:
 
 
 def share_alike(x: Tensor, tolerance: float) -> float:
-    """Give the share of pairs of like size, among some entries that are not 0 and so round."""
-    terms = x[x != 0].double().numpy()
+    """Return the share of pairs of like size, among some entries that are not 0 and so round."""
+    terms: NDArray[np.float64] = x[x != 0].double().numpy()
     some = terms[chosen(len(terms))]
     near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
     return (np.count_nonzero(near) - len(some)) / max(1, len(some) * (len(some) - 1))

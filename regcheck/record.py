@@ -23,6 +23,7 @@ from regcheck.drift import Amplification, Needed
 from regcheck.hypotheses import Explanation, Fit
 from regcheck.matching import Matching, NoMatchError, matching
 from regcheck.mending import Mend
+from regcheck.power import Power
 from regcheck.problem import Array, Parameters, Step
 from regcheck.scales import Scales
 from regcheck.spec import Spec
@@ -93,6 +94,8 @@ class Report:
     losses_told: int = 0
     plain_sgd: bool = True
     dtypes: tuple[str, str] = ("float64", "float64")
+    power: Power | None = None
+    random: bool = False
 
     @property
     def rule_training(self) -> Training:

@@ -14,6 +14,7 @@ import numpy as np
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.errors import UserCodeError
 from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
+from regcheck.measured import MeasuredBounds
 from regcheck.modules import Module, initial_of, settings, users
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
@@ -21,6 +22,7 @@ from regcheck.rounding import Bounds, RoundingModel
 from regcheck.schedule import Batch
 from regcheck.spec import LoadedSpec
 from regcheck.torch_trainer import TorchTrainer
+from regcheck.trial_faults import FaultTrials
 from regcheck.user_code import ScratchSteps, UserFunction, imported
 from regcheck.user_problem import user_problem
 
@@ -36,6 +38,9 @@ class Bounder(Protocol):
 
     def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
         """Bound what rounding can do in a step; `seen` is torch's rule's pass over the rows."""
+
+    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
+        """Bound the step at hand more closely, where it looks like a divergence; None if final."""
 
 
 class ClosedBounds:
@@ -56,25 +61,9 @@ class ClosedBounds:
             framework = framework._replace(outputs=seen.outputs)
         return self.model.bounds(batch, framework, [row.slopes for row in seen.rows])
 
-
-class MeasuredBounds:
-    """The bounds of any module, from its measured noise."""
-
-    def __init__(self, trainer: TorchTrainer, u: float) -> None:
-        self.trainer, self.u = trainer, u
-
-    def start_bounds(self, start: Parameters) -> Parameters:
-        """Bound what casting the start to each side's dtype can do."""
-        return {name: self.u * np.abs(w) + np.finfo(np.float32).tiny for name, w in start.items()}
-
-    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:  # noqa: ARG002
-        """Bound what rounding can do in a step."""
-        after = self.trainer.noise
-        gradient = {
-            name: 64 * self.u * (np.abs(g).max() + np.zeros_like(g, dtype=np.float64))
-            for name, g in (steps.framework.gradient or {}).items()
-        }
-        return Bounds((), self.trainer.loss_noise, gradient, after, after, after)
+    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
+        """Return nothing: these are final."""
+        return None
 
 
 class Sides(NamedTuple):
@@ -88,6 +77,9 @@ class Sides(NamedTuple):
             where its optimizer is not torch.optim.SGD.
         sees_rows: whether that rule can pass over the rows itself.
         probe: torch's side, to ask for losses elsewhere; what it trains is not in the pair.
+        faults: what the run must be able to tell, tried by torch's optimizer; None for one-layer
+            models, whose trials are `regcheck.trials`.
+        random: whether the user's model gives two different outputs for one input.
     """
 
     problem: Problem
@@ -96,6 +88,8 @@ class Sides(NamedTuple):
     torch: NumpyTrainer | None
     sees_rows: bool
     probe: TorchTrainer
+    faults: FaultTrials | None
+    random: bool
 
 
 @contextmanager
@@ -135,7 +129,13 @@ def sides_of(
             bounder: Bounder = ClosedBounds(really(given, torch.problem))
         else:
             bounder = noisy(problem, measured)
-        yield Sides(problem, pair, bounder, torch, sees_rows, probe)
+        faults = None
+        if isinstance(bounder, MeasuredBounds):
+            tolerance = spec.tolerance
+            limits = {name: tolerance.of(name).limit_within for name in problem.initial}
+            faults = FaultTrials(measured, limits)
+        random = module is not None and probe.is_random()
+        yield Sides(problem, pair, bounder, torch, sees_rows, probe, faults, random)
 
 
 def user_function(
@@ -253,10 +253,7 @@ def torch_rule(problem: Problem, module: Module | None) -> NumpyTrainer | None:
 
 
 def noisy(problem: Problem, trainer: TorchTrainer) -> MeasuredBounds:
-    """Let a trainer measure the noise of its steps."""
-    coarser = max(
-        (np.finfo(problem.scratch_dtype), np.finfo(problem.framework_dtype)),
-        key=lambda info: float(info.eps),
-    )
-    trainer.measure_noise(str(coarser.dtype))
-    return MeasuredBounds(trainer, float(coarser.eps) / 2)
+    """Bound the rounding of a trainer's steps by measuring it."""
+    dtypes = problem.scratch_dtype, problem.framework_dtype
+    coarser = max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
+    return MeasuredBounds(trainer, coarser, mixed=len(set(dtypes)) > 1)

@@ -1,16 +1,17 @@
 """The framework side: a model, its loss and its optimizer in torch, stepped one update at a time.
 
-With `modules` and `noise` the modules that import torch; the one place where threads and
-determinism are set.
+With `modules`, `noise` and `shadow` the modules that import torch; the one place where threads
+and determinism are set.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 
 from regcheck.errors import UserCodeError
 from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
-from regcheck.noise import NoiseMeter
+from regcheck.noise import RandomRounding
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
@@ -53,6 +54,17 @@ def torch_settings(multiplications: int) -> Iterator[int]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
+class Sample(NamedTuple):
+    """One pass with random rounding: the loss, and the gradients as they come and as clipped.
+
+    All tensors' entries stand one after the other, in float64.
+    """
+
+    loss: float
+    gradient: Array
+    used: Array
+
+
 class TorchTrainer:
     """The training of a problem in torch, stepped one update at a time."""
 
@@ -74,9 +86,10 @@ class TorchTrainer:
         # SGD's steps can be told in parts; another optimizer's is told as a whole.
         self.groups = self.module.groups() if plain_sgd(self.module) else {}
         self.trapped = module is None
-        self.meter: NoiseMeter | None = None
-        self.noise: Parameters = {}
-        self.loss_noise = math.nan
+        self.used: Parameters = {}
+        self.has_gradient = dict.fromkeys(self.tensors, True)
+        self.buffers = dict(self.module.model.named_buffers())
+        self.buffers_before: dict[str, torch.Tensor] = {}
         # Views of the parameters' memory: reading them costs no call into torch.
         self.views: dict[str, Array] = {
             name: tensor.detach().numpy() for name, tensor in self.tensors.items()
@@ -92,27 +105,74 @@ class TorchTrainer:
             for name, view in self.views.items():
                 np.copyto(view, parameters[name].reshape(view.shape), casting="same_kind")
 
-    def measure_noise(self, coarser: str) -> None:
-        """Let each step measure what rounding can do in it, in the coarser of two dtypes."""
-        dtype = getattr(torch, coarser)
-        self.meter = NoiseMeter(self.module.model, self.optimizer, dtype, seed=0)
+    def sample(
+        self, parameters: Parameters, batch: Batch, rounding: RandomRounding | None, *, mixed: bool
+    ) -> Sample:
+        """Take a step's gradients once more, with random rounding; the training goes on as it was.
 
-    def measure(self, batch: Batch) -> None:
-        """Measure what rounding can do in the next step: to the parameters, and to the loss."""
-        assert self.meter is not None
-        losses = []
+        Args:
+            parameters: where to take them.
+            batch: the rows.
+            rounding: rounds at random; without it, the pass is the step's own.
+            mixed: whether the sides' dtypes differ, so that each has data and parameters that are
+                rounded otherwise.
+        """
+        kept, X, y = self.parameters(), self.X, self.y
+        buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
+        grads = [tensor.grad for tensor in self.tensors.values()]
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                self.place(parameters)
+                for name, x in self.buffers_before.items():
+                    self.buffers[name].copy_(x)
+                if mixed and rounding is not None:
+                    self.X, self.y = (recast(one, rounding) for one in (X, y))
+                    for tensor in self.tensors.values():
+                        tensor.copy_(recast(tensor, rounding))
+                self.optimizer.zero_grad()
+                with rounding or nullcontext():
+                    _, loss = self.backward(batch)
+                gradient = used = flat(self.gradients())
+                if self.clip():
+                    used = flat(self.gradients())
+                return Sample(loss, gradient, used)
+        finally:
+            self.X, self.y = X, y
+            self.place(kept)
+            with torch.no_grad():
+                for name, x in buffers.items():
+                    self.buffers[name].copy_(x)
+            for tensor, grad in zip(self.tensors.values(), grads, strict=True):
+                tensor.grad = grad
 
-        def trial() -> None:
-            losses.append(self.backward(batch)[1])
-            self.clip()
-            self.move(batch)
+    def is_random(self) -> bool:
+        """Return whether two passes over the same rows give different outputs, or losses."""
+        found = []
+        buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
+        states = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for batch in self.problem.schedule.batches():
+                for _ in range(2):
+                    for name, x in buffers.items():
+                        self.buffers[name].copy_(x)
+                    rows = batch.parts[0]
+                    index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+                    z, loss = self.module.guard(self.forward, self.X[index], self.y[index])
+                    parts = [x for x in (z, loss) if isinstance(x, torch.Tensor)]
+                    found.append([x.detach().numpy().tobytes() for x in parts])
+                break
+            for name, x in buffers.items():
+                self.buffers[name].copy_(x)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        return len(found) == 2 and found[0] != found[1]
 
-        found = self.meter.measure(trial)
-        names = {id(tensor): name for name, tensor in self.module.model.named_parameters()}
-        self.noise = {name: found[names[id(w)]] for name, w in self.tensors.items()}
-        plain = losses[0]
-        spread = max(abs(loss - plain) for loss in losses)
-        self.loss_noise = spread + 4 * float(torch.finfo(self.module.dtype).eps) * abs(plain)
+    def advance(self, batch: Batch) -> Step:
+        """Take one update of which nothing but its end and its loss is asked."""
+        _, loss = self.backward(batch)
+        self.clip()
+        self.move(batch)
+        return Step({}, None, loss, None, None, {}, None, self.parameters())
 
     def loss_at(self, parameters: Parameters, batch: Batch) -> float:
         """Give the loss of a step's rows at any parameters."""
@@ -126,14 +186,15 @@ class TorchTrainer:
 
     def step(self, batch: Batch) -> Step:
         """Take one update."""
-        if self.meter is not None:
-            self.measure(batch)
         before = self.parameters()
+        self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         outputs, loss = self.backward(batch)
+        self.has_gradient = {name: x.grad is not None for name, x in self.tensors.items()}
         gradient = self.gradients()
         used = gradient
         if self.clip():
             used = self.gradients()
+        self.used = used
         self.move(batch)
         after, velocity = self.parameters(), self.velocity()
         step = Step(
@@ -265,6 +326,21 @@ class TorchTrainer:
             return coupled
         group: dict[str, Any] = self.groups[name]
         return coupled + group["momentum"] * velocity if group["nesterov"] else velocity
+
+
+def recast(x: torch.Tensor, rounding: RandomRounding) -> torch.Tensor:
+    """Move those numbers that are no whole ones as a cast to another dtype may have rounded them.
+
+    Whole numbers, labels among them, are the same in both dtypes.
+    """
+    if not x.is_floating_point():
+        return x
+    return torch.where(x == x.round(), x, x + x * rounding.signs(x))
+
+
+def flat(tensors: Parameters) -> Array:
+    """Put all tensors' entries one after the other, in float64."""
+    return np.concatenate([np.ravel(x) for x in tensors.values()]).astype(np.float64, copy=False)
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,317 @@
+"""Bounds on the rounding of a user's own model: measured now and then, and derived in between.
+
+Random rounding (`noise`) gives the error N of each entry of the gradient at a step; what an
+optimizer makes of it is worked out (`optimizer_rounding`), or for optimizers without a formula
+seen from copies that are given g + N and g − N. Measuring costs dozens of passes, so that it is
+done at steps 1, 4, 16, 64, .., where the gradient has become much smaller, and wherever a step
+looks like a divergence. In between, per tensor,
+
+    N ≈ max(ρ A, r N_s)
+
+with A the largest recent |g| of each entry, ρ the median of N_s/A and r the ratio of the
+gradient's root mean square to that at the step s that was measured last.
+
+This is sound in both directions. A difference beyond the derived bound convicts nobody: the step
+is measured, with more samples as long as it stays near the limit. And a difference within a bound
+passes only where the bound is a small share of the step (`power`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regcheck.lockstep import Steps
+from regcheck.noise import RandomRounding
+from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
+from regcheck.problem import Parameters
+from regcheck.rounding import Bounds
+from regcheck.schedule import Batch
+from regcheck.shadow import Shadow
+from regcheck.torch_trainer import TorchTrainer, flat
+
+Array = NDArray[np.float64]
+
+SAMPLES = 8
+"""Passes with random rounding that a regular measurement takes."""
+
+MORE = (24, 96)
+"""Samples that a step is measured with where it looks like a divergence, and again where it is
+still near the limit."""
+
+APART = 4
+"""Each regular measurement is at a step this many times as late as the one before."""
+
+SHRUNK = 1 / 16
+"""A gradient that is so much smaller than when it was measured last is measured anew."""
+
+DEVIATIONS = 3.0
+"""Root mean squares of the samples' errors that count as noise: fewer samples hold no extremes."""
+
+RECENT = 0.99
+"""What the largest recent gradient of an entry is multiplied by at each step."""
+
+ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
+"""Options of which a formula takes one for each entry."""
+
+
+class Noise:
+    """The rounding noise of one step's gradients and loss, from some samples so far."""
+
+    def __init__(self, loss: float, gradient: Array, used: Array) -> None:
+        self.loss, self.gradient, self.used = loss, gradient, used
+        self.loss_error = 0.0
+        self.count = 0
+        self.largest = [np.zeros_like(gradient), np.zeros_like(used)]
+        self.squares = [np.zeros_like(gradient), np.zeros_like(used)]
+
+    def add(self, loss: float, gradient: Array, used: Array) -> None:
+        """Take in a sample."""
+        self.count += 1
+        off = abs(loss - self.loss)
+        self.loss_error = max(self.loss_error, np.inf if np.isnan(off) else off)
+        for place, (one, plain) in enumerate(
+            zip((gradient, used), (self.gradient, self.used), strict=True)
+        ):
+            error = np.abs(one - plain)
+            error[np.isnan(error)] = np.inf
+            np.maximum(self.largest[place], error, out=self.largest[place])
+            self.squares[place] += error * error
+
+    def sizes(self) -> tuple[Array, Array]:
+        """Return the noise of the gradients as they come, and as they are clipped."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = [
+                np.maximum(most, DEVIATIONS * np.sqrt(square / max(1, self.count)))
+                for most, square in zip(self.largest, self.squares, strict=True)
+            ]
+        return found[0], found[1]
+
+
+class MeasuredBounds:
+    """Bounds for the steps of a trainer of torch's, in order."""
+
+    def __init__(self, trainer: TorchTrainer, dtype: str, *, mixed: bool) -> None:
+        """Take the trainer whose steps are compared, before its first.
+
+        Args:
+            trainer: torch's side, at the leader's parameters.
+            dtype: the coarser one of the two sides.
+            mixed: whether the sides' dtypes differ.
+        """
+        self.trainer, self.mixed = trainer, mixed
+        info = np.finfo(dtype)
+        self.u, self.tiny, self.eps = float(info.eps) / 2, float(info.tiny), float(info.eps)
+        self.random = torch.Generator().manual_seed(0)
+        self.sizes = [view.size for view in trainer.views.values()]
+        self.starts = np.cumsum([0, *self.sizes[:-1]])
+        self.carried: Carried = {}
+        self.proposed: Carried = {}
+        self.rule = rule_of(trainer)
+        self.shadows: list[Shadow] = []
+        if self.rule is None:
+            self.shadows = [Shadow(trainer) for _ in range(4)]
+        self.next_due = 1
+        self.recent = np.zeros(sum(self.sizes))
+        self.measured: tuple[Array, Array] | None = None
+        self.share = np.zeros(len(self.sizes))
+        self.rms = np.ones(len(self.sizes))
+        self.loss_share = 8 * self.eps
+        self.noise: Noise | None = None
+        self.random_model = False
+        self.gradient_noise = np.zeros(0)
+
+    def start_bounds(self, start: Parameters) -> Parameters:
+        """Bound what casting the start to each side's dtype can do."""
+        return {name: self.u * np.abs(w) + self.tiny for name, w in start.items()}
+
+    def bounds(self, batch: Batch, steps: Steps, seen: object) -> Bounds:  # noqa: ARG002
+        """Bound what rounding can do in a step."""
+        self.carried = self.proposed
+        self.noise = None
+        framework = steps.framework
+        assert framework.gradient is not None
+        with np.errstate(all="ignore"):
+            gradient, used = flat(framework.gradient), flat(self.trainer.used)
+            self.recent = np.maximum(RECENT * self.recent, np.abs(used))
+            rms = self.root_mean_squares(used)
+            due = batch.step >= self.next_due or bool((rms < SHRUNK * self.rms).any())
+            if due or self.measured is None:
+                while self.next_due <= batch.step:
+                    self.next_due *= APART
+                self.measure(batch, steps, SAMPLES)
+                self.calibrate(used, rms)
+                assert self.noise is not None
+                return self.put_together(batch, steps, *self.noise.sizes())
+            r = np.repeat(np.minimum(rms / self.rms, 64.0), self.sizes)
+            typical = np.repeat(self.share, self.sizes) * self.recent
+            of_used = np.maximum(np.maximum(typical, r * self.measured[1]), self.eps * np.abs(used))
+            of_gradient = np.maximum(
+                np.maximum(typical, r * self.measured[0]), self.eps * np.abs(gradient)
+            )
+            return self.put_together(batch, steps, of_gradient, of_used)
+
+    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
+        """Measure the step at hand, or measure it better; None where that has been done."""
+        count = self.noise.count if self.noise is not None else 0
+        more = next((number for number in MORE if number > count), None)
+        if more is None:
+            return None
+        with np.errstate(all="ignore"):
+            self.measure(batch, steps, more - count)
+            used = flat(self.trainer.used)
+            self.calibrate(used, self.root_mean_squares(used))
+            assert self.noise is not None
+            return self.put_together(batch, steps, *self.noise.sizes())
+
+    def measure(self, batch: Batch, steps: Steps, samples: int) -> None:
+        """Take some more passes with random rounding at a step."""
+        framework = steps.framework
+        if self.noise is None:
+            plain = self.trainer.sample(framework.before, batch, None, mixed=self.mixed)
+            assert framework.gradient is not None
+            own = flat(framework.gradient)
+            # A pass that does not come out again is random; the first batch alone may hide it.
+            self.random_model |= plain.gradient.tobytes() != own.tobytes()
+            self.noise = Noise(plain.loss, own, flat(self.trainer.used))
+        for _ in range(samples):
+            rounding = RandomRounding(self.u, self.random)
+            self.noise.add(
+                *self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
+            )
+
+    def calibrate(self, used: Array, rms: Array) -> None:
+        """Keep what a measurement found, for the steps after it."""
+        assert self.noise is not None
+        of_gradient, of_used = self.noise.sizes()
+        self.measured = of_gradient, np.maximum(of_used, self.eps * np.abs(used))
+        self.rms = np.maximum(rms, 1e-300)
+        ratios = of_used / self.recent
+        for place, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
+            some = ratios[start : start + size]
+            some = some[np.isfinite(some)]
+            self.share[place] = np.median(some) if len(some) else 0.0
+        size = abs(self.noise.loss)
+        if size:
+            self.loss_share = max(self.noise.loss_error / size, 4 * self.eps)
+
+    def root_mean_squares(self, entries: Array) -> Array:
+        """Take each tensor's root mean square."""
+        return np.sqrt(np.add.reduceat(entries * entries, self.starts) / self.sizes)
+
+    def put_together(
+        self, batch: Batch, steps: Steps, of_gradient: Array, of_used: Array
+    ) -> Bounds:
+        """Propagate a gradient's noise to the parameters, and bound all that is compared."""
+        framework = steps.framework
+        before, after = flat(framework.before), flat(framework.after)
+        assert framework.gradient is not None
+        gradient, used = flat(framework.gradient), flat(self.trainer.used)
+        self.gradient_noise = of_used
+        trained = np.repeat(list(self.trainer.has_gradient.values()), self.sizes)
+        of_used = np.where(trained, of_used, 0.0)
+        step = OptimizerStep(before, after, used, {}, {}, batch.step)
+        if self.rule is None:
+            propagated = self.seen_from_shadows(steps, step, of_used)
+        else:
+            step = step._replace(options=self.options(), state=self.state(), count=self.count())
+            propagated = self.rule(self.u, step, of_used, self.carried)
+        self.proposed = propagated.carried
+        bound = propagated.after + self.tiny
+        bound = np.where(np.isnan(bound), np.inf, bound)
+        assert framework.loss is not None
+        loss = self.loss_share * abs(framework.loss) + self.tiny
+        if self.noise is not None:
+            loss = max(self.noise.loss_error, 4 * self.eps * abs(framework.loss)) + self.tiny
+        if self.mixed:  # a side that overflows alone does so by its dtype, which is no rounding
+            bound = np.where(np.isfinite(bound), bound, np.nan)
+        tensors = self.split(bound)
+        of_stage = self.split(of_gradient + 4 * self.eps * np.abs(gradient) + self.tiny)
+        return Bounds((), loss, of_stage, tensors, tensors, tensors)
+
+    def gradient_noise_of(self) -> Parameters:
+        """Return the noise of the gradient that the optimizer was given at the last step."""
+        return self.split(self.gradient_noise)
+
+    def seen_from_shadows(self, steps: Steps, step: OptimizerStep, noise: Array) -> Propagated:
+        """Take the step with g + N and g − N, and with both at random, by copies of the optimizer.
+
+        Entries may act on each other, as in Muon, which random signs show.
+        """
+        draw = torch.randint(2, (len(noise),), generator=self.random).double().numpy() * 2 - 1
+        finite = np.where(np.isfinite(noise), noise, 0.0)
+        errors = (finite, -finite, draw * finite, -draw * finite)
+        ends = [
+            shadow.step(steps.framework.before, self.trainer.used, error)
+            for shadow, error in zip(self.shadows, errors, strict=True)
+        ]
+        moved = np.max([np.abs(end - step.after) for end in ends], axis=0)
+        size, shift = np.abs(step.before), np.abs(step.after - step.before)
+        bound = moved + self.u * (2 * size + 8 * shift)
+        return Propagated(np.where(np.isfinite(noise), bound, np.inf), {})
+
+    def options(self) -> dict[str, Any]:
+        """Return the optimizer's options: one number where all tensors have the same."""
+        groups = self.trainer.module.groups()
+        first = next(iter(groups.values()))
+        found: dict[str, Any] = {key: value for key, value in first.items() if key != "params"}
+        for key in ("lr", "weight_decay"):
+            values = [
+                float(groups[name][key]) if name in groups else 0.0 for name in self.trainer.tensors
+            ]
+            alike = len(set(values)) == 1
+            found[key] = values[0] if alike else np.repeat(values, self.sizes)
+        return found
+
+    def state(self) -> dict[str, Array]:
+        """Return what the optimizer remembers; 0 where it has nothing of a tensor."""
+        kept = self.trainer.optimizer.state
+        name_of = STATE[class_name(self.trainer.optimizer)]
+        found: dict[str, Array] = {}
+        for what in name_of:
+            parts = [kept[w].get(what) if w in kept else None for w in self.trainer.tensors.values()]
+            if all(part is None for part in parts):
+                continue
+            pairs = zip(parts, self.sizes, strict=True)
+            found[what] = np.concatenate(
+                [
+                    np.zeros(size) if part is None else part.detach().numpy().ravel()
+                    for part, size in pairs
+                ]
+            ).astype(np.float64, copy=False)
+        return found
+
+    def count(self) -> float:
+        """Return the number of steps that the optimizer has taken."""
+        kept = self.trainer.optimizer.state
+        for w in self.trainer.tensors.values():
+            if w in kept and "step" in kept[w]:
+                return float(kept[w]["step"])
+        return 1.0
+
+    def split(self, entries: Array) -> Parameters:
+        """Return each tensor's entries in its shape."""
+        found: Parameters = {}
+        for (name, view), start in zip(self.trainer.views.items(), self.starts, strict=True):
+            found[name] = entries[start : start + view.size].reshape(view.shape)
+        return found
+
+
+def class_name(optimizer: object) -> str:
+    """Name an optimizer's class."""
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+def rule_of(trainer: TorchTrainer) -> Any:
+    """Return the propagation through a trainer's optimizer; None where there is no formula.
+
+    There is none for several groups that differ in more than lr and weight decay either.
+    """
+    groups = trainer.optimizer.param_groups
+    options = [{k: v for k, v in one.items() if k not in ONLY_LR_AND_DECAY} for one in groups]
+    alike = all(one == options[0] for one in options)
+    plain = all(not isinstance(value, torch.Tensor) for one in groups for value in one.values())
+    return RULES.get(class_name(trainer.optimizer)) if alike and plain else None

@@ -1,0 +1,191 @@
+"""What rounding of a gradient becomes in an optimizer's step: error propagation, entry by entry.
+
+With u the unit roundoff, δg the error of the gradient g that the optimizer is given, w the
+parameter before the step, Δ what the step subtracts, and λ a coupled weight decay, G = g + λ w:
+
+    δG = δg + u (3 λ|w| + |G|)
+    after       δw = δΔ + 2u |w| + 6u |Δ|
+
+    SGD         δv ← μ δv + |1 − τ| δG + 2u |v|         δΔ = lr δv, or lr (δG + μ δv) with Nesterov
+    Adam        δm ← β₁ δm + (1 − β₁) δG + 3u (|m| + (1 − β₁)|G|)
+                δv ← β₂ δv + (1 − β₂)(2|G| + δG) δG + 3u v
+                δΔ = lr/(1 − β₁ᵗ) (δm/D⁻ + |m| δD/(D D⁻))      D = √v/√(1 − β₂ᵗ) + ε
+    RMSprop     the same δv with β₂ = α; δ(G/D) as in Adam; a buffer as SGD's velocity
+    Adagrad     δs ← δs + (2|G| + δG) δG + 3u s
+
+δD = δ√v/√(1 − β₂ᵗ) + 3u D with δ√v ≤ min(δv/√v, √(v + δv)), and D⁻ = D − δD, no less than ε. Where
+the gradient is rounding alone, D⁻ is ε and that says nothing: of two steps that are each no larger
+than the largest that the optimizer can take, the difference is no more than twice that. With
+|m|/√v ≤ (1 − β₁)/√((1 − β₂)(1 − β₁²/β₂)) by Cauchy and Schwarz, that is where the bound stops.
+
+Sources of the steps: torch/optim/{sgd,adam,rmsprop,adagrad}.py, `_single_tensor_*`, torch 2.13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Carried = Mapping[str, Array]
+"""The errors of what an optimizer remembers, by name."""
+
+
+class OptimizerStep(NamedTuple):
+    """One step of an optimizer, all tensors' entries one after the other.
+
+    Attributes:
+        before, after: the parameters around it.
+        gradient: what the optimizer was given, after clipping.
+        options: its settings by torch's names: one number, or one an entry.
+        state: what it remembers after the step, by torch's names.
+        count: t, from 1.
+    """
+
+    before: Array
+    after: Array
+    gradient: Array
+    options: Mapping[str, Any]
+    state: Mapping[str, Array]
+    count: float
+
+
+class Propagated(NamedTuple):
+    """The bound on the parameters after a step, and the errors that are carried on."""
+
+    after: Array
+    carried: Carried
+
+
+def propagate_sgd(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
+    """Propagate through torch.optim.SGD."""
+    option = step.options
+    _, error = coupled(u, step, noise)
+    momentum, lr = option["momentum"], option["lr"]
+    if not np.any(momentum):
+        return Propagated(settled(u, step, lr * error), {})
+    velocity = error
+    if "momentum_buffer" in carried:
+        velocity = momentum * carried["momentum_buffer"] + np.abs(1 - option["dampening"]) * error
+        velocity = velocity + 2 * u * np.abs(step.state["momentum_buffer"])
+    direction = np.where(option["nesterov"], error + momentum * velocity, velocity)
+    return Propagated(settled(u, step, lr * direction), {"momentum_buffer": velocity})
+
+
+def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
+    """Propagate through torch.optim.Adam and AdamW."""
+    option, t = step.options, step.count
+    beta1, beta2 = option["betas"]
+    G, error = coupled(u, step, noise)
+    m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
+    zero = np.zeros(())
+    dm = beta1 * carried.get("exp_avg", zero) + (1 - beta1) * error
+    dm = dm + 3 * u * (m + (1 - beta1) * G)
+    dv = beta2 * carried.get("exp_avg_sq", zero) + ((1 - beta2) * (2 * G + error)) * error
+    dv = dv + 3 * u * v
+    carry = {"exp_avg": dm, "exp_avg_sq": dv}
+    if "max_exp_avg_sq" in step.state:
+        v = step.state["max_exp_avg_sq"]
+        dv = carry["max_exp_avg_sq"] = np.maximum(dv, carried.get("max_exp_avg_sq", zero))
+    correction = 1 - beta2**t
+    rate = option["lr"] / (1 - beta1**t)
+    moved = quotient(u, m, dm, v / correction, dv / correction, option["eps"])
+    ratio = beta1 * beta1 / beta2 if beta2 else 1.0
+    steepest = (1 - beta1) / math.sqrt(max((1 - beta2) * (1 - ratio), 1e-30))
+    most = 2 * steepest * math.sqrt(correction)
+    return Propagated(settled(u, step, rate * np.minimum(moved, most)), carry)
+
+
+def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
+    """Propagate through torch.optim.RMSprop."""
+    option = step.options
+    alpha, momentum = option["alpha"], option["momentum"]
+    G, error = coupled(u, step, noise)
+    zero = np.zeros(())
+    v = step.state["square_avg"]
+    dv = alpha * carried.get("square_avg", zero) + ((1 - alpha) * (2 * G + error)) * error
+    dv = dv + 3 * u * v
+    carry = {"square_avg": dv}
+    if "grad_avg" in step.state:
+        mean = np.abs(step.state["grad_avg"])
+        dmean = alpha * carried.get("grad_avg", zero) + (1 - alpha) * error
+        carry["grad_avg"] = dmean = dmean + 3 * u * (mean + (1 - alpha) * G)
+        dv = dv + (2 * mean + dmean) * dmean + 2 * u * v
+        v = np.maximum(v - mean * mean, 0.0)
+    moved = quotient(u, G, error, v, dv, option["eps"])
+    if "grad_avg" not in step.state:  # |G| ≤ √(v/(1 − α))
+        moved = np.minimum(moved, 2 / math.sqrt(max(1 - alpha, 1e-30)))
+    if np.any(momentum):
+        buffer = np.abs(step.state["momentum_buffer"])
+        moved = momentum * carried.get("momentum_buffer", zero) + moved + 2 * u * buffer
+        carry["momentum_buffer"] = moved
+    return Propagated(settled(u, step, option["lr"] * moved), carry)
+
+
+def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
+    """Propagate through torch.optim.Adagrad."""
+    option = step.options
+    G, error = coupled(u, step, noise)
+    s = step.state["sum"]
+    ds = carried.get("sum", np.zeros(())) + (2 * G + error) * error + 3 * u * s
+    rate = option["lr"] / (1 + (step.count - 1) * option["lr_decay"])
+    moved = np.minimum(quotient(u, G, error, s, ds, option["eps"]), 2.0)  # |G| ≤ √s
+    return Propagated(settled(u, step, rate * moved), {"sum": ds})
+
+
+def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
+    """Return |G| and δG, with the weight decay in the gradient unless it is decoupled."""
+    decay = step.options["weight_decay"]
+    if step.options.get("decoupled_weight_decay", False) or not np.any(decay):
+        G = np.abs(step.gradient)
+        return G, noise + u * G
+    pull = decay * step.before
+    if np.any(step.options.get("maximize", False)):
+        pull = -pull
+    G = np.abs(step.gradient + pull)
+    return G, noise + u * (3 * np.abs(pull) + G)
+
+
+def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> Array:
+    """Bound δ(a/(√v + ε)) = δa/D⁻ + a δD/(D D⁻), where a ≥ 0."""
+    root = np.sqrt(v)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        droot = np.fmin(dv / root, np.sqrt(v + dv))
+    D = root + eps
+    dD = droot + 3 * u * D
+    least = np.maximum(D - dD, eps)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound: Array = np.where(da == 0, 0.0, da / least) + np.where(a == 0, 0.0, a * dD / D / least)
+    return bound
+
+
+def settled(u: float, step: OptimizerStep, moved: Array) -> Array:
+    """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|."""
+    size, shift = np.abs(step.before), np.abs(step.after - step.before)
+    bound: Array = moved + u * (2 * size + 6 * shift)
+    return bound
+
+
+Rule = Callable[[float, OptimizerStep, Array, Carried], Propagated]
+
+RULES: dict[str, Rule] = {
+    "torch.optim.adagrad.Adagrad": propagate_adagrad,
+    "torch.optim.adam.Adam": propagate_adam,
+    "torch.optim.adamw.AdamW": propagate_adam,
+    "torch.optim.rmsprop.RMSprop": propagate_rmsprop,
+    "torch.optim.sgd.SGD": propagate_sgd,
+}
+"""By the optimizer's class."""
+
+STATE: dict[str, tuple[str, ...]] = {
+    "torch.optim.adagrad.Adagrad": ("sum",),
+    "torch.optim.adam.Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "torch.optim.adamw.AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "torch.optim.rmsprop.RMSprop": ("square_avg", "grad_avg", "momentum_buffer"),
+    "torch.optim.sgd.SGD": ("momentum_buffer",),
+}
+"""What each remembers, by torch's names."""

@@ -1,0 +1,62 @@
+"""Copies of an optimizer that take each of its steps with something changed.
+
+A shadow is torch's own optimizer on parameters of its own. At each step it is given the training's
+parameters and gradients, and keeps a state of its own. So it shows what a doubled lr, gradient or
+weight decay would have made of a run, or an error of the gradients, whatever the optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regcheck.problem import Parameters
+from regcheck.torch_trainer import TorchTrainer, flat
+
+Array = NDArray[np.floating]
+
+
+class Shadow:
+    """One copy. The settings named in `times` are multiplied, and so is the gradient."""
+
+    def __init__(self, trainer: TorchTrainer, *, gradient: float = 1.0, **times: float) -> None:
+        """Copy an optimizer before its first step."""
+        self.trainer, self.gradient, self.times = trainer, gradient, times
+        originals = list(trainer.tensors.values())
+        copies = copy.deepcopy((originals, trainer.optimizer))
+        self.tensors: list[torch.Tensor] = copies[0]
+        self.optimizer: torch.optim.Optimizer = copies[1]
+        self.views = [tensor.detach().numpy() for tensor in self.tensors]
+
+    def step(self, before: Parameters, gradients: Parameters, error: Array | None = None) -> Array:
+        """Take a step; returns the parameters after it, one after the other, in float64.
+
+        Args:
+            before: the training's parameters, by name.
+            gradients: what its optimizer was given.
+            error: what is added to the gradients, all entries one after the other.
+        """
+        start = 0
+        for name, tensor, view in zip(before, self.tensors, self.views, strict=True):
+            np.copyto(view, before[name].reshape(view.shape), casting="same_kind")
+            stop = start + view.size
+            if self.trainer.has_gradient[name]:
+                g = self.gradient * gradients[name]
+                if error is not None:
+                    g = g + error[start:stop].reshape(g.shape)
+                tensor.grad = torch.from_numpy(np.asarray(g)).to(tensor.dtype)
+            else:
+                tensor.grad = None
+            start = stop
+        own: dict[str, Any]
+        groups = zip(self.optimizer.param_groups, self.trainer.optimizer.param_groups, strict=True)
+        for own, theirs in groups:
+            for key in ("lr", "weight_decay"):
+                if key in own:
+                    own[key] = theirs[key] * self.times.get(key, 1.0)
+        self.trainer.module.guard(self.optimizer.step)
+        return flat(dict(zip(before, self.views, strict=True)))
