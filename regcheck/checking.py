@@ -29,8 +29,8 @@ from regcheck.history import History
 from regcheck.hypotheses import Replay
 from regcheck.lockstep import ScratchLeads, Steps
 from regcheck.matching import Matching
-from regcheck.mending import Mend, mend
 from regcheck.measured import MeasuredBounds
+from regcheck.mending import Mend, mend
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.observed import Observed

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from regcheck.entries import finite, flat, largest_in_each, position, starts, worth_packing
 from regcheck.lockstep import Steps
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
@@ -126,11 +127,7 @@ def difference_at(
     place: int, tensor: str, scratch: Array, framework: Array, bound: Array
 ) -> Difference:
     """Compare one entry, counted along the rows."""
-    index: tuple[int, ...] = ()
-    rest = place
-    for size in reversed(scratch.shape):
-        rest, at = divmod(rest, size)
-        index = (at, *index)
+    index = position(place, scratch.shape)
     return difference_of(
         tensor, index, scratch.item(place), framework.item(place), bound.item(place)
     )
@@ -177,7 +174,39 @@ def each(
     if not scratch.keys() == framework.keys() == bounds.keys():
         names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
         raise ValueError(f"the sides have different tensors: {names}")
+    if worth_packing(framework):
+        found = packed(scratch, framework, bounds)
+        if found is not None:
+            return found
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
+
+
+def packed(
+    scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]
+) -> dict[str, Difference] | None:
+    """Compare many tensors in one pass; None where some entry is not finite, or shapes differ."""
+    shapes = [(scratch[name].shape, x.shape, bounds[name].shape) for name, x in framework.items()]
+    if any(not one == two == three for one, two, three in shapes):
+        return None
+    ordered = ({name: one[name] for name in framework} for one in (scratch, bounds))
+    here, bound = (flat(one) for one in ordered)
+    there = flat(framework)
+    with np.errstate(all="ignore"):
+        ratios = np.abs(here - there) / bound
+    if not finite(ratios, bound):
+        return None
+    found, begin = {}, 0
+    for name, x in framework.items():
+        place = begin + int(ratios[begin : begin + x.size].argmax())
+        found[name] = difference_of(
+            name,
+            position(place - begin, x.shape),
+            here.item(place),
+            there.item(place),
+            bound.item(place),
+        )
+        begin += x.size
+    return found
 
 
 def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
@@ -258,15 +287,26 @@ def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Toleran
         scratch_loss=math.nan if own.loss is None else own.loss,
         framework_loss=math.nan if alone.loss is None else alone.loss,
         loss=found.get("loss"),
-        drift={name: drift(own.after[name], w) for name, w in alone.after.items()},
+        drift=drifts(own.after, alone.after),
         within=stages(local, framework, bounds),
         local={name: found[name] for name in framework.after},
         judged=judge(tolerances, own, alone, found),
     )
 
 
+def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
+    """Return the largest difference of each tensor; NaN where one is not a number."""
+    if worth_packing(alone) and own.keys() == alone.keys():
+        with np.errstate(all="ignore"):
+            off = np.abs(flat({name: own[name] for name in alone}) - flat(alone))
+        return dict(zip(alone, largest_in_each(off, starts(alone)), strict=True))
+    return {name: drift(own[name], w) for name, w in alone.items()}
+
+
 def injected(local: Step, framework: Step) -> float:
     """Give the largest difference that one step put in, in any parameter's entry."""
+    if worth_packing(framework.after):
+        return max(drifts(local.after, framework.after).values())
     return max(drift(local.after[name], w) for name, w in framework.after.items())
 
 

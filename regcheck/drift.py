@@ -20,6 +20,7 @@ import numpy as np
 
 from regcheck.compare import Difference, Row
 from regcheck.compare import drift as apart
+from regcheck.entries import flat, largest_in_each, starts, worth_packing
 from regcheck.problem import Array, Parameters, Step
 from regcheck.spec.judging import Tolerance, Tolerances
 
@@ -104,6 +105,20 @@ def last_digit(scratch: Array, framework: Array) -> float:
     return max(float(np.spacing(np.abs(side).max())) for side in (scratch, framework))
 
 
+def coarsest(own: Parameters, framework: Parameters) -> float:
+    """Return the last digit of the largest entry of any tensor."""
+    if not worth_packing(framework):
+        return max(last_digit(own[name], w) for name, w in framework.items())
+    dtypes = {x.dtype for side in (own, framework) for x in side.values()}
+    # The largest entry has the largest last digit, in each dtype.
+    digits = []
+    for dtype in dtypes:
+        some = [x for side in (own, framework) for x in side.values() if x.dtype == dtype]
+        peak = np.abs(np.concatenate([x.ravel() for x in some])).max()
+        digits.append(float(np.spacing(peak)))
+    return max(digits)
+
+
 def furthest(row: Row) -> float:
     """Give the largest drift of any tensor; NaN where there is one."""
     return max(row.drift.values(), key=no_nan)
@@ -139,6 +154,34 @@ class DriftMeter:
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
 
+    def need_packed(self, row: Row, own: Step, framework: Step) -> dict[str, Difference]:
+        """Take in what many tensors need in one pass; returns those that must be looked at.
+
+        Those are the ones that need more than any step before, or are the same in value.
+        """
+        theirs = framework.after
+        with np.errstate(all="ignore"):
+            size = flat(theirs)
+            off = np.abs(flat({name: own.after[name] for name in theirs}) - size)
+            shares = np.where(off > 0, off * SLACK / np.abs(size), 0.0)
+        begins = starts(theirs)
+        each = zip(
+            theirs, largest_in_each(off, begins), largest_in_each(shares, begins), strict=True
+        )
+        rest = {}
+        for name, largest, share in each:
+            local, before = row.local[name], self.needed.get(name)
+            if (
+                before is None
+                or not 0 < largest <= before.atol_alone
+                or not share <= before.rtol_alone
+                or not local.ratio <= before.rounding
+                or not local.judged
+                or before.exact
+            ):
+                rest[name] = local
+        return rest
+
     def need_start(self, local: dict[str, Difference], own: Parameters, other: Parameters) -> None:
         """Take in where the sides start: what that needs, and how far apart it puts them."""
         for name, difference in local.items():
@@ -155,12 +198,14 @@ class DriftMeter:
 
     def need_step(self, row: Row, own: Step, framework: Step) -> None:
         """Take in what a measured step needs; what cannot be judged needs nothing."""
-        for name, local in row.local.items():
+        packed = worth_packing(framework.after) and not self.tolerances.on_drift
+        rest = self.need_packed(row, own, framework) if packed else row.local
+        for name, local in rest.items():
             self.need(name, local, own.after[name], framework.after[name])
         if row.loss is not None and row.judged["loss"].judged:
             here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
             self.need("loss", row.loss, here, there)
-        self.rounding += max(last_digit(own.after[name], w) for name, w in framework.after.items())
+        self.rounding += coarsest(own.after, framework.after)
         self.amplify(row.step, furthest(row))
 
     def amplify(self, step: int, drift: float) -> None:

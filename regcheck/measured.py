@@ -18,12 +18,13 @@ passes only where the bound is a small share of the step (`power`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from regcheck.entries import flat
 from regcheck.lockstep import Steps
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
@@ -31,9 +32,9 @@ from regcheck.problem import Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
 from regcheck.shadow import Shadow
-from regcheck.torch_trainer import TorchTrainer, flat
+from regcheck.torch_trainer import TorchTrainer
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 SAMPLES = 8
 """Passes with random rounding that a regular measurement takes."""
@@ -56,6 +57,15 @@ RECENT = 0.99
 
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
+
+
+class Entries(NamedTuple):
+    """One step of torch's, all tensors' entries one after the other, in float64."""
+
+    before: Array
+    after: Array
+    gradient: Array
+    used: Array
 
 
 class Noise:
@@ -108,6 +118,10 @@ class MeasuredBounds:
         self.random = torch.Generator().manual_seed(0)
         self.sizes = [view.size for view in trainer.views.values()]
         self.starts = np.cumsum([0, *self.sizes[:-1]])
+        self.tensor_of = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        problem = trainer.problem
+        self.clips = problem.clip_norm is not None or problem.clip_value is not None
+        self.entries = Entries(*(np.zeros(0),) * 4)
         self.carried: Carried = {}
         self.proposed: Carried = {}
         self.rule = rule_of(trainer)
@@ -115,7 +129,7 @@ class MeasuredBounds:
         if self.rule is None:
             self.shadows = [Shadow(trainer) for _ in range(4)]
         self.next_due = 1
-        self.recent = np.zeros(sum(self.sizes))
+        self.recent: Array = np.zeros(sum(self.sizes))
         self.measured: tuple[Array, Array] | None = None
         self.share = np.zeros(len(self.sizes))
         self.rms = np.ones(len(self.sizes))
@@ -132,27 +146,37 @@ class MeasuredBounds:
         """Bound what rounding can do in a step."""
         self.carried = self.proposed
         self.noise = None
-        framework = steps.framework
-        assert framework.gradient is not None
+        self.entries = self.entries_of(steps)
         with np.errstate(all="ignore"):
-            gradient, used = flat(framework.gradient), flat(self.trainer.used)
-            self.recent = np.maximum(RECENT * self.recent, np.abs(used))
+            gradient, used = self.entries.gradient, self.entries.used
+            self.recent *= RECENT
+            np.maximum(self.recent, np.abs(used), out=self.recent)
             rms = self.root_mean_squares(used)
             due = batch.step >= self.next_due or bool((rms < SHRUNK * self.rms).any())
             if due or self.measured is None:
                 while self.next_due <= batch.step:
                     self.next_due *= APART
-                self.measure(batch, steps, SAMPLES)
-                self.calibrate(used, rms)
-                assert self.noise is not None
-                return self.put_together(batch, steps, *self.noise.sizes())
-            r = np.repeat(np.minimum(rms / self.rms, 64.0), self.sizes)
-            typical = np.repeat(self.share, self.sizes) * self.recent
-            of_used = np.maximum(np.maximum(typical, r * self.measured[1]), self.eps * np.abs(used))
-            of_gradient = np.maximum(
-                np.maximum(typical, r * self.measured[0]), self.eps * np.abs(gradient)
-            )
+                return self.measure(batch, steps, SAMPLES)
+            r = np.minimum(rms / self.rms, 64.0)[self.tensor_of]
+            typical = self.share[self.tensor_of] * self.recent
+            of_used = np.maximum(typical, r * self.measured[1])
+            of_gradient: Array = of_used
+            if self.clips:
+                of_gradient = np.maximum(typical, r * self.measured[0])
+                of_gradient = np.maximum(of_gradient, self.eps * np.abs(gradient))
             return self.put_together(batch, steps, of_gradient, of_used)
+
+    def entries_of(self, steps: Steps) -> Entries:
+        """Put a step's tensors into one vector each."""
+        framework, used = steps.framework, self.trainer.used
+        assert framework.gradient is not None
+        gradient = flat(framework.gradient)
+        return Entries(
+            flat(framework.before),
+            flat(framework.after),
+            gradient,
+            flat(used) if used is not framework.gradient else gradient,
+        )
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Measure the step at hand, or measure it better; None where that has been done."""
@@ -161,27 +185,23 @@ class MeasuredBounds:
         if more is None:
             return None
         with np.errstate(all="ignore"):
-            self.measure(batch, steps, more - count)
-            used = flat(self.trainer.used)
-            self.calibrate(used, self.root_mean_squares(used))
-            assert self.noise is not None
-            return self.put_together(batch, steps, *self.noise.sizes())
+            return self.measure(batch, steps, more - count)
 
-    def measure(self, batch: Batch, steps: Steps, samples: int) -> None:
-        """Take some more passes with random rounding at a step."""
-        framework = steps.framework
+    def measure(self, batch: Batch, steps: Steps, samples: int) -> Bounds:
+        """Take some more passes with random rounding at a step, and bound it by them."""
+        framework, entries = steps.framework, self.entries
         if self.noise is None:
             plain = self.trainer.sample(framework.before, batch, None, mixed=self.mixed)
-            assert framework.gradient is not None
-            own = flat(framework.gradient)
             # A pass that does not come out again is random; the first batch alone may hide it.
-            self.random_model |= plain.gradient.tobytes() != own.tobytes()
-            self.noise = Noise(plain.loss, own, flat(self.trainer.used))
+            self.random_model |= plain.gradient.tobytes() != entries.gradient.tobytes()
+            self.noise = Noise(plain.loss, entries.gradient, entries.used)
         for _ in range(samples):
             rounding = RandomRounding(self.u, self.random)
             self.noise.add(
                 *self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
             )
+        self.calibrate(entries.used, self.root_mean_squares(entries.used))
+        return self.put_together(batch, steps, *self.noise.sizes())
 
     def calibrate(self, used: Array, rms: Array) -> None:
         """Keep what a measurement found, for the steps after it."""
@@ -194,9 +214,9 @@ class MeasuredBounds:
             some = ratios[start : start + size]
             some = some[np.isfinite(some)]
             self.share[place] = np.median(some) if len(some) else 0.0
-        size = abs(self.noise.loss)
-        if size:
-            self.loss_share = max(self.noise.loss_error / size, 4 * self.eps)
+        loss = abs(self.noise.loss)
+        if loss:
+            self.loss_share = max(self.noise.loss_error / loss, 4 * self.eps)
 
     def root_mean_squares(self, entries: Array) -> Array:
         """Take each tensor's root mean square."""
@@ -207,21 +227,21 @@ class MeasuredBounds:
     ) -> Bounds:
         """Propagate a gradient's noise to the parameters, and bound all that is compared."""
         framework = steps.framework
-        before, after = flat(framework.before), flat(framework.after)
-        assert framework.gradient is not None
-        gradient, used = flat(framework.gradient), flat(self.trainer.used)
+        before, after, gradient, used = self.entries
         self.gradient_noise = of_used
-        trained = np.repeat(list(self.trainer.has_gradient.values()), self.sizes)
-        of_used = np.where(trained, of_used, 0.0)
+        if not all(self.trainer.has_gradient.values()):
+            trained = np.array(list(self.trainer.has_gradient.values()))
+            of_used = np.where(trained[self.tensor_of], of_used, 0.0)
         step = OptimizerStep(before, after, used, {}, {}, batch.step)
         if self.rule is None:
             propagated = self.seen_from_shadows(steps, step, of_used)
         else:
-            step = step._replace(options=self.options(), state=self.state(), count=self.count())
+            step = step._replace(options=self.options(), state=self.state(), t=self.count())
             propagated = self.rule(self.u, step, of_used, self.carried)
         self.proposed = propagated.carried
         bound = propagated.after + self.tiny
-        bound = np.where(np.isnan(bound), np.inf, bound)
+        if not np.isfinite(np.add.reduce(bound)):
+            bound = np.where(np.isnan(bound), np.inf, bound)
         assert framework.loss is not None
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:
@@ -263,7 +283,7 @@ class MeasuredBounds:
                 float(groups[name][key]) if name in groups else 0.0 for name in self.trainer.tensors
             ]
             alike = len(set(values)) == 1
-            found[key] = values[0] if alike else np.repeat(values, self.sizes)
+            found[key] = values[0] if alike else np.array(values)[self.tensor_of]
         return found
 
     def state(self) -> dict[str, Array]:
@@ -272,7 +292,9 @@ class MeasuredBounds:
         name_of = STATE[class_name(self.trainer.optimizer)]
         found: dict[str, Array] = {}
         for what in name_of:
-            parts = [kept[w].get(what) if w in kept else None for w in self.trainer.tensors.values()]
+            parts = [
+                kept[w].get(what) if w in kept else None for w in self.trainer.tensors.values()
+            ]
             if all(part is None for part in parts):
                 continue
             pairs = zip(parts, self.sizes, strict=True)

@@ -101,19 +101,19 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         named = dict(zip((one.name for one in schema.arguments), args, strict=False)) | kwargs
         written = floats([named.get(one.name) for one in schema.arguments if one.alias_info])
-        whole = all(map(is_whole, operands))
         before = [x.clone() for x in written]
+        read = [x for x in operands if not any(x is one for one in written)] + before
         if kind in FUSED:
             args = tree_map_only(Tensor, self.read, args)
         result = func(*args, **kwargs)
         given = {id(x): x for x in (*floats(result), *written)}.values()
         if kind in SUMS and not written:
-            if not (whole and all(map(is_whole, given))):
+            if not all(map(is_whole, (*given, *read))):
                 for x, size in zip(floats(result), self.lost(func, args, kwargs), strict=True):
                     x.add_(size * self.signs(x))
             return result
         for x in given:
-            if not (whole and is_whole(x)):
+            if not (is_whole(x) and all(map(is_whole, read))):
                 self.round_(x, kind, replaced(args, written, before))
         return result
 
@@ -129,7 +129,9 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inexact = INEXACT.get(kind)
         if inexact is not None and all(isinstance(one, Tensor | int | float) for one in args[:2]):
             # Where the coarser dtype is the other side's, all that it cannot hold is rounded.
-            rounds = inexact(x, *args[:2]) | ~held(x, self.u)
+            rounds = inexact(x, *args[:2])
+            if self.u > float(torch.finfo(x.dtype).eps):
+                rounds |= x != x.float().to(x.dtype)
             moved = torch.where(rounds, moved, x)
         # Rounding is monotone: what is at most 1 stays so. (BCELoss refuses p > 1.)
         x.copy_(torch.where(x.abs() <= 1, moved.clamp(-1, 1), moved))
@@ -137,8 +139,9 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def signs(self, x: Tensor) -> Tensor:
         """Draw u or −u: for each entry or, as often, one for all."""
         own = torch.randint(2, (), generator=self.random).item()
-        signs = torch.randint(2, x.shape if own else (), generator=self.random) * 2 - 1
-        return signs.to(x) * self.u
+        ups = x.new_empty(x.shape if own else ()).bernoulli_(0.5, generator=self.random)
+        signs: Tensor = ups.mul_(2 * self.u).sub_(self.u)
+        return signs
 
     def read(self, x: Tensor) -> Tensor:
         """Return an operand rounded, for the one operation that reads it."""
@@ -167,22 +170,39 @@ def replaced(
     return tuple(held_before.get(id(one), one) for one in args)
 
 
-def of_log_softmax(x: Tensor, args: tuple[Any, ...]) -> Tensor:
-    """log Σ e^(z − max) is between 0 and log n: its sum's relative error is its absolute one."""
+def of_log_softmax(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """Log Σ e^(z − max) is between 0 and log n: its sum's relative error is its absolute one."""
     return torch.ones_like(x)
 
 
-def of_log_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:
-    """g − p Σ g loses |g| + p |Σ g|."""
+def of_log_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """G − p Σ g loses |g| + p |Σ g|."""
     grad, output, dim = args[:3]
     size: Tensor = grad.abs() + output.exp() * grad.sum(dim, keepdim=True).abs()
     return size
 
 
-def of_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:
-    """p g − p Σ p g loses p |g| + p Σ p |g|."""
+def of_softmax_backward(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """P g − p Σ p g loses p |g| + p Σ p |g|."""
     grad, output, dim = args[:3]
     size: Tensor = output * (grad.abs() + (grad * output).abs().sum(dim, keepdim=True))
+    return size
+
+
+def of_one(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """Where e^z − 1 or log(1 + e^z) is computed as it is written, it loses 1."""
+    return torch.ones_like(x)
+
+
+def of_input(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """Φ(z) as ½ (1 + erf z/√2) loses 1, and z Φ(z) loses |z|."""
+    size: Tensor = args[0].abs()
+    return size
+
+
+def of_slope(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
+    """A slope between 0 and 1, such as 1 − a² or a + 1, loses 1, times the gradient from above."""
+    size: Tensor = args[0].abs()
     return size
 
 
@@ -190,37 +210,50 @@ WITHIN: dict[Any, Callable[[Tensor, tuple[Any, ...]], Tensor]] = {
     aten._log_softmax: of_log_softmax,
     aten._log_softmax_backward_data: of_log_softmax_backward,
     aten._softmax_backward_data: of_softmax_backward,
+    aten.elu: of_one,
+    aten.elu_backward: of_slope,
+    aten.gelu: of_input,
+    aten.gelu_backward: of_slope,
+    aten.mish_backward: of_slope,
+    aten.sigmoid_backward: of_slope,
+    aten.silu_backward: of_slope,
+    aten.softplus: of_one,
+    aten.softplus_backward: of_slope,
+    aten.tanh_backward: of_slope,
 }
-"""What an operation loses besides u of its result, in units of u."""
+"""What an operation loses besides u of its result, in units of u: here, or on the other side, whose
+formula of it may be another."""
 
 
 def sum_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
     """Find where fl(a + b) is not a + b, by Knuth's TwoSum (the operands of a − b likewise)."""
     a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
-    kept = []
-    for other in (b, -b):
-        total = a + other
-        part = total - a
-        error = (a - (total - part)) + (other - part)
-        kept.append((total == x) & (error == 0))
-    exact = kept[0] | kept[1]
-    return ~exact | torch.isnan(x)
+    exact = torch.zeros_like(x, dtype=torch.bool)
+    for one, other in ((a, b), (a, -b), (-a, b)):
+        part = x - one
+        error = (one - (x - part)) + (other - part)
+        exact |= (one + other == x) & (error == 0)
+    return ~exact
 
 
 def product_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
     """Find where fl(a b) is not a b, by Dekker's product of split factors."""
     a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
     if x.dtype == torch.float32:
-        return x.double() != a.double() * b.double()
+        rounds: Tensor = x.double() != a.double() * b.double()
+        return rounds
     (a_high, a_low), (b_high, b_low) = split(a), split(b)
     error = ((a_high * b_high - x) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return error != 0
+    lost: Tensor = error != 0
+    return lost
 
 
 def quotient_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
     """Find where fl(a/b) is not a/b: where its product with b is not a."""
     a, b = torch.as_tensor(a, dtype=x.dtype), torch.as_tensor(b, dtype=x.dtype)
-    return product_rounds(x * b, x, b) | (x * b != a)
+    product = x * b
+    rounds: Tensor = product_rounds(product, x, b) | (product != a)
+    return rounds
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,11 +269,6 @@ INEXACT: dict[Any, Callable[[Tensor, Any, Any], Tensor]] = {
     aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
 }  # fmt: skip
 """Where an operation of two operands rounds. (With an alpha they are taken to.)"""
-
-
-def held(x: Tensor, u: float) -> Tensor:
-    """Find which numbers a dtype of unit roundoff u can hold."""
-    return x == x.float().to(x.dtype) if u > 2**-30 else torch.ones_like(x, dtype=torch.bool)
 
 
 def is_whole(x: Tensor) -> bool:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 Carried = Mapping[str, Array]
 """The errors of what an optimizer remembers, by name."""
 
@@ -43,7 +43,7 @@ class OptimizerStep(NamedTuple):
         gradient: what the optimizer was given, after clipping.
         options: its settings by torch's names: one number, or one an entry.
         state: what it remembers after the step, by torch's names.
-        count: t, from 1.
+        t: the number of the step, from 1.
     """
 
     before: Array
@@ -51,7 +51,7 @@ class OptimizerStep(NamedTuple):
     gradient: Array
     options: Mapping[str, Any]
     state: Mapping[str, Array]
-    count: float
+    t: float
 
 
 class Propagated(NamedTuple):
@@ -78,7 +78,7 @@ def propagate_sgd(u: float, step: OptimizerStep, noise: Array, carried: Carried)
 
 def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
     """Propagate through torch.optim.Adam and AdamW."""
-    option, t = step.options, step.count
+    option, t = step.options, step.t
     beta1, beta2 = option["betas"]
     G, error = coupled(u, step, noise)
     m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
@@ -132,7 +132,7 @@ def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carr
     G, error = coupled(u, step, noise)
     s = step.state["sum"]
     ds = carried.get("sum", np.zeros(())) + (2 * G + error) * error + 3 * u * s
-    rate = option["lr"] / (1 + (step.count - 1) * option["lr_decay"])
+    rate = option["lr"] / (1 + (step.t - 1) * option["lr_decay"])
     moved = np.minimum(quotient(u, G, error, s, ds, option["eps"]), 2.0)  # |G| ≤ √s
     return Propagated(settled(u, step, rate * moved), {"sum": ds})
 
@@ -151,16 +151,14 @@ def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
 
 
 def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> Array:
-    """Bound δ(a/(√v + ε)) = δa/D⁻ + a δD/(D D⁻), where a ≥ 0."""
+    """Bound δ(a/(√v + ε)) = (δa + a δD/D)/D⁻, where a ≥ 0; 0/0 is 0."""
     root = np.sqrt(v)
     with np.errstate(divide="ignore", invalid="ignore"):
         droot = np.fmin(dv / root, np.sqrt(v + dv))
-    D = root + eps
-    dD = droot + 3 * u * D
-    least = np.maximum(D - dD, eps)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bound: Array = np.where(da == 0, 0.0, da / least) + np.where(a == 0, 0.0, a * dD / D / least)
-    return bound
+        D = root + eps
+        dD = droot + (3 * u) * D
+        bound: Array = (da + a * (dD / D)) / np.maximum(D - dD, eps)
+    return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
 
 
 def settled(u: float, step: OptimizerStep, moved: Array) -> Array:

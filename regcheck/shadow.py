@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from regcheck.entries import flat
 from regcheck.problem import Parameters
-from regcheck.torch_trainer import TorchTrainer, flat
+from regcheck.torch_trainer import TorchTrainer
 
 Array = NDArray[np.floating]
 
@@ -27,9 +28,7 @@ class Shadow:
         """Copy an optimizer before its first step."""
         self.trainer, self.gradient, self.times = trainer, gradient, times
         originals = list(trainer.tensors.values())
-        copies = copy.deepcopy((originals, trainer.optimizer))
-        self.tensors: list[torch.Tensor] = copies[0]
-        self.optimizer: torch.optim.Optimizer = copies[1]
+        self.tensors, self.optimizer = copy.deepcopy((originals, trainer.optimizer))
         self.views = [tensor.detach().numpy() for tensor in self.tensors]
 
     def step(self, before: Parameters, gradients: Parameters, error: Array | None = None) -> Array:

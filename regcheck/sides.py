@@ -13,6 +13,7 @@ import numpy as np
 
 from regcheck.convention import NO_SLIPS, TORCH
 from regcheck.errors import UserCodeError
+from regcheck.guard import Guard
 from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
 from regcheck.measured import MeasuredBounds
 from regcheck.modules import Module, initial_of, settings, users
@@ -152,20 +153,24 @@ def label_of(code: str | Callable[[Any], Any]) -> str:
     return code if isinstance(code, str) else getattr(code, "__qualname__", "function")
 
 
-def guard(patience: float) -> Callable[..., Any]:
-    """Make what calls a user's model, loss and optimizer."""
+def guarded_by(build: UserFunction, patience: float) -> Callable[..., Any]:
+    """Make what calls the model, loss and optimizer that a user's function made, as it is called.
+
+    What they import, print and set is theirs, as it is the function's.
+    """
+    guard = Guard("framework", patience, build.guard.own.folder, build.guard.surroundings)
 
     def guarded(function: Callable[..., Any], *args: Any) -> Any:
         # Torch counts what is written into a tensor, or into what it is a view of.
         versions = [tensor._version for tensor in args]
-        given = UserFunction(function, "framework", patience).run("", function, *args)
+        result = guard.run("", function, *args)
         if versions != [tensor._version for tensor in args]:
             raise UserCodeError(
                 "framework: the model or the loss function changes the X or y that it is given in "
                 "place, so that the next step finds others\n  Make new ones: `x = x * 2` for "
                 "`x *= 2` or `x.mul_(2)`."
             )
-        return given
+        return result
 
     return guarded
 
@@ -177,10 +182,11 @@ def builder(
     code = loaded.spec.own_framework
     assert code is not None
     build = user_function(stack, code, loaded.folder, "framework", patience)
+    guarded = guarded_by(build, patience)
 
     def again() -> Module:
         made = build.call(user_problem(problem, loaded.spec, framework=True))
-        return users(made, label_of(code), guard(patience), problem)
+        return users(made, label_of(code), guarded, problem)
 
     return again
 

@@ -19,6 +19,7 @@ import torch._dynamo  # the first optimizer imports it in any case
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from regcheck.entries import flat
 from regcheck.errors import UserCodeError
 from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
 from regcheck.noise import RandomRounding
@@ -190,8 +191,7 @@ class TorchTrainer:
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         outputs, loss = self.backward(batch)
         self.has_gradient = {name: x.grad is not None for name, x in self.tensors.items()}
-        gradient = self.gradients()
-        used = gradient
+        gradient = used = self.gradients()
         if self.clip():
             used = self.gradients()
         self.used = used
@@ -222,23 +222,35 @@ class TorchTrainer:
 
     def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
-        outputs, total = [], 0.0
-        parts = len(batch.parts)
+        outputs, loss = self.module.guard(self.passes, *self.pairs(batch))
+        if not self.module.tells_outputs:
+            return None, loss
+        return tuple(z.detach().numpy()[:, 0] for z in outputs), loss
+
+    def pairs(self, batch: Batch) -> list[torch.Tensor]:
+        """Return X and y of each micro-batch in turn."""
+        rows = [i if isinstance(i, slice) else torch.from_numpy(i) for i in batch.parts]
+        pairs = [one[index] for index in rows for one in (self.X, self.y)]
+        if not self.trapped:
+            for place in range(0, len(pairs), 2):
+                self.look_for_trap(pairs[place], pairs[place + 1])
         torch.set_grad_enabled(True)  # a user's code may have turned it off
-        for index in batch.parts:
-            rows = index if isinstance(index, slice) else torch.from_numpy(index)
-            X, y = self.X[rows], self.y[rows]
-            if not self.trapped:
-                self.look_for_trap(X, y)
-            z, loss = self.module.guard(self.forward, X, y)
+        return pairs
+
+    def passes(self, *pairs: torch.Tensor) -> tuple[list[torch.Tensor], float]:
+        """Run micro-batches forward and backward; returns the outputs, and the mean of the losses.
+
+        Their mean gradients are averaged.
+        """
+        outputs, total, parts = [], 0.0, len(pairs) // 2
+        for X, y in zip(pairs[::2], pairs[1::2], strict=True):
+            z, loss = self.forward(X, y)
             if parts > 1:
                 loss = loss / parts
-            self.module.guard(loss.backward)
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             outputs.append(z)
-        if not self.module.tells_outputs:
-            return None, total
-        return tuple(z.detach().numpy()[:, 0] for z in outputs), total
+        return outputs, total
 
     def forward(self, X: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give a batch's outputs and loss."""
@@ -336,11 +348,6 @@ def recast(x: torch.Tensor, rounding: RandomRounding) -> torch.Tensor:
     if not x.is_floating_point():
         return x
     return torch.where(x == x.round(), x, x + x * rounding.signs(x))
-
-
-def flat(tensors: Parameters) -> Array:
-    """Put all tensors' entries one after the other, in float64."""
-    return np.concatenate([np.ravel(x) for x in tensors.values()]).astype(np.float64, copy=False)
 
 
 def environment() -> dict[str, str]:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from regcheck.entries import flat
 from regcheck.lockstep import Steps
 from regcheck.rounding import Bounds
 from regcheck.shadow import Shadow
-from regcheck.torch_trainer import TorchTrainer, flat
+from regcheck.torch_trainer import TorchTrainer
 
 MARGIN = 1.25
 """Limits by which a fault must differ, so that rounding the other way would not hide it."""

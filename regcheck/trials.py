@@ -59,7 +59,9 @@ def stands_still(problem: Problem, batch: Batch) -> bool:
 
 
 CIRCUMSTANCES: dict[str, Circumstance] = {
-    "bias-zero": Circumstance("the bias stays 0", lambda _, __, step: zero(step.before.get("bias", np.zeros(1)))),
+    "bias-zero": Circumstance(
+        "the bias stays 0", lambda _, __, step: zero(step.before.get("bias", np.zeros(1)))
+    ),
     "equal-targets": Circumstance(
         "all targets of a batch are equal", lambda problem, batch, _: equal_targets(problem, batch)
     ),
@@ -73,7 +75,8 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
         lambda problem, _, step: not clips(problem, step),
     ),
     "no-bias-decay": Circumstance(
-        "the bias has no weight_decay", lambda problem, _, __: problem.weight_decay.get("bias", 0) == 0
+        "the bias has no weight_decay",
+        lambda problem, _, __: problem.weight_decay.get("bias", 0) == 0,
     ),
     "no-decay": Circumstance(
         "weight_decay is 0", lambda problem, _, __: not any(problem.weight_decay.values())

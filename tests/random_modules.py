@@ -100,7 +100,7 @@ CASTS: dict[str, Callable[[Tensor], Tensor]] = {
     "one hot": lambda y: y,  # made in the loss
     "round": lambda y: y.round().long(),
     "to": lambda y: y.to(torch.int64),
-    "type": lambda y: y.type(torch.LongTensor),
+    "type": lambda y: y.type("torch.LongTensor"),
 }
 """The usual ways from float targets to the integers that cross_entropy takes."""
 
@@ -195,12 +195,13 @@ class Case:
             return functional.cross_entropy(z, target)
         if self.cast == "int" and self.loss != "mse":
             y = torch.where(y == 1, torch.ones_like(y), torch.zeros_like(y))
-        of = {
+        of: Any = {
             "bce": functional.binary_cross_entropy,
             "bce_with_logits": functional.binary_cross_entropy_with_logits,
             "mse": functional.mse_loss,
         }[self.loss]
-        return of(z.squeeze(1), y)
+        loss: Tensor = of(z.squeeze(1), y)
+        return loss
 
     def torch_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Make the optimizer."""
@@ -211,12 +212,13 @@ class Case:
             return torch.optim.SGD(
                 w, momentum=momentum, nesterov=self.optimizer == "nesterov", **given
             )
-        of = {
+        of: Any = {
             "adam": torch.optim.Adam,
             "adamw": torch.optim.AdamW,
             "rmsprop": torch.optim.RMSprop,
         }[self.optimizer]
-        return of(w, **given)
+        made: torch.optim.Optimizer = of(w, **given)
+        return made
 
     # --- NumPy ----------------------------------------------------------------------------------
 
@@ -265,23 +267,24 @@ class Case:
             if self.fault == "missing slope":
                 slope = np.ones_like(slope)
             dz = dz * slope
-        first, last = "0.weight", f"{2 * layers - 2}.weight"
-        if self.fault == "first layer halved":
-            g[first] = g[first] / 2
-        if self.fault == "last layer doubled":
-            g[last] = 2 * g[last]
-        if self.fault == "first layer frozen":
-            g[first] = 0 * g[first]
-        if self.fault == "bias frozen":
-            g[last.replace("weight", "bias")] *= 0
+        return loss, {name: self.times[1] * one for name, one in self.faulty(g, len(y)).items()}
+
+    def faulty(self, g: Tensors, rows: int) -> Tensors:
+        """Put those faults into the gradients that are about whole tensors."""
+        first, last = "0.weight", f"{2 * len(self.sizes) - 4}.weight"
+        factors = {
+            "first layer halved": {first: 0.5},
+            "first layer frozen": {first: 0.0},
+            "last layer doubled": {last: 2.0},
+            "bias frozen": {last.replace("weight", "bias"): 0.0},
+            "summed": dict.fromkeys(g, float(rows)),
+            "nominal divisor": dict.fromkeys(g, rows / self.batch),
+        }.get(self.fault, {})
+        g = {name: factors.get(name, 1) * one for name, one in g.items()}
         if self.fault == "one entry":
             g[last] = g[last].copy()
-            g[last].flat[0] *= 0
-        if self.fault == "summed":
-            g = {name: len(y) * one for name, one in g.items()}
-        if self.fault == "nominal divisor":
-            g = {name: one * (len(y) / self.batch) for name, one in g.items()}
-        return loss, {name: self.times[1] * one for name, one in g.items()}
+            g[last].flat[0] = 0
+        return g
 
     def product(self, a: Array, b: Array) -> Array:
         """Multiply matrices in the style of the case."""
@@ -307,10 +310,7 @@ class Case:
             labels = y.astype(int)
             if self.fault == "wrong labels":
                 labels = (labels + 1) % self.sizes[-1]
-            if self.style % 2:
-                e = np.exp(z - z.max(axis=1, keepdims=True))
-            else:
-                e = np.exp(z)
+            e = np.exp(z - z.max(axis=1, keepdims=True)) if self.style % 2 else np.exp(z)
             p = e / e.sum(axis=1, keepdims=True)
             picked = p[np.arange(n), labels]
             dz = p - np.eye(self.sizes[-1], dtype=z.dtype)[labels]
@@ -419,9 +419,7 @@ FAULTS: dict[str, Callable[[Case], bool]] = {
     "stale gradient": lambda c: c.epochs * math.ceil(c.rows / c.batch) > 1,
     "summed": lambda c: c.batch > 1 and c.optimizer in ("sgd", "momentum", "nesterov"),
     "wrong labels": lambda c: c.loss != "mse",
-    "wrong slope": lambda c: (
-        len(c.sizes) > 2 and c.activation not in ("identity", "relu")
-    ),
+    "wrong slope": lambda c: len(c.sizes) > 2 and c.activation not in ("identity", "relu"),
 }
 """The faults, and which cases they are faults of."""
 

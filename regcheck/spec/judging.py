@@ -116,8 +116,12 @@ class Tolerances(Section):
 
     def of(self, name: str) -> Tolerance:
         """Give the tolerance of a tensor, or of the loss."""
-        own: Tolerance | None = getattr(self, name, None)
-        return own or self.common
+        return self.own.get(name) or self.common
+
+    @cached_property
+    def own(self) -> dict[str, Tolerance | None]:
+        """Give the tolerances that single tensors or the loss have of their own."""
+        return {"weight": self.weight, "bias": self.bias, "loss": self.loss}
 
 
 def tolerance_form(value: object) -> object:
