@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,16 +153,14 @@ class TorchTrainer:
         buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
         states = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for batch in self.problem.schedule.batches():
+            for batch in islice(self.problem.schedule.batches(), 1):
+                X, y = self.pairs(batch)[:2]
                 for _ in range(2):
                     for name, x in buffers.items():
                         self.buffers[name].copy_(x)
-                    rows = batch.parts[0]
-                    index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
-                    z, loss = self.module.guard(self.forward, self.X[index], self.y[index])
+                    z, loss = self.module.guard(self.forward, X, y)
                     parts = [x for x in (z, loss) if isinstance(x, torch.Tensor)]
                     found.append([x.detach().numpy().tobytes() for x in parts])
-                break
             for name, x in buffers.items():
                 self.buffers[name].copy_(x)
         random.setstate(states[0])
@@ -234,7 +233,6 @@ class TorchTrainer:
         if not self.trapped:
             for place in range(0, len(pairs), 2):
                 self.look_for_trap(pairs[place], pairs[place + 1])
-        torch.set_grad_enabled(True)  # a user's code may have turned it off
         return pairs
 
     def passes(self, *pairs: torch.Tensor) -> tuple[list[torch.Tensor], float]:
@@ -242,6 +240,7 @@ class TorchTrainer:
 
         Their mean gradients are averaged.
         """
+        torch.set_grad_enabled(True)  # a user's code may have turned it off
         outputs, total, parts = [], 0.0, len(pairs) // 2
         for X, y in zip(pairs[::2], pairs[1::2], strict=True):
             z, loss = self.forward(X, y)
@@ -267,6 +266,7 @@ class TorchTrainer:
             nonlocal trapped
             with torch.random.fork_rng(devices=[]), ShapeTrap(rows), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of the trap, and then uses it
+                torch.set_grad_enabled(True)
                 try:
                     return self.forward(X, y)[1]
                 except TrappedError:
