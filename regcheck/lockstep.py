@@ -120,12 +120,17 @@ class ScratchLeads:
     def advance(self, batch: Batch) -> Steps:
         """Take the next step of both."""
         own = self.take()
-        alone = self.framework.advance(batch)
-        self.beside.place(own.before)
-        framework = self.beside.step(batch)
+        # Each call into a user's code is watched at a cost: both of torch's steps are one.
+        alone, framework = self.framework.module.guard(lambda: self.follow(own, batch))
         if own.gradient is not None and framework.gradient is not None:
             own = own._replace(gradient=self.of_data(own, framework.gradient))
         return Steps(own, alone, own, framework, None)
+
+    def follow(self, own: Step, batch: Batch) -> tuple[Step, Step]:
+        """Let torch take the step, on its own trajectory and from the code's parameters."""
+        alone = self.framework.advance(batch)
+        self.beside.place(own.before)
+        return alone, self.beside.step(batch)
 
     def of_data(self, own: Step, gradient: Parameters) -> Parameters:
         """Give the code's data gradient: what it yields, without λ w where that is in it."""

@@ -36,7 +36,7 @@ from regcheck.torch_trainer import TorchTrainer
 
 Array = NDArray[np.floating]
 
-SAMPLES = 8
+SAMPLES = 6
 """Passes with random rounding that a regular measurement takes."""
 
 MORE = (24, 96)

@@ -161,9 +161,14 @@ def guarded_by(build: UserFunction, patience: float) -> Callable[..., Any]:
     guard = Guard("framework", patience, build.guard.own.folder, build.guard.surroundings)
 
     def guarded(function: Callable[..., Any], *args: Any) -> Any:
+        if guard.surroundings.inside:  # within a larger piece of work that is watched as a whole
+            return watched(function, *args)
+        return guard.run("", watched, function, *args)
+
+    def watched(function: Callable[..., Any], *args: Any) -> Any:
         # Torch counts what is written into a tensor, or into what it is a view of.
         versions = [tensor._version for tensor in args]
-        result = guard.run("", function, *args)
+        result = function(*args)
         if versions != [tensor._version for tensor in args]:
             raise UserCodeError(
                 "framework: the model or the loss function changes the X or y that it is given in "

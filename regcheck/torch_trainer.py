@@ -119,6 +119,15 @@ class TorchTrainer:
             mixed: whether the sides' dtypes differ, so that each has data and parameters that are
                 rounded otherwise.
         """
+        found: Sample = self.module.guard(
+            lambda: self.sampled(parameters, batch, rounding, mixed=mixed)
+        )
+        return found
+
+    def sampled(
+        self, parameters: Parameters, batch: Batch, rounding: RandomRounding | None, *, mixed: bool
+    ) -> Sample:
+        """Take the sample."""
         kept, X, y = self.parameters(), self.X, self.y
         buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
         grads = [tensor.grad for tensor in self.tensors.values()]
