@@ -231,7 +231,7 @@ class MeasuredBounds:
         self.gradient_noise = of_used
         if not all(self.trainer.has_gradient.values()):
             trained = np.array(list(self.trainer.has_gradient.values()))
-            of_used = np.where(trained[self.tensor_of], of_used, 0.0)
+            of_used = of_used * trained[self.tensor_of]
         step = OptimizerStep(before, after, used, {}, {}, batch.step)
         if self.rule is None:
             propagated = self.seen_from_shadows(steps, step, of_used)
