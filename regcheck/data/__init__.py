@@ -1,1 +1,3 @@
-"""Data: files to cells (`tables`, `npz`), to arrays (`sources`), to rows (`preparation`)."""
+"""Data: files to cells (`tables`, `npz`), to numbers (`columns`), to X and y (`sources`), to rows to
+train on (`preparation`).
+"""

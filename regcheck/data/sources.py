@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import zipfile
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.data.columns import MISSING, POSITIVE, Columns, read_columns
 from regcheck.data.files import MOST_COMPLAINTS, data_file, raise_some, refused
 from regcheck.data.npz import open_npz, read_shape
-from regcheck.data.tables import (
-    Table,
-    find_column,
-    is_missing,
-    numeric_columns,
-    read_csv,
-    resembles_number,
-    to_number,
-)
+from regcheck.data.tables import find_column, is_missing, read_header, read_rows, to_number
 from regcheck.errors import Complaint, InputError, Place, shortened, suggest
 from regcheck.spec import LoadedSpec
 from regcheck.spec.fields import shown
@@ -67,72 +61,89 @@ def named(X: Array, y: Array) -> Rows:
 
 def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     """Take the target and the features of a CSV file."""
-    table = read_csv(data_file(loaded, "csv", data.csv))
-    target = find_column(loaded, table, ("data", "target"), data.target)
+    path = data_file(loaded, "csv", data.csv)
+    columns = read_columns(path, data.positive)
+    header = columns.header
+    target = find_column(loaded, path, header, ("data", "target"), data.target)
     if data.features is None:
-        features = [index for index in numeric_columns(table) if index != target]
+        features = [index for index in columns.numeric() if index != target]
         if not features:
             text = "no column but the target is numeric, so there are no features"
-            raise refused(table.path, 1, text)
+            raise refused(path, 1, text)
     else:
         features = [
-            find_column(loaded, table, ("data", "features", position), name)
+            find_column(loaded, path, header, ("data", "features", position), name)
             for position, name in enumerate(data.features)
         ]
-    bad: list[Complaint] = []
-    X = np.array([numbers(table, index, bad) for index in features], dtype=np.float64).T
-    y = labels(loaded, table, target, data.positive, bad)
-    raise_some(sorted(bad, key=lambda complaint: complaint.place.line or 0))
-    return Rows(np.ascontiguousarray(X), y, tuple(table.header[index] for index in features))
+    X = np.take(columns.values, features, axis=1)
+    y = labels(loaded, columns, target, data.positive)
+    bad = ~np.column_stack([np.isfinite(X), np.isfinite(y)])
+    if bad.any():
+        raise_bad_cells(path, [*features, target], bad)
+    return Rows(X, y, tuple(header[index] for index in features))
 
 
-def numbers(table: Table, index: int, bad: list[Complaint]) -> list[float]:
-    """Read a column as numbers; cells that are none are added to `bad`."""
-    values = []
-    for row, cells in enumerate(table.rows):
-        value = to_number(cells[index])
-        if value is None:
-            bad.append(Complaint(table.place(row), bad_cell(table, index, row)))
-            value = 0.0
-        values.append(value)
-    return values
+def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | None) -> Array:
+    """Read the target: numbers as they stand, or 1 where the label is `positive` and else 0.
 
-
-def bad_cell(table: Table, index: int, row: int) -> str:
-    """Say what is wrong with a cell that must be a number."""
-    cell = table.rows[row][index]
-    where = f"row {row + 1}, column `{shortened(table.header[index])}`"
-    if is_missing(cell):
-        return f"{where}: missing value ({shown(cell)}); fill it in or remove the row"
-    comma = to_number(cell.replace(",", ".")) is not None
-    remedy = "write a decimal point" if comma else "mend it, or leave the column out"
-    return f"{where}: must be a finite number, got {shown(cell)}; {remedy}"
-
-
-def labels(
-    loaded: LoadedSpec, table: Table, index: int, positive: str | None, bad: list[Complaint]
-) -> Array:
-    """Read the target: numbers as they stand, or 1 where the label is `positive` and else 0."""
+    Not finite where a cell is neither.
+    """
+    path = columns.path
+    column: Array = columns.values[:, index].copy()
     if positive is None:
-        cells = {cells[index].strip() for cells in table.rows if not is_missing(cells[index])}
-        if loaded.spec.model == "logistic" and cells and not any(map(resembles_number, cells)):
-            raise InputError([loaded.complaint(("data", "target"), ask_for_positive(cells))])
-        return np.array(numbers(table, index, bad), dtype=np.float64)
+        if loaded.spec.model == "logistic" and columns.is_text(index):
+            present = {label for label in labels_in(path, index) if not is_missing(label)}
+            raise InputError([loaded.complaint(("data", "target"), ask_for_positive(present))])
+        return column
     if loaded.spec.model != "logistic":
         text = f"only the model logistic has a positive label, not {loaded.spec.model}"
         raise InputError([loaded.complaint(("data", "positive"), text)])
-    bad.extend(
-        Complaint(table.place(row), bad_cell(table, index, row))
-        for row, cells in enumerate(table.rows)
-        if is_missing(cells[index])
-    )
-    y = np.array([same_label(cells[index], positive) for cells in table.rows], dtype=np.float64)
-    if not y.any():
-        present = sorted({cells[index].strip() for cells in table.rows})
-        name, hint = shortened(positive), suggest(positive, present)
-        text = f"no row of {table.path.name} has the label `{name}`; {hint}"
+    missing, number = np.isnan(column), to_number(positive)
+    marks = [POSITIVE] if number is None else [POSITIVE, number]
+    y: Array = np.isin(column, marks).astype(np.float64)
+    if not y.any() and not (is_missing(positive) and missing.any()):
+        name, hint = shortened(positive), suggest(positive, sorted(labels_in(path, index)))
+        text = f"no row of {path.name} has the label `{name}`; {hint}"
         raise InputError([loaded.complaint(("data", "positive"), text)])
+    y[missing] = MISSING
     return y
+
+
+def labels_in(path: Path, index: int) -> set[str]:
+    """Read the different texts of a column."""
+    rows = read_rows(path)
+    next(rows)
+    return {row.cells[index].strip() for row in rows}
+
+
+def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> None:
+    """Read a file once more, and complain of its first bad cells, in its order.
+
+    Args:
+        path: the file.
+        columns: the columns that are used.
+        bad: (n, columns), which of their cells are of no use.
+    """
+    rows = read_rows(path)
+    header = read_header(next(rows).cells)
+    complaints, came = [], 0
+    for row, position in np.argwhere(bad)[:MOST_COMPLAINTS].tolist():
+        if row + 1 > came:
+            line, cells = next(islice(rows, row - came, None))
+            came = row + 1
+        index = columns[position]
+        where = f"row {row + 1}, column `{shortened(header[index])}`"
+        complaints.append(Complaint(Place(str(path), line), f"{where}: {bad_cell(cells[index])}"))
+    raise_some(complaints, left_out=int(bad.sum()) - len(complaints))
+
+
+def bad_cell(cell: str) -> str:
+    """Say what is wrong with a cell that must be a number."""
+    if is_missing(cell):
+        return f"missing value ({shown(cell)}); fill it in or remove the row"
+    comma = to_number(cell.replace(",", ".")) is not None
+    remedy = "write a decimal point" if comma else "mend it, or leave the column out"
+    return f"must be a finite number, got {shown(cell)}; {remedy}"
 
 
 def ask_for_positive(labels: set[str]) -> str:
@@ -145,15 +156,6 @@ def ask_for_positive(labels: set[str]) -> str:
 def in_yaml(label: str) -> str:
     """Write a label as a spec must: in quotes where YAML has another meaning for the word."""
     return f"'{label}'" if label.lower() in ("true", "false", "null", "~") else label
-
-
-def same_label(cell: str, positive: str) -> bool:
-    """Say whether a cell is the positive label, as text or as the same number."""
-    text = cell.strip()
-    if text == positive:
-        return True
-    value = to_number(text)
-    return value is not None and value == to_number(positive)
 
 
 def from_npz(path: Path, X_key: str, y_key: str) -> Rows:
