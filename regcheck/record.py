@@ -93,6 +93,7 @@ class Report:
     losses_told: int = 0
     plain_sgd: bool = True
     dtypes: tuple[str, str] = ("float64", "float64")
+    row_shape: tuple[int, ...] = ()
 
     @property
     def rule_training(self) -> Training:

@@ -1,3 +1,1 @@
-"""Data: files to cells (`tables`, `npz`), to numbers (`columns`), to X and y (`sources`), to rows to
-train on (`preparation`).
-"""
+"""Data: files to cells and numbers, to X and y (`sources`), to training rows (`preparation`)."""

@@ -1,11 +1,15 @@
-"""Sources to arrays: CSV, .npz, made-up and inline rows become X (n, d) and y (n,) in float64."""
+"""Sources to arrays: CSV, .npz, made-up and inline rows become X and y.
+
+X is (n, d) and y (n,), in float64. For a model of the user's own, the arrays of an .npz file stay
+as they are there.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +24,22 @@ from regcheck.spec.fields import shown
 from regcheck.spec.source import CsvData, InlineData, NpzData, Synthetic, SyntheticData
 
 Array = NDArray[np.float64]
+Numbers = NDArray[Any]
+"""Float64 or int64."""
 
 MOST_NUMBERS = 500_000_000
 """Features times rows that can be made: 4 GB in float64."""
 
 
 class Rows(NamedTuple):
-    """X (n, d), y (n,), both float64 and finite, and the d features' names."""
+    """X (n, d), y (n,), both float64 and finite, and the d features' names.
 
-    X: Array
-    y: Array
+    For a model of the user's own, X and y may be (n, ..) of any shape, float64 or int64; where X is
+    not (n, d), there are no names.
+    """
+
+    X: Numbers
+    y: Numbers
     features: tuple[str, ...]
 
 
@@ -43,7 +53,8 @@ def load_rows(loaded: LoadedSpec) -> Rows:
     if isinstance(data, CsvData):
         rows = from_csv(loaded, data)
     elif isinstance(data, NpzData):
-        rows = from_npz(data_file(loaded, "npz", data.npz), data.X, data.y)
+        path = data_file(loaded, "npz", data.npz)
+        rows = (as_it_is if loaded.spec.model is None else from_npz)(path, data.X, data.y)
     elif isinstance(data, SyntheticData):
         rows = synthetic(loaded, data.synthetic)
     else:
@@ -54,9 +65,10 @@ def load_rows(loaded: LoadedSpec) -> Rows:
     return rows
 
 
-def named(X: Array, y: Array) -> Rows:
+def named(X: Numbers, y: Numbers) -> Rows:
     """Name features that have no names: x1, x2 and so on."""
-    return Rows(X, y, tuple(f"x{index + 1}" for index in range(X.shape[1])))
+    features = X.shape[1] if X.ndim == 2 else 0
+    return Rows(X, y, tuple(f"x{index + 1}" for index in range(features)))
 
 
 def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
@@ -159,26 +171,54 @@ def in_yaml(label: str) -> str:
 
 
 def from_npz(path: Path, X_key: str, y_key: str) -> Rows:
-    """Read X (n, d) or (n,), and y (n,) or (n, 1), from an .npz file. Pickles are never loaded."""
-    with open_npz(path) as archive:
-        X, y = read_array(path, archive, X_key), read_array(path, archive, y_key)
+    """Read X (n, d) or (n,), and y (n,) or (n, 1), from an .npz file, in float64."""
+    X, y = (array.astype(np.float64, copy=False) for array in read_both(path, X_key, y_key))
     X = X[:, None] if X.ndim == 1 else X
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if X.ndim != 2 or y.ndim != 1 or len(X) != len(y):
         text = f"`{X_key}` must be (n, d) and `{y_key}` (n,), got {X.shape} and {y.shape}"
         raise refused(path, None, text)
-    if X.size == 0:
-        raise refused(path, None, f"`{X_key}` holds no numbers: its shape is {X.shape}")
+    check_size(path, X_key, X)
     return named(X, y)
 
 
-def read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
-    """Read an array of finite real numbers as float64; complain with row and column otherwise."""
+def as_it_is(path: Path, X_key: str, y_key: str) -> Rows:
+    """Read X (n, ..) and y (n, ..) of any shapes from an .npz file."""
+    X, y = read_both(path, X_key, y_key)
+    if X.ndim < 1 or y.ndim < 1 or len(X) != len(y):
+        text = f"`{X_key}` and `{y_key}` must have a row for each sample, (n, ..) both"
+        raise refused(path, None, f"{text}, got {X.shape} and {y.shape}")
+    check_size(path, X_key, X)
+    return named(X, y)
+
+
+def check_size(path: Path, key: str, X: Numbers) -> None:
+    """Refuse an array without numbers."""
+    if X.size == 0:
+        raise refused(path, None, f"`{key}` holds no numbers: its shape is {X.shape}")
+
+
+def read_both(path: Path, X_key: str, y_key: str) -> tuple[Numbers, Numbers]:
+    """Read two arrays of an .npz file. Pickles are never loaded."""
+    with open_npz(path) as archive:
+        return read_array(path, archive, X_key), read_array(path, archive, y_key)
+
+
+def read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Numbers:
+    """Read an array of finite real numbers: integers and booleans as int64, others as float64.
+
+    Raises:
+        InputError: a number is missing, infinite, or too large for its dtype; it says which.
+    """
     shape = read_shape(path, archive, key)
     with archive.open(f"{key}.npy") as member:
         array = np.lib.format.read_array(member, allow_pickle=False)
+    if array.dtype.kind in "bi":
+        return array.astype(np.int64).reshape(shape)
+    if array.dtype.kind == "u" and array.max(initial=0) <= np.iinfo(np.int64).max:
+        return array.astype(np.int64).reshape(shape)
     with np.errstate(over="ignore"):
-        values = array.astype(np.float64).reshape(shape)
+        values: Array = array.astype(np.float64).reshape(shape)
     bad = np.argwhere(~np.isfinite(values))
     told = bad[:MOST_COMPLAINTS]
     raise_some(
@@ -195,10 +235,15 @@ def read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Array:
 
 
 def at(index: NDArray[np.intp]) -> str:
-    """Write an index as row and column, counted from 1; nothing for a lone number."""
-    names = ("row", "column", "layer")
+    """Write an index as row and column, counted from 1, or as NumPy does where it has more parts.
+
+    Nothing for a lone number.
+    """
+    if len(index) > 2:
+        return str(index.tolist())
+    names = ("row", "column")
     return "".join(
-        f", {names[min(axis, 2)]} {part + 1}" for axis, part in enumerate(index.tolist())
+        f", {name} {part + 1}" for name, part in zip(names, index.tolist(), strict=False)
     )
 
 
@@ -220,7 +265,7 @@ def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     return named(X, (random.random(data.rows) < 1 / (1 + np.exp(-z))).astype(np.float64))
 
 
-def check_labels(loaded: LoadedSpec, y: Array) -> None:
+def check_labels(loaded: LoadedSpec, y: Numbers) -> None:
     """Refuse targets that are no probabilities: torch's BCE losses take 0 to 1."""
     outside = np.flatnonzero((y < 0) | (y > 1))
     if len(outside) == 0:
