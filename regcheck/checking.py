@@ -99,7 +99,7 @@ def check_problem(
     loaded: LoadedSpec, problem: Problem, progress: Progress, patience: float = PATIENCE
 ) -> Report:
     """Run a spec whose problem is built: train both sides in lockstep and compare every step."""
-    work = min(problem.schedule.batch_size, len(problem.y)) * problem.X.shape[1]
+    work = min(problem.schedule.batch_size, len(problem.y)) * problem.X[0].size
     # Overflow is an outcome of a training, judged by the comparison: no warnings.
     with (
         torch_settings(work) as threads,
@@ -136,6 +136,7 @@ def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
         spec=loaded.spec,
         training=training,
         features=sides.problem.features,
+        row_shape=sides.problem.X.shape[1:],
         steps=sides.problem.schedule.steps,
         trace=Trace(tuple(sides.problem.initial)),
         plain_sgd=sides.torch is not None,

@@ -59,6 +59,10 @@ class UserCodeError(RegcheckError):
     """
 
 
+class RoomError(RegcheckError):
+    """There is no room for what a run keeps."""
+
+
 MOST_CHOICES = 20
 """How many known words are listed where none is near."""
 

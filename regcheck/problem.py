@@ -31,8 +31,12 @@ class Problem:
     """One training, ready to be done twice.
 
     X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and `bias` (1,).
-    All are float64. `weight_decay` is λ of each tensor. Convention and slips are
-    the scratch side's.
+    All are float64. `weight_decay` is λ of each tensor. Convention and slips are the scratch
+    side's.
+
+    Where the model is the user's own, `initial` holds its tensors, and X and y may be (n, ..) of
+    any shape; where they hold integers, which are indices and labels, they are int64, and no side
+    casts them.
     """
 
     model: str
@@ -118,7 +122,7 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     spec = loaded.spec
     rows = load_rows(loaded)
     split = prepare(loaded, rows)
-    initial = start(loaded, spec.init, split.X.shape[1])
+    initial = start(loaded, spec.init, split.X[0].size)
     check_range(loaded, split.X, split.y, initial)
     return Problem(
         model=spec.model or OWN_MODEL,

@@ -96,6 +96,7 @@ class Report:
     dtypes: tuple[str, str] = ("float64", "float64")
     power: Power | None = None
     random: bool = False
+    row_shape: tuple[int, ...] = ()
 
     @property
     def rule_training(self) -> Training:

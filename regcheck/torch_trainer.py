@@ -79,8 +79,10 @@ class TorchTrainer:
         self.problem = problem
         self.module = built_in(problem) if module is None else module
         dtype = self.module.dtype
-        self.X = torch.from_numpy(problem.X).to(dtype)
-        y = torch.from_numpy(problem.y).to(dtype)
+        self.X, y = (
+            data if data.dtype == torch.int64 else data.to(dtype)  # indices and labels stay
+            for data in map(torch.from_numpy, (problem.X, problem.y))
+        )
         self.y = y[:, None] if self.module.column else y
         self.largest = float(torch.finfo(dtype).max)
         self.optimizer, self.tensors = self.module.optimizer, self.module.tensors

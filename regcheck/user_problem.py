@@ -100,7 +100,8 @@ class UserProblem:
     """One training, as a user's function sees it.
 
     Attributes:
-        X, y: the training rows, (n, d) and (n,), in the side's dtype.
+        X, y: the training rows, (n, d) and (n,), in the side's dtype; with a model of your own, as
+            they are in an .npz file: of any shape, integers as int64.
         batches: an index array for each step, in order, over all epochs.
         micro_batches: a list of index arrays for each step; None unless gradients are accumulated.
         initial: the start, by torch's names.
@@ -140,8 +141,8 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
     schedule = problem.schedule
     dtype = problem.framework_dtype if framework else problem.scratch_dtype
     return UserProblem(
-        X=problem.X.astype(dtype),
-        y=problem.y.astype(dtype),
+        X=own_data(problem.X, dtype),
+        y=own_data(problem.y, dtype),
         batches=Batches(schedule),
         micro_batches=MicroBatches(schedule) if schedule.accumulate > 1 else None,
         initial=own_start(problem.initial, dtype, framework=framework),
@@ -157,6 +158,11 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
         loss=problem.loss,
         steps=schedule.steps,
     )
+
+
+def own_data(data: Array, dtype: str) -> Array:
+    """Copy data to a dtype; integers, which are indices and labels, stay what they are."""
+    return data.copy() if data.dtype.kind == "i" else data.astype(dtype)
 
 
 def own_start(initial: Parameters, dtype: str, *, framework: bool) -> Parameters:

@@ -16,9 +16,9 @@ from regcheck.data.tables import (
     count_rows,
     held_out,
     is_missing,
-    numeric_columns,
-    read_csv,
+    read_rows,
     resembles_number,
+    survey,
     to_number,
     train_rows,
 )
@@ -36,30 +36,38 @@ def loaded(data: dict[str, Any]) -> LoadedSpec:
     return from_mapping({"data": data, "model": "linear", "lr": 0.1})
 
 
-def test_read_csv_header_rows_and_lines(tmp_path: Path) -> None:
-    table = read_csv(csv_file(tmp_path, "a, b\n1,2\n\n3,4\n"))
-    assert table.header == ["a", "b"]
-    assert table.rows == [["1", "2"], ["3", "4"]]
-    assert table.place(1) == Place(str(table.path), 4)
+def test_read_rows_and_their_lines(tmp_path: Path) -> None:
+    rows = list(read_rows(csv_file(tmp_path, "a, b\n1,2\n\n3,4\n")))
+    assert rows == [(1, ["a", " b"]), (2, ["1", "2"]), (4, ["3", "4"])]
 
 
-def test_read_csv_quoted_fields_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
-    table = read_csv(csv_file(tmp_path, '"a","b, ""c"""\n"1","x\ny"\n2,z\n'))
-    assert table.header == ["a", 'b, "c"']
-    assert table.rows == [["1", "x\ny"], ["2", "z"]]
-    assert [table.place(row).line for row in (0, 1)] == [3, 4]
+def test_read_rows_quoted_fields_hold_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
+    rows = list(read_rows(csv_file(tmp_path, '"a","b, ""c"""\n"1","x\ny"\n2,z\n')))
+    assert rows == [(1, ["a", 'b, "c"']), (3, ["1", "x\ny"]), (4, ["2", "z"])]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_read_csv_any_line_ends_and_a_byte_order_mark(tmp_path: Path, end: str) -> None:
-    table = read_csv(csv_file(tmp_path, f"\ufeffa,b{end}1,2{end}3,4"))
-    assert (table.header, table.rows) == (["a", "b"], [["1", "2"], ["3", "4"]])
+def test_read_rows_any_line_ends_and_a_byte_order_mark(tmp_path: Path, end: str) -> None:
+    rows = read_rows(csv_file(tmp_path, f"\ufeffa,b{end}1,2{end}3,4"))
+    assert list(rows) == [(1, ["a", "b"]), (2, ["1", "2"]), (3, ["3", "4"])]
 
 
-def test_read_csv_names_every_ragged_row(tmp_path: Path) -> None:
+def test_read_rows_tells_another_encoding_before_what_is_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'a,b\n1,"2"x\n' + b"1,2\n" * 10_000 + b"\xff,1\n")
+    with pytest.raises(InputError, match=r"rows\.csv:10003:1: not UTF-8 text"):
+        list(read_rows(path))
+
+
+def test_survey_names_every_ragged_row(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        read_csv(csv_file(tmp_path, "a,b\n1\n1,2\n1,2,3\n"))
+        survey(csv_file(tmp_path, "a,b\n1\n1,2\n1,2,3\n"))
     assert [one.place.line for one in caught.value.complaints] == [2, 4]
+
+
+def test_survey_counts_the_ragged_rows_that_it_does_not_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rows\.csv: and 20 more like these"):
+        survey(csv_file(tmp_path, "a,b\n" + "1\n" * 30))
 
 
 @pytest.mark.parametrize("cell", ["5", "-5", ".5", "5.", "1e-3", " 7 ", "+1E+2", "0005"])
@@ -94,26 +102,6 @@ def test_is_missing(cell: str) -> None:
 @pytest.mark.parametrize("cell", ["0", "-", "no", "nano"])
 def test_is_missing_is_false_of_values(cell: str) -> None:
     assert not is_missing(cell)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("a,b,c\n1,x,2\n3,y,4\n", [0, 2]),
-        ("a,b\n1,NA\nNA,2\n", [0, 1]),
-        ("a,b\nx,1\n2,1\n", [0, 1]),  # a number in it: the bad cell is to be told
-        ("a,b\n,1\nNA,1\n", [0, 1]),  # empty throughout: to be told, not left out
-        ("a,b\nNA,1\nx,1\n", [1]),
-        (",b\nx,1\n", [1]),  # no name is needed where no name is used
-    ],
-)
-def test_numeric_columns(tmp_path: Path, text: str, found: list[int]) -> None:
-    assert numeric_columns(read_csv(csv_file(tmp_path, text))) == found
-
-
-def test_numeric_columns_without_a_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="column 1 has no name"):
-        numeric_columns(read_csv(csv_file(tmp_path, ",b\n0,1\n1,2\n")))
 
 
 def test_raise_some_of_nothing_does_nothing() -> None:

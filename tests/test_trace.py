@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import gc
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import yaml
 
+from regcheck import cli
+from regcheck import trace as trace_module
 from regcheck.checking import check
+from regcheck.compare import Difference
+from regcheck.errors import RoomError
+from regcheck.report.json import json_chunks
 from regcheck.trace import Trace
 
 
@@ -34,3 +47,71 @@ def test_trace_without_rows_is_empty() -> None:
     assert list(trace) == []
     with pytest.raises(IndexError):
         trace[0]
+
+
+def trace_of(rows: int) -> Trace:
+    """Make a trace whose row k holds numbers that tell it from all others."""
+    trace = Trace(("weight",))
+    at = Difference("weight", (0,), 0.0, 0.0, 0.0, 0.5, 0.0, True)
+    for step in range(1, rows + 1):
+        local = replace(at, difference=step / 3)
+        row = SimpleNamespace(step=step, epoch=step, batch=1, scratch_loss=step / 7)
+        row.framework_loss, row.loss, row.judged = math.nan, None, {"weight": local}
+        row.local, row.drift = {"weight": local}, {"weight": float(step)}
+        trace.append(cast(Any, row))
+    return trace
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7, 8, 9, 25])
+def test_trace_gives_back_the_same_rows_from_memory_and_from_its_file(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = trace_of(rows)
+    assert held.file is None
+    monkeypatch.setattr(trace_module, "MOST_NUMBERS", 4 * held.width)  # four rows
+    filed = trace_of(rows)
+    assert filed.filed == rows // 4 * 4
+    assert len(filed) == rows
+    assert str(list(filed)) == str(list(held))  # NaN is not NaN
+    for index in (0, rows // 2, rows - 1, -1, -rows):
+        assert str(filed[index]) == str(held[index])
+    for index in (rows, -rows - 1):
+        with pytest.raises(IndexError):
+            filed[index]
+
+
+def test_trace_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(trace_module, "MOST_NUMBERS", 1)
+    trace = trace_of(2)
+    file = trace.file
+    assert file is not None
+    assert list(tmp_path.iterdir()) == []
+    del trace
+    gc.collect()
+    assert file.closed
+
+
+def test_trace_without_room_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(trace_module, "MOST_NUMBERS", 1)
+    with pytest.raises(RoomError, match=r"cannot be kept there: No space left .* TMPDIR"):
+        check(small)
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(small))
+    assert cli.exit_code(["run", str(path)]) == cli.UNUSABLE
+
+
+def test_json_of_a_trace_in_a_file_is_that_of_one_in_memory(
+    monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]
+) -> None:
+    held = "".join(json_chunks(check(small | {"batch_size": 1})))
+    monkeypatch.setattr(trace_module, "MOST_NUMBERS", 40)
+    filed = check(small | {"batch_size": 1})
+    assert filed.trace.filed
+    assert "".join(json_chunks(filed)) == held

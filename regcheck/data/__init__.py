@@ -1,1 +1,1 @@
-"""Data: files to cells (`tables`, `npz`), to arrays (`sources`), to rows (`preparation`)."""
+"""Data: files to cells and numbers, to X and y (`sources`), to training rows (`preparation`)."""

@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.data.sources import Array, Rows
+from regcheck.data.sources import Numbers, Rows
 from regcheck.data.tables import held_out
 from regcheck.errors import InputError
 from regcheck.spec import LoadedSpec
 
 
 class Split(NamedTuple):
-    """Training rows and test rows; the test rows may be none (shape (0, d))."""
+    """Training rows and test rows; the test rows may be none (shape (0, ..))."""
 
-    X: Array
-    y: Array
-    X_test: Array
-    y_test: Array
+    X: Numbers
+    y: Numbers
+    X_test: Numbers
+    y_test: Numbers
 
 
 def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
@@ -46,12 +46,15 @@ def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
     return Split(np.ascontiguousarray(X[:train]), y[:train], X[train:], y[train:])
 
 
-def standardized(loaded: LoadedSpec, X: Array, train: int, ddof: int) -> Array:
+def standardized(loaded: LoadedSpec, X: Numbers, train: int, ddof: int) -> Numbers:
     """Give (X − mean)/s with mean and s of the first `train` rows.
 
     s divides by train − ddof, as NumPy's `std`; a column that is constant there keeps s = 1, as
     scikit-learn's StandardScaler does.
     """
+    if X.ndim > 2:
+        text = f"standardizes the columns of X (n, d), and X is {X.shape}; do it before you save X"
+        raise InputError([loaded.complaint(("data", "standardize"), text)])
     if train <= ddof:
         text = f"ddof {ddof} needs at least {ddof + 1} training rows, got {train}"
         raise InputError([loaded.complaint(("data", "standardize"), text)])
@@ -60,7 +63,7 @@ def standardized(loaded: LoadedSpec, X: Array, train: int, ddof: int) -> Array:
         spread = X[:train].std(axis=0, ddof=ddof)
         # Rounding leaves a constant column with a spread of a few ulps of its value.
         constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(mean)
-        scaled: Array = (X - mean) / np.where(constant, 1.0, spread)
+        scaled: Numbers = (X - mean) / np.where(constant, 1.0, spread)
     # A spread that overflows would make the column 0, which is finite and wrong.
     if not (np.isfinite(spread).all() and np.isfinite(scaled).all()):
         text = "overflows: the numbers are too large; scale them down in the file"

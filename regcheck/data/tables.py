@@ -1,14 +1,14 @@
-"""Files of rows, read without NumPy: CSV as text cells, and how many rows a source has."""
+"""Files of rows, read without NumPy: CSV row by row, and how many rows a source has."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from regcheck.data.files import data_file, raise_some, refused
+from regcheck.data.files import MOST_COMPLAINTS, data_file, raise_some, refused
 from regcheck.data.npz import open_npz, read_shape
 from regcheck.errors import Complaint, InputError, Place, shortened, suggest
 from regcheck.spec import LoadedSpec
@@ -19,75 +19,98 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "."})
 """Cells that stand for a missing value, in lower case."""
 
 
-class Table(NamedTuple):
-    """A CSV file: its header, its rows of text cells, and the line that each row ends in."""
+class Row(NamedTuple):
+    """A row of a CSV file: its text cells, and the line that it ends in."""
 
-    path: Path
+    line: int
+    cells: list[str]
+
+
+class Extent(NamedTuple):
+    """What a CSV file holds: its header, and how many rows."""
+
     header: list[str]
-    rows: list[list[str]]
-    lines: list[int]
-
-    def place(self, row: int) -> Place:
-        """Give the place of a row, counted from 0."""
-        return Place(str(self.path), self.lines[row])
+    rows: int
 
 
-def read_csv(path: Path) -> Table:
-    """Read a CSV file with a header; quoted fields may hold commas and line breaks.
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a CSV file row by row, the header first; empty lines are passed over.
+
+    Quoted fields may hold commas and line breaks. One row is held at a time.
+
+    Raises:
+        InputError: not readable, not UTF-8, or no CSV.
+    """
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for cells in reader:
+                line = reader.line_num
+                if not is_blank(cells):
+                    yield Row(line, cells)
+            return
+    except (OSError, UnicodeDecodeError):
+        reason = "cannot be read"
+    except csv.Error as error:
+        line, reason = reader.line_num, f"not valid CSV: {error}"
+    read_text(path)  # raises where the file cannot be read, and says where it is not UTF-8
+    raise refused(path, line or None, reason)
+
+
+def is_blank(cells: list[str]) -> bool:
+    """Say whether a row is an empty line."""
+    return not cells or (len(cells) == 1 and not cells[0].strip())
+
+
+def read_header(cells: list[str]) -> list[str]:
+    """Give the names in a header's cells."""
+    return [name.strip() for name in cells]
+
+
+def survey(path: Path) -> Extent:
+    """Read a CSV file through, and count its rows.
 
     Raises:
         InputError: not readable, not UTF-8, no header, no rows, or rows of unequal length.
     """
-    header, rows, lines = csv_cells(path)
-    if not header:
+    rows = read_rows(path)
+    first = next(rows, None)
+    if first is None:
         raise refused(path, None, "empty; a header and at least one row are needed")
-    if not rows:
+    header = read_header(first.cells)
+    ragged: list[Complaint] = []
+    count = bad = 0
+    for count, (line, cells) in enumerate(rows, 1):
+        if len(cells) != len(header):
+            bad += 1
+            if len(ragged) < MOST_COMPLAINTS:
+                text = f"row {count} has {len(cells)} cells, the header {len(header)}"
+                ragged.append(Complaint(Place(str(path), line), text))
+    if not count:
         raise refused(path, None, "has a header but no rows")
+    check_header(path, header)
+    raise_some(ragged, left_out=bad - len(ragged))
+    return Extent(header, count)
+
+
+def check_header(path: Path, header: list[str]) -> None:
+    """Refuse a header that is separated by other marks, or names a column twice."""
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise refused(path, 1, "the header has one column only; separate columns with commas")
     repeated = [name for index, name in enumerate(header) if name and name in header[:index]]
     if repeated:
         text = f"the column `{shortened(repeated[0])}` is there twice; give each its own name"
         raise refused(path, 1, text)
-    table = Table(path, header, rows, lines)
-    raise_some(
-        [
-            Complaint(
-                table.place(index),
-                f"row {index + 1} has {len(cells)} cells, the header {len(header)}",
-            )
-            for index, cells in enumerate(rows)
-            if len(cells) != len(header)
-        ]
-    )
-    return table
 
 
-def csv_cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Read a CSV file's header, rows and line numbers; empty lines are passed over."""
-    header: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    try:
-        for cells in reader:
-            if not cells or (len(cells) == 1 and not cells[0].strip()):
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                continue
-            rows.append(cells)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise refused(path, reader.line_num, f"not valid CSV: {error}") from None
-    return header, rows, lines
-
-
-def find_column(loaded: LoadedSpec, table: Table, path: tuple[str | int, ...], name: str) -> int:
+def find_column(
+    loaded: LoadedSpec, file: Path, header: list[str], path: tuple[str | int, ...], name: str
+) -> int:
     """Find the column that a path of the spec names."""
-    if name in table.header:
-        return table.header.index(name)
-    text = f"no column `{shortened(name)}` in {table.path.name}; {suggest(name, table.header)}"
+    if name in header:
+        return header.index(name)
+    text = f"no column `{shortened(name)}` in {file.name}; {suggest(name, header)}"
     raise InputError([loaded.complaint(path, text)])
 
 
@@ -120,30 +143,11 @@ def resembles_number(cell: str) -> bool:
     return True
 
 
-def numeric_columns(table: Table) -> list[int]:
-    """Find the columns that hold numbers, as against text.
-
-    A column of numbers with a few bad cells is found too, so that these are told: to leave out
-    the column without a word would train on other features than the user thinks. So is one that
-    is empty throughout.
-    """
-    found = []
-    for index, name in enumerate(table.header):
-        cells = [row[index] for row in table.rows if not is_missing(row[index])]
-        if cells and not any(resembles_number(cell) for cell in cells):
-            continue
-        if not name:
-            text = f"column {index + 1} has no name; name it, or list the `features` to train on"
-            raise refused(table.path, 1, text)
-        found.append(index)
-    return found
-
-
 def count_rows(loaded: LoadedSpec) -> int:
     """Count a source's rows, test rows included, without loading NumPy."""
     data = loaded.spec.data
     if isinstance(data, CsvData):
-        return len(read_csv(data_file(loaded, "csv", data.csv)).rows)
+        return survey(data_file(loaded, "csv", data.csv)).rows
     if isinstance(data, NpzData):
         path = data_file(loaded, "npz", data.npz)
         with open_npz(path) as archive:

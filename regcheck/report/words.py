@@ -78,10 +78,18 @@ def training_size(report: Report) -> str:
     if spec.accumulate > 1:
         batches += f", in micro-batches of {spec.batch_size}"
     return (
-        f"{count(rows, 'training row')} of {count(len(report.features), 'feature')}, "
+        f"{count(rows, 'training row')} of {row_size(report)}, "
         f"{count(spec.epochs, 'epoch')}, "
         f"{count(report.steps, 'step')}, {batches}"
     )
+
+
+def row_size(report: Report) -> str:
+    """Tell what a row of X holds: `4 features`, `1 x 8 x 8 numbers`."""
+    shape = report.row_shape
+    if len(shape) == 1:
+        return count(shape[0], "feature")
+    return " x ".join(map(str, shape)) + " numbers" if shape else "1 number"
 
 
 def count(number: int, noun: str) -> str:
@@ -191,8 +199,9 @@ def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:
     if tensor == "bias" or not index:
         return tensor
     name = f"{tensor}[{', '.join(str(part) for part in index)}]"
-    feature = report.features[index[-1]] if tensor == "weight" else ""
-    return f"{name} ({feature})" if feature else name
+    # The weight of a model of one's own may have more columns than X, or other ones.
+    fits = tensor == "weight" and index[-1] < len(report.features)
+    return f"{name} ({report.features[index[-1]]})" if fits else name
 
 
 def terms(report: Report, divergence: Divergence) -> list[Term]:
