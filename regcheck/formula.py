@@ -233,12 +233,16 @@ def velocity_lines(
 
 
 def rule_lines(convention: Convention, given: Letters, slips: Slips = NO_SLIPS) -> list[str]:
-    """Write the update of weight and bias; the bias's only where it is another.
+    """Write the update of the weight and, where there is one, of the bias if it is another.
 
     >>> rule_lines(Convention(penalize_bias=False), SYMBOLIC)
     ['w ← w − lr (g + λ w)', 'b ← b − lr g']
+    >>> rule_lines(Convention(), SYMBOLIC._replace(weight_decay={"weight": "λ"}))
+    ['w ← w − lr (g + λ w)']
     """
     weight = update_lines(convention, given, "weight", slips)
+    if "bias" not in given.weight_decay:
+        return weight
     bias = "; ".join(update_lines(convention, given, "bias", slips))
     if convention.update_order == "bias-first":
         return [f"first  {bias}", *weight[:-1], f"{weight[-1]}, with g at the new b"]

@@ -96,15 +96,14 @@ class Report:
 
     @property
     def rule_training(self) -> Training:
-        """Give the training with one weight and one bias, for which formulas are written."""
+        """Give the training with one weight and at most one bias, as formulas have it."""
         decays = self.training.weight_decay
-        if decays.keys() == {"weight", "bias"}:
-            return self.training
         kinds = {
-            kind: max((decay for name, decay in decays.items() if is_bias(name) == bias), default=0)
+            kind: [decay for name, decay in decays.items() if is_bias(name) == bias]
             for kind, bias in (("weight", False), ("bias", True))
         }
-        return self.training._replace(weight_decay=kinds)
+        largest = {kind: max(found) for kind, found in kinds.items() if found}
+        return self.training._replace(weight_decay={"weight": 0.0, **largest})
 
     @property
     def limit_within(self) -> float:
@@ -184,7 +183,9 @@ def head(report: Report) -> dict[str, Any]:
         "first_loss_unjudged": report.first_loss_unjudged,
         "convention_differences": {
             key: {"scratch": here, "framework": torch}
-            for key, (here, torch) in differences(report.spec.named_convention()).items()
+            for key, (here, torch) in differences(
+                report.spec.named_convention(), bias=report.spec.bias
+            ).items()
         },
         "diagnosis": diagnosis_dict(report),
         "not_distinguished": [hidden.cause for hidden in report.not_distinguished],

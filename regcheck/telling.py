@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from regcheck.causes import put_in
+from regcheck.convention import is_bias
 from regcheck.hypotheses import Explanation
 from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import OWN_MODEL, Array, Problem
+from regcheck.problem import OWN_MODEL, Array, Parameters, Problem
 from regcheck.spec.rule import LrSchedule, Sgd
 
 ROWS, FEATURES, STEPS = 12, 2, 6
@@ -41,6 +42,11 @@ def small(problem: Problem) -> Problem:
     )
     lr = schedule.lr or 0.1
     decay = problem.weight_decay
+    decays = {"weight": decay.get("weight", max(decay.values(), default=0.0))}
+    initial: Parameters = {"weight": draw.normal(size=(1, FEATURES))}
+    if any(map(is_bias, decay)):
+        decays["bias"] = decay.get("bias", min(decay.values()))
+        initial["bias"] = draw.normal(size=1)
     return replace(
         problem,
         model=problem.model if problem.model != OWN_MODEL else "linear",
@@ -48,11 +54,8 @@ def small(problem: Problem) -> Problem:
         X=X,
         y=(y > 0.25).astype(np.float64) if problem.model == "logistic" else y,
         schedule=replace(schedule, lr=lr),
-        initial={"weight": draw.normal(size=(1, FEATURES)), "bias": draw.normal(size=1)},
-        weight_decay={
-            "weight": decay.get("weight", max(decay.values(), default=0.0)),
-            "bias": decay.get("bias", min(decay.values(), default=0.0)),
-        },
+        initial=initial,
+        weight_decay=decays,
         scratch_dtype="float64",
         framework_dtype="float64",
     )

@@ -255,5 +255,5 @@ def unique(texts: list[str]) -> list[str]:
 
 def differing_keys(report: Report) -> str:
     """Name the keys in which the scratch side's convention is not torch's."""
-    found = differences(report.spec.named_convention())
+    found = differences(report.spec.named_convention(), bias=report.spec.bias)
     return ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in found.items())
