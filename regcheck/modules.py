@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regcheck.errors import UserCodeError
 from regcheck.problem import OWN_MODEL, Array, Problem
 from regcheck.spec.rule import Sgd
-from regcheck.user_yields import kind_of
+from regcheck.user_yields import EXAMPLES, kind_of
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
     ("linear", "mse"): (nn.Identity, nn.MSELoss),
@@ -182,7 +182,7 @@ def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
     Raises:
         UserCodeError: it is no such triple, or cannot be trained.
     """
-    returns = "it must return (model, loss_function, optimizer)"
+    returns = f"it must return (model, loss_function, optimizer), like{EXAMPLES['framework']}"
     if not isinstance(made, tuple | list) or len(made) != 3:
         found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
         raise UserCodeError(f"{label}: gave {found}; {returns}")

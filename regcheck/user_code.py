@@ -77,7 +77,7 @@ class ScratchSteps:
 
     def begin(self) -> Iterator[object]:
         """Call the function."""
-        made = called(self.function.label, self.function.function, (self.problem,))
+        made = called(self.function.label, self.function.function, (self.problem,), "scratch")
         if isinstance(made, Iterator):
             return made
         raise self.complaint("", no_generator(made, pattern(self.shapes)))

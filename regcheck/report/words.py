@@ -109,8 +109,8 @@ def framework_side(report: Report) -> Side:
 
 
 def named(code: object) -> str:
-    """Name a user's function."""
-    return code if isinstance(code, str) else getattr(code, "__qualname__", "your function")
+    """Name a user's function, or the class of an object that is called."""
+    return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
 def scratch_side(report: Report) -> Side:

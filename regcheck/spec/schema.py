@@ -140,7 +140,7 @@ def framework_form(value: object, info: ValidationInfo) -> object:
     if is_user_code(value):
         return user_code_form(value)
     forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
-    raise wrong(f"must be {forms}; got {shown(value)}")
+    raise wrong(f"must be {forms}; got {shown(value)}{in_a_module(value)}")
 
 
 class ConventionKeys(Section):
@@ -183,10 +183,23 @@ UserCode = str | Callable[[Any], Any]
 FUNCTION = "a Python file and a function in it, like my_train.py:train"
 
 
+def in_a_module(value: object) -> str:
+    """Say how a function is named that a value names as Python imports it; empty where it is not.
+
+    >>> in_a_module("my.code.train")
+    '; for the function train of a module, write my/code.py:train'
+    """
+    dotted = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", value) if isinstance(value, str) else None
+    if dotted is None or dotted[2] == "py":
+        return ""
+    file = dotted[1].replace(".", "/") + ".py"
+    return f"; for the function {dotted[2]} of a module, write {file}:{dotted[2]}"
+
+
 def is_user_code(value: object) -> bool:
-    """Say whether a value names a function in a Python file, or is one."""
+    """Say whether a value names a function in a Python file, or is one, or a class that may be."""
     if not isinstance(value, str):
-        return callable(value) and not isinstance(value, type)
+        return callable(value)
     named = re.fullmatch(r".+\.py:(\w+)", value.strip())
     return named is not None and named[1].isidentifier()
 
@@ -194,7 +207,7 @@ def is_user_code(value: object) -> bool:
 def user_code_form(value: object) -> object:
     """Check that a value names a function in a Python file, or is one."""
     if not is_user_code(value):
-        raise wrong(f"must be {FUNCTION}; got {shown(value)}")
+        raise wrong(f"must be {FUNCTION}; got {shown(value)}{in_a_module(value)}")
     return value.strip() if isinstance(value, str) else value
 
 
