@@ -105,5 +105,5 @@ def accumulating(training: Training, convention: Convention) -> bool:  # noqa: A
 
 
 def clipped_by_norm(training: Training, convention: Convention) -> bool:  # noqa: ARG001
-    """Concern trainings that clip the gradient's norm."""
-    return training.clipped_by_norm
+    """Concern trainings that clip the norm of several tensors' gradients."""
+    return training.clipped_by_norm and len(training.weight_decay) > 1
