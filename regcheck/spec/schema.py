@@ -190,7 +190,9 @@ def in_a_module(value: object) -> str:
     '; for the function train of a module, write my/code.py:train'
     """
     dotted = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", value) if isinstance(value, str) else None
-    if dotted is None or dotted[2] == "py":
+    if dotted is None or dotted[1].endswith(".py") or not dotted[2].isidentifier():
+        return ""
+    if dotted[2] == "py":  # a file without a function
         return ""
     file = dotted[1].replace(".", "/") + ".py"
     return f"; for the function {dotted[2]} of a module, write {file}:{dotted[2]}"
