@@ -20,7 +20,7 @@ from regcheck.compare import Difference, Divergence
 from regcheck.convention import NO_SLIPS, TORCH, differences, is_bias
 from regcheck.diagnose import Diagnosis
 from regcheck.drift import Amplification, Needed
-from regcheck.formula import alike
+from regcheck.formula import alike, letters, rule_lines
 from regcheck.formula import number as formula_number
 from regcheck.hypotheses import Explanation, Fit
 from regcheck.matching import Matching, NoMatchError, matching
@@ -322,10 +322,20 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
         "title": row.title,
         "fix": fix_of(report, cause),
         "since": row.since,
-        "scratch_formula": scratch_formula(cause, report.rule_training, factor, scale),
+        "scratch_formula": own_decays_formula(report, cause)
+        or scratch_formula(cause, report.rule_training, factor, scale),
         "framework_formula": framework_formula(cause, report.rule_training),
         "factor": factor,
     }
+
+
+def own_decays_formula(report: Report, cause: str) -> str:
+    """Write the rule of a weight and a bias whose decays were each fitted; empty where none was."""
+    best = report.diagnosis.best if report.diagnosis else None
+    decays, training = best.weight_decay if best else None, report.rule_training
+    if cause != "penalty-scaled" or decays is None or decays.keys() != training.weight_decay.keys():
+        return ""
+    return "; ".join(rule_lines(TORCH, letters(training._replace(weight_decay=decays))))
 
 
 def fix_of(report: Report, cause: str) -> str:

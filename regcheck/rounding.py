@@ -98,7 +98,7 @@ class RoundingModel:
         self.row_norms, column_norms, peaks = norms(X)
         # A bias is the weight of a column of ones.
         ones = [1.0] if "bias" in problem.initial else []
-        self.ones = np.ones((len(X), len(ones)))
+        self.biases = len(ones)
         self.column_norms = np.append(column_norms, math.sqrt(len(X)) * np.array(ones))
         self.column_peaks = np.append(peaks, ones)
         # Some features of some rows, (features, rows), to see which are alike.
@@ -193,7 +193,7 @@ class RoundingModel:
             return math.sqrt(rows)
         X = self.problem.X
         some = X[index][places] if isinstance(index, slice) else X[index[places]]
-        columns = np.column_stack((some, self.ones[: len(some)]))
+        columns = np.column_stack((some, np.ones((len(some), self.biases))))
         share = close_pairs(tolerance, columns, slopes[:, None])
         return np.asarray(np.sqrt(rows + rows**2 * share))
 

@@ -191,6 +191,8 @@ def test_decay_of_each_tensor_is_told_in_words() -> None:
     assert "the weight_decay of bias is 0.2, torch's is 0.1" in text
     assert "decay each tensor by torch's weight_decay: 0.1 for weight and bias" in text
     assert "factor c" not in text
+    (cause,) = report.to_dict()["diagnosis"]["causes"]
+    assert cause["scratch_formula"] == "w ← w − 0.05 (g + 0.05 w); b ← b − 0.05 (g + 0.2 b)"
 
 
 def test_decays_are_told_together_where_they_are_alike() -> None:
