@@ -30,6 +30,7 @@ from regcheck.concerns import (
     plain_momentum,
     scheduled,
     uneven,
+    with_bias,
 )
 from regcheck.convention import Convention, Slips
 from regcheck.training import Training
@@ -463,7 +464,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "update-sequential": Cause(
         "takes the weight's gradient after the bias has moved",
-        always,
+        with_bias,
         ({"update_order": "bias-first"},),
         stage="gradient",
         since=AT_ONCE,

@@ -25,6 +25,7 @@ from regcheck.compare import (
 )
 from regcheck.diagnose import Diagnosis, diagnose
 from regcheck.drift import DriftMeter
+from regcheck.errors import UserCodeError
 from regcheck.history import History
 from regcheck.hypotheses import Replay
 from regcheck.lockstep import ScratchLeads, Steps
@@ -48,6 +49,7 @@ from regcheck.trace import Trace
 from regcheck.training import Training
 from regcheck.trials import Trials, sees_alike
 from regcheck.user_code import PATIENCE
+from regcheck.user_yields import WANTED, kind_of
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
@@ -79,6 +81,9 @@ def check(
     """
     own = {"scratch": scratch, "framework": framework}
     given = {key: code for key, code in own.items() if code is not None}
+    for side, code in given.items():
+        if not (callable(code) or isinstance(code, str | Mapping)):
+            raise UserCodeError(f"{side}: got {kind_of(code)}; {WANTED[side]}")
     if isinstance(spec, Mapping):
         loaded = from_mapping(dict(spec) | given)
     else:

@@ -218,13 +218,13 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, patience: float) ->
 
     from regcheck.checking import check_loaded, no_progress
     from regcheck.mending import Mend, write_fixed
+    from regcheck.report.why import not_written
     from regcheck.report.words import sentence
     from regcheck.spec import read_spec
 
     mended, path = report.mended, Path(name)
     if not isinstance(mended, Mend):
-        agree = "the sides agree" if report.verdict == "equivalent" else "no cause was found"
-        return f"{path}: not written: {mended or agree}"
+        return f"{path}: not written: {not_written(report)}"
     write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), mended, path)
     again = check_loaded(read_spec(path), no_progress, patience)
     return f"{path}: the spec with the fix ({mended.text}), run again: {sentence(again)}."

@@ -26,9 +26,15 @@ def penalized(training: Training, convention: Convention) -> bool:
     return decays or not PENALTY_KEYS.isdisjoint(differences(convention))
 
 
+def with_bias(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+    """Concern trainings that have a bias."""
+    return bool(bias_decays(training))
+
+
 def bias_penalized(training: Training, convention: Convention) -> bool:
     """Concern trainings that have a bias which torch penalizes."""
-    return any(bias_decays(training)) or not convention.penalize_bias
+    biases = bias_decays(training)
+    return any(biases) or (bool(biases) and not convention.penalize_bias)
 
 
 def bias_free(training: Training, convention: Convention) -> bool:  # noqa: ARG001
@@ -99,5 +105,5 @@ def accumulating(training: Training, convention: Convention) -> bool:  # noqa: A
 
 
 def clipped_by_norm(training: Training, convention: Convention) -> bool:  # noqa: ARG001
-    """Concern trainings that clip the gradient's norm."""
-    return training.clipped_by_norm
+    """Concern trainings that clip the norm of several tensors' gradients."""
+    return training.clipped_by_norm and len(training.weight_decay) > 1

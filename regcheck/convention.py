@@ -218,11 +218,14 @@ def penalized(convention: Convention, tensor: str) -> bool:
     return convention.penalize_bias or not is_bias(tensor)
 
 
-def differences(convention: Convention) -> dict[str, tuple[str, str]]:
-    """Name the keys in which a convention differs from torch's: key → (its value, torch's)."""
+def differences(convention: Convention, *, bias: bool = True) -> dict[str, tuple[str, str]]:
+    """Name the keys in which a convention differs from torch's: key → (its value, torch's).
+
+    Without a bias, whether it is penalized is no difference.
+    """
     found = {}
     for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True):
-        if here != torch:
+        if here != torch and (bias or key != "penalize_bias"):
             found[key] = (plain(here), plain(torch))
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from regcheck.causes import CAUSES, put_in
 from regcheck.clues import without_cause
 from regcheck.convention import NO_SLIPS, TORCH
+from regcheck.formula import decays_text
 from regcheck.history import History
 from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.inputs import from_other_inputs
@@ -161,7 +162,7 @@ def from_scales(replay: Replay) -> Explanation | None:
     fits = {} if rate.factor == 1 else {"learning-rate-scaled": rate}
     other = [name for name in own if found[name] != own[name]]
     causes = (*fits, *(("penalty-scaled",) if other else ()))
-    note = ", ".join(f"{name} has {found[name]:.6g} for {own[name]:g}" for name in other)
+    note = decays_text(found, own)
     change = {"lr_factor": rate.factor} if fits else {}
     return Explanation(causes, change, residual, fits, note, found)
 

@@ -301,7 +301,8 @@ def side_entry(side: str, convention: Convention, training: Training) -> Entry:
         else f"NumPy, {name_of(convention) or 'a convention of its own'}"
     )
     formulas = [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
-    return Entry(side, "side", title, formulas, [], differences(convention))
+    differs = differences(convention, bias="bias" in training.weight_decay)
+    return Entry(side, "side", title, formulas, [], differs)
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:

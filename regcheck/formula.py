@@ -9,9 +9,11 @@ A factor that is NaN stands for one that may be anything, and is written c.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from keyword import iskeyword
 from typing import NamedTuple
 
 from regcheck.convention import NO_SLIPS, Convention, Slips, is_bias, penalized
@@ -233,12 +235,16 @@ def velocity_lines(
 
 
 def rule_lines(convention: Convention, given: Letters, slips: Slips = NO_SLIPS) -> list[str]:
-    """Write the update of weight and bias; the bias's only where it is another.
+    """Write the update of the weight and, where there is one, of the bias if it is another.
 
     >>> rule_lines(Convention(penalize_bias=False), SYMBOLIC)
     ['w ← w − lr (g + λ w)', 'b ← b − lr g']
+    >>> rule_lines(Convention(), SYMBOLIC._replace(weight_decay={"weight": "λ"}))
+    ['w ← w − lr (g + λ w)']
     """
     weight = update_lines(convention, given, "weight", slips)
+    if "bias" not in given.weight_decay:
+        return weight
     bias = "; ".join(update_lines(convention, given, "bias", slips))
     if convention.update_order == "bias-first":
         return [f"first  {bias}", *weight[:-1], f"{weight[-1]}, with g at the new b"]
@@ -401,7 +407,43 @@ def torch_call(training: Training) -> str:
         options += [f"weight_decay={exact(decay)}"] if decay else []
         return f"torch.optim.SGD({', '.join(options)})"
     groups = [
-        f'{{"params": [model.{name}], "weight_decay": {exact(decay)}}}'
-        for name, decay in decays.items()
+        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
+        for decay, names in alike(decays).items()
     ]
     return f"torch.optim.SGD([{', '.join(groups)}], {', '.join(options)})"
+
+
+def alike(decays: Mapping[str, float]) -> dict[float, list[str]]:
+    """Put the tensors of each weight decay together, in their order."""
+    found: dict[float, list[str]] = {}
+    for name, decay in decays.items():
+        found.setdefault(decay, []).append(name)
+    return found
+
+
+def attribute(name: str) -> str:
+    """Write a parameter as Python reaches it: what a container numbers is an item of it.
+
+    >>> attribute("layers.0.weight"), attribute("0.bias"), attribute("my-net.w")
+    ('model.layers[0].weight', 'model[0].bias', 'model.get_parameter("my-net.w")')
+    """
+    parts = name.split(".")
+    if not all(part.isdecimal() or (part.isidentifier() and not iskeyword(part)) for part in parts):
+        return f"model.get_parameter({json.dumps(name)})"
+    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)
+
+
+def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
+    """Say which tensors have another weight decay than torch's.
+
+    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
+    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
+    """
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, decay in decays.items():
+        if decay != torch[name]:
+            found.setdefault((decay, torch[name]), []).append(name)
+    return "; ".join(
+        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
+        for (own, other), names in found.items()
+    )

@@ -62,6 +62,8 @@ def mend(
     if found.reporting is not None and found.reporting.causes:
         changes["compare"] = ["parameters"]
         told.append("the losses are left out, since your code reports another one")
+    if not changes:
+        return "nothing in the spec mends it: change the code"
     return Mend(changes, "; ".join(told))
 
 
@@ -111,7 +113,7 @@ def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     if match.lr != spec.lr:
         found["lr"] = match.lr
     decays = dict(match.weight_decay)
-    if decays != {"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias}:
+    if decays != spec.decays:
         same = len(set(decays.values())) == 1
         found["weight_decay"] = next(iter(decays.values())) if same else decays
     own = (spec.optimizer.momentum, spec.optimizer.dampening, spec.optimizer.nesterov)

@@ -1,6 +1,7 @@
 """The one-layer models: z = X wᵀ + b, and what a slope on z is as a gradient of w and b.
 
-X is (B, d), `weight` (1, d) and `bias` (1,) as in torch.nn.Linear; z is (B,).
+X is (B, d), `weight` (1, d) and `bias` (1,) as in torch.nn.Linear; z is (B,). Without a `bias`,
+z = X wᵀ.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ Parameters = dict[str, Array]
 
 
 def predict(X: Array, parameters: Parameters) -> Array:
-    """Z = X wᵀ + b."""
-    z: Array = X @ parameters["weight"][0] + parameters["bias"][0]
-    return z
+    """Z = X wᵀ + b, or X wᵀ where there is no bias."""
+    z: Array = X @ parameters["weight"][0]
+    return z + parameters["bias"][0] if "bias" in parameters else z
 
 
-def gradient(X: Array, slopes: Array) -> Parameters:
+def gradient(X: Array, slopes: Array, *, bias: bool = True) -> Parameters:
     """∂L/∂w = slopesᵀ X, ∂L/∂b = Σ slopes, for slopes ∂L/∂z of shape (B,)."""
-    return {"weight": (slopes @ X)[None, :], "bias": slopes.sum(keepdims=True)}
+    of_weight: Parameters = {"weight": (slopes @ X)[None, :]}
+    return of_weight | {"bias": slopes.sum(keepdims=True)} if bias else of_weight
 
 
 def accuracy(X: Array, y: Array, parameters: Parameters) -> float | None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regcheck.errors import UserCodeError
 from regcheck.problem import OWN_MODEL, Array, Problem
 from regcheck.spec.rule import Sgd
-from regcheck.user_yields import kind_of
+from regcheck.user_yields import EXAMPLES, kind_of
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
     ("linear", "mse"): (nn.Identity, nn.MSELoss),
@@ -125,7 +125,11 @@ def built_in(problem: Problem) -> Module:
     """Make nn.Linear with torch's loss and torch.optim.SGD, one parameter group a tensor."""
     # The start is the problem's; torch's own would only move its random numbers on.
     model: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Linear, problem.X.shape[1], 1, dtype=getattr(torch, problem.framework_dtype)
+        nn.Linear,
+        problem.X.shape[1],
+        1,
+        bias="bias" in problem.initial,
+        dtype=getattr(torch, problem.framework_dtype),
     )
     tensors = dict(model.named_parameters())
     with torch.no_grad():
@@ -178,7 +182,7 @@ def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
     Raises:
         UserCodeError: it is no such triple, or cannot be trained.
     """
-    returns = "it must return (model, loss_function, optimizer)"
+    returns = f"it must return (model, loss_function, optimizer), like{EXAMPLES['framework']}"
     if not isinstance(made, tuple | list) or len(made) != 3:
         found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
         raise UserCodeError(f"{label}: gave {found}; {returns}")
@@ -207,19 +211,20 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
         raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
     if problem.model == OWN_MODEL:
         return own
-    found: dict[str, list[str]] = {"weight": [], "bias": []}
+    found: dict[str, list[str]] = {name: [] for name in problem.initial}
     for name, tensor in own.items():
         # Where the sizes do not tell them apart, the names do.
         alike = problem.initial["weight"].size == 1
         bias = name.rpartition(".")[2].startswith("b") if alike else tensor.numel() == 1
-        kind = "bias" if bias else "weight"
-        if tensor.numel() == problem.initial[kind].size:
-            found[kind].append(name)
-    if len(own) != 2 or any(len(names) != 1 for names in found.values()):
+        named = "bias" if bias and "bias" in found else "weight"
+        if tensor.numel() == problem.initial[named].size:
+            found[named].append(name)
+    if len(own) != len(found) or any(len(names) != 1 for names in found.values()):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in own.items())
+        other = "one bias" if "bias" in found else "no bias (`bias: false`)"
         raise UserCodeError(
             f"{label}: the model has {shapes}; the spec's {problem.model} model has one weight of "
-            f"{problem.initial['weight'].size} entries and one bias. To compare another model, "
+            f"{problem.initial['weight'].size} entries and {other}. To compare another model, "
             "leave `model` and `loss` out of the spec and give `scratch` too"
         )
     tensors = {kind: own[names[0]] for kind, names in found.items()}

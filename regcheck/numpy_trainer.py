@@ -103,11 +103,13 @@ class NumpyTrainer:
             gradients = self.gradients(seen, state)
             strengths = self.strengths(batch)
             if convention.update_order == "bias-first":
-                bias = self.move(state, batch, gradients, strengths, ("bias",))
-                moved = before | {"bias": bias["bias"].parameter}
+                first = tuple(filter(is_bias, before))
+                moves = self.move(state, batch, gradients, strengths, first)
+                moved = before | {name: moves[name].parameter for name in first}
                 late = self.gradients(self.pass_over(moved, batch), state)
-                gradients = late | {"bias": gradients["bias"]}
-                moves = self.move(state, batch, gradients, strengths, ("weight",)) | bias
+                gradients = late | {name: gradients[name] for name in first}
+                rest = tuple(name for name in before if name not in first)
+                moves |= self.move(state, batch, gradients, strengths, rest)
             else:
                 moves = self.move(state, batch, gradients, strengths, tuple(before))
             velocities = {name: moves[name].velocity for name in before}
@@ -153,7 +155,7 @@ class NumpyTrainer:
             outputs.append(z)
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
-            gradients.append(gradient(X, scale * row.slopes))
+            gradients.append(gradient(X, scale * row.slopes, bias="bias" in parameters))
         parts = len(batch.parts)
         if parts == 1:
             return Pass(tuple(outputs), tuple(rows), losses[0], gradients[0])

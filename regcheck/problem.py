@@ -30,9 +30,9 @@ Parameters = dict[str, Array]
 class Problem:
     """One training, ready to be done twice.
 
-    X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and `bias` (1,).
-    All are float64. `weight_decay` is λ of each tensor. Convention and slips are the scratch
-    side's.
+    X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and, unless the
+    model has none, `bias` (1,). All are float64. `weight_decay` is λ of each tensor. Convention
+    and slips are the scratch side's.
 
     Where the model is the user's own, `initial` holds its tensors, and X and y may be (n, ..) of
     any shape; where they hold integers, which are indices and labels, they are int64, and no side
@@ -72,7 +72,7 @@ def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
         optimizer=settings.optimizer or problem.optimizer,
         weight_decay=problem.weight_decay
         if decay is None
-        else {"weight": decay.weight, "bias": decay.bias},
+        else {name: getattr(decay, name) for name in problem.weight_decay},
         schedule=problem.schedule if lr is None else scaled(problem.schedule, lr),
     )
 
@@ -123,6 +123,8 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     rows = load_rows(loaded)
     split = prepare(loaded, rows)
     initial = start(loaded, spec.init, split.X[0].size)
+    if not spec.bias:
+        del initial["bias"]
     check_range(loaded, split.X, split.y, initial)
     return Problem(
         model=spec.model or OWN_MODEL,
@@ -135,7 +137,7 @@ def build_problem(loaded: LoadedSpec) -> Problem:
         schedule=schedule_of(spec, len(split.y)),
         initial=initial,
         optimizer=spec.optimizer,
-        weight_decay={"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias},
+        weight_decay=spec.decays,
         clip_norm=spec.clip_norm,
         clip_value=spec.clip_value,
         convention=spec.named_convention(),

@@ -20,12 +20,15 @@ from regcheck.compare import Difference, Divergence
 from regcheck.convention import NO_SLIPS, TORCH, differences, is_bias
 from regcheck.diagnose import Diagnosis
 from regcheck.drift import Amplification, Needed
+from regcheck.formula import alike, letters, rule_lines
+from regcheck.formula import number as formula_number
 from regcheck.hypotheses import Explanation, Fit
 from regcheck.matching import Matching, NoMatchError, matching
 from regcheck.mending import Mend
 from regcheck.power import Power
 from regcheck.problem import Array, Parameters, Step
 from regcheck.scales import Scales
+from regcheck.search import name_of_factor
 from regcheck.spec import Spec
 from regcheck.spec.judging import Tolerances, Verdict
 from regcheck.trace import Trace, TraceRow
@@ -100,15 +103,14 @@ class Report:
 
     @property
     def rule_training(self) -> Training:
-        """Give the training with one weight and one bias, for which formulas are written."""
+        """Give the training with one weight and at most one bias, as formulas have it."""
         decays = self.training.weight_decay
-        if decays.keys() == {"weight", "bias"}:
-            return self.training
         kinds = {
-            kind: max((decay for name, decay in decays.items() if is_bias(name) == bias), default=0)
+            kind: [decay for name, decay in decays.items() if is_bias(name) == bias]
             for kind, bias in (("weight", False), ("bias", True))
         }
-        return self.training._replace(weight_decay=kinds)
+        largest = {kind: max(found) for kind, found in kinds.items() if found}
+        return self.training._replace(weight_decay={"weight": 0.0, **largest})
 
     @property
     def limit_within(self) -> float:
@@ -188,7 +190,9 @@ def head(report: Report) -> dict[str, Any]:
         "first_loss_unjudged": report.first_loss_unjudged,
         "convention_differences": {
             key: {"scratch": here, "framework": torch}
-            for key, (here, torch) in differences(report.spec.named_convention()).items()
+            for key, (here, torch) in differences(
+                report.spec.named_convention(), bias=report.spec.bias
+            ).items()
         },
         "diagnosis": diagnosis_dict(report),
         "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
@@ -314,16 +318,59 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     """Give one cause of a diagnosis."""
     assert report.diagnosis is not None
     row, factor = CAUSES[cause], factors_of(report.diagnosis.best).get(cause)
+    reporting = report.diagnosis.reporting
+    scale = reporting.scale if reporting else None
     return {
         "id": cause,
         "kind": row.kind,
         "title": row.title,
-        "fix": row.fix,
+        "fix": fix_of(report, cause),
         "since": row.since,
-        "scratch_formula": scratch_formula(cause, report.rule_training, factor),
+        "scratch_formula": own_decays_formula(report, cause)
+        or scratch_formula(cause, report.rule_training, factor, scale),
         "framework_formula": framework_formula(cause, report.rule_training),
         "factor": factor,
     }
+
+
+def own_decays_formula(report: Report, cause: str) -> str:
+    """Write the rule of a weight and a bias whose decays were each fitted; empty where none was."""
+    best = report.diagnosis.best if report.diagnosis else None
+    decays, training = best.weight_decay if best else None, report.rule_training
+    if cause != "penalty-scaled" or decays is None or decays.keys() != training.weight_decay.keys():
+        return ""
+    return "; ".join(rule_lines(TORCH, letters(training._replace(weight_decay=decays))))
+
+
+def fix_of(report: Report, cause: str) -> str:
+    """Say what mends a cause, with the factor that was fitted in the place of c."""
+    fix = CAUSES[cause].fix
+    best = report.diagnosis.best if report.diagnosis else None
+    if best is None:
+        return fix
+    if cause == "penalty-scaled" and best.weight_decay is not None:
+        own = alike(report.training.weight_decay)
+        each = [
+            f"{formula_number(decay)} for {' and '.join(names)}" for decay, names in own.items()
+        ]
+        return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
+    fit = best.fits.get(cause)
+    if fit is None:
+        return fix
+    return fix.replace("the factor c", f"the factor {factor_number(report, cause, fit)}")
+
+
+def factor_number(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`.
+
+    Its deviation is told where it shows in ten digits.
+    """
+    text = f"{fit.factor:.10g}"
+    if fit.deviation >= 1e-10 * abs(fit.factor):
+        text += f" ± {fit.deviation:.1g}"
+    named = name_of_factor(cause, fit, report.training)
+    same = named is None or named.text.replace("−", "-") == text
+    return text if same or named is None else f"{text} = {named.text}"
 
 
 def factors_of(explanation: Explanation | None) -> dict[str, float]:

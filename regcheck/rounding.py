@@ -96,8 +96,11 @@ class RoundingModel:
         self.single = coarser.dtype == np.dtype(np.float32)
         X = problem.X
         self.row_norms, column_norms, peaks = norms(X)
-        self.column_norms = np.append(column_norms, math.sqrt(len(X)))
-        self.column_peaks = np.append(peaks, 1.0)
+        # A bias is the weight of a column of ones.
+        ones = [1.0] if "bias" in problem.initial else []
+        self.biases = len(ones)
+        self.column_norms = np.append(column_norms, math.sqrt(len(X)) * np.array(ones))
+        self.column_peaks = np.append(peaks, ones)
         # Some features of some rows, (features, rows), to see which are alike.
         self.chosen_features = chosen(X.shape[1])
         self.some_features = X[chosen(len(X))][:, self.chosen_features].T
@@ -105,8 +108,9 @@ class RoundingModel:
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
         self.largest_y = float(self.y_sizes.max())
-        self.decay = np.append(
-            np.full(X.shape[1], problem.weight_decay["weight"]), problem.weight_decay["bias"]
+        decays = problem.weight_decay
+        self.decay = flat(
+            {name: np.full_like(w, decays[name]) for name, w in problem.initial.items()}
         )
         self.largest_decay = float(self.decay.max())
         self.velocity_error: Array | None = None
@@ -133,7 +137,8 @@ class RoundingModel:
             if lr < self.floor:  # the coarser dtype has few bits for it, or none
                 shift += lr * largest.direction
             after = shift + (2 * u) * (size + moved)
-        bounds = Bounds(outputs, loss, split(gradient), split(penalty), split(shift), split(after))
+        tensors = (split(vector, step.before) for vector in (gradient, penalty, shift, after))
+        bounds = Bounds(outputs, loss, *tensors)
         if not largest.all < self.common_top:
             bounds = unbounded(bounds)
         elif not largest.loss < self.common_top:
@@ -188,7 +193,7 @@ class RoundingModel:
             return math.sqrt(rows)
         X = self.problem.X
         some = X[index][places] if isinstance(index, slice) else X[index[places]]
-        columns = np.column_stack((some, np.ones(len(some))))
+        columns = np.column_stack((some, np.ones((len(some), self.biases))))
         share = close_pairs(tolerance, columns, slopes[:, None])
         return np.asarray(np.sqrt(rows + rows**2 * share))
 
@@ -215,7 +220,7 @@ class RoundingModel:
 
     def output_bound(self, index: RowIndex, parameters: Parameters) -> Array:
         """δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|), with more than √d where terms round alike."""
-        weight, bias = norm(parameters["weight"][0]), abs(parameters["bias"].item())
+        weight, bias = sizes_of(parameters)
         factor = self.u * (self.features_alike(parameters["weight"]) + 2)
         bound: Array = self.row_norms[index] * (factor * weight) + (factor * bias + self.floor)
         return bound
@@ -321,7 +326,7 @@ class RoundingModel:
         What they have become in the step tells nothing of what they should be.
         """
         options = self.problem.optimizer
-        weight, bias = norm(step.before["weight"][0]), abs(step.before["bias"].item())
+        weight, bias = sizes_of(step.before)
         z = self.largest_row * weight + bias
         s = 2 * (z + self.largest_y) if self.problem.model == "linear" else 1.0
         g = self.largest_x * s + self.largest_decay * (weight + bias)
@@ -357,14 +362,21 @@ def unbounded(bounds: Bounds) -> Bounds:
     return Bounds(tuple(np.full_like(dz, math.inf) for dz in bounds.outputs), math.inf, *tensors)
 
 
+def sizes_of(parameters: Parameters) -> tuple[float, float]:
+    """Give ‖w‖ and |b|, which is 0 where there is no bias."""
+    bias = parameters.get("bias")
+    return norm(parameters["weight"][0]), 0.0 if bias is None else abs(bias.item())
+
+
 def flat(parameters: Parameters) -> Array:
-    """Put the weight and the bias into one vector of d + 1 entries, in float64."""
-    vector: Array = np.concatenate(
-        (parameters["weight"][0], parameters["bias"]), dtype=np.float64, casting="same_kind"
-    )
+    """Put the weight, and the bias where there is one, into one vector in float64."""
+    parts = [parameters["weight"][0], *([parameters["bias"]] if "bias" in parameters else [])]
+    vector: Array = np.concatenate(parts, dtype=np.float64, casting="same_kind")
     return vector
 
 
-def split(vector: Array) -> Parameters:
-    """Undo `flat`."""
-    return {"weight": vector[None, :-1], "bias": vector[-1:]}
+def split(vector: Array, like: Parameters) -> Parameters:
+    """Undo `flat`, for parameters like some."""
+    features = like["weight"].size
+    tensors = {"weight": vector[None, :features]}
+    return tensors | {"bias": vector[features:]} if "bias" in like else tensors

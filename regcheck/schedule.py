@@ -165,7 +165,7 @@ def training_of(spec: Spec, rows: int) -> Training:
     return Training(
         lr=spec.lr,
         lr_varies=spec.lr_schedule is not None,
-        weight_decay={"weight": spec.weight_decay.weight, "bias": spec.weight_decay.bias},
+        weight_decay=spec.decays,
         momentum=spec.optimizer.momentum,
         dampening=spec.optimizer.dampening,
         nesterov=spec.optimizer.nesterov,

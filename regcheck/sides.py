@@ -144,13 +144,13 @@ def user_function(
 ) -> UserFunction:
     """Give a user's function, imported for as long as the stack lasts."""
     if callable(code):
-        return UserFunction(code, f"{side} {label_of(code)}", patience)
-    return stack.enter_context(imported(code, folder, patience))
+        return UserFunction(code, f"{side} {label_of(code)}", patience, side=side)
+    return stack.enter_context(imported(code, folder, patience, side))
 
 
 def label_of(code: str | Callable[[Any], Any]) -> str:
-    """Name a user's function."""
-    return code if isinstance(code, str) else getattr(code, "__qualname__", "function")
+    """Name a user's function, or the class of an object that is called."""
+    return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
 def guarded_by(build: UserFunction, patience: float) -> Callable[..., Any]:
@@ -191,7 +191,7 @@ def builder(
 
     def again() -> Module:
         made = build.call(user_problem(problem, loaded.spec, framework=True))
-        return users(made, label_of(code), guarded, problem)
+        return users(made, build.label, guarded, problem)
 
     return again
 

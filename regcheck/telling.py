@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from regcheck.causes import put_in
+from regcheck.convention import is_bias
 from regcheck.hypotheses import Explanation
 from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import OWN_MODEL, Array, Problem
+from regcheck.problem import OWN_MODEL, Array, Parameters, Problem
 from regcheck.spec.rule import LrSchedule, Sgd
 
 ROWS, FEATURES, STEPS = 12, 2, 6
@@ -41,6 +42,11 @@ def small(problem: Problem) -> Problem:
     )
     lr = schedule.lr or 0.1
     decay = problem.weight_decay
+    decays = {"weight": decay.get("weight", max(decay.values(), default=0.0))}
+    initial: Parameters = {"weight": draw.normal(size=(1, FEATURES))}
+    if any(map(is_bias, decay)):
+        decays["bias"] = decay.get("bias", min(decay.values()))
+        initial["bias"] = draw.normal(size=1)
     return replace(
         problem,
         model=problem.model if problem.model != OWN_MODEL else "linear",
@@ -48,11 +54,8 @@ def small(problem: Problem) -> Problem:
         X=X,
         y=(y > 0.25).astype(np.float64) if problem.model == "logistic" else y,
         schedule=replace(schedule, lr=lr),
-        initial={"weight": draw.normal(size=(1, FEATURES)), "bias": draw.normal(size=1)},
-        weight_decay={
-            "weight": decay.get("weight", max(decay.values(), default=0.0)),
-            "bias": decay.get("bias", min(decay.values(), default=0.0)),
-        },
+        initial=initial,
+        weight_decay=decays,
         scratch_dtype="float64",
         framework_dtype="float64",
     )
@@ -85,8 +88,11 @@ def with_other_lr(problem: Problem) -> Problem:
     return replace(problem, schedule=replace(problem.schedule, lr=0.7 * problem.schedule.lr))
 
 
+AS_IT_IS = "as it is"
+"""The small problem itself: what it has that the run has not is told by `unlike`."""
+
 PROBES: dict[str, Callable[[Problem], Problem]] = {
-    "a start away from zero": lambda problem: problem,
+    AS_IT_IS: lambda problem: problem,
     "mini-batches": with_batches(4),
     "mini-batches with a smaller last one": with_batches(5),
     "another lr": with_other_lr,
@@ -112,10 +118,20 @@ def told(torch: Problem, one: Explanation, other: Explanation) -> str:
         with np.errstate(all="ignore"):
             ends = [trained(problem, explanation, scaled) for explanation in (one, other)]
         if all(np.isfinite(end).all() for end in ends):
-            apart = np.abs(ends[0] - ends[1]).max() / max(1.0, np.abs(ends[0]).max())
-            if apart > 1e-6:
-                return name
+            apart = np.abs(ends[0] - ends[1]).max(axis=1) / max(1.0, np.abs(ends[0]).max())
+            if (apart > 1e-6).any():
+                step = int(np.argmax(apart > 1e-6)) + 1
+                return unlike(torch, step) if name == AS_IT_IS else name
     return ""
+
+
+def unlike(torch: Problem, step: int) -> str:
+    """Say what lets two rules part at a step of the small problem, where the run did not."""
+    if step > torch.schedule.steps:
+        return "more steps"
+    if not all(map(np.any, torch.initial.values())):
+        return "a start away from zero"
+    return "other data"
 
 
 def sizes(torch: Problem, base: Problem) -> dict[float, float]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from regcheck.causes import CAUSES, Change, put_in
 from regcheck.compare import in_limits, judge, local_differences
+from regcheck.convention import is_bias
 from regcheck.lockstep import Lockstep, Steps
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import Array, Problem, Step
@@ -51,6 +52,16 @@ def equal_targets(problem: Problem, batch: Batch) -> bool:
     return all(float(np.ptp(problem.y[index])) == 0 for index in batch.parts)
 
 
+def biases_zero(step: Step) -> bool:
+    """Say whether all biases are 0 before a step; where there is none, nothing else is said."""
+    return all(zero(tensor) for name, tensor in step.before.items() if is_bias(name))
+
+
+def biases_decay(problem: Problem) -> bool:
+    """Say whether any bias has a weight decay."""
+    return any(decay for name, decay in problem.weight_decay.items() if is_bias(name))
+
+
 def stands_still(problem: Problem, batch: Batch) -> bool:
     """Say whether the lr is 0, and nothing in the rule acts without it."""
     convention = problem.convention
@@ -59,9 +70,7 @@ def stands_still(problem: Problem, batch: Batch) -> bool:
 
 
 CIRCUMSTANCES: dict[str, Circumstance] = {
-    "bias-zero": Circumstance(
-        "the bias stays 0", lambda _, __, step: zero(step.before.get("bias", np.zeros(1)))
-    ),
+    "bias-zero": Circumstance("the bias stays 0", lambda _, __, step: biases_zero(step)),
     "equal-targets": Circumstance(
         "all targets of a batch are equal", lambda problem, batch, _: equal_targets(problem, batch)
     ),
@@ -75,8 +84,7 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
         lambda problem, _, step: not clips(problem, step),
     ),
     "no-bias-decay": Circumstance(
-        "the bias has no weight_decay",
-        lambda problem, _, __: problem.weight_decay.get("bias", 0) == 0,
+        "the bias has no weight_decay", lambda problem, _, __: not biases_decay(problem)
     ),
     "no-decay": Circumstance(
         "weight_decay is 0", lambda problem, _, __: not any(problem.weight_decay.values())

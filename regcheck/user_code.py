@@ -12,11 +12,9 @@ from typing import TypeVar
 from regcheck.errors import UserCodeError
 from regcheck.user_function import PATIENCE, UserFunction, called, imported
 from regcheck.user_problem import UserProblem
-from regcheck.user_yields import Refused, Yielded, kind_of, read
+from regcheck.user_yields import Refused, Yielded, kind_of, pattern, read
 
 __all__ = ["PATIENCE", "ScratchSteps", "UserFunction", "Yielded", "imported"]
-
-EXAMPLE = 'yield {"weight": w, "bias": b}'
 
 Result = TypeVar("Result")
 
@@ -79,10 +77,10 @@ class ScratchSteps:
 
     def begin(self) -> Iterator[object]:
         """Call the function."""
-        made = called(self.function.label, self.function.function, (self.problem,))
+        made = called(self.function.label, self.function.function, (self.problem,), "scratch")
         if isinstance(made, Iterator):
             return made
-        raise self.complaint("", no_generator(made))
+        raise self.complaint("", no_generator(made, pattern(self.shapes)))
 
     def advance(self) -> Yielded:
         """Take one step and read what is yielded."""
@@ -111,7 +109,8 @@ class ScratchSteps:
         return (
             f"must yield {self.steps} times, and ended {came}\n"
             f"  There is one step for each of problem.batches, {self.epochs()}:\n"
-            f"  `{EXAMPLE}` once after each update in `for rows in problem.batches:`."
+            f"  `{pattern(self.shapes)}` once after each update in "
+            "`for rows in problem.batches:`."
         )
 
     def too_many(self) -> str:
@@ -129,13 +128,13 @@ class ScratchSteps:
         return "which are those of the one epoch" if count == 1 else f"over all {count:,} epochs"
 
 
-def no_generator(made: object) -> str:
+def no_generator(made: object, example: str) -> str:
     """Tell that a function gave something else than a generator."""
     if isinstance(made, Coroutine):
         made.close()
     if isinstance(made, AsyncIterable | Coroutine):
-        return f"is an async function; write `def` for `async def`, and\n  `{EXAMPLE}` in it"
+        return f"is an async function; write `def` for `async def`, and\n  `{example}` in it"
     return (
         f"must be a generator, and returned {kind_of(made)}\n"
-        f"  Put `{EXAMPLE}` after each update, in place of what it returns at the end."
+        f"  Put `{example}` after each update, in place of what it returns at the end."
     )

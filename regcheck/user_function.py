@@ -20,7 +20,7 @@ from regcheck.guard import Guard
 from regcheck.guard.modules import Modules
 from regcheck.guard.surroundings import Surroundings, environment_restored
 from regcheck.guard.telling import is_library
-from regcheck.user_yields import kind_of
+from regcheck.user_yields import WANTED, kind_of
 
 PATIENCE = 20.0
 """Seconds that one call into a user's code may take: its import, or one step."""
@@ -36,6 +36,7 @@ class UserFunction:
         label: how messages name it.
         patience: seconds that one call may take.
         guard: the one that it was imported under; a new one without it.
+        side: whose code it is, `scratch` or `framework`; empty for what else is called.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class UserFunction:
         label: str,
         patience: float = PATIENCE,
         guard: Guard | None = None,
+        side: str = "",
     ) -> None:
-        self.function, self.label = function, label
-        code = getattr(function, "__code__", None)
+        self.function, self.label, self.side = function, label, side
+        own = getattr(function, "__call__", None)  # noqa: B004  # an object's, or its class's
+        code = getattr(function, "__code__", getattr(own, "__code__", None))
         folder = str(Path(code.co_filename).parent) if code else None
         self.guard = guard or Guard(label, patience, folder)
 
@@ -56,7 +59,7 @@ class UserFunction:
         Raises:
             UserCodeError: on anything that goes wrong.
         """
-        return self.run("", called, self.label, self.function, args)
+        return self.run("", called, self.label, self.function, args, self.side)
 
     def run(self, moment: str, work: Callable[..., Result], *args: object) -> Result:
         """Run other work that leads into the user's code, such as a step of its generator.
@@ -72,8 +75,12 @@ class UserFunction:
         return self.guard.run(moment, work, *args)
 
 
-def called(label: str, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
-    """Call a function, once its parameters are seen to fit."""
+def called(
+    label: str, function: Callable[..., Any], args: tuple[object, ...], side: str = ""
+) -> Any:
+    """Call a function, once its parameters are seen to fit; of a class, an object of it."""
+    if side:
+        function = callable_of(label, function, side)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # written in C, and it does not say
@@ -81,23 +88,55 @@ def called(label: str, function: Callable[..., Any], args: tuple[object, ...]) -
     try:
         signature.bind(*args)
     except TypeError as mismatch:
-        name = getattr(function, "__name__", "train")
-        text = misfit(name, signature, len(args), str(mismatch))
+        text = misfit(signature, len(args), str(mismatch), side)
         raise UserCodeError(f"{label}: {text}") from None
     return function(*args)
 
 
-def misfit(name: str, signature: inspect.Signature, given: int, reason: str) -> str:
+def callable_of(label: str, code: Callable[..., Any], side: str) -> Callable[..., Any]:
+    """Give what is called with the problem: a function, an object, or an object of a class.
+
+    Raises:
+        UserCodeError: nothing in it can be called with the problem.
+    """
+    if is_module(code):
+        what = "a class of models" if isinstance(code, type) else "a model"
+        raise UserCodeError(f"{label}: is {what} (torch.nn.Module); {WANTED[side]}")
+    # A class whose objects cannot be called may be called itself, as one of iterators.
+    if not isinstance(code, type) or not any("__call__" in vars(one) for one in code.__mro__):
+        return code
+    with contextlib.suppress(ValueError):  # written in C, and it does not say
+        signature = inspect.signature(code)
+        try:
+            signature.bind()
+        except TypeError as mismatch:
+            raise UserCodeError(
+                f"{label}: is a class of which no object can be made without arguments: they are "
+                f"{signature} ({mismatch})\n  Give an object of it, or defaults to its arguments."
+            ) from None
+    made_of_it: Callable[..., Any] = code()
+    return made_of_it
+
+
+def is_module(code: object) -> bool:
+    """Say whether code is a model of torch's, or a class of models; torch is not loaded for it."""
+    module = getattr(sys.modules.get("torch.nn"), "Module", None)
+    return module is not None and (
+        issubclass(code, module) if isinstance(code, type) else isinstance(code, module)
+    )
+
+
+def misfit(signature: inspect.Signature, given: int, reason: str, side: str) -> str:
     """Tell that a function cannot be called as regcheck calls it."""
     wanted = "the problem alone" if given == 1 else f"{given} arguments"
     found = f"cannot be called with {wanted}: its parameters are {signature} ({reason})"
-    if given != 1:
-        return found
-    return f"{found}\n  Write `def {name}(problem):`, and give further parameters a default."
+    return f"{found}: give further ones a default; {WANTED[side]}" if side else found
 
 
 @contextlib.contextmanager
-def imported(reference: str, folder: Path, patience: float = PATIENCE) -> Iterator[UserFunction]:
+def imported(
+    reference: str, folder: Path, patience: float = PATIENCE, side: str = "scratch"
+) -> Iterator[UserFunction]:
     """Import a user's function for as long as the context lasts, and leave no trace of it.
 
     The file's own folder can be imported from, at import and in later calls. `__name__` is not
@@ -108,6 +147,7 @@ def imported(reference: str, folder: Path, patience: float = PATIENCE) -> Iterat
         reference: `FILE.py:FUNCTION`, the file relative to `folder` or absolute.
         folder: the spec's folder.
         patience: seconds that the import and each call may take.
+        side: whose code it is.
 
     Raises:
         UserCodeError: the file or the function is not there, or cannot be imported.
@@ -120,7 +160,7 @@ def imported(reference: str, folder: Path, patience: float = PATIENCE) -> Iterat
     with environment_restored(), numpy_printing_restored():
         guard = Guard(reference, patience, home, Surroundings(Modules(home), [str(file)]))
         function = guard.run("at its import", load, reference, file, name)
-        yield UserFunction(function, reference, patience, guard)
+        yield UserFunction(function, reference, patience, guard, side)
 
 
 def load_standard(name: str) -> None:
@@ -203,7 +243,8 @@ def found(label: str, module: types.ModuleType, name: str) -> Callable[..., Any]
     functions = [
         key
         for key, value in vars(module).items()
-        if inspect.isroutine(value) and value.__module__ == module.__name__
+        if (inspect.isroutine(value) or isinstance(value, type))
+        and value.__module__ == module.__name__
     ]
     if not hasattr(module, name):
         known = suggest(name, functions) if functions else "it defines no function"

@@ -104,7 +104,7 @@ class UserProblem:
             they are in an .npz file: of any shape, integers as int64.
         batches: an index array for each step, in order, over all epochs.
         micro_batches: a list of index arrays for each step; None unless gradients are accumulated.
-        initial: the start, by torch's names.
+        initial: the start, by torch's names; no `bias` where the model has none.
         lr: the learning rate, before any schedule.
         lrs: the learning rate of each step, (steps,).
         weight_decay: λ; by name where the tensors' differ.

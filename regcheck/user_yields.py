@@ -11,6 +11,34 @@ import numpy as np
 from regcheck.errors import one_line, shortened, suggest
 from regcheck.problem import Array
 
+EXAMPLES = {
+    "framework": """
+    def build(problem):
+        model = torch.nn.Linear(problem.X.shape[1], 1, dtype=torch.float64)
+        model.load_state_dict({name: torch.tensor(w) for name, w in problem.initial.items()})
+        loss_function = lambda z, y: torch.nn.functional.mse_loss(z[:, 0], y)
+        optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr)
+        return model, loss_function, optimizer""",
+    "scratch": """
+    def train(problem):
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for rows in problem.batches:
+            X, y = problem.X[rows], problem.y[rows]
+            slopes = 2 * (X @ w + b - y) / len(rows)
+            w, b = w - problem.lr * slopes @ X, b - problem.lr * slopes.sum()
+            yield {"weight": w, "bias": b}""",
+}
+"""A function of either side, to be copied: a line, trained with the squared error."""
+
+WANTED = {
+    side: f"it must be a function that is called with the problem and {does}, like{EXAMPLES[side]}"
+    for side, does in {
+        "framework": "returns (model, loss_function, optimizer)",
+        "scratch": "yields the parameters after each update",
+    }.items()
+}
+"""What a side's code must be."""
+
 
 class Yielded(NamedTuple):
     """What the scratch function yields after an update.

@@ -40,6 +40,7 @@ from tests.random_specs import (
     random_init,
     random_lr,
     random_target,
+    without_some_biases,
 )
 from tests.user_training import WRONG, Code, Rule, Training, schedule_of
 from tests.user_training import Report as Reported
@@ -116,6 +117,9 @@ OUTSIDE: dict[str, Needs] = {
 }
 """The causes of the update that change no rule."""
 
+BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "update-sequential"})
+"""The causes that a model without a bias cannot have."""
+
 OPEN = frozenset(name for name, one in PLANTS.items() if one.key)
 
 
@@ -160,6 +164,8 @@ def random_case(seed: int, folder: Path) -> Case:
     causes, wrong = random_causes(random)
     needs = frozenset[str]().union(*(needs_of(cause) for cause in causes))
     spec, X, y = random_spec(random, needs, folder / f"{seed}.npz")
+    if not BIASED.intersection(causes):
+        spec = without_some_biases(spec, seed)
     facts = Facts(len(y), min(len(y), batch_of(spec, len(y))), momentum_of(spec))
     rule, factors = planted(random, causes, facts)
     report, reporting = random_report(random, spec, facts)
@@ -167,6 +173,8 @@ def random_case(seed: int, folder: Path) -> Case:
     start = None
     if "initial-parameters" in causes:
         start = (np.asarray(random.normal(size=X.shape[1])), np.asarray(random.normal()))
+        if not has_bias(spec):
+            start = (start[0], np.zeros(()))
     code = Code(
         spec,
         rule,
@@ -325,6 +333,19 @@ def batch_of(spec: SpecDict, rows: int) -> int:
     return rows if spec["batch_size"] == "full" else int(spec["batch_size"])
 
 
+def has_bias(spec: SpecDict) -> bool:
+    """Say whether a spec's model has a bias."""
+    return bool(spec.get("bias", True))
+
+
+def decays_of(spec: SpecDict) -> tuple[float, float]:
+    """Give λ of the weight and of the bias, 0 where there is none."""
+    decay = spec["weight_decay"]
+    weight = decay["weight"] if isinstance(decay, dict) else decay
+    bias = decay.get("bias", 0.0) if isinstance(decay, dict) else decay
+    return weight, bias if has_bias(spec) else 0.0
+
+
 def momentum_of(spec: SpecDict) -> float:
     """Give μ."""
     return float(spec["optimizer"].get("momentum", 0))
@@ -377,8 +398,7 @@ def random_report(
         return Reported("torch", wobble=float(random.choice([0.1, 1e-4]))), None
     if kind < 0.7:
         return Reported("after"), frozenset({"loss-after-update"})
-    decay = spec["weight_decay"]
-    both = (decay["weight"], decay["bias"]) if isinstance(decay, dict) else (decay, decay)
+    both = decays_of(spec)
     if kind < 0.8 and spec["batch_size"] != "full":
         base = "epoch" if chance(random, 0.5) else "epoch by rows"
         return Reported(base), frozenset({"loss-epoch-mean"})
@@ -481,11 +501,11 @@ def exactly(seen: Seen, rule: Rule, start: Parameters | None = None) -> Iterator
     dtypes = (seen.run.problem.scratch_dtype, seen.run.problem.framework_dtype)
     u = max(float(np.finfo(dtype).eps) for dtype in dtypes) / 2
     for step, record in enumerate(history.records()):
-        before = entries(record.before)
+        before = training.entries(record.before)
         if step == 0 and start is not None:
-            before = entries(history.flat(start))
+            before = training.entries(history.flat(start))
         taken = training.step(before, step)
-        after = np.append(taken.weight, taken.bias)
+        after = np.append(taken.weight, taken.bias if training.bias else [])
         with np.errstate(all="ignore"):
             moved = np.abs(after - record.before)
             bound = record.bound + 2 * u * (step + 1) * moved  # what a longer step rounds more
@@ -493,12 +513,6 @@ def exactly(seen: Seen, rule: Rule, start: Parameters | None = None) -> Iterator
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
         largest = np.where(np.isnan(off), np.where(known, math.inf, 0), off).max()
         yield Exact(float(largest), taken.loss)
-
-
-def entries(values: Array) -> tuple[Array, Array]:
-    """Split all tensors' entries into weight and bias, in extended precision."""
-    wide = values.astype(np.longdouble)
-    return wide[:-1], wide[-1]
 
 
 # --- what it must find --------------------------------------------------------------------------
@@ -700,7 +714,8 @@ def penalty_shows(seen: Seen) -> bool:
         return True
     before = history.all("before")
     halves = [(before[:, part] ** 2).sum(axis=1) / 2 for part in history.slices.values()]
-    added = sum(k * half for k, half in zip(report.strengths, halves, strict=True))
+    # Without a bias, the second strength is 0.
+    added = sum(k * half for k, half in zip(report.strengths, halves, strict=False))
     with np.errstate(all="ignore"):
         loss = np.maximum(1, np.abs(history.loss("scratch") / history.loss("framework")))
         shown = added / (history.loss("bound") * seen.limits("loss") * loss)

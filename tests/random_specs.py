@@ -58,7 +58,7 @@ def matched_spec(seed: int, folder: Path) -> SpecDict:
     random = np.random.default_rng([seed, 0])
     spec, rows = random_training(random, folder / f"{seed}.npz", strange=True)
     spec["convention"] = equal_convention(random, spec, rows)
-    return spec
+    return without_some_biases(spec, seed)
 
 
 def mismatched_spec(seed: int, folder: Path) -> SpecDict:
@@ -70,10 +70,28 @@ def mismatched_spec(seed: int, folder: Path) -> SpecDict:
     changes = different_keys(random)
     keys = random.choice(sorted(changes), size=random.integers(1, 3), replace=False)
     spec["convention"] = {str(key): changes[str(key)] for key in keys}
-    return spec
+    return without_some_biases(spec, seed)
 
 
 # --- what is drawn ------------------------------------------------------------------------------
+
+BIAS_KEYS = ("penalize_bias", "update_order")
+"""Keys of the convention that are about the bias."""
+
+
+def without_some_biases(spec: SpecDict, seed: int) -> SpecDict:
+    """Take the bias out of the model of every seventh spec or so, whatever else was drawn."""
+    return without_bias(spec) if chance(np.random.default_rng([seed, 99]), 0.15) else spec
+
+
+def without_bias(spec: SpecDict) -> SpecDict:
+    """Take the bias out of a spec's model, and out of all that is said of it."""
+    changed = spec | {"bias": False}
+    for key, gone in (("init", ["bias"]), ("weight_decay", ["bias"]), ("convention", BIAS_KEYS)):
+        if isinstance(spec.get(key), dict):
+            kept = {name: value for name, value in spec[key].items() if name not in gone}
+            changed[key] = kept
+    return changed
 
 
 def power_of_ten(random: Generator, low: float, high: float) -> float:

@@ -306,7 +306,7 @@ LINES = {
         "learning_rate: 1",
         "6:1: learning_rate: unknown key; did you mean `lr`",
     ),
-    "unknown-key-far": ("zzz: 1", "6:1: zzz: unknown key; known here: data, model, loss, init"),
+    "unknown-key-far": ("zzz: 1", "6:1: zzz: unknown key; known here: data, model, loss, bias"),
     "unknown-key-number": ("3: 1", "6:1: 3: unknown key; known here: data, model"),
     "unknown-key-escapes": (
         '"\\e[31m\\n": 1',

@@ -82,6 +82,10 @@ def nonsense(problem):
     for k, (_, step, _) in enumerate(trained(problem)):
         yield {"weight": step["weight"] + 0.01 * k, "bias": step["bias"]}
 
+def doubled_and_odd(problem):
+    for k, (_, step, loss) in enumerate(trained(problem, lambda rows: 1.0)):
+        yield {**step, "loss": loss + 0.01 * k * k}
+
 def late(problem):
     w, b, v, c = problem.initial["weight"], problem.initial["bias"], 0, 0
     for rows in problem.batches:
@@ -254,17 +258,22 @@ NOT_WRITTEN: dict[str, tuple[list[str], int, str]] = {
     "code that no settings match": (
         ["scratch: mine.py:late\n", MOMENTUM],
         1,
-        "no settings of torch's match your code: change the code",
+        "decay-after-momentum: no settings of torch's match your code: change the code",
     ),
     "a penalty that torch cannot have": (
         ["scratch: mine.py:uphill\n"],
         1,
-        "no settings of torch's match your code: change the code",
+        "penalty-sign-flipped: no settings of torch's match your code: change the code",
     ),
     "rows that no spec takes": (
         ["scratch: mine.py:all_rows\n", SHUFFLED],
         1,
-        "nothing in the spec mends it: change the code",
+        "row-order: nothing in the spec mends it: change the code",
+    ),
+    "a loss that is not explained": (
+        ["scratch: mine.py:doubled_and_odd\n"],
+        1,
+        "penalty-doubled: the fix is in the scratch code; why the reported losses part",
     ),
     "code that is not explained": (["scratch: mine.py:nonsense\n"], 1, "no cause was found"),
 }

@@ -301,8 +301,10 @@ def test_from_mapping_takes_functions_in_the_place_of_code() -> None:
     spec = from_mapping({**content, "scratch": train, "framework": train}).spec
     assert spec.scratch is train
     assert spec.own_framework is train
+    of_a_class: object = from_mapping({**content, "model": "linear", "scratch": Spec}).spec.scratch
+    assert of_a_class is Spec
     with pytest.raises(InputError, match="scratch: must be a Python file and a function in it"):
-        from_mapping({**content, "model": "linear", "scratch": Spec})
+        from_mapping({**content, "model": "linear", "scratch": 3})
 
 
 def test_read_spec_takes_what_python_gives_in_the_place_of_the_files(tmp_path: Path) -> None:

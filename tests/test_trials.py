@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
+from torch import nn
 
 from regcheck import checking
 from regcheck.causes import CAUSES
 from regcheck.checking import Run, check, conclusion
+from regcheck.convention import is_bias
+from regcheck.record import Report
 from regcheck.schedule import Batch, training_of
 from regcheck.spec import from_mapping
 from regcheck.trials import CIRCUMSTANCES, Hidden
+from regcheck.user_problem import UserProblem
 from tests.planted import BUGS, OtherStart, PenaltyDoubled
 from tests.random_specs import matched_spec
 from tests.test_causes import ALWAYS, BIAS, COUPLED, PENALTY
@@ -465,3 +470,91 @@ def test_expected_cause_stands_beside_verdict_and_step() -> None:
     with patch.object(checking, "NumpyTrainer", PenaltyDoubled):
         assert verdict_of(spec_of(), "penalty-doubled")
         assert verdict_of(spec_of(), "penalty-halved") is False
+
+
+# --- a user's own model, with names of its own --------------------------------------------------
+
+
+class Bare(nn.Module):
+    """A model of one parameter that is called neither weight nor bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.w
+
+
+def two_layers() -> nn.Module:
+    """Make a model whose biases start at zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 2, dtype=torch.float64),
+        nn.Tanh(),
+        nn.Linear(2, 1, dtype=torch.float64),
+        nn.Flatten(0),
+    )
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("bias"):
+                tensor.zero_()
+    return model
+
+
+def without_biases() -> nn.Module:
+    """Make a model of layers without a bias."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False), nn.Flatten(0)]
+    return nn.Sequential(*layers).double()
+
+
+def one_step(make: Callable[[], nn.Module], decays: dict[bool, float]) -> Report:
+    """Take one step with both sides of a model of one's own; decays of weights and of biases."""
+
+    def made(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        model = make()
+        groups = [
+            {"params": [w], "weight_decay": decays[is_bias(name)]}
+            for name, w in model.named_parameters()
+        ]
+        return model, nn.MSELoss(), torch.optim.SGD(groups, lr=problem.lr)
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        model, loss, optimizer = made(problem)
+        for rows in problem.batches:
+            optimizer.zero_grad()
+            z = model(torch.from_numpy(problem.X[rows]))
+            loss(z, torch.from_numpy(problem.y[rows])).backward()
+            optimizer.step()
+            yield {name: w.detach().numpy().copy() for name, w in model.named_parameters()}
+
+    data = {"X": [[1.0, 2.0, -1.0], [0.5, -1.0, 3.0], [2.0, 0.0, 1.0]], "y": [1.0, -1.0, 2.0]}
+    return check({"data": data, "lr": 0.1}, scratch=train, framework=made)
+
+
+OWN_MODELS: dict[str, tuple[Callable[[], nn.Module], dict[bool, float], str, str | None]] = {
+    "biases at zero": (two_layers, {False: 0.5, True: 0.5}, "bias-not-penalized", "stays 0"),
+    "free biases at zero": (two_layers, {False: 0.5, True: 0.0}, "bias-penalized", "stays 0"),
+    "decay of biases alone": (two_layers, {False: 0.0, True: 0.5}, "bias-not-penalized", "stays 0"),
+    "no biases": (without_biases, {False: 0.5, True: 0.5}, "bias-not-penalized", None),
+    "another name": (Bare, {False: 0.5, True: 0.5}, "bias-not-penalized", None),
+}
+
+
+@pytest.mark.parametrize("name", OWN_MODELS)
+def test_own_models_biases_are_known_by_the_last_part_of_their_names(name: str) -> None:
+    make, decays, cause, reason = OWN_MODELS[name]
+    report = one_step(make, decays)
+    assert report.verdict == "equivalent"
+    hidden = dict(report.not_distinguished)
+    if reason is None:
+        assert not {"bias-not-penalized", "bias-penalized", "update-sequential"} & hidden.keys()
+    else:
+        assert hidden[cause] == f"the bias {reason}"
+
+
+def test_clipping_of_one_tensor_is_the_same_by_its_own_norm() -> None:
+    spec = spec_of() | {"clip_norm": 0.1, "weight_decay": 0.5}
+    free = {"bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
+    assert "clip-per-tensor" not in dict(check(spec | free).not_distinguished)

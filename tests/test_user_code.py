@@ -320,7 +320,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "returns a dict": (
         "def train(problem): return {'weight': 1}",
-        ["must be a generator, and returned a dict", 'yield {"weight": w, "bias": b}'],
+        ["must be a generator, and returned a dict", 'yield {"weight": .., "bias": ..}'],
     ),
     "returns a list": ("def train(problem): return []", ["generator, and returned a list"]),
     "is a class": (

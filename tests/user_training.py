@@ -124,13 +124,20 @@ class Training:
         self.velocities: list[Array | None] = [None, None]
         self.sums: Pair | None = None
         self.memory: dict[str, Any] = {}
+        self.bias = "bias" in problem.initial
         self.mu = float(problem.optimizer["momentum"])
         self.tau = float(problem.optimizer["dampening"])
 
     def start(self) -> Pair:
         """Give the problem's start in the dtype."""
         initial = self.problem.initial
-        return initial["weight"].astype(self.dtype), self.dtype(initial["bias"].item())
+        bias = self.dtype(initial["bias"].item()) if self.bias else self.dtype(0)
+        return initial["weight"].astype(self.dtype), bias
+
+    def entries(self, values: Array) -> Pair:
+        """Split all entries into the weight and the bias, which stays 0 where there is none."""
+        wide = values.astype(self.dtype)
+        return (wide[:-1], wide[-1]) if self.bias else (wide, self.dtype(0))
 
     def parts(self, step: int) -> list[NDArray[np.intp]]:
         """Give the rows of a step's micro-batches."""
@@ -145,6 +152,7 @@ class Training:
             rows = np.concatenate(parts)
             if self.wrong is not None:
                 gradient = self.wrong(self, before, gradient, (self.X[rows], self.y[rows]))
+            gradient = gradient if self.bias else (gradient[0], 0 * gradient[1])
             kept = self.sums
             gradient = self.summed(gradient, kept)
             lr = self.rule.rate * self.schedule(max(0, step + self.rule.early))
@@ -186,7 +194,7 @@ class Training:
             weight, bias = weight + scale * one[0], bias + scale * one[1]
         count = len(parts) if self.rule.parts == "mean" else 1
         factor = self.rule.gradient / count
-        gradient = (factor * weight, factor * bias)
+        gradient = (factor * weight, factor * bias if self.bias else 0 * bias)
         return float(own / len(parts)), float(mean / len(parts)), gradient
 
     def broadcast(self, z: Array, y: Array) -> Pair:
@@ -214,7 +222,9 @@ class Training:
         """Give what stands before w in the penalty's gradient, of weight and bias."""
         decay = self.problem.weight_decay
         weight, bias = (decay, decay) if isinstance(decay, float) else both(decay)
-        if self.rule.bias != "own":
+        if not self.bias:
+            bias = 0.0
+        elif self.rule.bias != "own":
             bias = weight if self.rule.bias == "of weight" else 0.0
         divisor = {"nothing": 1, "rows": rows, "all rows": len(self.y)}[self.rule.divide]
         factor = self.rule.penalty / divisor
@@ -389,7 +399,9 @@ class Code(NamedTuple):
             losses.append(taken.loss)
             sizes.append(sum(map(len, parts)))
             after = (taken.weight, taken.bias)
-            yielded: dict[str, Any] = {"weight": taken.weight, "bias": taken.bias}
+            yielded: dict[str, Any] = {"weight": taken.weight}
+            if training.bias:
+                yielded["bias"] = taken.bias
             if self.report.base != "none":
                 with np.errstate(all="ignore"):
                     late = training.passed(after, parts)[1]

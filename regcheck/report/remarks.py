@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from regcheck.convention import is_bias
 from regcheck.record import OUT_OF_RANGE, Report
 from regcheck.report.numbers import both, short
 from regcheck.report.words import WHERE, differing_keys, judged
@@ -64,7 +65,7 @@ def hidden_remark(report: Report) -> str:
     earlier = "Step 1" if divergence.step == 2 else f"Step {divergence.step - 1:,}"
     tensor = divergence.within.tensor
     if divergence.stage == "penalty" and not report.previous.framework.before[tensor].any():
-        was = "the weights were" if tensor == "weight" else "the bias was"
+        was = "the bias was" if is_bias(tensor) else "the weights were"
         return f"{earlier} could not show it: {was} still zero, and so was the penalty."
     if divergence.stage == "optimizer" and divergence.step == 2 and report.training.momentum:
         return "Step 1 could not show it: the velocity held nothing from before."

@@ -14,8 +14,9 @@ from regcheck.formula import exact, letters, loss_text, rule_lines, torch_call
 from regcheck.hypotheses import Explanation, Fit
 from regcheck.matching import Matching
 from regcheck.mending import Mend
-from regcheck.record import Report, effective, way_out
+from regcheck.record import Report, effective, factor_number, fix_of, way_out
 from regcheck.report.numbers import upward
+from regcheck.reporting import Reporting
 from regcheck.search import name_of_factor
 
 MOST_ALTERNATIVES = 3
@@ -42,7 +43,7 @@ def why(report: Report) -> list[Line]:
         lines += alternative_lines(report, found)
     elif report.first_divergence is not None:
         lines += unexplained_lines(found)
-    lines += loss_lines(found)
+    lines += loss_lines(report, found)
     measured = measured_text(report, found)
     if measured:
         lines.append(Line("Fitted", measured))
@@ -78,17 +79,8 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
 
 
 def factor_text(report: Report, cause: str, fit: Fit | None) -> str:
-    """Write a fitted factor: `, by 0.25 = 1/B`."""
-    if fit is None:
-        return ""
-    named = name_of_factor(cause, fit, report.training)
-    return f": {number(fit)}" + (f" = {named.text}" if named else "")
-
-
-def number(fit: Fit) -> str:
-    """Write a fitted number with its deviation, where that shows in ten digits."""
-    plain = f"{fit.factor:.10g}"
-    return plain if fit.deviation < 1e-10 * abs(fit.factor) else f"{plain} ± {fit.deviation:.1g}"
+    """Write a fitted factor: `: 0.25 = 1/B`."""
+    return "" if fit is None else f": {factor_number(report, cause, fit)}"
 
 
 def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
@@ -156,30 +148,54 @@ def unexplained_lines(found: Diagnosis) -> list[Line]:
     return lines
 
 
-def loss_lines(found: Diagnosis) -> list[Line]:
+def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Tell what explains the reported losses."""
     if not found.loss_parted:
         return []
     if found.reporting is None:
         return [Line("Loss", "why the reported losses part is not explained.")]
-    lines = []
-    for cause in found.reporting.causes:
-        text = f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
-        lines.append(Line("Loss", text))
-        strengths = {name: fit for name, fit in found.reporting.strengths.items() if fit.factor}
-        if cause == "penalty-in-loss" and strengths:
-            letter = {"weight": "w", "bias": "b"}
-            terms = [
-                f"½·{fit.factor:.6g} Σ{letter.get(name, name)}²" for name, fit in strengths.items()
-            ]
-            lines.append(Line("", f"scratch  torch's loss + {' + '.join(terms)}", formula=True))
+    lines = [
+        Line("Loss", f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same")
+        for cause in found.reporting.causes
+    ]
+    formula = reported_formula(report, found.reporting)
+    if formula != TORCHS_LOSS:
+        lines = lines or [Line("Loss", "the scratch side reports the loss that it trains by")]
+        lines.append(Line("", f"scratch  {formula}", formula=True))
     return lines
+
+
+TORCHS_LOSS = "torch's loss"
+
+
+def reported_formula(report: Report, reporting: Reporting) -> str:
+    """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
+    scale = scale_text(report, reporting.scale)
+    if scale == "1" and "reported-loss-scaled" in reporting.causes:
+        scale = "c"  # another at each step
+    data = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    for cause in reporting.causes:
+        if cause != "reported-loss-scaled" and CAUSES[cause].reports:
+            data = CAUSES[cause].reports.format(data)
+    letter = {"weight": "w", "bias": "b"}
+    strengths = {name: fit.factor for name, fit in reporting.strengths.items() if fit.factor}
+    terms = [f"½·{kappa:.6g} Σ{letter.get(name, name)}²" for name, kappa in strengths.items()]
+    return " + ".join([data, *terms])
+
+
+def scale_text(report: Report, scale: float) -> str:
+    """Write the factor on a reported loss: by its name, if it has one."""
+    for share, text in ((1.0, ""), (0.5, "½ ")):
+        named = name_of_factor("gradient-scaled", Fit(scale / share, 0.0), report.training)
+        if named:
+            return text + named.text
+    return f"{scale:.6g}"
 
 
 def measured_text(report: Report, found: Diagnosis) -> str:
     """Tell the effective lr and weight decay that the scratch side's steps come to."""
     fits = {name: effective(scales) for name, scales in found.scales.items()}
-    if any(rate is None for rate, _ in fits.values()):
+    if not fits or any(rate is None for rate, _ in fits.values()):
         return ""
     decays = report.training.weight_decay
     rates: dict[str, list[str]] = {}
@@ -217,12 +233,14 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
         return []
     ways: list[tuple[str, list[str]]] = []
     given = letters(report.rule_training)
-    lines = [CAUSES[cause].fix for cause in found.causes]
+    lines = [fix_of(report, cause) for cause in found.causes]
     changed = found.best is not None and (found.best.change or found.best.weight_decay)
     if changed:
         lines += rule_lines(TORCH, given)
     if found.reporting is not None and found.reporting.causes:
-        lines.append(f"reports  {loss_text(TORCH, given)}")
+        own = f"{TORCHS_LOSS}, as your loss function has it"
+        loss = loss_text(TORCH, given) if report.spec.own_framework is None else own
+        lines.append(f"reports  {loss}")
     if lines:
         ways.append(("in the scratch code", lines))
     match = way_out(report)
@@ -236,6 +254,25 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     elif match is not None:
         ways.append(("in torch", [f"no lr and weight_decay match: {match}"]))
     return ways + spec_ways(report)
+
+
+def not_written(report: Report) -> str:
+    """Say why no spec with the fix is written."""
+    if report.verdict == "equivalent":
+        return "the sides agree"
+    if report.verdict == "inconclusive":
+        return f"the run is inconclusive: {report.reason}"
+    found = report.diagnosis
+    if found is None or not found.causes:
+        return "no cause was found"
+    named = ", ".join(found.causes)
+    if isinstance(report.mended, str):
+        return f"{named}: {report.mended}"
+    rest = "the reported losses" if found.best else "the parameters"
+    return (
+        f"{named}: the fix is in the scratch code; why {rest} part is not explained, so that no "
+        "change of the spec makes the sides agree"
+    )
 
 
 def spec_ways(report: Report) -> list[tuple[str, list[str]]]:

@@ -117,8 +117,8 @@ def framework_side(report: Report) -> Side:
 
 
 def named(code: object) -> str:
-    """Name a user's function."""
-    return code if isinstance(code, str) else getattr(code, "__qualname__", "your function")
+    """Name a user's function, or the class of an object that is called."""
+    return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
 def scratch_side(report: Report) -> Side:
@@ -264,5 +264,5 @@ def unique(texts: list[str]) -> list[str]:
 
 def differing_keys(report: Report) -> str:
     """Name the keys in which the scratch side's convention is not torch's."""
-    found = differences(report.spec.named_convention())
+    found = differences(report.spec.named_convention(), bias=report.spec.bias)
     return ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in found.items())

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Path = tuple[str | int, ...]
@@ -23,6 +30,22 @@ def wrong_inside(errors: Iterable[tuple[Path, str]]) -> ValidationError:
         "regcheck",
         [InitErrorDetails(type=wrong(text), loc=path, input=None) for path, text in errors],
     )
+
+
+def has_bias(info: ValidationInfo) -> bool:
+    """Say whether the model of the spec that is read has a bias.
+
+    It stands in the spec's fields before, or in the context of a section that is read on its own.
+    """
+    return bool((info.context or info.data).get("bias", True))
+
+
+def refuse_bias(value: Mapping[Any, object], keys: Iterable[str], info: ValidationInfo) -> None:
+    """Refuse those keys of a mapping that are about the bias, where the model has none."""
+    text = "the model has no bias (`bias: false`); leave it out"
+    found = [] if has_bias(info) else [key for key in keys if key in value]
+    if found:
+        raise wrong_inside(((key,), text) for key in found)
 
 
 def not_yet(what: str) -> PydanticCustomError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from regcheck.causes import CAUSES, LATER
 from regcheck.errors import suggest
@@ -17,6 +17,7 @@ from regcheck.spec.fields import (
     Section,
     Word,
     not_yet,
+    refuse_bias,
     shown,
     wrong,
 )
@@ -124,7 +125,7 @@ class Tolerances(Section):
         return {"weight": self.weight, "bias": self.bias, "loss": self.loss}
 
 
-def tolerance_form(value: object) -> object:
+def tolerance_form(value: object, info: ValidationInfo) -> object:
     """Turn what `tolerance` may hold into its full form."""
     if value == "exact":
         return {"exact": True}
@@ -132,6 +133,7 @@ def tolerance_form(value: object) -> object:
         return value
     if not isinstance(value, Mapping) or not value or "exact" in value:
         raise wrong(f"must be {FORMS}, or one for each of weight, bias, loss; got {shown(value)}")
+    refuse_bias(value, ["bias"], info)
     return value
 
 

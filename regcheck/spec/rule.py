@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from regcheck.errors import suggest
 from regcheck.spec.fields import (
@@ -15,9 +15,11 @@ from regcheck.spec.fields import (
     Path,
     Section,
     Seed,
+    has_bias,
     in_range,
     is_number,
     not_yet,
+    refuse_bias,
     shown,
     whole,
     wrong,
@@ -36,7 +38,10 @@ INIT_FORMS = "zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..]
 
 
 class Init(Section):
-    """The start: one constant, normal numbers, or the numbers themselves."""
+    """The start: one constant, normal numbers, or the numbers themselves.
+
+    Where the model has no bias, the one here is 0 and stands for nothing.
+    """
 
     constant: Number | None = None
     normal: Normal | None = None
@@ -55,7 +60,7 @@ class Init(Section):
         return self
 
 
-def init_form(value: object) -> object:
+def init_form(value: object, info: ValidationInfo) -> object:
     """Turn what `init` may hold into its full form."""
     if value == "zeros":
         return {"constant": 0}
@@ -63,7 +68,10 @@ def init_form(value: object) -> object:
         return value
     if not isinstance(value, Mapping):
         raise wrong(f"must be one of {INIT_FORMS}, got {shown(value)}")
+    refuse_bias(value, ["bias"], info)
     flat = dict(value)
+    if not has_bias(info) and "weight" in flat:
+        flat["bias"] = [0.0]
     for name in ("weight", "bias"):
         given = flat.get(name)
         if is_number(given):
@@ -121,20 +129,27 @@ def optimizer_form(value: object) -> object:
 
 
 class WeightDecay(Section):
-    """λ of each tensor, as torch's parameter groups have it."""
+    """λ of each tensor, as torch's parameter groups have it.
+
+    Where the model has no bias, the one here is 0 and stands for nothing.
+    """
 
     weight: NotNegative
     bias: NotNegative
 
 
-def weight_decay_form(value: object) -> object:
+def weight_decay_form(value: object, info: ValidationInfo) -> object:
     """Turn what `weight_decay` may hold into its full form."""
-    if isinstance(value, Mapping | WeightDecay):
+    if isinstance(value, WeightDecay):
         return value
+    without = {} if has_bias(info) else {"bias": 0.0}
+    if isinstance(value, Mapping):
+        refuse_bias(value, ["bias"], info)
+        return {**value, **without}
     if isinstance(value, float | int) and not isinstance(value, bool):
         if 0 <= value < float("inf"):
             in_range(value)
-            return {"weight": value, "bias": value}
+            return {"weight": value, "bias": value, **without}
         raise wrong("must be a number ≥ 0, got " + shown(value))
     if isinstance(value, str):
         raise wrong("must be a number ≥ 0, got " + shown(value))

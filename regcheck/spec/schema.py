@@ -38,7 +38,9 @@ from regcheck.spec.fields import (
     Path,
     Positive,
     Section,
+    has_bias,
     not_yet,
+    refuse_bias,
     shown,
     wrong,
     wrong_inside,
@@ -129,16 +131,16 @@ class TorchSettings(Section):
         return self
 
 
-def framework_form(value: object) -> object:
+def framework_form(value: object, info: ValidationInfo) -> object:
     """Check that a value names a user's function, or holds settings of torch's own."""
     if isinstance(value, Mapping):
-        return TorchSettings.model_validate(value)
+        return TorchSettings.model_validate(value, context={"bias": has_bias(info)})
     if isinstance(value, TorchSettings):
         return value
     if is_user_code(value):
         return user_code_form(value)
     forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
-    raise wrong(f"must be {forms}; got {shown(value)}")
+    raise wrong(f"must be {forms}; got {shown(value)}{in_a_module(value)}")
 
 
 class ConventionKeys(Section):
@@ -156,8 +158,11 @@ class ConventionKeys(Section):
     update_order: UpdateOrder = "simultaneous"
 
 
-def convention_form(value: object) -> object:
-    """Turn what `convention` may hold into its full form."""
+def convention_form(value: object, info: ValidationInfo) -> object:
+    """Turn what `convention` may hold into its full form.
+
+    A named convention may leave the bias free where there is none; it is the same without.
+    """
     if isinstance(value, str):
         if value not in NAMED:
             raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
@@ -165,6 +170,9 @@ def convention_form(value: object) -> object:
         return {key: getattr(named, key) for key in ConventionKeys.model_fields}
     if not isinstance(value, Mapping | ConventionKeys):
         raise wrong("must be a convention's name or a mapping of its keys, got " + shown(value))
+    if isinstance(value, Mapping):
+        of_bias = {"penalize_bias": True, "update_order": "simultaneous"}
+        refuse_bias(value, [key for key, torch in of_bias.items() if value.get(key) != torch], info)
     return value
 
 
@@ -175,10 +183,25 @@ UserCode = str | Callable[[Any], Any]
 FUNCTION = "a Python file and a function in it, like my_train.py:train"
 
 
+def in_a_module(value: object) -> str:
+    """Say how a function is named that a value names as Python imports it; empty where it is not.
+
+    >>> in_a_module("my.code.train")
+    '; for the function train of a module, write my/code.py:train'
+    """
+    dotted = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", value) if isinstance(value, str) else None
+    if dotted is None or dotted[1].endswith(".py") or not dotted[2].isidentifier():
+        return ""
+    if dotted[2] == "py":  # a file without a function
+        return ""
+    file = dotted[1].replace(".", "/") + ".py"
+    return f"; for the function {dotted[2]} of a module, write {file}:{dotted[2]}"
+
+
 def is_user_code(value: object) -> bool:
-    """Say whether a value names a function in a Python file, or is one."""
+    """Say whether a value names a function in a Python file, or is one, or a class that may be."""
     if not isinstance(value, str):
-        return callable(value) and not isinstance(value, type)
+        return callable(value)
     named = re.fullmatch(r".+\.py:(\w+)", value.strip())
     return named is not None and named[1].isidentifier()
 
@@ -186,7 +209,7 @@ def is_user_code(value: object) -> bool:
 def user_code_form(value: object) -> object:
     """Check that a value names a function in a Python file, or is one."""
     if not is_user_code(value):
-        raise wrong(f"must be {FUNCTION}; got {shown(value)}")
+        raise wrong(f"must be {FUNCTION}; got {shown(value)}{in_a_module(value)}")
     return value.strip() if isinstance(value, str) else value
 
 
@@ -217,6 +240,7 @@ class Spec(Section):
     loss: Annotated[LossName | None, BeforeValidator(loss_form), Field(validate_default=True)] = (
         None
     )
+    bias: bool = True
     init: Annotated[Init, BeforeValidator(init_form)] = Init(constant=0.0)
     optimizer: Annotated[Sgd, BeforeValidator(optimizer_form)] = Sgd(name="sgd")
     lr: NotNegative
@@ -255,6 +279,13 @@ class Spec(Section):
                 + ("; for labels 0 and 1, say `model: logistic`" if model == "linear" else "")
             )
         return loss or MODELS[model][0]
+
+    @field_validator("bias")
+    @classmethod
+    def of_the_built_in_model(cls, bias: bool, info: ValidationInfo) -> bool:
+        if not bias and "model" in info.data and info.data["model"] is None:
+            raise wrong("goes with a model; leave it out where the framework side is your own")
+        return bias
 
     @field_validator("scratch")
     @classmethod
@@ -324,6 +355,12 @@ class Spec(Section):
     def own_framework(self) -> UserCode | None:
         """Give the user's own framework side, if there is one."""
         return None if isinstance(self.framework, TorchSettings) else self.framework
+
+    @property
+    def decays(self) -> dict[str, float]:
+        """Give λ of each tensor that the model has."""
+        decays = {"weight": self.weight_decay.weight, "bias": self.weight_decay.bias}
+        return decays if self.bias else {"weight": decays["weight"]}
 
     def judged(self, names: Iterable[str]) -> list[str]:
         """Give those tensors' names that `compare` has judged, and `loss` where it is."""

@@ -1,0 +1,451 @@
+"""`bias: false`: the built-in models with one weight alone, on both sides and in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from regcheck import cli
+from regcheck.causes import CAUSES
+from regcheck.checking import check
+from regcheck.convention import NAMED
+from regcheck.errors import InputError, UserCodeError
+from regcheck.explain import explain_spec
+from regcheck.models import gradient, predict
+from regcheck.modules import built_in
+from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.problem import Problem, build_problem
+from regcheck.record import Report
+from regcheck.report.terminal import report_text
+from regcheck.rounding import RoundingModel, flat, split
+from regcheck.spec import from_mapping
+from regcheck.telling import small
+from regcheck.user_problem import UserProblem
+from tests.random_causes import BIASED, OPEN, PLANTS, Facts, planted
+from tests.random_specs import KINDS
+from tests.user_training import Code
+
+Spec = dict[str, Any]
+
+ROWS, FEATURES = 11, 3
+RANDOM = np.random.default_rng(7)
+X = RANDOM.normal(loc=(0.0, 0.5, -1.0), size=(ROWS, FEATURES))
+TARGETS = {
+    "linear": X @ [1.0, -2.0, 0.5] + RANDOM.normal(size=ROWS),
+    "logistic": np.array([1.0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0]),
+}
+START = [0.5, -0.3, 0.8]
+
+
+def spec_of(model: str = "linear", loss: str = "mse", **settings: Any) -> Spec:
+    """Make the spec of a training in which all that a weight can have acts."""
+    return {
+        "data": {"X": X.tolist(), "y": TARGETS[model].tolist()},
+        "model": model,
+        "loss": loss,
+        "bias": False,
+        "init": {"weight": START},
+        "lr": 0.1,
+        "weight_decay": {"weight": 0.5},
+        "batch_size": 4,
+        "epochs": 3,
+    } | settings
+
+
+SETTINGS: dict[str, Spec] = {
+    "plain": {},
+    "zeros": {"init": "zeros", "weight_decay": 0.5},
+    "normal": {"init": {"normal": {"std": 0.3, "seed": 1}}},
+    "momentum": {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.2}},
+    "nesterov": {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
+    "clipped": {"clip_norm": 0.05},
+    "clipped by value": {"clip_value": 0.05},
+    "accumulated": {"batch_size": 3, "accumulate": 2},
+    "mixed": {"dtype": {"scratch": "float64", "framework": "float32"}},
+    "float32": {"dtype": "float32", "shuffle": {"seed": 2}},
+}
+
+
+# --- both sides follow the same rule ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(("model", "loss"), KINDS)
+def test_sides_agree_on_one_weight(model: str, loss: str, name: str) -> None:
+    report = check(spec_of(model, loss, **SETTINGS[name]))
+
+    assert report.verdict == "equivalent"
+    for side in ("scratch", "framework"):
+        assert {key: w.shape for key, w in report.final[side].parameters.items()} == {
+            "weight": (1, FEATURES)
+        }
+    assert (report.final["scratch"].accuracy == {}) == (model == "linear")
+
+
+@pytest.mark.parametrize("name", ["plain", "momentum", "nesterov", "clipped"])
+def test_numpy_trainer_ends_where_a_plain_torch_loop_ends(name: str) -> None:
+    problem = build_problem(from_mapping(spec_of("logistic", "bce_with_logits", **SETTINGS[name])))
+    trainer = NumpyTrainer(problem)
+    state = trainer.start()
+    for batch in problem.schedule.batches():
+        state = trainer.step(state, batch).state
+
+    model = nn.Linear(FEATURES, 1, bias=False, dtype=torch.float64)
+    model.load_state_dict({"weight": torch.tensor([START], dtype=torch.float64)})
+    options = problem.optimizer
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=0.1,
+        momentum=options.momentum,
+        dampening=options.dampening,
+        nesterov=options.nesterov,
+        weight_decay=0.5,
+    )
+    for _ in range(3):
+        for rows in (slice(0, 4), slice(4, 8), slice(8, 11)):
+            optimizer.zero_grad()
+            z = model(torch.from_numpy(X[rows]))[:, 0]
+            y = torch.from_numpy(TARGETS["logistic"][rows])
+            loss = nn.functional.binary_cross_entropy_with_logits(z, y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if problem.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), problem.clip_norm)
+            optimizer.step()
+
+    assert state.parameters.keys() == {"weight"}
+    np.testing.assert_allclose(
+        state.parameters["weight"], model.weight.detach().numpy(), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize(("model", "loss"), KINDS)
+def test_gradient_is_the_central_difference_of_the_loss(model: str, loss: str) -> None:
+    settings = {"batch_size": "full", "epochs": 1}
+    trainer = NumpyTrainer(build_problem(from_mapping(spec_of(model, loss, **settings))))
+    (batch,) = trainer.problem.schedule.batches()
+
+    def at(weight: Any) -> float:
+        return trainer.pass_over({"weight": np.array([weight])}, batch).loss
+
+    found = trainer.pass_over({"weight": np.array([START])}, batch).gradient
+    assert found.keys() == {"weight"}
+    for place in range(FEATURES):
+        # The error is h²/6 times a third derivative of about 1, and u/h: 1e-11.
+        step = 1e-5 * np.eye(FEATURES)[place]
+        slope = (at(START + step) - at(START - step)) / 2e-5
+        assert found["weight"][0, place] == pytest.approx(slope, rel=0, abs=1e-9)
+
+
+def test_model_is_a_product_and_its_gradient_has_one_tensor() -> None:
+    assert predict(np.array([[1.0, 2.0]]), {"weight": np.array([[3.0, 4.0]])}).tolist() == [11.0]
+    found = gradient(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -2.0]), bias=False)
+    assert {name: w.tolist() for name, w in found.items()} == {"weight": [[-5.0, 4.0]]}
+
+
+def test_torchs_model_has_no_bias() -> None:
+    module = built_in(build_problem(from_mapping(spec_of())))
+    assert isinstance(module.model, nn.Linear)
+    assert module.model.bias is None
+    assert [group["weight_decay"] for group in module.optimizer.param_groups] == [0.5]
+
+
+def test_start_draws_the_weight_that_a_model_with_a_bias_draws() -> None:
+    init: Spec = {"init": {"normal": {"std": 0.3, "seed": 1}}}
+    plain: list[Spec] = [{}, {"bias": True, "weight_decay": 0}]
+    starts = [build_problem(from_mapping(spec_of(**init, **more))).initial for more in plain]
+    assert starts[0].keys() == {"weight"}
+    assert starts[0]["weight"].tolist() == starts[1]["weight"].tolist()
+
+
+# --- bounds on rounding ---------------------------------------------------------------------------
+
+
+def test_bounds_are_of_the_columns_that_there_are() -> None:
+    problem = build_problem(from_mapping(spec_of()))
+    model = RoundingModel(problem)
+    assert model.column_norms.tolist() == pytest.approx(np.linalg.norm(X, axis=0).tolist())
+    assert model.decay.tolist() == [0.5] * FEATURES
+
+    vector = flat(problem.initial)
+    assert vector.tolist() == START
+    parted = split(vector, problem.initial)
+    assert {name: w.tolist() for name, w in parted.items()} == {"weight": [START]}
+
+
+def test_bounds_are_those_of_a_weight_beside_a_bias_that_is_nothing() -> None:
+    # |b| = 0 adds nothing to the output's bound, and so nothing to the gradient's.
+    found = []
+    beside: Spec = {"bias": True, "init": {"weight": START, "bias": [0.0]}, "weight_decay": 0.5}
+    for more in ({}, beside):
+        problem = build_problem(from_mapping(spec_of(**more)))
+        trainer = NumpyTrainer(problem)
+        batch = next(problem.schedule.batches())
+        update = trainer.step(trainer.start(), batch)
+        found.append(RoundingModel(problem).bounds(batch, update.step, update.slopes))
+    without, other = found
+    assert without.after.keys() == {"weight"}
+    for name in ("gradient", "penalty", "shift", "after"):
+        one, beside_it = getattr(without, name)["weight"], getattr(other, name)["weight"]
+        np.testing.assert_allclose(one, beside_it, rtol=1e-15)
+    np.testing.assert_allclose(without.outputs[0], other.outputs[0], rtol=1e-15)
+
+
+# --- causes ---------------------------------------------------------------------------------------
+
+NEEDED: dict[str, Spec] = {
+    "parts": {"batch_size": 2, "accumulate": 2},
+    "momentum": {"optimizer": {"name": "sgd", "momentum": 0.9}},
+    "nesterov": {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
+    "dampening": {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.25}},
+    "clip": {"clip_norm": 0.2},
+    "schedule": {"lr_schedule": {"kind": "step", "every": 2, "factor": 0.5}},
+}
+
+
+def code_with(cause: str) -> tuple[Spec, Code]:
+    """Write a user's code with a cause in it, and the spec that it is for."""
+    spec = spec_of()
+    for need in sorted(PLANTS[cause].needs & NEEDED.keys()):
+        spec |= NEEDED[need]
+    spec["optimizer"] = spec.get("optimizer", {"name": "sgd"})
+    spec.setdefault("accumulate", 1)
+    rule, factors = planted(np.random.default_rng(3), [cause], Facts(ROWS, 4, 0.9))
+    assert factors.keys() == {cause} & OPEN
+    return spec, Code(spec, rule)
+
+
+@pytest.mark.parametrize("cause", sorted(PLANTS.keys() - BIASED))
+def test_cause_in_a_users_code_is_named(cause: str) -> None:
+    spec, code = code_with(cause)
+    report = check(spec, scratch=code.train)
+
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    assert report.diagnosis.explained
+    assert any(cause in one.causes for one in report.diagnosis.explanations)
+    assert says_nothing_of_a_bias(report)
+
+
+def says_nothing_of_a_bias(report: Report) -> bool:
+    """Say whether no formula of a report has a b, and no line has the word."""
+    text = report_text(report) + str(report.to_dict()["diagnosis"])
+    fixes = [cause.fix for cause in CAUSES.values()]
+    for told in fixes:  # they are the catalogue's, whatever the model
+        text = text.replace(told, "")
+    return not re.search(r"b ←|b likewise|Σb|\bbias", text)
+
+
+def test_torchs_own_code_agrees() -> None:
+    spec = spec_of(optimizer={"name": "sgd"}, accumulate=1)
+    report = check(spec, scratch=Code(spec, planted(RANDOM, [], Facts(ROWS, 4, 0))[0]).train)
+    assert report.verdict == "equivalent"
+    assert says_nothing_of_a_bias(report)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_cause_of_a_bias_could_have_shown(name: str) -> None:
+    report = check(spec_of(**SETTINGS[name]))
+    assert not BIASED.intersection(one.cause for one in report.not_distinguished)
+
+
+def test_small_problem_that_tells_rules_apart_has_no_bias() -> None:
+    problem = small(build_problem(from_mapping(spec_of())))
+    assert problem.initial.keys() == problem.weight_decay.keys() == {"weight"}
+
+
+# --- what a spec says -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_conventions_are_usable_without_their_word_on_the_bias(name: str) -> None:
+    report = check(spec_of(convention=name))
+    assert (report.verdict == "equivalent") == (name in ("pytorch", "bias-free", "decoupled"))
+    assert "penalize_bias" not in report.to_dict()["convention_differences"]
+    assert f"NumPy, {name}" in report_text(report)
+    assert says_nothing_of_a_bias(report) or name == "bias-free"  # its own name
+
+
+SPEC = """\
+data: {X: [[1.0, 2.0], [2.0, -1.0], [0.5, 3.0]], y: [1, 0, 1]}
+model: logistic
+bias: false
+lr: 0.1
+"""
+NONE = "the model has no bias (`bias: false`); leave it out"
+
+REFUSED = {
+    "init: {weight: [1, 2], bias: [0]}": f"5:30: init.bias: {NONE}",
+    "weight_decay: {weight: 0.1, bias: 0}": f"5:35: weight_decay.bias: {NONE}",
+    "convention: {penalize_bias: false}": f"5:29: convention.penalize_bias: {NONE}",
+    "convention: {update_order: bias-first}": f"5:28: convention.update_order: {NONE}",
+    "tolerance: {bias: {rounding: 9}}": f"5:19: tolerance.bias: {NONE}",
+    "framework: {weight_decay: {bias: 1, weight: 2}}": f"5:34: framework.weight_decay.bias: {NONE}",
+    "init: {weight: [1, 2, 3]}": "5:16: init.weight: must have 2 numbers",
+    "weight_decay: {}": "5:1: weight_decay.weight: is required",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_is_said_of_a_bias_is_refused_where_it_stands(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "spec.yaml").write_text(SPEC + line + "\n", encoding="utf-8")
+    assert cli.exit_code(["run", str(tmp_path / "spec.yaml")]) == 2
+    assert f"spec.yaml:{REFUSED[line]}" in capsys.readouterr().err
+
+
+ALLOWED = [
+    "init: {weight: [1, 2]}",
+    "init: {constant: 2}",
+    "weight_decay: {weight: 0.1}",
+    "weight_decay: 0.1",
+    "convention: {penalize_bias: true, update_order: simultaneous}",
+    "framework: {weight_decay: {weight: 0}}",
+]
+
+
+@pytest.mark.parametrize("line", ALLOWED)
+def test_what_is_said_of_the_weight_alone_is_taken(line: str) -> None:
+    assert check(yaml.safe_load(SPEC + line)).verdict == "equivalent"
+
+
+@pytest.mark.parametrize("value", ["no", 0])
+def test_bias_is_true_or_false(value: object) -> None:
+    with pytest.raises(InputError, match="bias: must be true or false"):
+        check(spec_of(bias=value))
+
+
+def test_bias_goes_with_a_model() -> None:
+    spec = {"data": spec_of()["data"], "lr": 0.1, "bias": False}
+    with pytest.raises(InputError, match="spec: bias: goes with a model; leave it out where"):
+        check(spec, scratch=divided, framework=line)
+
+
+def test_with_a_bias_both_are_needed_as_before() -> None:
+    told = "weight_decay.bias: is required: 0 leaves the bias without a penalty"
+    with pytest.raises(InputError, match=told):
+        check(spec_of(bias=True, init="zeros"))
+    with pytest.raises(InputError, match="init: must give both weight and bias; bias is missing"):
+        check(spec_of(bias=True, weight_decay=0))
+
+
+# --- a user's own code ----------------------------------------------------------------------------
+
+
+def divided(problem: UserProblem) -> Iterator[Spec]:
+    """Train with λ over the batch's rows."""
+    w = problem.initial["weight"]
+    for rows in problem.batches:
+        residuals = problem.X[rows] @ w - problem.y[rows]
+        loss = (residuals**2).mean()
+        pull = problem.weight_decay / len(rows) * w  # type: ignore[operator]
+        w = w - problem.lr * (2 * residuals @ problem.X[rows] / len(rows) + pull)
+        yield {"weight": w, "loss": loss}
+
+
+def line(problem: UserProblem, *, bias: bool = False) -> tuple[Any, Any, Any]:
+    """Build the spec's linear model."""
+    model = nn.Linear(problem.X.shape[1], 1, bias=bias, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(problem.initial["weight"]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr, weight_decay=0.5)
+    return nn.Sequential(model, nn.Flatten(0)), nn.MSELoss(), optimizer
+
+
+def test_users_code_is_given_and_yields_the_weight_alone() -> None:
+    starts = []
+
+    def seen(problem: UserProblem) -> Iterator[Spec]:
+        starts.append((problem.initial, problem.weight_decay))
+        yield from divided(problem)
+
+    report = check(spec_of(), scratch=seen)
+    assert report.diagnosis is not None
+    assert report.diagnosis.causes == ("penalty-divided-by-batch",)
+    ((initial, decay),) = starts
+    assert {name: w.tolist() for name, w in initial.items()} == {"weight": START}
+    assert decay == 0.5
+
+
+def test_bias_that_is_yielded_is_refused() -> None:
+    def both(problem: UserProblem) -> Iterator[Spec]:
+        yield from ({**step, "bias": 0.0} for step in divided(problem))
+
+    with pytest.raises(UserCodeError, match="there is no 'bias' here") as told:
+        check(spec_of(), scratch=both)
+    assert "It must hold `weight`, besides `loss`" in str(told.value)
+
+
+def test_function_that_yields_nothing_is_shown_what_to_yield() -> None:
+    with pytest.raises(UserCodeError) as told:
+        check(spec_of(), scratch=lambda problem: iter(()))
+    assert '`yield {"weight": ..}` once after each update' in str(told.value)
+
+
+@pytest.mark.parametrize("features", [1, 3])
+def test_own_framework_has_one_weight(features: int) -> None:
+    data = {"X": X[:, :features].tolist(), "y": TARGETS["linear"].tolist()}
+    spec = spec_of(data=data, init={"weight": START[:features]})
+    assert check(spec, framework=line).verdict == "equivalent"
+
+    with pytest.raises(UserCodeError) as told:
+        check(spec, framework=lambda problem: line(problem, bias=True))
+    assert f"0.weight (1, {features}), 0.bias (1,)" in str(told.value)
+    assert "the spec's linear model has one weight of" in str(told.value)
+    assert "and no bias (`bias: false`)" in str(told.value)
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def test_explanation_has_no_bias(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(SPEC + "weight_decay: 0.1\nconvention: coursera\n", encoding="utf-8")
+    found = explain_spec(path)
+    lines = [*found.before[1:], *found.after]  # the first names the file
+    for entry in found.entries:
+        lines += entry.formulas
+        assert "penalize_bias" not in entry.differs
+    assert "w ← w − 0.1 (g + 0.1/3 w)" in lines
+    assert "reports  mean ℓ + ½·0.1/3 Σw²" in lines
+    assert not re.search(r"\bb\b|Σb|bias", " ".join(lines))
+
+
+def test_spec_with_the_fix_has_one_decay_and_agrees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "def train(problem):\n"
+        "    w = problem.initial['weight']\n"
+        "    for rows in problem.batches:\n"
+        "        r = problem.X[rows] @ w - problem.y[rows]\n"
+        "        pull = problem.weight_decay / len(rows) * w\n"
+        "        w = w - problem.lr * (2 * r @ problem.X[rows] / len(rows) + pull)\n"
+        "        yield {'weight': w}\n"
+    )
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    spec = (
+        SPEC.replace("logistic", "linear") + "scratch: mine.py:train\nweight_decay: {weight: 0.6}\n"
+    )
+    spec += "init: {weight: [1, 2]}\nepochs: 3\n"
+    (tmp_path / "spec.yaml").write_text(spec, encoding="utf-8")
+    fixed = tmp_path / "fixed.yaml"
+    cli.exit_code(["run", str(tmp_path / "spec.yaml"), "--write-fixed", str(fixed)])
+    assert "run again: EQUIVALENT" in capsys.readouterr().out
+    content = yaml.safe_load(fixed.read_text(encoding="utf-8"))
+    assert content["framework"]["weight_decay"] == pytest.approx(0.2)
+    assert content["bias"] is False
+
+
+def test_problem_has_no_bias_anywhere() -> None:
+    problem: Problem = build_problem(from_mapping(spec_of()))
+    assert problem.initial.keys() == problem.weight_decay.keys() == {"weight"}
+    assert check(spec_of()).to_dict()["final"]["framework"].keys() == {"weight", "loss", "accuracy"}
