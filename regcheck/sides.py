@@ -41,8 +41,8 @@ class Bounder(Protocol):
 class ClosedBounds:
     """The bounds of the one-layer models, worked out."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.model = RoundingModel(problem)
+    def __init__(self, problem: Problem, *, own_code: bool) -> None:
+        self.model = RoundingModel(problem, own_code=own_code)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""
@@ -132,7 +132,8 @@ def sides_of(
             pair = ScratchLeads(leader, framework, measured)
         stack.callback(pair.close)
         if sees_rows and torch is not None:
-            bounder: Bounder = ClosedBounds(really(given, torch.problem))
+            own_code = spec.scratch is not None or module is not None
+            bounder: Bounder = ClosedBounds(really(given, torch.problem), own_code=own_code)
         else:
             bounder = noisy(problem, measured)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe)
