@@ -330,8 +330,9 @@ class Run:
         match = way_out(report, loss="bce_with_logits")
         settings = match if isinstance(match, Matching) else None
         plain = found.best is not None and "bce-saturated" in found.best.causes
-        told = not plain or reports(self.history, torch, "bce_with_logits")
-        report.mended = mend(self.spec, found, settings, reports_logits=told)
+        told = plain and report.losses_told > 0
+        logits = not told or reports(self.history, torch, "bce_with_logits")
+        report.mended = mend(self.spec, found, settings, reports_logits=logits)
         replayed = isinstance(report.mended, Mend) and "framework" in report.mended.changes
         if replayed and settings is not None and found.start is None:
             limits = {

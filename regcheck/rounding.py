@@ -25,7 +25,7 @@ bound is NaN, which allows no side to be infinite alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -87,15 +87,15 @@ class RoundingModel:
     Norms of the data are taken once. The error of the velocity is carried from step to step.
     """
 
-    def __init__(self, problem: Problem, *, own_code: bool = False) -> None:
+    def __init__(self, problem: Problem, own: Collection[str] = ()) -> None:
         """Take a problem.
 
         Args:
             problem: what both sides train.
-            own_code: whether a side is a user's own, which may evaluate σ and the loss by any of
-                the usual formulas.
+            own: which sides, of scratch and framework, are a user's own code, which may evaluate
+                σ and the loss by any of the usual formulas.
         """
-        self.problem, self.own_code = problem, own_code
+        self.problem, self.own_code = problem, bool(own)
         dtypes = (np.dtype(problem.scratch_dtype), np.dtype(problem.framework_dtype))
         finer, coarser = sorted(map(np.finfo, dtypes), key=lambda info: float(info.eps))
         self.mixed = finer.dtype != coarser.dtype
@@ -107,6 +107,10 @@ class RoundingModel:
         self.common_top = float(finer.max) / 8
         # Up to it, BCELoss meets no floor, whatever rounding does to 1 − p.
         self.edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
+        # A user's module may have a sigmoid of its own, whose derivative is not p (1 − p).
+        self.own_sigmoid = "framework" in own and self.u < DENOMINATOR_FLOOR
+        if self.own_sigmoid:
+            self.edge = 0.0
         self.single = coarser.dtype == np.dtype(np.float32)
         X = problem.X
         self.row_norms, column_norms, peaks = norms(X)
@@ -282,14 +286,20 @@ class RoundingModel:
         """Bound what BCELoss's floor does to δs, where s = (p − y) m with m = min(1, q/ε).
 
         q = p (1 − p) is the smaller of p and 1 − p where the floor of ε = 1e-12 can be met, so
-        that δs ≤ |p − y| (m(most) − m(least)). A user's own module may take σ′ without the
-        difference 1 − p, and keep t/ε of the slope where p is 1.
+        that δs ≤ |p − y| (m(most) − m(least)). A sigmoid of a user's own has the derivative
+        t = e^(−z)/(1 + e^(−z))², without the rounding of 1 − p, so that m = t/max(q, ε).
         """
         least, most = self.tails(z, dz)
-        if self.own_code and self.u < DENOMINATOR_FLOOR:
-            most = np.maximum(most, np.exp(dz - np.abs(z)))
-        kept = np.minimum(most / DENOMINATOR_FLOOR, 1) - np.minimum(least / DENOMINATOR_FLOOR, 1)
-        return np.asarray(np.where(z > 0, np.abs(1 - y), y) * kept)
+        high, low = (np.minimum(tail / DENOMINATOR_FLOOR, 1) for tail in (most, least))
+        if self.own_sigmoid:
+            near, far = np.exp(dz - np.abs(z)), np.exp(-dz - np.abs(z))
+            rounding = np.where(z > 0, 1.5 * self.u, 0.0)
+            ratios = [
+                far / np.maximum(far + off, DENOMINATOR_FLOOR) for off in (-rounding, rounding)
+            ]
+            high = np.maximum(high, np.maximum(ratios[0], np.minimum(near / DENOMINATOR_FLOOR, 1)))
+            low = np.minimum(low, ratios[1])
+        return np.asarray(np.where(z > 0, np.abs(1 - y), y) * (high - low))
 
     def loss_rounding(self, z: Array, y: Array, dz: Array, loss: float) -> float:
         """Bound what evaluating the row losses adds to the mean loss of one micro-batch.

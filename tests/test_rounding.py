@@ -477,7 +477,7 @@ def test_a_users_own_sigmoid_may_keep_a_tail_of_a_fading_slope(z: float) -> None
     # e/(1 + e)² in the place of p (1 − p) does not round to 0 where p rounds to 1.
     rows = [np.array([number]) for number in (z, 0.0, 0.0)]
     problems = [problem_of(model="logistic", loss="bce", dtype=f"float{bits}") for bits in (64, 32)]
-    tails = [RoundingModel(one, own_code=True).fading(*rows).item() for one in problems]
+    tails = [RoundingModel(one, ["framework"]).fading(*rows).item() for one in problems]
 
     assert tails == [close(math.exp(-z) / FLOOR), 0.0]
     assert logistic("bce").fading(*rows).item() == 0
