@@ -24,6 +24,7 @@ from regcheck.concerns import (
     momentum,
     momentum_with_schedule,
     nesterov,
+    of_probabilities,
     penalized,
     penalized_with_clipping,
     penalized_with_momentum,
@@ -82,6 +83,7 @@ HIDING: dict[str, str] = {
     "lr-unchanged": "the lr does not change in these steps",
     "lr-zero": "the lr is 0",
     "never-clipped": "no gradient is large enough to be clipped",
+    "never-saturated": "no output is saturated",
     "no-bias-decay": "the bias has no weight_decay",
     "no-decay": "weight_decay is 0",
     "one-micro-batch": "each step has one micro-batch",
@@ -111,6 +113,16 @@ CAUSES: dict[str, Cause] = {
         since="at every step of several micro-batches",
         fix="divide the sum of the micro-batches' gradients by the number of micro-batches",
         hidden_by=("one-micro-batch", "zero-gradient"),
+    ),
+    "bce-saturated": Cause(
+        "takes p − y where torch's BCELoss passes no gradient",
+        of_probabilities,
+        ({"bce_slope": "plain"},),
+        stage="gradient",
+        since="where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)",
+        fix="keep p − y, which is right: it is torch's loss that is to change, or the features' "
+        "scale",
+        hidden_by=("never-saturated",),
     ),
     "bias-not-penalized": Cause(
         "leaves the bias without a penalty",

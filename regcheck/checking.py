@@ -29,15 +29,16 @@ from regcheck.errors import UserCodeError
 from regcheck.history import History
 from regcheck.hypotheses import Replay
 from regcheck.lockstep import ScratchLeads, Steps
+from regcheck.losses import saturated
 from regcheck.matching import Matching
 from regcheck.measured import MeasuredBounds
-from regcheck.mending import Mend, mend
+from regcheck.mending import Mend, mend, reports
 from regcheck.models import accuracy
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.observed import Observed
 from regcheck.power import Power
 from regcheck.problem import Parameters, Problem, Step, build_problem
-from regcheck.record import Final, LossDivergence, Report, Sample, way_out
+from regcheck.record import Final, LossDivergence, Report, Sample, Saturation, way_out
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch, training_of
 from regcheck.sides import Sides, sides_of
@@ -229,6 +230,9 @@ class Run:
             if row.complete and parts(difference, tolerances):
                 report.first_by_stage.setdefault(stage, batch.step)
         self.note_loss(row)
+        if self.problem.loss == "bce" and seen is not None:
+            share = float(np.mean(np.concatenate([saturated(z) for z in seen.outputs])))
+            report.saturation = Saturation.noted(report.saturation, batch.step, share)
         if report.first_divergence is None and diverges(row, tolerances):
             report.first_divergence = locate(
                 row, steps.scratch, steps.framework, bounds, tolerances
@@ -354,16 +358,19 @@ class Run:
         assert torch is not None
         if not found.explained:
             return
-        match = way_out(report)
+        match = way_out(report, loss="bce_with_logits")
         settings = match if isinstance(match, Matching) else None
-        report.mended = mend(self.spec, found, settings)
+        plain = found.best is not None and "bce-saturated" in found.best.causes
+        told = plain and report.losses_told > 0
+        logits = not told or reports(self.history, torch, "bce_with_logits")
+        report.mended = mend(self.spec, found, settings, reports_logits=logits)
         replayed = isinstance(report.mended, Mend) and "framework" in report.mended.changes
         if replayed and settings is not None and found.start is None:
             limits = {
                 name: self.spec.tolerance.of(name).limit_within for name in self.history.shapes
             }
             replay = Replay(self.history, matched(torch, settings), limits, sees_rows=True)
-            if replay.residual({}) > 1:
+            if replay.residual({"bce_slope": "plain"} if plain else {}) > 1:
                 report.mended = "the settings that match are lost to rounding: change the code"
 
 

@@ -99,6 +99,11 @@ def in_batches(training: Training, convention: Convention) -> bool:  # noqa: ARG
     return training.batch_rows[0] < training.train_rows
 
 
+def of_probabilities(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+    """Concern trainings with torch.nn.BCELoss, which is taken of a sigmoid's output."""
+    return training.loss == "bce"
+
+
 def accumulating(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings whose steps have several micro-batches."""
     return bool(training.micro_rows)

@@ -53,6 +53,7 @@ class Slips(NamedTuple):
         penalty_form: λ times w, or λ itself added.
         bias_decay: the bias's own λ, or the weight's.
         target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
+        bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
         batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
         accumulation: the mean of the micro-batches' gradients, or their sum.
         zeroing: gradients are zeroed at each step, or never.
@@ -68,6 +69,7 @@ class Slips(NamedTuple):
     penalty_form: Literal["proportional", "constant"] = "proportional"
     bias_decay: Literal["own", "of-weight"] = "own"
     target: Literal["row", "batch-mean"] = "row"
+    bce_slope: Literal["floored", "plain"] = "floored"
     batch_divisor: Literal["rows", "batch-size"] = "rows"
     accumulation: Literal["mean", "sum"] = "mean"
     zeroing: Literal["each-step", "never"] = "each-step"

@@ -182,6 +182,7 @@ def concerned() -> Iterator[Training]:
     yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
     yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
     yield EXAMPLE._replace(lr_varies=True)
+    yield EXAMPLE._replace(loss="bce")
     yield moving
     yield moving._replace(dampening=0.1)
     yield moving._replace(nesterov=True)

@@ -26,6 +26,7 @@ MEANINGS = {
     "b": "bias",
     "g": "gradient of the batch's mean loss, without the penalty",
     "Σg": "sum of the gradients of all steps so far",
+    "p−y": "in the place of BCELoss's slope (p−y) q/max(q, 1e-12) with q = p (1−p)",
     "ȳ": "mean of the batch's targets, in the place of each",
     "v": "velocity, 0 before step 1",
     "clip": "clipping, by the norm of all tensors together where it is by a norm",
@@ -315,7 +316,10 @@ def gradient_text(convention: Convention, given: Letters, slips: Slips = NO_SLIP
     >>> gradient_text(Convention(), SYMBOLIC, Slips(gradient_factor=math.nan))
     'c g'
     """
-    at = "(ȳ)" if slips.target == "batch-mean" else ""
+    y = "ȳ" if slips.target == "batch-mean" else ""
+    at = f"({y})" if y else ""
+    if slips.bce_slope == "plain":
+        at = f"(p−{y or 'y'})"
     factors = [factor(value) for value in (slips.gradient_factor, convention.loss_factor)]
     factors = [text for text in factors if text != "1"]
     rows, divisor = rows_and_divisor(convention, given, slips)

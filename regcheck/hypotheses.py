@@ -301,6 +301,8 @@ def pass_scale(
     """
     if convention.update_order != "simultaneous" or slips.target != "row":
         return None  # it must look at the rows again
+    if slips.bce_slope != "floored":
+        return None
     sizes = {len_of(index, problem) for index in batch.parts}
     scale = convention.loss_factor
     if convention.loss_reduction == "sum" or slips.batch_divisor == "batch-size":

@@ -37,6 +37,11 @@ class Lockstep:
         self.local = update.state
         return update
 
+    def follow(self, step: Step) -> None:
+        """Take over a step of the leader's that is known to be its own too."""
+        velocities = {name: step.velocity.get(name) for name in step.after}
+        self.local = self.local._replace(parameters=step.after, velocities=velocities)
+
 
 class Steps(NamedTuple):
     """One step of both sides.

@@ -24,6 +24,11 @@ There it is `constexpr float EPSILON`: float32's 1e-12, which is 4e-9 of it less
 """
 
 
+UNSATURATED = 16.0
+"""The |z| up to which p (1 − p) is far above that floor in float32 too: e^(−16) is 1.9 units of 1's
+last place there."""
+
+
 class RowLosses(NamedTuple):
     """The rows' losses and their slopes with respect to z."""
 
@@ -57,6 +62,24 @@ def bce(z: Array, y: Array) -> RowLosses:
         log_p, log_other = np.maximum(log_p, LOG_FLOOR), np.maximum(log_other, LOG_FLOOR)
         slopes = slopes * q / np.maximum(q, DENOMINATOR_FLOOR)
     return RowLosses((y - 1) * log_other - y * log_p, slopes)
+
+
+def bce_plain(z: Array, y: Array) -> RowLosses:
+    """ℓ as `bce` has it; dℓ/dz = p − y, as a derivation by hand gives it: no floor."""
+    return bce(z, y)._replace(slopes=sigmoid(z) - y)
+
+
+def saturated(z: Array) -> NDArray[np.bool_]:
+    """Say of which rows BCELoss passes less than the slope p − y: where p (1 − p) < 1e-12.
+
+    That is beyond z = ±27.6; in float32 from z = 17.3 on, where p is 1 to rounding.
+    """
+    if not float(np.abs(z).max()) > UNSATURATED:
+        return np.zeros(z.shape, np.bool_)
+    with np.errstate(over="ignore"):
+        p = sigmoid(z)
+    found: NDArray[np.bool_] = p * (1 - p) < DENOMINATOR_FLOOR
+    return found
 
 
 def bce_with_logits(z: Array, y: Array) -> RowLosses:

@@ -115,6 +115,10 @@ def slip_obstacles(training: Training, slips: Slips) -> dict[str, bool]:
     return {
         "λ itself is no multiple of w": slips.penalty_form == "constant",
         "the targets' mean is no target": slips.target != "row",
+        "BCELoss passes no gradient where p rounds to 0 or 1. Take `loss: bce_with_logits` "
+        "(torch.nn.BCEWithLogitsLoss), or scaled features (`standardize: true`)": (
+            slips.bce_slope != "floored"
+        ),
         "only the last batch's gradient is another": (
             slips.batch_divisor != "rows" and len(training.loss_rows) > 1
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ import numpy as np
 
 from regcheck.diagnose import Diagnosis
 from regcheck.errors import UsageError, one_line
+from regcheck.history import History
 from regcheck.matching import Matching
+from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.orders import NOT_SHUFFLED
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.spec.judging import ROUNDING
@@ -32,6 +35,8 @@ def mend(
     spec: Spec,
     found: Diagnosis,
     match: Matching | None,
+    *,
+    reports_logits: bool = True,
 ) -> Mend | str:
     """Say how to change a spec so that its sides agree; or, in words, why no change does.
 
@@ -41,7 +46,9 @@ def mend(
     Args:
         spec: the spec.
         found: the diagnosis of its run, which explains it.
-        match: the settings with which torch matches, if there are any.
+        match: the settings with which torch matches, if there are any; with the loss
+            bce_with_logits, where p − y is what parts the sides.
+        reports_logits: whether a user's code reports that loss.
     """
     if rounding_alone(spec, found):
         text = "the sides differ by rounding alone, which the tolerance now allows"
@@ -59,7 +66,8 @@ def mend(
         if not changes:
             return text
         told.append(text)
-    if found.reporting is not None and found.reporting.causes:
+    other_loss = found.reporting is not None and bool(found.reporting.causes)
+    if other_loss or ("loss" in changes and not reports_logits):
         changes["compare"] = ["parameters"]
         told.append("the losses are left out, since your code reports another one")
     if not changes:
@@ -99,12 +107,24 @@ def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dic
     if best.note == NOT_SHUFFLED:
         changes["shuffle"] = False
         told.append("the rows keep their order, as your code has it")
-    if best.change or best.weight_decay is not None:
+    if best.change.get("bce_slope") == "plain":
+        changes["loss"] = "bce_with_logits"
+        told.append("torch takes the loss whose slope is p − y however large the outputs are")
+    if best.change.keys() - {"bce_slope"} or best.weight_decay is not None:
         if match is None:
             return {}, "no settings of torch's match your code: change the code"
         changes["framework"] = settings_of(spec, match)
         told.append("torch is given what matches your code")
     return changes, "; ".join(told) or "nothing in the spec mends it: change the code"
+
+
+def reports(history: History, torch: NumpyTrainer, loss: str) -> bool:
+    """Say whether the scratch side reports a loss of torch's, which may be another than its own."""
+    rule = torch.by(replace(torch.problem, loss=loss))
+    values = [
+        rule.pass_over(history.split(one.before), one.batch).loss for one in history.records()
+    ]
+    return bool(np.allclose(history.loss("scratch"), values, rtol=1e-6, atol=0))
 
 
 def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:

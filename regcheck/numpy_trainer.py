@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.convention import Slips, is_bias, penalized
-from regcheck.losses import LOSSES, Array, RowLosses
+from regcheck.losses import LOSSES, Array, RowLosses, bce_plain
 from regcheck.models import gradient, predict
 from regcheck.optimizers import Moved, sgd
 from regcheck.problem import Parameters, Problem, Step
@@ -171,6 +171,8 @@ class NumpyTrainer:
         at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
         """
         of = LOSSES[self.problem.model, self.problem.loss]
+        if self.problem.slips.bce_slope == "plain" and self.problem.loss == "bce":
+            of = bce_plain
         if self.problem.slips.target == "row":
             return of(z, y)
         row = of(z, np.full_like(y, y.mean()))

@@ -65,6 +65,27 @@ class Sample(NamedTuple):
     framework: Step
 
 
+class Saturation(NamedTuple):
+    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
+
+    Attributes:
+        first: the first step with any such row, and `first_share` its share of them.
+        last: the last step that was compared, and `last_share` likewise.
+    """
+
+    first: int
+    first_share: float
+    last: int
+    last_share: float
+
+    @classmethod
+    def noted(cls, earlier: Saturation | None, step: int, share: float) -> Saturation | None:
+        """Add a step to those before it."""
+        if earlier is not None:
+            return earlier._replace(last=step, last_share=share)
+        return cls(step, share, step, share) if share else None
+
+
 @dataclass
 class Report:
     """What a run found."""
@@ -95,6 +116,7 @@ class Report:
     diagnosis: Diagnosis | None = None
     mended: Mend | str | None = None
     losses_told: int = 0
+    saturation: Saturation | None = None
     plain_sgd: bool = True
     dtypes: tuple[str, str] = ("float64", "float64")
     power: Power | None = None
@@ -401,12 +423,17 @@ def decay_dict(weight_decay: Mapping[str, float]) -> Any:
     return {name: number(value) for name, value in weight_decay.items()}
 
 
-def way_out(report: Report) -> Matching | str | None:
-    """Give the settings with which torch matches the scratch side, or why there are none."""
+def way_out(report: Report, *, loss: str = "bce") -> Matching | str | None:
+    """Give the settings with which torch matches the scratch side, or why there are none.
+
+    With the loss bce_with_logits on torch's side, p − y is its slope too.
+    """
     found = report.diagnosis
     if found is None or found.best is None:
         return None
     convention, slips = put_in(found.best.change, TORCH, NO_SLIPS)
+    if loss == "bce_with_logits":
+        slips = slips._replace(bce_slope="floored")
     training = report.training
     if found.best.weight_decay is not None:
         training = training._replace(weight_decay=found.best.weight_decay)

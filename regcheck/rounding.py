@@ -25,12 +25,12 @@ bound is NaN, which allows no side to be infinite alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regcheck.losses import DENOMINATOR_FLOOR, LOG_FLOOR
+from regcheck.losses import DENOMINATOR_FLOOR, LOG_FLOOR, sigmoid
 from regcheck.norms import chosen, close_pairs, norm, norms
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
@@ -74,25 +74,43 @@ class Sizes(NamedTuple):
     all: float
 
 
+class Tails(NamedTuple):
+    """The least and the most that the smaller of p and 1 − p can be on either side, row by row."""
+
+    least: Array
+    most: Array
+
+
 class RoundingModel:
     """Bounds for the steps of one problem, in order.
 
     Norms of the data are taken once. The error of the velocity is carried from step to step.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, own: Collection[str] = ()) -> None:
+        """Take a problem.
+
+        Args:
+            problem: what both sides train.
+            own: which sides, of scratch and framework, are a user's own code, which may evaluate
+                σ and the loss by any of the usual formulas.
+        """
+        self.problem, self.own_code = problem, bool(own)
         dtypes = (np.dtype(problem.scratch_dtype), np.dtype(problem.framework_dtype))
         finer, coarser = sorted(map(np.finfo, dtypes), key=lambda info: float(info.eps))
         self.mixed = finer.dtype != coarser.dtype
-        self.u = float(coarser.eps) / 2
+        self.u, self.finer_u = float(coarser.eps) / 2, float(finer.eps) / 2
         # Below the smallest normal number, errors are absolute.
         self.floor = float(coarser.tiny)
         # Sums of a few terms that are each below it cannot overflow: in any dtype, and in both.
         self.top = float(coarser.max) / 8
         self.common_top = float(finer.max) / 8
-        # Beyond it, σ(z) is so near to 1 that rounding shows in BCELoss.
+        # Up to it, BCELoss meets no floor, whatever rounding does to 1 − p.
         self.edge = -math.log(DENOMINATOR_FLOOR + 8 * self.u)
+        # A user's module may have a sigmoid of its own, whose derivative is not p (1 − p).
+        self.own_sigmoid = "framework" in own and self.u < DENOMINATOR_FLOOR
+        if self.own_sigmoid:
+            self.edge = 0.0
         self.single = coarser.dtype == np.dtype(np.float32)
         X = problem.X
         self.row_norms, column_norms, peaks = norms(X)
@@ -159,15 +177,20 @@ class RoundingModel:
         outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
         for index, z, s in zip(batch.parts, step.outputs, slopes, strict=True):
             rows, y = len(s), self.y_sizes[index]
-            slope, target = norm(s), norm(y)
             dz = self.output_bound(index, step.before)
-            error = self.slope_error(z, s, y, dz, largest_z) + 2 * u * (slope + target)
+            if self.may_fade(dz, largest_z):
+                # No rule has steeper ones, and the loss is as steep where BCELoss passes nothing.
+                s = sigmoid(z) - y
+            slope, target = norm(s), norm(y)
+            error = self.slope_error(z, y, dz, largest_z) + 2 * u * (slope + target)
             columns = np.minimum(self.column_norms, math.sqrt(rows) * self.column_peaks)
             gradient += columns * ((error + u * (self.terms(index, s) + 7) * slope) / rows)
             outputs.append(dz)
             # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
             loss += ((slope + error) * norm(dz) + 2 * u * slope * target) / rows
-            loss += self.loss_rounding(z, y, step.loss * parts, largest_z)
+            loss += self.loss_rounding(z, y, dz, step.loss * parts)
+            if self.own_code and self.problem.model == "linear":
+                loss += self.gram_rounding(columns, target, rows, step.before)
             loss += u * (self.losses_alike(s) + 7) * abs(step.loss)
         return tuple(outputs), loss / parts + self.floor, gradient / parts + self.floor
 
@@ -225,7 +248,7 @@ class RoundingModel:
         bound: Array = self.row_norms[index] * (factor * weight) + (factor * bias + self.floor)
         return bound
 
-    def slope_error(self, z: Array, s: Array, y: Array, dz: Array, largest_z: float) -> float:
+    def slope_error(self, z: Array, y: Array, dz: Array, largest_z: float) -> float:
         """Bound ‖δs‖, but for 2u (‖s‖ + ‖y‖): δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|).
 
         Evaluating s(z) adds 2u (|s_i| + |y_i|), since |σ(z) − y| and |y| bound |σ(z)|; the squared
@@ -243,47 +266,103 @@ class RoundingModel:
         error = steep * dz + self.floor  # σ(z) may underflow, and x_ij be large
         if loss == "mse":
             error += (4 * self.u) * np.minimum(odds, 1)
-        elif loss == "bce" and largest_z > self.edge:
-            error += self.fading(z, np.abs(s), y, dz)
+        elif self.may_fade(dz, largest_z):
+            error += self.fading(z, y, dz)
         return norm(error)
 
-    def fading(self, z: Array, size: Array, y: Array, dz: Array) -> Array:
-        """Bound what BCELoss's floor adds to δs, where s = (p − y) q/max(q, ε) and q = p (1 − p).
+    def may_fade(self, dz: Array, largest_z: float) -> bool:
+        """Say whether any row's output may be so large that BCELoss's floor is met."""
+        return self.problem.loss == "bce" and largest_z + float(dz.max()) > self.edge
 
-        Below the floor of ε = 1e-12 the slope goes with q, so that L = |s|. Where p is within
-        rounding of 1, q has an absolute error of a few u, which is lost/ε of the slope.
+    def tails(self, z: Array, dz: Array) -> Tails:
+        """Bound t = e^(−|z|), the smaller of p and 1 − p where |z| is large, as a side has it.
+
+        p = t is right to a few u of itself. 1 − p is t to 1.5u, which are the roundings of 1 + t
+        and of the quotient; with t ≤ u/2, p is 1 by every formula, and 1 − p is 0: in the coarser
+        dtype, and with t ≤ u/2 of the finer one's in both.
         """
-        lost = min(1.0, 8 * self.u / DENOMINATOR_FLOOR)
-        faded = np.abs(z) > -math.log(DENOMINATOR_FLOOR) - 1
-        return np.where(z > self.edge, lost * (1 - y), 0.0) + np.where(faded, size * dz, 0.0)
+        near, far = np.exp(dz - np.abs(z)), np.exp(-dz - np.abs(z))
+        right = z > 0
+        most = near + right * np.where(near > self.u / 2, 1.5 * self.u, 1.5 * self.finer_u)
+        most[right & (near <= self.finer_u / 2)] = 0.0
+        return Tails(np.maximum(far - right * (1.5 * self.u), 0.0), most)
 
-    def loss_rounding(self, z: Array, y: Array, loss: float, largest_z: float) -> float:
+    def fading(self, z: Array, y: Array, dz: Array) -> Array:
+        """Bound what BCELoss's floor does to δs, where s = (p − y) m with m = min(1, q/ε).
+
+        q = p (1 − p) is the smaller of p and 1 − p where the floor of ε = 1e-12 can be met, so
+        that δs ≤ |p − y| (m(most) − m(least)). A sigmoid of a user's own has the derivative
+        t = e^(−z)/(1 + e^(−z))², without the rounding of 1 − p, so that m = t/max(q, ε).
+        """
+        least, most = self.tails(z, dz)
+        high, low = (np.minimum(tail / DENOMINATOR_FLOOR, 1) for tail in (most, least))
+        if self.own_sigmoid:
+            near, far = np.exp(dz - np.abs(z)), np.exp(-dz - np.abs(z))
+            rounding = np.where(z > 0, 1.5 * self.u, 0.0)
+            ratios = [
+                far / np.maximum(far + off, DENOMINATOR_FLOOR) for off in (-rounding, rounding)
+            ]
+            high = np.maximum(high, np.maximum(ratios[0], np.minimum(near / DENOMINATOR_FLOOR, 1)))
+            low = np.minimum(low, ratios[1])
+        return np.asarray(np.where(z > 0, np.abs(1 - y), y) * (high - low))
+
+    def loss_rounding(self, z: Array, y: Array, dz: Array, loss: float) -> float:
         """Bound what evaluating the row losses adds to the mean loss of one micro-batch.
 
         Linear: nothing more than the relative error of the sum has. With p = σ(z):
 
         - mse: p has the error 3u p, so δ(r²) ≤ 8u (|r| + u), and Cauchy-Schwarz bounds the mean
           of |r| by the root of the mean loss, of which `loss` is an upper bound
-        - bce_with_logits: 4u |z|, the terms of which it is the sum
-        - bce: 4u for log p; a = 2u (1 + e^z) is the relative error of 1 − p, so that its
-          logarithm's is 2a, or anything down to the floor of −100 where 2a > 1. In float32, p is
-          denormal for z < −85, with few bits left for its logarithm.
+        - bce_with_logits: 4u |z|, the terms of which it is the sum; a user's code may take it from
+          p, and then as bce
+        - bce: 4u for log p, and what `log_rounding` has for log(1 − p) where y < 1. In float32, p
+          is denormal for z < −85, with few bits left for its logarithm.
         """
-        u = self.u
+        u, rows = self.u, len(z)
         match self.problem.model, self.problem.loss:
             case "logistic", "mse":
                 return 8 * u * (math.sqrt(abs(loss)) + u)
             case "logistic", "bce_with_logits":
-                return 4 * u * norm(z) / math.sqrt(len(z))
+                error = 4 * u * norm(z) / math.sqrt(rows)
+                if self.own_code:
+                    of_log = np.abs(1 - y) * self.log_rounding(z, dz, math.log(u))
+                    error += float(np.add.reduce(of_log)) / rows + 4 * u
+                return error
             case "logistic", "bce":
-                error = (4 * u) * (1 + np.exp(z))
-                if largest_z > self.edge:
-                    error[error > 1] = -LOG_FLOOR
-                error *= y < 1
-                if largest_z > self.edge and self.single:
-                    error += 15.0 * ((z < -85) & (y > 0))
-                return float(np.add.reduce(error)) / len(z) + 4 * u
+                of_log = (y < 1) * self.log_rounding(z, dz, LOG_FLOOR)
+                if self.single:
+                    of_log += 15.0 * ((z < -85) & (y > 0))
+                return float(np.add.reduce(of_log)) / rows + 4 * u
         return 0.0
+
+    def log_rounding(self, z: Array, dz: Array, lowest: float) -> Array:
+        """Bound the error of log(1 − p), taken from p, beside that of z.
+
+        a = 2u (1 + e^z) is the relative error of 1 − p, so that its logarithm's is 2a. Where that
+        exceeds 1, 1 − p is anything within its `tails`, and the logarithm no less than `lowest`.
+        Where p is 1 on both sides, so is the logarithm the same; but a user's code may have a
+        floor of its own in the place of torch's.
+        """
+        error: Array = (4 * self.u) * (1 + np.exp(z))
+        lost = error > 1
+        if not lost.any():
+            return error
+        least, most = self.tails(z[lost], dz[lost])
+        ends = [np.log(np.maximum(part, math.exp(lowest))) for part in (least, most)]
+        error[lost] = ends[1] - ends[0]
+        if self.own_code and lowest == LOG_FLOOR:
+            error[lost] = np.where(most == 0, -LOG_FLOOR, error[lost])
+        return error
+
+    def gram_rounding(
+        self, columns: Array, target: float, rows: int, parameters: Parameters
+    ) -> float:
+        """Bound the rounding of a mean squared error that is summed as θᵀXᵀXθ − 2θᵀXᵀy + yᵀy.
+
+        Its terms are as large as (Σ_j ‖x_j‖ |θ_j| + ‖y‖)², however small the residuals are.
+        """
+        size = float(columns @ np.abs(flat(parameters))) + target
+        return self.u * (math.sqrt(rows) + 2 * math.sqrt(len(columns)) + 6) * size**2 / rows
 
     def clipped(self, gradient: Array, step: Step) -> Array:
         """Carry the gradient's bound through clipping.

@@ -174,4 +174,5 @@ def training_of(spec: Spec, rows: int) -> Training:
         train_rows=rows,
         micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),
         clipped_by_norm=spec.clip_norm is not None,
+        loss=spec.loss or "",
     )

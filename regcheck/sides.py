@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -47,8 +47,8 @@ class Bounder(Protocol):
 class ClosedBounds:
     """The bounds of the one-layer models, worked out."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.model = RoundingModel(problem)
+    def __init__(self, problem: Problem, own: Collection[str]) -> None:
+        self.model = RoundingModel(problem, own)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""
@@ -127,7 +127,9 @@ def sides_of(
             pair = ScratchLeads(leader, framework, measured)
         stack.callback(pair.close)
         if sees_rows and torch is not None:
-            bounder: Bounder = ClosedBounds(really(given, torch.problem))
+            codes = {"scratch": spec.scratch, "framework": spec.own_framework}
+            own = [side for side, code in codes.items() if code is not None]
+            bounder: Bounder = ClosedBounds(really(given, torch.problem), own)
         else:
             bounder = noisy(problem, measured)
         faults = None

@@ -26,6 +26,7 @@ class Training(NamedTuple):
     train_rows: int
     micro_rows: tuple[int, ...] = ()
     clipped_by_norm: bool = False
+    loss: str = ""
 
     @property
     def loss_rows(self) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ from regcheck.causes import CAUSES, Change, put_in
 from regcheck.compare import in_limits, judge, local_differences
 from regcheck.convention import is_bias
 from regcheck.lockstep import Lockstep, Steps
+from regcheck.losses import saturated
+from regcheck.models import predict
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import Array, Problem, Step
 from regcheck.rounding import Bounds
@@ -45,6 +47,11 @@ def clips(problem: Problem, step: Step) -> bool:
         return any(float(np.abs(g).max()) > problem.clip_value for g in step.gradient.values())
     squares = sum(float(np.vdot(g, g)) for g in step.gradient.values())
     return problem.clip_norm is not None and math.sqrt(squares) + 1e-6 > problem.clip_norm
+
+
+def saturates(z: Array) -> bool:
+    """Say whether any output is saturated."""
+    return bool(saturated(z).any())
 
 
 def equal_targets(problem: Problem, batch: Batch) -> bool:
@@ -82,6 +89,12 @@ CIRCUMSTANCES: dict[str, Circumstance] = {
     "never-clipped": Circumstance(
         "no gradient is large enough to be clipped",
         lambda problem, _, step: not clips(problem, step),
+    ),
+    "never-saturated": Circumstance(
+        "no output is saturated",
+        lambda problem, batch, step: (
+            not any(saturates(predict(problem.X[index], step.before)) for index in batch.parts)
+        ),
     ),
     "no-bias-decay": Circumstance(
         "the bias has no weight_decay", lambda problem, _, __: not biases_decay(problem)
@@ -135,13 +148,17 @@ class Trial:
         self.sees_as_torch = sees_alike(problem, torch.problem)
         ordered = problem.convention.update_order == "simultaneous"
         self.needs_rows = not (self.sees_as_torch and ordered)
+        self.of_floor = dict(change) == {"bce_slope": "plain"}
         self.largest = 0.0
         self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
 
     def shows(self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass) -> bool:
         """Take a step; say whether the run would have diverged in it with this cause."""
-        shared = seen if self.sees_as_torch else None
         framework = steps.framework
+        if self.of_floor and not spec.tolerance.on_drift and not any(map(saturates, seen.outputs)):
+            self.rule.follow(framework)  # no floor is met: it is torch's own step
+            return False
+        shared = seen if self.sees_as_torch else None
         local = self.rule.step_beside(framework.before, batch, shared).step
         found = local_differences(local, framework, bounds)
         if spec.tolerance.on_drift:
@@ -242,6 +259,7 @@ def sees_alike(problem: Problem, other: Problem) -> bool:
             one.convention.loss_reduction,
             one.convention.loss_factor,
             one.slips.target,
+            one.slips.bce_slope,
             one.slips.batch_divisor,
             one.slips.accumulation,
         )

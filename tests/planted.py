@@ -341,6 +341,13 @@ class TargetBroadcast(ByHand):
         return loss.mean(axis=1), slopes.mean(axis=1)
 
 
+class BceSaturated(ByHand):
+    """Writes p − y down, as the derivation on paper has it."""
+
+    def loss(self, z: Array, y: Array) -> tuple[Array, Array]:
+        return super().loss(z, y)[0], 1 / (1 + np.exp(-z)) - y
+
+
 class UpdateSequential(ByHand):
     """Moves the bias, predicts again, then moves the weight."""
 
@@ -489,6 +496,7 @@ class LossEpochMean(ByHand):
 
 BUGS: dict[str, tuple[type[ByHand], ...]] = {
     "accumulation-not-averaged": (AccumulationNotAveraged,),
+    "bce-saturated": (BceSaturated,),
     "bias-not-penalized": (BiasNotPenalized,),
     "bias-penalized": (BiasPenalized,),
     "clip-per-tensor": (ClipPerTensor,),

@@ -75,6 +75,7 @@ def plant(needs: str = "", key: str | None = None, **changes: Any) -> Plant:
 
 PLANTS: dict[str, Plant] = {
     "accumulation-not-averaged": plant("parts", parts="sum"),
+    "bce-saturated": plant("saturated", slope="plain"),
     "bias-not-penalized": plant("bias-decay", bias="none"),
     "bias-penalized": plant("bias-free", bias="of weight"),
     "clip-per-tensor": plant("clip-norm", clip="each"),
@@ -229,11 +230,15 @@ def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, 
     batch_size, parts = batches(random, rows, needs)
     per_epoch = math.ceil(math.ceil(rows / batch_size) / parts)
     steps = int(random.integers(1, 31)) if X.size < 50_000 else int(random.integers(1, 6))
+    init = random_init(random, features)
+    if "saturated" in needs:
+        y = np.asarray(random.integers(2, size=rows), np.float64)
+        model, loss, init = "logistic", "bce", saturating(random, X)
     spec: SpecDict = {
         "data": data_of(X, y, file),
         "model": model,
         "loss": loss,
-        "init": random_init(random, features),
+        "init": init,
         "optimizer": random_optimizer(random, needs),
         "lr": random_lr(random, model, X, strange=False),
         "weight_decay": random_decay(random, needs),
@@ -251,6 +256,14 @@ def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, 
         by_norm = "clip-norm" in needs or chance(random, 0.6)
         spec["clip_norm" if by_norm else "clip_value"] = size or 1.0
     return spec, X, y
+
+
+def saturating(random: Generator, X: Array) -> SpecDict:
+    """Draw a start at which some outputs are so large that BCELoss passes no gradient."""
+    w = random.normal(size=X.shape[1])
+    size = float(np.abs(X @ w).max()) or 1.0
+    weight = np.asarray(power_of_ten(random, 1.7, 3) / size * w)
+    return {"weight": weight.tolist(), "bias": 0.0}
 
 
 def random_columns(random: Generator, least: int) -> Array:
@@ -308,7 +321,7 @@ def random_decay(random: Generator, needs: Needs) -> Any:
 
 def random_dtype(random: Generator, needs: Needs) -> str | dict[str, str]:
     """Draw float64 mostly."""
-    if "float64" in needs or chance(random, 0.75):
+    if needs & {"float64", "saturated"} or chance(random, 0.75):
         return "float64"
     if chance(random, 0.5):
         return "float32"

@@ -12,7 +12,7 @@ import math
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -341,8 +341,8 @@ def observe(spec: SpecDict) -> Observed:
     seen = Observed(report=None)  # type: ignore[arg-type]
 
     class Recording(RoundingModel):
-        def __init__(self, problem: Problem) -> None:
-            super().__init__(problem)
+        def __init__(self, problem: Problem, own: Collection[str] = ()) -> None:
+            super().__init__(problem, own)
             seen.problem = problem
 
         def bounds(self, batch: Batch, step: Step, slopes: Sequence[Array]) -> Bounds:

@@ -40,6 +40,7 @@ def a_training(random: Generator) -> tuple[Problem, Training]:
     """Draw a training of a dozen rows, of any rule that a spec can ask for."""
     rows, features = int(random.integers(1, 13)), int(random.integers(1, 4))
     model, loss = [("linear", "mse"), ("logistic", "bce"), ("logistic", "mse")][random.integers(3)]
+    size = random.choice([1.0, 100.0, 100.0]) if loss == "bce" else 1.0  # so that outputs saturate
     momentum = random.choice(["none", "plain", "nesterov", "dampened"])
     options: Spec = {"name": "sgd", "momentum": 0.0 if momentum == "none" else random.random()}
     if momentum == "nesterov":
@@ -49,7 +50,7 @@ def a_training(random: Generator) -> tuple[Problem, Training]:
     bias_decay = random.choice([0.0, random.random()])
     spec: Spec = {
         "data": {
-            "X": random.normal(size=(rows, features)).tolist(),
+            "X": (size * random.normal(size=(rows, features))).tolist(),
             "y": random.integers(2, size=rows).tolist(),
         },
         "model": model,
@@ -176,6 +177,8 @@ HEAVY: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 LEAPING: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
 HALVED_LR: Spec = {"lr_schedule": {"kind": "exponential", "factor": 0.5}}
 
+LABELS: Spec = {"data": {"X": [[1], [2], [3], [4]], "y": [0, 1, 1, 0]}, "model": "logistic"}
+
 CONCERNED: list[tuple[Spec, set[str]]] = [
     (NO_DECAY, set()),
     ({}, PENALTY | BIAS),
@@ -199,6 +202,9 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         NO_DECAY | HALVED_LR | HEAVY,
         MOMENTUM | {"nesterov-added", "schedule-shifted", "momentum-lr-inside"},
     ),
+    (NO_DECAY | LABELS | {"loss": "bce"}, {"bce-saturated"}),
+    (NO_DECAY | LABELS | {"loss": "bce_with_logits"}, set()),
+    (NO_DECAY | LABELS | {"loss": "mse"}, set()),
     (NO_DECAY | {"clip_norm": 1.0}, {"clip-per-tensor"}),
     ({"clip_norm": 1.0}, {"clip-per-tensor", "decay-before-clipping"} | PENALTY | BIAS),
     ({"clip_value": 1.0}, {"decay-before-clipping"} | PENALTY | BIAS),
@@ -249,8 +255,8 @@ def test_bias_that_a_model_has_not_is_penalized_by_neither_side() -> None:
 
 NAMES = """
 accumulation-not-averaged adagrad-accumulator-initial adam-bias-correction-compounded
-adam-bias-correction-missing adam-epsilon-uncorrected bias-not-penalized bias-penalized
-clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
+adam-bias-correction-missing adam-epsilon-uncorrected bce-saturated bias-not-penalized
+bias-penalized clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
 decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr gradient-accumulated
 gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-after-update
 loss-epoch-mean loss-halved loss-summed momentum-dampened momentum-lr-inside momentum-missing
@@ -357,6 +363,11 @@ PLAIN: Spec = {
 
 ACTING: dict[str, Spec] = {
     "accumulation-not-averaged": {"batch_size": 4, "accumulate": 2},
+    "bce-saturated": {
+        "data": {"X": (100 * ROWS).tolist(), "y": (ROWS[:, 0] > 0).astype(int).tolist()},
+        "model": "logistic",
+        "loss": "bce",
+    },
     "bias-penalized": {"weight_decay": {"weight": 0.5, "bias": 0}},
     "clip-per-tensor": {"clip_norm": 0.1},
     "dampening-on-first-step": {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.5}},
@@ -489,6 +500,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "where a gradient is clipped": {(1, 1)},
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
     "where the lr changes": {(4, 4), (5, 5)},
+    "where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)": {(2, 1)},
 }
 """By what is said: the first step from a start at zero and from elsewhere, of planted bugs."""
 

@@ -53,7 +53,7 @@ from tests.test_causes import HalfLossReported, LossAfterUpdate, LossEpochMean
 # --- reading the text back ------------------------------------------------------------------------
 
 TOKEN = re.compile(
-    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\(ȳ\))?\)|g\(ȳ\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
+    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
     r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
     r"|[a-zλμτ]|B|[()+−·/])"
 )
@@ -207,9 +207,13 @@ def case_of(spec: dict[str, Any], slips: Slips = NO_SLIPS) -> Case:
 
 
 def gradients(case: Case, parameters: Parameters, batch: Batch) -> dict[str, dict[str, Value]]:
-    """Give g of each tensor, and the average and the sum of mᵢ gᵢ, all at ȳ too."""
+    """Give g of each tensor, and the average and the sum of mᵢ gᵢ, all at ȳ and from p − y too."""
     found: dict[str, dict[str, Value]] = {name: {} for name in parameters}
-    for at, trainer in (("", case.plain), ("(ȳ)", at_mean_target(case.plain, batch))):
+    mean = at_mean_target(case.plain, batch)
+    unfloored = replace(case.plain.problem, slips=Slips(bce_slope="plain"))
+    trainers = {"": case.plain, "(ȳ)": mean}
+    trainers |= {"(p−y)": case.plain.by(unfloored), "(p−ȳ)": mean.by(unfloored)}
+    for at, trainer in trainers.items():
         whole = trainer.pass_over(parameters, batch)
         parts = []
         for rows, z in zip(batch.parts, whole.outputs, strict=True):
@@ -427,6 +431,7 @@ def test_text_is_what_the_trainer_does(decay: str, written: Callable[[Training],
     assert compared > 144
 
 
+@np.errstate(all="ignore")  # a logarithm of 0, where p is 1
 def agreeing_steps(case: Case, text: list[str], loss: str) -> int:
     """Train by the text and by the trainer; count the steps, each of which must be the same."""
     state = case.trainer.start()
@@ -455,6 +460,7 @@ SLIPS: dict[str, tuple[Any, ...]] = {
     "penalty_form": ("constant",),
     "bias_decay": ("of-weight",),
     "target": ("batch-mean",),
+    "bce_slope": ("plain",),
     "batch_divisor": ("batch-size",),
     "accumulation": ("sum",),
     "zeroing": ("never",),
@@ -538,6 +544,11 @@ MOVING = SYMBOLIC._replace(momentum="μ", clipped=True)
     [
         (Slips(penalty_form="constant"), ["v ← μ v + clip(g) + λ", "w ← w − lr v"]),
         (Slips(target="batch-mean"), ["v ← μ v + clip(g(ȳ)) + λ w", "w ← w − lr v"]),
+        (Slips(bce_slope="plain"), ["v ← μ v + clip(g(p−y)) + λ w", "w ← w − lr v"]),
+        (
+            Slips(target="batch-mean", bce_slope="plain"),
+            ["v ← μ v + clip(g(p−ȳ)) + λ w", "w ← w − lr v"],
+        ),
         (
             Slips(batch_divisor="batch-size"),
             ["v ← μ v + clip(B/batch_size g) + λ w", "w ← w − lr v"],
@@ -591,7 +602,7 @@ def test_every_letter_of_a_slip_has_its_meaning() -> None:
     lines += update_lines(TORCH, MOVING, "weight", Slips(lr_factor=math.nan))
     told = [meaning.split(" ", 1)[0] for meaning in meanings(lines)]
 
-    letters_in_order = "w g Σg ȳ v clip clip_w lr lr₊₁ lr₋₁ c λ μ B k batch_size"
+    letters_in_order = "w g Σg p−y ȳ v clip clip_w lr lr₊₁ lr₋₁ c λ μ B k batch_size"
     assert told == letters_in_order.split()
     # Σ alone tells of no sum of gradients, nor lr of its neighbours.
     assert meanings(["½·λ Σw²"], ["w", "Σg", "λ"]) == ["w weight", "λ weight_decay"]
@@ -623,6 +634,10 @@ def concerned_case(name: str, change: Change) -> Case:
             "nesterov-missing": momentum | {"nesterov": True},
         }.get(name, momentum),
     }
+    if name == "bce-saturated":
+        X = 60 * np.array(DATA["X"])
+        spec |= {"data": {"X": X.tolist(), "y": (X[:, 0] < 0).astype(int).tolist()}}
+        spec |= {"model": "logistic", "loss": "bce"}
     if name == "bias-penalized":
         spec["weight_decay"] = {"weight": 0.3, "bias": 0.0}
     convention, slips = put_in(change, TORCH, NO_SLIPS)

@@ -53,6 +53,11 @@ MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 NESTEROV: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
 DAMPENED: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.25}}
 NEW_LR_AT_5: Spec = {"lr_schedule": {"kind": "step", "every": 4, "factor": 0.5}}
+SATURATED: Spec = {
+    "data": {"X": (1000 * X).tolist(), "y": TARGETS["logistic"].tolist()},
+    "model": "logistic",
+    "loss": "bce",
+}
 ALWAYS_CLIPPED: Spec = {"clip_norm": 1e-2}
 
 
@@ -114,6 +119,8 @@ STEP_1 = First(1, 1, "gradient")  # no gradient is 0, from either start
 FIRSTS: dict[str, tuple[First, ...]] = {
     # Step 1 has two micro-batches.
     "accumulation-not-averaged": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
+    # Of rows as large all outputs are saturated, once the weights are not 0.
+    "bce-saturated": (First(2, 1, "gradient", SATURATED),),
     "bias-not-penalized": (PENALTY._replace(tensor="bias"),),
     "bias-penalized": (
         PENALTY._replace(tensor="bias", settings={"weight_decay": {"weight": 0.5, "bias": 0}}),

@@ -30,6 +30,8 @@ from tests.test_sabotage import (
     MOMENTUM,
     NESTEROV,
     NEW_LR_AT_5,
+    SATURATED,
+    TARGETS,
     ZEROS,
     spec_of,
 )
@@ -45,6 +47,7 @@ ACTING: Spec = spec_of(batches="mini") | {
 }
 """A training in which everything acts that can: two steps an epoch, all but the first clipped."""
 
+DATA: Spec = spec_of()["data"]
 FREE: Spec = {"weight_decay": {"weight": 0.5, "bias": 0}}
 
 # --- what a run could not have shown ------------------------------------------------------------
@@ -63,7 +66,7 @@ def test_run_in_which_everything_acts_could_have_shown_every_cause(
 
 def test_runs_in_which_everything_acts_concern_every_cause() -> None:
     concerned = set()
-    for changes in (MOMENTUM | FREE, NESTEROV, DAMPENED):
+    for changes in (MOMENTUM | FREE, NESTEROV, DAMPENED, SATURATED):
         loaded = from_mapping(ACTING | changes)
         training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
         concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}
@@ -225,6 +228,10 @@ HIDDEN: dict[str, tuple[Spec, dict[str, Iterable[str]]]] = {
         {"clip_value": 1e9},
         {"no gradient is large enough to be clipped": {"decay-before-clipping"}},
     ),
+    "no output that is saturated": (
+        {"model": "logistic", "loss": "bce", "data": {**DATA, "y": TARGETS["logistic"].tolist()}},
+        {"no output is saturated": {"bce-saturated"}},
+    ),
     "loss alone": ({"compare": ["loss"]}, {"`compare` leaves the parameters out": NO_LOSS}),
     # The mean of (0 − y)² is the same in any pairing; the parameters would show it.
     "loss alone, one step from 0": (
@@ -365,6 +372,7 @@ def explaining(spec: Spec, bug: type) -> set[str]:
 
 
 NEEDED: dict[str, Spec] = {
+    "bce-saturated": SATURATED | MOMENTUM,
     "bias-penalized": FREE,
     "dampening-on-first-step": DAMPENED,
     "nesterov-missing": NESTEROV,

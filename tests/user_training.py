@@ -39,6 +39,7 @@ class Rule(NamedTuple):
         clip: one norm over both tensors, or one for each.
         parts: the micro-batches' gradients are averaged or summed.
         target: the row's own, or broadcast, each output against each target.
+        slope: BCELoss's as torch has it, or p − y.
         zeroed: whether gradients are set to 0 after each step.
         order: both tensors move together, or the bias first.
     """
@@ -59,6 +60,7 @@ class Rule(NamedTuple):
     clip: str = "together"
     parts: str = "mean"
     target: str = "row"
+    slope: str = "torch"
     zeroed: bool = True
     order: str = "together"
 
@@ -180,7 +182,7 @@ class Training:
         for rows in parts:
             X, y = self.X[rows], self.y[rows]
             z = X @ at[0] + at[1]
-            values, slopes = row_losses(self.problem, z, y)
+            values, slopes = self.row_losses(z, y)
             mean = mean + values.mean()
             if self.rule.target == "broadcast":
                 values, slopes = self.broadcast(z, y)
@@ -197,12 +199,19 @@ class Training:
         gradient = (factor * weight, factor * bias if self.bias else 0 * bias)
         return float(own / len(parts)), float(mean / len(parts)), gradient
 
+    def row_losses(self, z: Array, y: Array) -> Pair:
+        """Give the rows' losses and the slopes that the rule takes."""
+        values, slopes = row_losses(self.problem, z, y)
+        if self.rule.slope == "plain" and self.problem.loss == "bce":
+            slopes = 1 / (1 + np.exp(-z)) - y
+        return values, slopes
+
     def broadcast(self, z: Array, y: Array) -> Pair:
         """Take each output against all targets, as (B, 1) against (B,) does."""
         if len(y) <= 256:
-            values, slopes = row_losses(self.problem, z[:, None], y[None, :])
+            values, slopes = self.row_losses(z[:, None], y[None, :])
             return values.mean(axis=1), slopes.mean(axis=1)
-        values, slopes = row_losses(self.problem, z, np.full_like(y, y.mean()))
+        values, slopes = self.row_losses(z, np.full_like(y, y.mean()))
         return values + (y.var() if self.problem.loss == "mse" else 0), slopes
 
     def looped(self, at: Pair, X: Array, y: Array) -> Pair:
@@ -212,7 +221,7 @@ class Training:
             z = at[1]
             for j in range(X.shape[1]):
                 z = z + X[i, j] * at[0][j]
-            slope = row_losses(self.problem, z, y[i])[1]
+            slope = self.row_losses(z, y[i])[1]
             bias = bias + slope
             for j in range(X.shape[1]):
                 weight[j] = weight[j] + slope * X[i, j]
@@ -317,8 +326,9 @@ def row_losses(problem: UserProblem, z: Array, y: Array) -> Pair:
         return (p - y) * (p - y), 2 * (p - y) * p * other
     if problem.loss == "bce_with_logits":
         return np.logaddexp(0 * z, z) - z * y, p - y
-    # As torch has it: logarithms stop at −100, and the slope fades out where p is 0 or 1.
-    rest = 1 - p
+    # As torch has it: logarithms stop at −100, and the slope fades out where p is 0 or 1. That it
+    # is 1 by float64's rounding belongs to it, in extended precision too.
+    rest = 1 - p.astype(np.float64) if p.dtype == np.longdouble else 1 - p
     logs = np.maximum(np.log(p), -100), np.maximum(np.log(rest), -100)
     faded = p * rest / np.maximum(p * rest, float(np.float32(1e-12)))
     return -y * logs[0] - (1 - y) * logs[1], (p - y) * faded

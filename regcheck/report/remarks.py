@@ -22,6 +22,8 @@ def remarks(report: Report) -> list[str]:
     """Give the other remarks that apply, in the order of reading."""
     told = (
         not_judged_remark(report),
+        floor_remark(report),
+        saturated_remark(report),
         loss_remark(report),
         untold_remark(report),
         unjudged_remark(report),
@@ -70,6 +72,40 @@ def hidden_remark(report: Report) -> str:
     if divergence.stage == "optimizer" and divergence.step == 2 and report.training.momentum:
         return "Step 1 could not show it: the velocity held nothing from before."
     return ""
+
+
+def floor_remark(report: Report) -> str:
+    """Say from which step on BCELoss's floor is met, where the diagnosis names it."""
+    found = report.saturation
+    if found is None or not report.names("bce-saturated"):
+        return ""
+    return (
+        f"BCELoss's floor is met from step {found.first:,} on, by "
+        f"{percent(found.first_share)} of that step's samples."
+    )
+
+
+def saturated_remark(report: Report) -> str:
+    """Say that most rows are saturated, so that torch's side does not learn from them."""
+    found = report.saturation
+    if found is None or found.last_share <= 1 / 2:
+        return ""
+    learns = "torch does not learn" if report.names("bce-saturated") else "neither side learns"
+    return (
+        f"In step {found.last:,}, {percent(found.last_share)} of the samples are saturated (p "
+        f"rounds to 0 or 1, or nearly): {learns} from them. Scale the features "
+        "(`standardize: true`), or take `loss: bce_with_logits`."
+    )
+
+
+def percent(share: float) -> str:
+    """Write a share: `97 %`, and no 0 or 100 where it is not just that.
+
+    >>> percent(1.0), percent(0.9734), percent(0.9999), percent(1e-5)
+    ('100 %', '97 %', '99.99 %', '0.001 %')
+    """
+    rounded = (float(f"{100 * share:.{digits}g}") for digits in range(2, 17))
+    return f"{next(one for one in rounded if (one < 100) == (share < 1)):.15g} %"
 
 
 def loss_remark(report: Report) -> str:

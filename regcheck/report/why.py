@@ -235,8 +235,9 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     given = letters(report.rule_training)
     lines = [fix_of(report, cause) for cause in found.causes]
     changed = found.best is not None and (found.best.change or found.best.weight_decay)
-    if changed:
-        lines += rule_lines(TORCH, given)
+    if found.best is not None and changed and set(found.best.change) != {"bce_slope"}:
+        _, slips = put_in(found.best.change, TORCH, NO_SLIPS)
+        lines += rule_lines(TORCH, given, NO_SLIPS._replace(bce_slope=slips.bce_slope))
     if found.reporting is not None and found.reporting.causes:
         own = f"{TORCHS_LOSS}, as your loss function has it"
         loss = loss_text(TORCH, given) if report.spec.own_framework is None else own

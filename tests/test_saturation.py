@@ -1,0 +1,345 @@
+"""Runs of BCELoss whose outputs are saturated: where its floor acts, and what hides behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.record import Report, Saturation
+from regcheck.report.remarks import remarks
+from regcheck.report.why import ways_out
+from tests.conftest import ROOT
+
+Array = NDArray[Any]
+Spec = dict[str, Any]
+Sigma = Callable[[Array], Array]
+
+RAW: Spec = {
+    "data": {
+        "csv": str(ROOT / "data" / "penguins.csv"),
+        "target": "species",
+        "positive": "Gentoo",
+        "features": ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"],
+        "standardize": False,
+    },
+    "model": "logistic",
+    "loss": "bce",
+    "lr": 0.05,
+    "weight_decay": 0.01,
+    "epochs": 20,
+}
+"""Penguins as they were weighed, in grams and millimetres: from step 2 on all are saturated."""
+
+ONE_BY_ONE = "1/(1 + e^−z)"
+SIGMAS: dict[str, Sigma] = {
+    ONE_BY_ONE: lambda z: 1 / (1 + np.exp(-z)),
+    "e^z/(1 + e^z)": lambda z: np.where(z < 700, np.exp(z) / (1 + np.exp(z)), 1),
+    "½ (1 + tanh z/2)": lambda z: np.where(
+        z > 0, (1 + np.tanh(z / 2)) / 2, np.exp(z) / (1 + np.exp(z))
+    ),
+    "by sign": lambda z: np.where(
+        z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z)))
+    ),
+}
+"""σ as people write it, with all digits of small ones."""
+
+
+def code(
+    *, sigma: str = ONE_BY_ONE, floor: bool = False, penalty: float = 1.0, loss: str = ""
+) -> Callable[[Any], Iterator[Spec]]:
+    """Write a user's code: p − y, or with torch's floor; and which loss it reports."""
+
+    def train(problem: Any) -> Iterator[Spec]:
+        w, b = problem.initial["weight"].ravel(), problem.initial["bias"]
+        for rows in problem.batches:
+            X, y = problem.X[rows], problem.y[rows]
+            with np.errstate(all="ignore"):
+                z = X @ w + b
+                p = SIGMAS[sigma](z)
+                logs = np.log(p), np.log(1 - p)
+                if loss == "floored":
+                    logs = np.maximum(logs[0], -100), np.maximum(logs[1], -100)
+                told = -np.mean(y * logs[0] + (1 - y) * logs[1])
+                if loss == "of z":
+                    told = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))))
+            s = p - y
+            if floor:
+                s = s * (p * (1 - p)) / np.maximum(p * (1 - p), float(np.float32(1e-12)))
+            decay = penalty * problem.weight_decay
+            w = w - problem.lr * (X.T @ s / len(y) + decay * w)
+            b = b - problem.lr * (s.mean() + decay * b)
+            yield {"weight": w, "bias": b} | ({"loss": told} if loss else {})
+
+    return train
+
+
+def causes(report: Report) -> list[tuple[str, ...]]:
+    """Name the sets of causes that explain a run."""
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    assert report.diagnosis.clues == ()
+    return [one.causes for one in report.diagnosis.explanations]
+
+
+# --- no false alarm -----------------------------------------------------------------------------
+
+
+Windows = tuple[tuple[float, float], ...]
+WINDOWS: Windows = ((-60, 60), (14, 19), (26, 39), (-39, -26), (-1e5, 1e5))
+"""Outputs among which some saturate, in both dtypes or one; those in which p rounds to 0 or 1,
+alone; and such as unscaled data give."""
+
+
+def saturated_spec(random: Generator, windows: Windows = WINDOWS) -> Spec:
+    """Draw a training whose first outputs are in one of some windows."""
+    rows, features = int(random.integers(1, 60)), int(random.integers(1, 5))
+    w = random.normal(size=features)
+    X = random.normal(size=(rows, features))
+    z = random.uniform(*windows[int(random.integers(len(windows)))], size=rows)
+    X += ((z - X @ w) / (w @ w))[:, None] * w
+    y = random.integers(2, size=rows).astype(float)
+    if random.random() < 0.2:
+        y = random.random(rows)
+    size = float(np.abs(X).max())
+    optimizer: Spec = {"name": "sgd", "momentum": float(random.choice([0, 0, 0.9]))}
+    spec: Spec = {
+        "data": {"X": X.tolist(), "y": y.tolist()},
+        "model": "logistic",
+        "loss": "bce",
+        "init": {"weight": w.tolist(), "bias": [0.0]},
+        "optimizer": optimizer,
+        "lr": 10 ** random.uniform(-6, -1) / size,
+        "weight_decay": 10 ** random.uniform(-6, 0),
+        "batch_size": int(random.integers(1, rows + 1)),
+        "epochs": 4,
+    }
+    if random.random() < 0.2:
+        spec["clip_norm"] = size * 10 ** random.uniform(-2, 0)
+    return spec
+
+
+MIXED = {"scratch": "float64", "framework": "float32"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_saturated_rows_raise_no_alarm(seed: int) -> None:
+    random = np.random.default_rng([seed, 9])
+    spec = saturated_spec(random)
+    for dtype in ("float64", "float32", MIXED, {"scratch": "float32", "framework": "float64"}):
+        report = check(spec | {"dtype": dtype})
+        assert (report.verdict, report.first_by_stage) == ("equivalent", {}), (dtype, report.reason)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_users_code_with_torchs_floor_raises_no_alarm(seed: int) -> None:
+    random = np.random.default_rng([seed, 10])
+    spec = saturated_spec(random) | {"optimizer": "sgd"}
+    spec.pop("clip_norm", None)
+    for sigma in SIGMAS:
+        report = check(spec, scratch=code(sigma=sigma, floor=True, loss="floored"))
+        assert report.verdict == "equivalent", sigma
+
+
+class OneByOne(nn.Module):
+    """σ by hand, whose derivative autograd takes as e^−z/(1 + e^−z)²."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return 1 / (1 + torch.exp(-z))
+
+
+def users_model(sigma: nn.Module, decay: float) -> Callable[[Any], Any]:
+    """Write what builds a user's own model: a linear layer, a sigmoid, and BCELoss."""
+
+    def build(problem: Any) -> Any:
+        linear = nn.Linear(problem.X.shape[1], 1, dtype=torch.float64)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(problem.initial["weight"]).reshape(1, -1))
+            linear.bias.copy_(torch.from_numpy(problem.initial["bias"]).reshape(1))
+        model, loss = nn.Sequential(linear, sigma), nn.BCELoss()
+        optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr, weight_decay=decay)
+        return model, lambda p, y: loss(p[:, 0], y.reshape(-1)), optimizer
+
+    return build
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_users_own_sigmoid_in_torch_raises_no_alarm(seed: int) -> None:
+    random = np.random.default_rng([seed, 11])
+    # Where e^−z overflows, autograd has NaN of it.
+    spec = saturated_spec(random, WINDOWS[:-1]) | {"optimizer": "sgd"}
+    spec.pop("clip_norm", None)
+    report = check(spec, framework=users_model(OneByOne(), spec["weight_decay"]))
+
+    assert report.verdict == "equivalent"
+
+
+# --- what hid behind saturated rows -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_one_percent_of_the_penalty_does_not_hide_behind_saturated_rows(momentum: float) -> None:
+    optimizer = {"name": "sgd", "momentum": momentum}
+    report = check(RAW | {"convention": {"penalty_factor": 1.01}, "optimizer": optimizer})
+
+    assert causes(report)[0] == ("penalty-scaled",)
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 2
+    assert report.saturation is not None
+    assert report.saturation.last_share > 0.99
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_raw_data_agree_where_both_sides_have_the_floor(dtype: str) -> None:
+    report = check(RAW | {"dtype": dtype})
+
+    assert report.verdict == "equivalent"
+    assert "penalty-doubled" not in [one.cause for one in report.not_distinguished]
+    assert "bce-saturated" not in [one.cause for one in report.not_distinguished]
+
+
+# --- the cause ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_p_minus_y_on_raw_data_names_the_floor_and_nothing_else(sigma: str, dtype: str) -> None:
+    spec = RAW | {"dtype": dtype}
+    report = check(spec, scratch=code(sigma=sigma))
+
+    assert causes(report) == [("bce-saturated",)]
+    assert report.saturation == Saturation(2, 1.0, 20, 1.0)
+    assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # it takes e^z of any z, and log 0
+def test_the_question_with_its_fix_on_raw_data(tmp_path: Any) -> None:
+    spec = RAW | {"scratch": f"{ROOT / 'configs' / 'question_fixed.py'}:train"}
+    report = check(spec)
+
+    assert causes(report) == [("bce-saturated",)]
+    fixed = spec | {"loss": "bce_with_logits", "compare": ["parameters"]}
+    assert check(fixed).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("factor", "cause"),
+    [
+        (0.0, "penalty-missing"),
+        (2.0, "penalty-doubled"),
+        (1.01, "penalty-scaled"),
+    ],
+)
+@pytest.mark.parametrize("batches", [{}, {"batch_size": 50, "shuffle": {"seed": 0}, "epochs": 3}])
+def test_floor_is_named_beside_another_penalty(factor: float, cause: str, batches: Spec) -> None:
+    report = check(RAW | batches, scratch=code(penalty=factor))
+
+    assert causes(report) == [("bce-saturated", cause)]
+    assert report.mended is not None
+    changes = report.mended.changes  # type: ignore[union-attr]
+    assert changes["loss"] == "bce_with_logits"
+    assert changes["framework"] == {"weight_decay": pytest.approx(factor * 0.01)}
+    assert check(RAW | batches | changes, scratch=code(penalty=factor)).verdict == "equivalent"
+
+
+def some_rows(low: float, high: float, y: float) -> Spec:
+    """Make a training of 60 rows of which four have outputs between two numbers, at first."""
+    random = np.random.default_rng(0)
+    X = random.normal(size=(60, 2))
+    X[:4] = np.column_stack([np.linspace(low, high, 4), np.zeros(4)])
+    targets = (X[:, 0] > 0).astype(float)
+    targets[:4] = y
+    return RAW | {
+        "data": {"X": X.tolist(), "y": targets.tolist()},
+        "init": {"weight": [1.0, 0.5], "bias": [0.0]},
+        "lr": 0.001,
+        "weight_decay": 0.1,
+        "epochs": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (27.7, 28.0, "float64"),
+        (28.0, 37.0, "float64"),
+        (40.0, 41.0, "float64"),
+        (-37.0, -28.0, "float64"),
+        (17.6, 19.0, "float32"),
+        (28.0, 37.0, "float32"),
+        (-37.0, -28.0, "float32"),
+    ],
+)
+def test_floor_is_named_where_some_rows_alone_are_saturated(
+    low: float, high: float, dtype: str
+) -> None:
+    spec = some_rows(low, high, float(low < 0)) | {"dtype": dtype}
+    report = check(spec, scratch=code())
+
+    assert causes(report) == [("bce-saturated",)]
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 1
+    assert report.saturation is not None
+    assert report.saturation.first_share == 4 / 60
+    assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
+
+
+def test_floor_of_a_users_own_torch_side_is_named_too() -> None:
+    build = users_model(nn.Sigmoid(), 0.01)
+
+    assert causes(check(RAW, scratch=code(), framework=build)) == [("bce-saturated",)]
+    assert check(RAW, framework=build).verdict == "equivalent"
+
+
+# --- what is told of it -------------------------------------------------------------------------
+
+
+def test_report_says_where_the_floor_is_met_and_what_to_do() -> None:
+    report = check(RAW, scratch=code())
+    told, ways = " ".join(remarks(report)), dict(ways_out(report))
+
+    assert "BCELoss's floor is met from step 2 on, by 100 % of that step's samples." in told
+    assert "In step 20, 100 % of the samples are saturated" in told
+    assert "torch does not learn from them" in told
+    assert "p − y, which is right" in ways["in the scratch code"][0]
+    assert "bce_with_logits" in ways["in torch"][0]
+    assert ways["in the spec"] == ["loss: bce_with_logits"]
+    # Its own line keeps p − y where something else is to change.
+    other = dict(ways_out(check(RAW, scratch=code(penalty=2.0))))["in the scratch code"]
+    assert other[-1] == "w ← w − 0.05 (g(p−y) + 0.01 w), b likewise"
+
+
+def test_saturation_of_most_samples_is_remarked_where_the_sides_agree_too() -> None:
+    told = " ".join(remarks(check(RAW)))
+
+    assert "In step 20, 100 % of the samples are saturated (p rounds to 0 or 1" in told
+    assert "neither side learns from them" in told
+    assert "BCELoss's floor is met" not in told
+
+
+@pytest.mark.parametrize(
+    "spec", [RAW | {"loss": "bce_with_logits"}, some_rows(28, 37, 1.0)], ids=["logits", "few rows"]
+)
+def test_samples_that_are_few_or_still_learn_are_no_remark(spec: Spec) -> None:
+    report = check(spec)
+
+    assert report.verdict == "equivalent"
+    assert "samples are saturated" not in " ".join(remarks(report))
+
+
+@pytest.mark.parametrize(
+    ("loss", "compares"), [("", None), ("of z", None), ("textbook", ["parameters"])]
+)
+def test_fixed_spec_compares_the_losses_that_can_be_compared(loss: str, compares: Any) -> None:
+    report = check(some_rows(28, 30, 0.0), scratch=code(loss=loss))
+
+    assert causes(report) == [("bce-saturated",)]
+    assert report.mended is not None
+    assert report.mended.changes.get("compare") == compares  # type: ignore[union-attr]
