@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.entries import finite, flat, largest_in_each, position, starts, worth_packing
+from regcheck.packing import finite, flat, largest_in_each, position, starts, worth_packing
 from regcheck.lockstep import Steps
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds

@@ -20,7 +20,7 @@ import numpy as np
 
 from regcheck.compare import Difference, Row
 from regcheck.compare import drift as apart
-from regcheck.entries import flat, largest_in_each, starts, worth_packing
+from regcheck.packing import flat, largest_in_each, starts, worth_packing
 from regcheck.problem import Array, Parameters, Step
 from regcheck.spec.judging import Tolerance, Tolerances
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.entries import flat
+from regcheck.packing import flat
 from regcheck.lockstep import Steps
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.entries import flat
+from regcheck.packing import flat
 from regcheck.problem import Parameters
 from regcheck.torch_trainer import TorchTrainer
 

@@ -20,7 +20,7 @@ import torch._dynamo  # the first optimizer imports it in any case
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from regcheck.entries import flat
+from regcheck.packing import flat
 from regcheck.errors import UserCodeError
 from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
 from regcheck.noise import RandomRounding

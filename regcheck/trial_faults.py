@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from regcheck.entries import flat
+from regcheck.packing import flat
 from regcheck.lockstep import Steps
 from regcheck.rounding import Bounds
 from regcheck.shadow import Shadow
