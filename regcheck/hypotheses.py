@@ -8,7 +8,7 @@ gradient or on the lr (all but decay after the update), so with the steps P₁ a
 
     P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
 
-and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)².
+and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)², and a few units in its own last place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -38,28 +39,40 @@ DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
 """Keys that each say what a batch's sum is divided by."""
 
 
+SLACK = 8.0
+"""Deviations within which a value cannot be told from a fitted factor."""
+
+ROUNDED = 4.0
+"""Units u in the last place of a factor that are lost to its own computation, on either side.
+
+However many steps tell a factor, a user's lr·c is rounded once for all of them, and its n or λ too:
+a few u |c|, which do not average out as the entries' rounding does.
+"""
+
+
+def deviation_of(factor: float, weight: float, u: float) -> float:
+    """Give √(1/W + (4 u c)²), of a factor c that is fitted with a weight W = Σ (∂P/∂c / bound)²."""
+    return math.hypot(1 / math.sqrt(weight), ROUNDED * u * factor)
+
+
 class Fit(NamedTuple):
-    """A fitted factor, and its deviation: what one rounding bound makes of it."""
+    """A fitted factor, and its deviation: what one rounding bound makes of it.
+
+    A value cannot be told from it within `SLACK` deviations.
+    """
 
     factor: float
     deviation: float
 
     def is_near(self, value: float) -> bool:
         """Say whether a value cannot be told from the fitted factor."""
-        slack = max(8 * self.deviation, 1e-9 * abs(self.factor))
-        return abs(self.factor - value) <= slack
+        return abs(self.factor - value) <= SLACK * self.deviation
 
     def plain(self, among: Iterable[float] = ()) -> Fit:
         """Give the plainest number that it cannot be told from: one of some, or the shortest."""
-        slack = 8 * self.deviation
-        for value in among:
-            if abs(self.factor - value) <= slack:
-                return self._replace(factor=value)
-        for digits in range(1, 17):
-            value = float(f"{self.factor:.{digits}g}")
-            if abs(self.factor - value) <= slack:
-                return self._replace(factor=value)
-        return self
+        shortest = (float(f"{self.factor:.{digits}g}") for digits in range(1, 17))
+        near = (value for value in chain(among, shortest) if self.is_near(value))
+        return self._replace(factor=next(near, self.factor))
 
 
 @dataclass(frozen=True)
@@ -267,7 +280,8 @@ class Replay:
         for slope, rest in parts:
             if np.abs(rest - change_by * slope).max() > coarse * (1 + abs(change_by / other)):
                 return None
-        return Fit(factor + change_by, 1 / math.sqrt(weight))
+        found = factor + change_by
+        return Fit(found, deviation_of(found, weight, self.u))
 
 
 def gain(rule: Problem, batch: Batch) -> float:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.hypotheses import Fit, Replay
+from regcheck.hypotheses import ROUNDED, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array
 
@@ -97,13 +97,15 @@ def effective_scales(replay: Replay) -> dict[str, Scales]:
     moved = (history.all("before") - history.all("scratch"))[window(replay)]
     bound = history.all("bound")[window(replay)] * replay.limits
     return {
-        name: scales_of(moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part])
+        name: scales_of(
+            moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part], replay.u
+        )
         for name, part in history.slices.items()
     }
 
 
-def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -> Scales:
-    """Fit one tensor's scales."""
+def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array, u: float) -> Scales:
+    """Fit one tensor's scales; u is the unit roundoff of the coarser dtype."""
     with np.errstate(all="ignore"):
         target = np.ravel(moved / bound)
         columns = np.column_stack([np.ravel(by_gradient / bound), np.ravel(by_decay / bound)])
@@ -122,9 +124,8 @@ def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -
         rest = target - scaled @ solution
         spread = np.sqrt((np.linalg.pinv(scaled, rcond=1e-9) ** 2).sum(axis=1))
         for place, index in enumerate(told):
-            found[index] = Fit(
-                float(solution[place] / sizes[index]), float(spread[place] / sizes[index])
-            )
+            factor, deviation = solution[place] / sizes[index], spread[place] / sizes[index]
+            found[index] = Fit(float(factor), math.hypot(deviation, ROUNDED * u * factor))
     residual = float(np.abs(rest).max(initial=0.0))
     return Scales(found[0], found[1], residual <= 1, residual)
 

@@ -196,7 +196,7 @@ class Search:
             if key in change:
                 continue
             fit = self.replay.fit(change, key)
-            if fit is None or fit.is_near(1.0) or (fit.factor <= 0 and key != "penalty_factor"):
+            if fit is None or (fit.factor <= 0 and key != "penalty_factor"):
                 continue
             for near in dict.fromkeys((fit.plain(named_factors(cause, self.training)), fit)):
                 whole = {**change, key: near.factor}
