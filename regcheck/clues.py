@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from regcheck.history import Record
+from regcheck.convention import is_bias
+from regcheck.history import History, Record
 from regcheck.hypotheses import Replay
 from regcheck.observed import Observed
 from regcheck.problem import Array
-from regcheck.scales import Scales, other_penalty, recursion
+from regcheck.scales import Scales, other_penalty, rates, recursion, window
 from regcheck.search import LATE
 from regcheck.training import Training
 
@@ -32,6 +33,9 @@ def without_cause(
         return [*clues, KEEPS_TO_IT], "update"
     agrees = gradient_agrees(seen, record)
     clues += gradient_clues(agrees)
+    rate = "" if agrees is False else rate_clue(replay)
+    if rate:
+        return [*clues, rate], "optimizer"
     penalty = "" if agrees is False else penalty_clue(replay)
     if penalty:
         return [*clues, penalty], "penalty"
@@ -121,21 +125,81 @@ def lost_clue(seen: Observed, record: Record) -> str:
     )
 
 
+MOST_RATES = 6
+"""The lrs that are listed."""
+
+
+def rate_clue(replay: Replay) -> str:
+    """Say whether the steps are torch's with another lr in each; empty if not."""
+    found = rates(replay)
+    if found is None:
+        return ""
+    told = np.isfinite(found.scratch)
+    own, torch = found.scratch[told], found.torch[told]
+    if found.constant and (torch != torch[0]).any():
+        return (
+            f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
+            f"{listed(torch)}, is not applied."
+        )
+    first = 1 + window(replay).start + int(told.argmax())
+    return (
+        f"The steps are torch's with another lr in each: from step {first:,} on {listed(own)}, "
+        f"where torch has {listed(torch)}."
+    )
+
+
+def listed(values: Array) -> str:
+    """List the first values."""
+    some = ", ".join(f"{value:.6g}" for value in values[:MOST_RATES])
+    return some + (", .." if len(values) > MOST_RATES else "")
+
+
 def penalty_clue(replay: Replay) -> str:
     """Say whether the steps are torch's with a penalty of another shape; empty if not."""
     for text, shape in SHAPES.items():
         strength = other_penalty(replay, shape)
         if strength is not None:
             return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
+    for text, shape in sums(replay.history).items():
+        strength = other_penalty(replay, shape)
+        if strength is not None:
+            return (
+                f"The steps are torch's with one number added to the gradient of each entry, "
+                f"{strength:.6g} {text}, in the place of a penalty: multiply λ by each weight, "
+                "not by their sum."
+            )
     return ""
 
 
-SHAPES: dict[str, Callable[[Array], Array]] = {
-    "sign(w), as an L1 penalty of λ Σ|w| has,": np.sign,
-    "w³": lambda w: w**3,
-    "|w|": np.abs,
+SHAPES: dict[str, Callable[[Record], Array]] = {
+    "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
+    "w³": lambda record: record.before**3,
+    "|w|": lambda record: np.abs(record.before),
 }
-"""Other penalties' gradients, in words, and as functions of the parameters."""
+"""Other penalties' gradients, in words, and as functions of a step."""
+
+
+def sums(history: History) -> dict[str, Callable[[Record], Array]]:
+    """Give numbers that a sum over parameters may add to every entry, over the rows or not."""
+    weights = np.concatenate(
+        [
+            np.full(part.stop - part.start, not is_bias(name))
+            for name, part in history.slices.items()
+        ]
+    )
+
+    def whole(record: Record) -> Array:
+        return np.full_like(record.before, record.before.sum())
+
+    def of_weights(record: Record) -> Array:
+        return np.full_like(record.before, record.before[weights].sum())
+
+    return {
+        "Σw": of_weights,
+        "Σw over weights and biases": whole,
+        "Σw/B": lambda record: of_weights(record) / record.batch.size,
+        "Σw/B over weights and biases": lambda record: whole(record) / record.batch.size,
+    }
 
 
 def gradient_agrees(seen: Observed, record: Record) -> bool | None:

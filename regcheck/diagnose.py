@@ -10,16 +10,17 @@ import numpy as np
 from regcheck.causes import CAUSES, put_in
 from regcheck.clues import without_cause
 from regcheck.convention import NO_SLIPS, TORCH
+from regcheck.entries import by_entries
 from regcheck.history import History
 from regcheck.hypotheses import Explanation, Fit, Replay
-from regcheck.inputs import from_other_inputs
+from regcheck.inputs import from_other_inputs, from_rounded
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.reporting import Elsewhere, Reporting, Rule, explain_losses
 from regcheck.scales import Scales, effective_scales
-from regcheck.search import Search
+from regcheck.search import Search, shift_text
 from regcheck.telling import telling_apart
 
 SINGLE = 2.0**29
@@ -117,26 +118,37 @@ def explain_updates(
         causes = ("precision",) if seen.dtypes_differ else ()
         causes = ("initial-parameters",) if seen.starts_apart else causes
         return (Explanation(causes, {}, plain),), replay, None
-    found = searched(seen, replay)
-    limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
-    coarse = replay_of(seen, limits)
+    found, within = known_causes(seen, replay)
+    found = found or with_other_numbers(replay)
     if found:
-        if seen.single:  # what is as small as float32's rounding may be just that
-            residual = coarse.residual({})
-            if residual <= 1:
-                found = (*found, Explanation(("precision",), {}, residual))
-        return found, replay, None
-    if seen.single:  # the scratch side rounds as float32 does
-        found = in_single(seen, coarse)
-        if found:
-            return found, coarse, None
-    by_scales = from_scales(replay)
-    if by_scales is not None:
-        return (by_scales,), replay, None
+        return found, within, None
     if seen.leads:
         found, start = from_other_inputs(seen, replay)
         return found, replay, start
     return (), replay, None
+
+
+def known_causes(seen: Observed, replay: Replay) -> tuple[tuple[Explanation, ...], Replay]:
+    """Find sets of the catalogue's causes, in float64 or else as float32 rounds."""
+    found = searched(seen, replay)
+    rounded = None if found else from_rounded(seen, replay)
+    if rounded is not None:
+        return (rounded,), replay
+    if not seen.single:
+        return found, replay
+    coarse = replay_of(seen, {name: SINGLE * limit for name, limit in seen.limits.items()})
+    if not found:  # the scratch side rounds as float32 does
+        return in_single(seen, coarse), coarse
+    residual = coarse.residual({})
+    if residual <= 1:  # what is as small as float32's rounding may be just that
+        found = (*found, Explanation(("precision",), {}, residual))
+    return found, replay
+
+
+def with_other_numbers(replay: Replay) -> tuple[Explanation, ...]:
+    """Find torch's rule with another schedule, other decays, or some entries' own numbers."""
+    found = from_shifted(replay) or from_scales(replay)
+    return (found,) if found is not None else tuple(by_entries(replay))
 
 
 def from_scales(replay: Replay) -> Explanation | None:
@@ -164,6 +176,29 @@ def from_scales(replay: Replay) -> Explanation | None:
     note = ", ".join(f"{name} has {found[name]:.6g} for {own[name]:g}" for name in other)
     change = {"lr_factor": rate.factor} if fits else {}
     return Explanation(causes, change, residual, fits, note, found)
+
+
+MOST_SHIFTED = 12
+"""Steps, and epochs, by which a schedule may be early or late."""
+
+
+def from_shifted(replay: Replay) -> Explanation | None:
+    """See whether the steps are torch's with the schedule of the lr some steps early or late."""
+    schedule = replay.torch.problem.schedule
+    if schedule.lr_schedule is None:
+        return None
+    taken = range(1, len(replay.history) + 1)
+    units = dict.fromkeys((1, schedule.steps_per_epoch))
+    for steps in dict.fromkeys(n * unit for unit in units for n in range(1, MOST_SHIFTED + 1)):
+        for early in (steps, -steps):
+            change = {"lr_shift": early}
+            residual = replay.residual(change)
+            # One lr in all steps is no schedule that is shifted, but none.
+            if residual <= 1 and len({schedule.shifted_lr(step, early) for step in taken}) > 1:
+                causes = ("schedule-shifted",)
+                note = shift_text(schedule, causes, change)
+                return Explanation(causes, change, residual, note=note)
+    return None
 
 
 def in_single(seen: Observed, coarse: Replay) -> tuple[Explanation, ...]:

@@ -8,7 +8,8 @@ gradient or on the lr (all but decay after the update), so with the steps P₁ a
 
     P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
 
-and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)², and a few units in its own last place.
+and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)²,
+and a few units in its own last place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -75,12 +76,28 @@ class Fit(NamedTuple):
         return self._replace(factor=next(near, self.factor))
 
 
+Numbers = Literal["weight_decay", "lr", "gradient"]
+
+
+class ByEntry(NamedTuple):
+    """Numbers that some entries have of their own.
+
+    Attributes:
+        what: the weight_decay, or a factor on torch's lr, or one on its gradient.
+        values: of each entry, torch's own among them: (entries,).
+    """
+
+    what: Numbers
+    values: Array
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A set of causes that makes every recorded step, to `residual` rounding bounds.
 
     `fits` holds the factor of those causes that have an open one; `note` says what a title leaves
-    open otherwise. `weight_decay` holds the decay of each tensor, where they are fitted each.
+    open otherwise. `weight_decay` holds the decay of each tensor, where they are fitted each, and
+    `by_entry` the numbers of each entry.
     """
 
     causes: tuple[str, ...]
@@ -89,6 +106,7 @@ class Explanation:
     fits: Mapping[str, Fit] = field(default_factory=dict)
     note: str = ""
     weight_decay: Mapping[str, float] | None = None
+    by_entry: ByEntry | None = None
 
 
 class Replay:
