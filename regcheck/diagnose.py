@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -235,31 +237,35 @@ def reported(
         rules.append(replace(problem, convention=convention, slips=slips))
     rules.append(replace(problem, convention=TORCH, slips=NO_SLIPS))
     known = [Rule(rule, strengths(seen.torch, rule, seen.history)) for rule in rules]
-    elsewhere = losses_elsewhere(seen, found, start)
+    places = [losses_elsewhere(seen, one, start) for one in found if "row-order" in one.causes]
+    # The rows of the loss may not be those of the gradient.
+    places.append(losses_elsewhere(seen, None, start))
     coarser = [SINGLE] if any("precision" in one.causes for one in found) else []
-    for slack in (1.0, *coarser):
+    for slack, place in product((1.0, *coarser), places):
         limit = slack * seen.limits["loss"]
-        reporting = explain_losses(
-            seen.history, limit, known, lambda: losses_after(seen, elsewhere), elsewhere
-        )
+        after = partial(losses_after, seen, place)
+        reporting = explain_losses(seen.history, limit, known, after, place)
         if reporting is not None:
             return reporting
     return None
 
 
 def losses_elsewhere(
-    seen: Observed, found: Sequence[Explanation], start: Parameters | None
+    seen: Observed, reordered: Explanation | None, start: Parameters | None
 ) -> Elsewhere:
-    """Take torch's losses at the rows and from the start that the scratch side has."""
+    """Take torch's losses at the rows and from the start that the scratch side has.
+
+    `reordered` is the explanation by other rows, where there is one.
+    """
     history = seen.history
     records = list(history.records())
     if start is not None:
         first = seen.torch.pass_over(start, records[0].batch).loss
         losses = np.append(first, history.loss("framework")[1:])
         return Elsewhere(losses=losses, start=history.flat(start))
-    if not found or "row-order" not in found[0].causes:
+    if reordered is None:
         return Elsewhere()
-    order = other_orders(seen.torch.problem.schedule)[found[0].note]
+    order = other_orders(seen.torch.problem.schedule)[reordered.note]
     batches = tuple(batch for batch, _ in zip(order, records, strict=False))
     there = [
         seen.torch.pass_over(history.split(record.before), batch).loss

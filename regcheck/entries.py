@@ -178,9 +178,8 @@ def note_of(replay: Replay, family: Family, groups: Sequence[Indices], values: A
             number = f"lr {value * lr:.6g} instead of {lr:g}"
         else:
             number = f"{value:.6g} times the {family.what}"
-        several = len(places) > 1
-        told.append(f"{named(replay.history, places)} {'have' if several else 'has'} {number}")
-    return ", ".join(told) + "; everything else follows torch's rule"
+        told.append(f"{named(replay.history, places)}: {number}")
+    return "; ".join([*told, "all else follows torch's rule"])
 
 
 MOST_NAMED = 4

@@ -169,10 +169,12 @@ class Replay:
         limit of many bounds is for what no rounding exceeds: where the gradient is many times
         larger, a quarter of it is ample. Larger steps add their own rounding.
         """
+        larger = max(0.0, gain(rule, record.batch) / 4 - 1)
         with np.errstate(all="ignore"):
-            rest = np.maximum(record.bound - 2 * self.u * np.abs(record.before), 0)
-            wider = record.bound + max(0.0, gain(rule, record.batch) / 4 - 1) * rest
-            wider += 2 * self.u * np.abs(after - record.before)
+            wider = record.bound + 2 * self.u * np.abs(after - record.before)
+            if larger:
+                rest = record.bound - 2 * self.u * np.abs(record.before)
+                wider += larger * np.maximum(rest, 0)
             known = np.isfinite(wider)
         return record._replace(bound=np.where(known, wider, record.bound))
 
