@@ -33,7 +33,7 @@ from regcheck.hypotheses import (
     deviation_of,
 )
 from regcheck.problem import Array
-from regcheck.scales import shifts
+from regcheck.scales import allowed, shifts
 
 Places = NDArray[np.bool_]
 """Whether each entry is meant: (entries,)."""
@@ -60,13 +60,13 @@ class Family(NamedTuple):
 def by_entries(replay: Replay) -> Iterator[Explanation]:
     """Give the ways in which some entries' own numbers make all steps."""
     history, torch = replay.history, replay.torch
-    bound = history.all("bound") * replay.limits
+    bound = allowed(replay, slice(None))
     with np.errstate(all="ignore"):
         moved = (history.all("before") - history.all("scratch")) / bound
         whole, gradient, decay = (one / bound for one in parts_of(replay))
     if not all(np.isfinite(one).all() for one in (moved, whole, gradient, decay)):
         return
-    strange = (np.abs(moved - whole) > 1).any(axis=0)
+    strange: Places = np.abs(moved - whole).max(axis=0) > 1
     if not strange.any() or strange.all():
         return
     decays = np.concatenate(
@@ -172,14 +172,22 @@ def note_of(replay: Replay, family: Family, groups: Sequence[Indices], values: A
     for places in groups:
         value, own = float(values[places[0]]), float(family.own[places[0]])
         if family.what == "weight_decay":
-            number = f"weight_decay {value:.6g} instead of {own:g}" if value else "no penalty"
+            number = f"weight_decay {beside(value, own)}" if value else "no penalty"
         elif family.what == "lr" and problem.schedule.lr_schedule is None:
             lr = problem.schedule.lr
-            number = f"lr {value * lr:.6g} instead of {lr:g}"
+            number = f"lr {beside(value * lr, lr)}"
         else:
-            number = f"{value:.6g} times the {family.what}"
+            number = f"{value:.10g} times the {family.what}"
         told.append(f"{named(replay.history, places)}: {number}")
     return "; ".join([*told, "all else follows torch's rule"])
+
+
+def beside(value: float, own: float) -> str:
+    """Write a number beside torch's own, with as many digits as it takes to differ."""
+    digits = (f"{value:.{count}g}" for count in (6, 9, 12, 16))
+    return (
+        f"{next(text for text in (*digits, repr(value)) if float(text) != own)} instead of {own:g}"
+    )
 
 
 MOST_NAMED = 4

@@ -34,6 +34,17 @@ def window(replay: Replay) -> slice:
     return slice(start, min(start + MOST, len(replay.history)))
 
 
+def allowed(replay: Replay, at: slice) -> Array:
+    """Give what rounding may make of what is subtracted at some steps: (steps, entries).
+
+    It is known as w − w′ alone, from a w′ that is rounded: never better than 2u |w|.
+    """
+    history = replay.history
+    rounded = 2 * replay.u * np.abs(history.all("before")[at])
+    found: Array = np.maximum(history.all("bound")[at] * replay.limits, rounded)
+    return found
+
+
 class Scales(NamedTuple):
     """What one tensor's steps come to; None where the run does not tell.
 
@@ -101,7 +112,7 @@ def effective_scales(replay: Replay) -> dict[str, Scales]:
     by_gradient = shifts(replay, replay.torch.by(replace(problem, weight_decay=zeros)))
     by_decay = shifts(replay, replay.torch.by(replace(problem, weight_decay=ones, slips=silent)))
     moved = (history.all("before") - history.all("scratch"))[window(replay)]
-    bound = history.all("bound")[window(replay)] * replay.limits
+    bound = allowed(replay, window(replay))
     return {
         name: scales_of(
             moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part], replay.u
@@ -147,7 +158,7 @@ def other_penalty(replay: Replay, shape: Callable[[Record], Array]) -> float | N
     by_gradient, own = shifts(replay, free), shifts(replay, replay.torch)
     with np.errstate(all="ignore"):
         by_both = shifts(replay, free, shape)
-        bound = history.all("bound")[window(replay)] * replay.limits
+        bound = allowed(replay, window(replay))
         moved = (history.all("before") - history.all("scratch"))[window(replay)]
         slope, rest = (by_both - by_gradient) / bound, (moved - by_gradient) / bound
         off = np.abs(moved - own) / bound
@@ -186,7 +197,7 @@ def rates(replay: Replay) -> Rates | None:
     """
     history, torch = replay.history, replay.torch
     here = window(replay)
-    bound = history.all("bound")[here] * replay.limits
+    bound = allowed(replay, here)
     moved = (history.all("before") - history.all("scratch"))[here]
     with np.errstate(all="ignore"):
         step, rest = shifts(replay, torch) / bound, moved / bound
@@ -228,7 +239,7 @@ def recursion(replay: Replay) -> Recursion | None:
         history.all("gradient")[window(replay)],
         history.all("before")[window(replay)],
     )
-    bound = history.all("bound")[window(replay)][1:] * replay.limits
+    bound = allowed(replay, window(replay))[1:]
     with np.errstate(all="ignore"):
         parts = (gradient[1:], gradient[:-1], before[1:], moved[:-1])
         columns = np.column_stack([np.ravel(part / bound) for part in parts])
