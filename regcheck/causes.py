@@ -457,7 +457,7 @@ CAUSES: dict[str, Cause] = {
         fix="take at each step the rows that the spec says: its order, shuffle and batch_size",
     ),
     "schedule-shifted": Cause(
-        "runs the lr schedule a step early or late",
+        "runs the lr schedule a step or an epoch early or late",
         scheduled,
         ({"lr_shift": 1}, {"lr_shift": -1}),
         stage="optimizer",

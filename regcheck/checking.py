@@ -238,6 +238,7 @@ class Run:
                 row, steps.scratch, steps.framework, bounds, tolerances
             )
             report.sample, report.previous = sample, self.last
+            self.history.parts()
             self.gradient_bound = bounds.gradient
         if report.sample is None:
             report.sample = sample

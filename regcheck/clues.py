@@ -6,14 +6,19 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from regcheck.history import Record
+from regcheck.convention import is_bias
+from regcheck.history import History, Record
 from regcheck.hypotheses import Replay
 from regcheck.observed import Observed
 from regcheck.problem import Array
-from regcheck.scales import Scales, other_penalty, recursion
+from regcheck.scales import Scales, other_penalty, rates, recursion, window
 from regcheck.search import LATE
 from regcheck.training import Training
+
+Indices = NDArray[np.intp]
+"""Places of some entries."""
 
 
 def without_cause(
@@ -32,6 +37,9 @@ def without_cause(
         return [*clues, KEEPS_TO_IT], "update"
     agrees = gradient_agrees(seen, record)
     clues += gradient_clues(agrees)
+    rate = "" if agrees is False else rate_clue(replay)
+    if rate:
+        return [*clues, rate], "optimizer"
     penalty = "" if agrees is False else penalty_clue(replay)
     if penalty:
         return [*clues, penalty], "penalty"
@@ -121,21 +129,81 @@ def lost_clue(seen: Observed, record: Record) -> str:
     )
 
 
+MOST_RATES = 6
+"""The lrs that are listed."""
+
+
+def rate_clue(replay: Replay) -> str:
+    """Say whether the steps are torch's with another lr in each; empty if not."""
+    found = rates(replay)
+    if found is None:
+        return ""
+    told = np.isfinite(found.scratch)
+    own, torch = found.scratch[told], found.torch[told]
+    if found.constant and (torch != torch[0]).any():
+        return (
+            f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
+            f"{listed(torch)}, is not applied."
+        )
+    first = 1 + window(replay).start + int(told.argmax())
+    return (
+        f"The steps are torch's with another lr in each: from step {first:,} on {listed(own)}, "
+        f"where torch has {listed(torch)}."
+    )
+
+
+def listed(values: Array) -> str:
+    """List the first values."""
+    some = ", ".join(f"{value:.6g}" for value in values[:MOST_RATES])
+    return some + (", .." if len(values) > MOST_RATES else "")
+
+
 def penalty_clue(replay: Replay) -> str:
     """Say whether the steps are torch's with a penalty of another shape; empty if not."""
     for text, shape in SHAPES.items():
         strength = other_penalty(replay, shape)
         if strength is not None:
             return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
+    for text, shape in sums(replay.history).items():
+        strength = other_penalty(replay, shape)
+        if strength is not None:
+            return (
+                f"The steps are torch's with one number added to the gradient of each entry, "
+                f"{strength:.6g} {text}, in the place of a penalty: multiply λ by each weight, "
+                "not by their sum."
+            )
     return ""
 
 
-SHAPES: dict[str, Callable[[Array], Array]] = {
-    "sign(w), as an L1 penalty of λ Σ|w| has,": np.sign,
-    "w³": lambda w: w**3,
-    "|w|": np.abs,
+SHAPES: dict[str, Callable[[Record], Array]] = {
+    "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
+    "w³": lambda record: record.before**3,
+    "|w|": lambda record: np.abs(record.before),
 }
-"""Other penalties' gradients, in words, and as functions of the parameters."""
+"""Other penalties' gradients, in words, and as functions of a step."""
+
+
+def sums(history: History) -> dict[str, Callable[[Record], Array]]:
+    """Give numbers that a sum over parameters may add to every entry, over the rows or not."""
+    weights = np.concatenate(
+        [
+            np.full(part.stop - part.start, not is_bias(name))
+            for name, part in history.slices.items()
+        ]
+    )
+
+    def whole(record: Record) -> Array:
+        return np.full_like(record.before, record.before.sum())
+
+    def of_weights(record: Record) -> Array:
+        return np.full_like(record.before, record.before[weights].sum())
+
+    return {
+        "Σw": of_weights,
+        "Σw over weights and biases": whole,
+        "Σw/B": lambda record: of_weights(record) / record.batch.size,
+        "Σw/B over weights and biases": lambda record: whole(record) / record.batch.size,
+    }
 
 
 def gradient_agrees(seen: Observed, record: Record) -> bool | None:
@@ -161,9 +229,20 @@ def scale_clues(scales: Mapping[str, Scales], training: Training) -> list[str]:
     if not any(told.keys() - {NEITHER}):
         return []
     return [
-        f"{' and '.join(names)} {'go' if len(names) > 1 else 'goes'} {text}."
-        for text, names in told.items()
+        f"{few(names)} {'go' if len(names) > 1 else 'goes'} {text}." for text, names in told.items()
     ]
+
+
+MOST_TENSORS = 6
+"""Tensors that are named."""
+
+
+def few(names: list[str]) -> str:
+    """Name some tensors."""
+    if len(names) > MOST_TENSORS:
+        names = [*names[: MOST_TENSORS - 1], f"{len(names) - MOST_TENSORS + 1} more tensors"]
+        return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(names)
 
 
 NEITHER = "by no multiple of torch's gradient and of the parameters"
@@ -204,22 +283,16 @@ def difference_clues(seen: Observed, record: Record) -> list[str]:
     implied = history.flat(seen.gradient) if seen.gradient is not None else implied_gradient(seen)
     if implied is None:
         return []
-    order = np.argsort(-np.abs(implied - record.gradient))[:MOST_PROBED]
-    scratch_off = torch_off = size = 0.0
-    for entry in order:
-        h = 6e-6 * max(1.0, abs(float(record.before[entry])))
-        sides = []
-        for sign in (1, -1):
-            moved = record.before.copy()
-            moved[entry] += sign * h
-            sides.append(seen.loss_at(history.split(moved), record.batch))
-        slope = (sides[0] - sides[1]) / (2 * h)
-        scratch_off = max(scratch_off, abs(float(implied[entry]) - slope))
-        torch_off = max(torch_off, abs(float(record.gradient[entry]) - slope))
-        size = max(size, abs(slope))
+    apart = np.abs(implied - record.gradient)
+    order = np.argsort(-apart)[:MOST_PROBED]
+    slopes = differences(seen, record, order, apart[order])
+    if slopes is None:
+        return []
+    scratch_off = float(np.abs(implied[order] - slopes).max())
+    torch_off = float(np.abs(record.gradient[order] - slopes).max())
     worst = int(order[0])
     name = next(name for name, part in history.slices.items() if part.start <= worst < part.stop)
-    if not math.isfinite(scratch_off + torch_off) or torch_off >= scratch_off:
+    if not torch_off < SIDES * scratch_off < math.inf:
         return []
     text = (
         f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
@@ -227,6 +300,59 @@ def difference_clues(seen: Observed, record: Record) -> list[str]:
         f"{scratch_off:.1e}, most in {name}."
     )
     return [text]
+
+
+SIDES = 0.1
+"""How much nearer to a derivative one gradient must be than the other."""
+
+RELIABLE = 0.25
+"""How far two differences may be apart, of what the two gradients are apart."""
+
+FLOORED = 27.0
+"""z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
+
+
+def differences(seen: Observed, record: Record, order: Indices, apart: Array) -> Array | None:
+    """Take central differences of torch's loss, (L(w + h) − L(w − h))/2h, for some entries.
+
+    None where they tell no derivative: the loss is random, has a floor, or another slope at h/2.
+
+    Args:
+        seen: the run.
+        record: the step.
+        order: the entries.
+        apart: how far the two gradients are apart in each, which the slopes must tell.
+    """
+    history, loss_at = seen.history, seen.loss_at
+    assert loss_at is not None
+    here = history.split(record.before)
+    if loss_at(here, record.batch) != loss_at(here, record.batch) or is_floored(seen, record):
+        return None
+    step = float(np.finfo(seen.torch.problem.framework_dtype).eps) ** (1 / 3)
+    found = np.empty(len(order))
+    for place, entry in enumerate(order):
+        slopes = []
+        for h in (step, step / 2):
+            h *= max(1.0, abs(float(record.before[entry])))
+            moved = [record.before.copy() for _ in range(2)]
+            moved[0][entry] += h
+            moved[1][entry] -= h
+            ends = [loss_at(history.split(entries), record.batch) for entries in moved]
+            slopes.append((ends[0] - ends[1]) / float(moved[0][entry] - moved[1][entry]))
+        reliable = abs(slopes[0] - slopes[1]) <= RELIABLE * apart[place]
+        if not reliable or not any(slopes):  # of a loss that stays the same, nothing is known
+            return None
+        found[place] = slopes[1]
+    return found
+
+
+def is_floored(seen: Observed, record: Record) -> bool:
+    """Say whether torch's loss has a floor at some rows of a step."""
+    problem = seen.torch.problem
+    if not seen.sees_rows or problem.loss != "bce":
+        return False
+    there = seen.torch.pass_over(seen.history.split(record.before), record.batch)
+    return any(bool((np.abs(z) > FLOORED).any()) for z in there.outputs)
 
 
 def implied_gradient(seen: Observed) -> Array | None:

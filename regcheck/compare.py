@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.packing import finite, flat, largest_in_each, position, starts, worth_packing
 from regcheck.lockstep import Steps
+from regcheck.packing import finite, flat, largest_in_each, position, starts, worth_packing
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import product
 
 import numpy as np
 
 from regcheck.causes import CAUSES, put_in
 from regcheck.clues import without_cause
 from regcheck.convention import NO_SLIPS, TORCH
+from regcheck.entries import by_entries
 from regcheck.formula import decays_text
 from regcheck.history import History
 from regcheck.hypotheses import Explanation, Fit, Replay
-from regcheck.inputs import from_other_inputs
+from regcheck.inputs import from_other_inputs, from_rounded
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.reporting import Elsewhere, Reporting, Rule, explain_losses
 from regcheck.scales import Scales, effective_scales
-from regcheck.search import Search
+from regcheck.search import Search, shift_text
 from regcheck.telling import telling_apart
 
 SINGLE = 2.0**29
@@ -118,26 +121,37 @@ def explain_updates(
         causes = ("precision",) if seen.dtypes_differ else ()
         causes = ("initial-parameters",) if seen.starts_apart else causes
         return (Explanation(causes, {}, plain),), replay, None
-    found = searched(seen, replay)
-    limits = {name: SINGLE * limit for name, limit in seen.limits.items()}
-    coarse = replay_of(seen, limits)
+    found, within = known_causes(seen, replay)
+    found = found or with_other_numbers(replay)
     if found:
-        if seen.single:  # what is as small as float32's rounding may be just that
-            residual = coarse.residual({})
-            if residual <= 1:
-                found = (*found, Explanation(("precision",), {}, residual))
-        return found, replay, None
-    if seen.single:  # the scratch side rounds as float32 does
-        found = in_single(seen, coarse)
-        if found:
-            return found, coarse, None
-    by_scales = from_scales(replay)
-    if by_scales is not None:
-        return (by_scales,), replay, None
+        return found, within, None
     if seen.leads:
         found, start = from_other_inputs(seen, replay)
         return found, replay, start
     return (), replay, None
+
+
+def known_causes(seen: Observed, replay: Replay) -> tuple[tuple[Explanation, ...], Replay]:
+    """Find sets of the catalogue's causes, in float64 or else as float32 rounds."""
+    found = searched(seen, replay)
+    rounded = None if found else from_rounded(seen, replay)
+    if rounded is not None:
+        return (rounded,), replay
+    if not seen.single:
+        return found, replay
+    coarse = replay_of(seen, {name: SINGLE * limit for name, limit in seen.limits.items()})
+    if not found:  # the scratch side rounds as float32 does
+        return in_single(seen, coarse), coarse
+    residual = coarse.residual({})
+    if residual <= 1:  # what is as small as float32's rounding may be just that
+        found = (*found, Explanation(("precision",), {}, residual))
+    return found, replay
+
+
+def with_other_numbers(replay: Replay) -> tuple[Explanation, ...]:
+    """Find torch's rule with another schedule, other decays, or some entries' own numbers."""
+    found = from_shifted(replay) or from_scales(replay)
+    return (found,) if found is not None else tuple(by_entries(replay))
 
 
 def from_scales(replay: Replay) -> Explanation | None:
@@ -165,6 +179,29 @@ def from_scales(replay: Replay) -> Explanation | None:
     note = decays_text(found, own)
     change = {"lr_factor": rate.factor} if fits else {}
     return Explanation(causes, change, residual, fits, note, found)
+
+
+MOST_SHIFTED = 12
+"""Steps, and epochs, by which a schedule may be early or late."""
+
+
+def from_shifted(replay: Replay) -> Explanation | None:
+    """See whether the steps are torch's with the schedule of the lr some steps early or late."""
+    schedule = replay.torch.problem.schedule
+    if schedule.lr_schedule is None:
+        return None
+    taken = range(1, len(replay.history) + 1)
+    units = dict.fromkeys((1, schedule.steps_per_epoch))
+    for steps in dict.fromkeys(n * unit for unit in units for n in range(1, MOST_SHIFTED + 1)):
+        for early in (steps, -steps):
+            change = {"lr_shift": early}
+            residual = replay.residual(change)
+            # One lr in all steps is no schedule that is shifted, but none.
+            if residual <= 1 and len({schedule.shifted_lr(step, early) for step in taken}) > 1:
+                causes = ("schedule-shifted",)
+                note = shift_text(schedule, causes, change)
+                return Explanation(causes, change, residual, note=note)
+    return None
 
 
 def in_single(seen: Observed, coarse: Replay) -> tuple[Explanation, ...]:
@@ -201,31 +238,35 @@ def reported(
         rules.append(replace(problem, convention=convention, slips=slips))
     rules.append(replace(problem, convention=TORCH, slips=NO_SLIPS))
     known = [Rule(rule, strengths(seen.torch, rule, seen.history)) for rule in rules]
-    elsewhere = losses_elsewhere(seen, found, start)
+    places = [losses_elsewhere(seen, one, start) for one in found if "row-order" in one.causes]
+    # The rows of the loss may not be those of the gradient.
+    places.append(losses_elsewhere(seen, None, start))
     coarser = [SINGLE] if any("precision" in one.causes for one in found) else []
-    for slack in (1.0, *coarser):
+    for slack, place in product((1.0, *coarser), places):
         limit = slack * seen.limits["loss"]
-        reporting = explain_losses(
-            seen.history, limit, known, lambda: losses_after(seen, elsewhere), elsewhere
-        )
+        after = partial(losses_after, seen, place)
+        reporting = explain_losses(seen.history, limit, known, after, place)
         if reporting is not None:
             return reporting
     return None
 
 
 def losses_elsewhere(
-    seen: Observed, found: Sequence[Explanation], start: Parameters | None
+    seen: Observed, reordered: Explanation | None, start: Parameters | None
 ) -> Elsewhere:
-    """Take torch's losses at the rows and from the start that the scratch side has."""
+    """Take torch's losses at the rows and from the start that the scratch side has.
+
+    `reordered` is the explanation by other rows, where there is one.
+    """
     history = seen.history
     records = list(history.records())
     if start is not None:
         first = seen.torch.pass_over(start, records[0].batch).loss
         losses = np.append(first, history.loss("framework")[1:])
         return Elsewhere(losses=losses, start=history.flat(start))
-    if not found or "row-order" not in found[0].causes:
+    if reordered is None:
         return Elsewhere()
-    order = other_orders(seen.torch.problem.schedule)[found[0].note]
+    order = other_orders(seen.torch.problem.schedule)[reordered.note]
     batches = tuple(batch for batch, _ in zip(order, records, strict=False))
     there = [
         seen.torch.pass_over(history.split(record.before), batch).loss

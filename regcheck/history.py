@@ -15,8 +15,11 @@ from regcheck.problem import Array, Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch, Schedule
 
-MOST_BYTES = 2**26
+MOST_BYTES = 2**24
 """What is kept at most; the steps after that are compared, and not diagnosed."""
+
+MOST_AFTER = 4096
+"""Steps from the first divergence on that are kept at most: they tell what later ones would."""
 
 KEPT = ("before", "scratch", "framework", "gradient", "bound")
 """What is kept of each tensor's entries: the parameters before the step (both sides'), those after
@@ -37,7 +40,9 @@ class Record(NamedTuple):
 
 
 class History:
-    """The first steps of a run, as many as fit.
+    """The first steps of a run, as many as fit: to the first divergence, and so many from it on.
+
+    They begin with step 1, since what an optimizer remembers is made by all steps before.
 
     All tensors' entries stand one after the other; `split` gives them back.
     """
@@ -53,6 +58,10 @@ class History:
         self.entries = ends[-1]
         self.most = max(2, MOST_BYTES // (8 * len(KEPT) * self.entries))
         self.numbers, self.losses = array("d"), array("d")
+
+    def parts(self) -> None:
+        """Note that the next step to be kept is the first at which the sides part."""
+        self.most = min(self.most, len(self) + MOST_AFTER)
 
     def append(self, steps: Steps, bounds: Bounds) -> None:
         """Keep a step; where there is no room, or it was not taken in full, it is left out."""

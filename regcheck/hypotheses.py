@@ -8,7 +8,8 @@ gradient or on the lr (all but decay after the update), so with the steps P₁ a
 
     P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
 
-and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)².
+and least squares, each entry weighted by 1/bound, gives c; its deviation is 1/√Σ (∂P/∂c / bound)²,
+and a few units in its own last place.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from itertools import chain
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -38,28 +40,55 @@ DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
 """Keys that each say what a batch's sum is divided by."""
 
 
+SLACK = 8.0
+"""Deviations within which a value cannot be told from a fitted factor."""
+
+ROUNDED = 4.0
+"""Units u in the last place of a factor that are lost to its own computation, on either side.
+
+However many steps tell a factor, a user's lr·c is rounded once for all of them, and its n or λ too:
+a few u |c|, which do not average out as the entries' rounding does.
+"""
+
+
+def deviation_of(factor: float, weight: float, u: float) -> float:
+    """Give √(1/W + (4 u c)²), of a factor c that is fitted with a weight W = Σ (∂P/∂c / bound)²."""
+    return math.hypot(1 / math.sqrt(weight), ROUNDED * u * factor)
+
+
 class Fit(NamedTuple):
-    """A fitted factor, and its deviation: what one rounding bound makes of it."""
+    """A fitted factor, and its deviation: what one rounding bound makes of it.
+
+    A value cannot be told from it within `SLACK` deviations.
+    """
 
     factor: float
     deviation: float
 
     def is_near(self, value: float) -> bool:
         """Say whether a value cannot be told from the fitted factor."""
-        slack = max(8 * self.deviation, 1e-9 * abs(self.factor))
-        return abs(self.factor - value) <= slack
+        return abs(self.factor - value) <= SLACK * self.deviation
 
     def plain(self, among: Iterable[float] = ()) -> Fit:
         """Give the plainest number that it cannot be told from: one of some, or the shortest."""
-        slack = 8 * self.deviation
-        for value in among:
-            if abs(self.factor - value) <= slack:
-                return self._replace(factor=value)
-        for digits in range(1, 17):
-            value = float(f"{self.factor:.{digits}g}")
-            if abs(self.factor - value) <= slack:
-                return self._replace(factor=value)
-        return self
+        shortest = (float(f"{self.factor:.{digits}g}") for digits in range(1, 17))
+        near = (value for value in chain(among, shortest) if self.is_near(value))
+        return self._replace(factor=next(near, self.factor))
+
+
+Numbers = Literal["weight_decay", "lr", "gradient"]
+
+
+class ByEntry(NamedTuple):
+    """Numbers that some entries have of their own.
+
+    Attributes:
+        what: the weight_decay, or a factor on torch's lr, or one on its gradient.
+        values: of each entry, torch's own among them: (entries,).
+    """
+
+    what: Numbers
+    values: Array
 
 
 @dataclass(frozen=True)
@@ -67,7 +96,8 @@ class Explanation:
     """A set of causes that makes every recorded step, to `residual` rounding bounds.
 
     `fits` holds the factor of those causes that have an open one; `note` says what a title leaves
-    open otherwise. `weight_decay` holds the decay of each tensor, where they are fitted each.
+    open otherwise. `weight_decay` holds the decay of each tensor, where they are fitted each, and
+    `by_entry` the numbers of each entry.
     """
 
     causes: tuple[str, ...]
@@ -76,6 +106,7 @@ class Explanation:
     fits: Mapping[str, Fit] = field(default_factory=dict)
     note: str = ""
     weight_decay: Mapping[str, float] | None = None
+    by_entry: ByEntry | None = None
 
 
 class Replay:
@@ -138,10 +169,12 @@ class Replay:
         limit of many bounds is for what no rounding exceeds: where the gradient is many times
         larger, a quarter of it is ample. Larger steps add their own rounding.
         """
+        larger = max(0.0, gain(rule, record.batch) / 4 - 1)
         with np.errstate(all="ignore"):
-            rest = np.maximum(record.bound - 2 * self.u * np.abs(record.before), 0)
-            wider = record.bound + max(0.0, gain(rule, record.batch) / 4 - 1) * rest
-            wider += 2 * self.u * np.abs(after - record.before)
+            wider = record.bound + 2 * self.u * np.abs(after - record.before)
+            if larger:
+                rest = record.bound - 2 * self.u * np.abs(record.before)
+                wider += larger * np.maximum(rest, 0)
             known = np.isfinite(wider)
         return record._replace(bound=np.where(known, wider, record.bound))
 
@@ -267,7 +300,8 @@ class Replay:
         for slope, rest in parts:
             if np.abs(rest - change_by * slope).max() > coarse * (1 + abs(change_by / other)):
                 return None
-        return Fit(factor + change_by, 1 / math.sqrt(weight))
+        found = factor + change_by
+        return Fit(found, deviation_of(found, weight, self.u))
 
 
 def gain(rule: Problem, batch: Batch) -> float:

@@ -1,18 +1,28 @@
-"""Whether a user's code follows a rule from other inputs: another start, or other rows."""
+"""Whether a user's code follows a rule from other inputs: another start, other rows, or rounded.
+
+Data or parameters that are kept in float32, in a computation that else is in float64, are known by
+what a step comes to from them: from rounded data all of it, to the rounding of float64; from
+rounded parameters it is within half a unit in the last place of float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regcheck.causes import CAUSES, Change
 from regcheck.history import Record
 from regcheck.hypotheses import Explanation, Replay
-from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.numpy_trainer import NumpyTrainer, State
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
 from regcheck.problem import Array, Parameters
+from regcheck.schedule import Batch
 
 
 def from_other_inputs(
@@ -34,17 +44,101 @@ def from_other_inputs(
 def in_other_orders(seen: Observed, replay: Replay) -> Iterator[Explanation]:
     """Find the orders of the rows in which torch's rule makes the scratch side's steps."""
     for note, batches in other_orders(seen.torch.problem.schedule).items():
-        state, largest = seen.torch.start(), 0.0
-        for record, batch in zip(seen.history.records(), batches, strict=False):
-            before = seen.history.split(record.before)
-            update = seen.torch.step(state._replace(parameters=before), batch)
-            state = update.state
-            after = seen.history.flat(update.step.after)
-            largest = max(largest, float(replay.ratios(record, after).max()))
-            if largest > 1:
-                break
-        else:
+        largest = left_by(replay, seen.torch, batches)
+        if largest <= 1:
             yield Explanation(("row-order",), {}, largest, note=note)
+
+
+def left_by(replay: Replay, trainer: NumpyTrainer, batches: Iterable[Batch] | None = None) -> float:
+    """Give the largest difference left by a rule that passes over rows; inf from the first above 1.
+
+    Args:
+        replay: the steps.
+        trainer: the rule, on its own data.
+        batches: the rows of each step, where they are not the schedule's.
+    """
+    history = replay.history
+    state, largest = trainer.start(), 0.0
+    nothing: Iterable[Batch | None] = repeat(None)
+    for record, batch in zip(history.records(), batches or nothing, strict=False):
+        before = history.split(record.before)
+        update = trainer.step(state._replace(parameters=before), batch or record.batch)
+        state = update.state
+        after = history.flat(update.step.after)
+        largest = max(largest, float(replay.ratios(record, after).max()))
+        if largest > 1:
+            return math.inf
+    return largest
+
+
+def from_rounded(seen: Observed, replay: Replay) -> Explanation | None:
+    """Find data, or parameters, that are rounded to float32 where torch computes in float64."""
+    problem = seen.torch.problem
+    if problem.scratch_dtype != "float64" or problem.framework_dtype != "float64":
+        return None
+    found = parameters_rounded(replay)
+    if found is not None or not seen.sees_rows or not seen.leads:
+        return found
+    X, y = (numbers.astype(np.float32).astype(np.float64) for numbers in (problem.X, problem.y))
+    for note, rounded in {
+        "the data X are rounded to float32": replace(problem, X=X),
+        "the targets y are rounded to float32": replace(problem, y=y),
+        "the data X and y are rounded to float32": replace(problem, X=X, y=y),
+    }.items():
+        largest = left_by(replay, NumpyTrainer(rounded))
+        if largest <= 1:
+            return Explanation(("precision",), {}, largest, note=note)
+    return None
+
+
+def parameters_rounded(replay: Replay) -> Explanation | None:
+    """See whether the steps are torch's, with some tensors rounded to float32 after each."""
+    history = replay.history
+    after = history.all("scratch")
+    with np.errstate(all="ignore"):
+        single = after.astype(np.float32).astype(np.float64)
+    names = [name for name, part in history.slices.items() if same(after[:, part], single[:, part])]
+    of_single = np.zeros(history.entries, dtype=bool)
+    for name in names:
+        of_single[history.slices[name]] = True
+    if not names:
+        return None
+    largest = min(left_rounded(replay, of_single, start) for start in (True, False))
+    if largest > 1:
+        return None
+    which = "the parameters are" if len(names) == len(history.slices) else f"{names[0]} is"
+    which = which if len(names) in (1, len(history.slices)) else f"{' and '.join(names)} are"
+    return Explanation(("precision",), {}, largest, note=f"{which} rounded to float32")
+
+
+def left_rounded(replay: Replay, of_single: NDArray[np.bool_], start: bool) -> float:
+    """Give the largest difference left beyond half a unit of float32; inf from the first above 1.
+
+    Args:
+        replay: the steps.
+        of_single: the entries that are rounded.
+        start: whether they are so before step 1 too.
+    """
+    history, torch = replay.history, replay.torch
+    state, largest = torch.start(), 0.0
+    for record in history.records():
+        before = np.where(of_single & start, record.before.astype(np.float32), record.before)
+        known = same(before, record.before) or not replay.sees_rows
+        seen = replay.seen(torch.problem, record) if known else None
+        update = torch.step(state._replace(parameters=history.split(before)), record.batch, seen)
+        state, exact = update.state, history.flat(update.step.after)
+        half = np.spacing(np.abs(record.scratch).astype(np.float32)).astype(np.float64) / 2
+        rounded = np.clip(record.scratch, exact - half, exact + half)
+        rounded = np.where(of_single, rounded, exact)
+        largest = max(largest, float(replay.ratios(record, rounded).max()))
+        if largest > 1:
+            return math.inf
+    return largest
+
+
+def same(one: Array, other: Array) -> bool:
+    """Say whether two arrays have the same numbers."""
+    return bool(np.array_equal(one, other, equal_nan=True))
 
 
 def alone(seen: Observed) -> Iterator[tuple[tuple[str, ...], Change]]:
@@ -76,7 +170,7 @@ def from_elsewhere(
         state = trainer.start()._replace(parameters=history.split(start))
         state = trainer.step(state, first.batch).state
         largest = 0.0
-        for record, after in list_after(replay, trainer, state):
+        for record, after in later(replay, trainer, state):
             largest = max(largest, float(replay.ratios(record, after).max()))
             if largest > 1:
                 break
@@ -150,15 +244,13 @@ def by_fixed_point(replay: Replay, trainer: NumpyTrainer) -> Array | None:
     return None
 
 
-def list_after(replay: Replay, trainer: NumpyTrainer, state: object) -> list[tuple[Record, Array]]:
-    """Take all recorded steps but the first, from a state."""
-    found = []
+def later(replay: Replay, trainer: NumpyTrainer, state: State) -> Iterator[tuple[Record, Array]]:
+    """Take the recorded steps but the first, from a state, each when it is asked for."""
     for record in replay.history.records():
         if record.batch.step == 1:
             continue
         before = replay.history.split(record.before)
         seen = replay.seen(trainer.problem, record)
-        update = trainer.step(state._replace(parameters=before), record.batch, seen)  # type: ignore[attr-defined]
+        update = trainer.step(state._replace(parameters=before), record.batch, seen)
         state = update.state
-        found.append((record, replay.history.flat(update.step.after)))
-    return found
+        yield record, replay.history.flat(update.step.after)

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.packing import flat
 from regcheck.lockstep import Steps
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
+from regcheck.packing import flat
 from regcheck.problem import Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
@@ -136,7 +136,7 @@ class MeasuredBounds:
         self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
         self.random_model = False
-        self.gradient_noise = np.zeros(0)
+        self.gradient_noise: Array = np.zeros(0)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""
@@ -231,7 +231,7 @@ class MeasuredBounds:
         self.gradient_noise = of_used
         if not all(self.trainer.has_gradient.values()):
             trained = np.array(list(self.trainer.has_gradient.values()))
-            of_used = of_used * trained[self.tensor_of]
+            of_used = np.asarray(of_used * trained[self.tensor_of])
         step = OptimizerStep(before, after, used, {}, {}, batch.step)
         if self.rule is None:
             propagated = self.seen_from_shadows(steps, step, of_used)

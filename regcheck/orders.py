@@ -38,6 +38,7 @@ def other_orders(schedule: Schedule) -> dict[str, Iterator[Batch]]:
         found["in the order of the epoch after"] = ordered(
             schedule, lambda epoch: shuffled(schedule, epoch + 1)
         )
+    found |= moved(schedule)
     found["in the reverse order"] = ordered(schedule, lambda epoch: shuffled(schedule, epoch)[::-1])
     found["all rows at every step"] = whole(schedule)
     found["the first batch at every step"] = first_only(schedule)
@@ -75,6 +76,36 @@ def ordered(schedule: Schedule, order: Order) -> Iterator[Batch]:
             now, rows = batch.epoch, order(batch.epoch)
         parts, _ = schedule.parts(batch.batch, rows)
         yield batch._replace(parts=parts)
+
+
+def moved(schedule: Schedule) -> dict[str, Iterator[Batch]]:
+    """Give the steps with the rows of the step after, or before; the ends go round, or stay."""
+    steps, per_epoch = schedule.steps, schedule.steps_per_epoch
+
+    def within(step: int, by: int) -> int:
+        first = (step - 1) // per_epoch * per_epoch
+        return first + (step - 1 - first + by) % per_epoch + 1
+
+    others: dict[str, Callable[[int], int]] = {
+        "each batch one step early": lambda step: step % steps + 1,
+        "each batch one step early, within its epoch": lambda step: within(step, 1),
+        "each batch one step late, the first one twice": lambda step: max(1, step - 1),
+        "each batch one step late, the last one first": lambda step: (step - 2) % steps + 1,
+        "each batch one step late, within its epoch": lambda step: within(step, -1),
+    }
+    return {note: taken_at(schedule, other) for note, other in others.items()}
+
+
+def taken_at(schedule: Schedule, other: Callable[[int], int]) -> Iterator[Batch]:
+    """Give the steps with each one's rows those of another step."""
+    known: dict[int, NDArray[np.intp] | None] = {}
+    for batch in schedule.batches():
+        place = other(batch.step) - 1
+        epoch, index = place // schedule.steps_per_epoch + 1, place % schedule.steps_per_epoch + 1
+        if epoch not in known:
+            known = {epoch: schedule.order(epoch)}
+        parts, size = schedule.parts(index, known[epoch])
+        yield batch._replace(parts=parts, size=size)
 
 
 def whole(schedule: Schedule) -> Iterator[Batch]:

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.hypotheses import Fit, Replay
+from regcheck.history import Record
+from regcheck.hypotheses import ROUNDED, SLACK, Fit, Replay
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array
 
@@ -31,6 +32,17 @@ def window(replay: Replay) -> slice:
     """Give the places of the steps that a fit is taken from."""
     start = min(max(0, replay.first - 1), len(replay.history) - 1)
     return slice(start, min(start + MOST, len(replay.history)))
+
+
+def allowed(replay: Replay, at: slice) -> Array:
+    """Give what rounding may make of what is subtracted at some steps: (steps, entries).
+
+    It is known as w − w′ alone, from a w′ that is rounded: never better than 2u |w|.
+    """
+    history = replay.history
+    rounded = 2 * replay.u * np.abs(history.all("before")[at])
+    found: Array = np.maximum(history.all("bound")[at] * replay.limits, rounded)
+    return found
 
 
 class Scales(NamedTuple):
@@ -62,28 +74,33 @@ class Scales(NamedTuple):
 
 
 def shifts(
-    replay: Replay, trainer: NumpyTrainer, added: Callable[[Array], Array] | None = None
+    replay: Replay,
+    trainer: NumpyTrainer,
+    added: Callable[[Record], Array] | None = None,
+    at: slice | None = None,
 ) -> Array:
-    """Give what a rule subtracts at each step of the window: (steps, entries).
+    """Give what a rule subtracts at each of some steps: (steps, entries).
 
     Args:
         replay: the steps.
         trainer: the rule.
-        added: a function of the parameters that is added to the gradient.
+        added: a function of the step that is added to the gradient.
+        at: the places of the steps; by default the window.
     """
+    at = window(replay) if at is None else at
     state, found = trainer.start(), []
     for record in replay.history.records():
         seen = replay.seen(trainer.problem, record)
         if added is not None:
-            seen = replay.seen_as(replay.history, record.gradient + added(record.before))
+            seen = replay.seen_as(replay.history, record.gradient + added(record))
         before = replay.history.split(record.before)
         update = trainer.step(state._replace(parameters=before), record.batch, seen)
         state = update.state
         assert update.step.shift is not None
         found.append(replay.history.flat(update.step.shift))
-        if len(found) == window(replay).stop:
+        if len(found) == at.stop:
             break
-    return np.array(found)[window(replay)]
+    return np.array(found)[at]
 
 
 def effective_scales(replay: Replay) -> dict[str, Scales]:
@@ -95,15 +112,17 @@ def effective_scales(replay: Replay) -> dict[str, Scales]:
     by_gradient = shifts(replay, replay.torch.by(replace(problem, weight_decay=zeros)))
     by_decay = shifts(replay, replay.torch.by(replace(problem, weight_decay=ones, slips=silent)))
     moved = (history.all("before") - history.all("scratch"))[window(replay)]
-    bound = history.all("bound")[window(replay)] * replay.limits
+    bound = allowed(replay, window(replay))
     return {
-        name: scales_of(moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part])
+        name: scales_of(
+            moved[:, part], by_gradient[:, part], by_decay[:, part], bound[:, part], replay.u
+        )
         for name, part in history.slices.items()
     }
 
 
-def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -> Scales:
-    """Fit one tensor's scales."""
+def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array, u: float) -> Scales:
+    """Fit one tensor's scales; u is the unit roundoff of the coarser dtype."""
     with np.errstate(all="ignore"):
         target = np.ravel(moved / bound)
         columns = np.column_stack([np.ravel(by_gradient / bound), np.ravel(by_decay / bound)])
@@ -122,14 +141,13 @@ def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array) -
         rest = target - scaled @ solution
         spread = np.sqrt((np.linalg.pinv(scaled, rcond=1e-9) ** 2).sum(axis=1))
         for place, index in enumerate(told):
-            found[index] = Fit(
-                float(solution[place] / sizes[index]), float(spread[place] / sizes[index])
-            )
+            factor, deviation = solution[place] / sizes[index], spread[place] / sizes[index]
+            found[index] = Fit(float(factor), math.hypot(deviation, ROUNDED * u * factor))
     residual = float(np.abs(rest).max(initial=0.0))
     return Scales(found[0], found[1], residual <= 1, residual)
 
 
-def other_penalty(replay: Replay, shape: Callable[[Array], Array]) -> float | None:
+def other_penalty(replay: Replay, shape: Callable[[Record], Array]) -> float | None:
     """Fit S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
 
     None where that is not what the steps are.
@@ -137,22 +155,66 @@ def other_penalty(replay: Replay, shape: Callable[[Array], Array]) -> float | No
     problem, history = replay.torch.problem, replay.history
     zeros = dict.fromkeys(problem.weight_decay, 0.0)
     free = replay.torch.by(replace(problem, weight_decay=zeros))
-    by_gradient = shifts(replay, free)
+    by_gradient, own = shifts(replay, free), shifts(replay, replay.torch)
     with np.errstate(all="ignore"):
         by_both = shifts(replay, free, shape)
-        bound = history.all("bound")[window(replay)] * replay.limits
+        bound = allowed(replay, window(replay))
         moved = (history.all("before") - history.all("scratch"))[window(replay)]
         slope, rest = (by_both - by_gradient) / bound, (moved - by_gradient) / bound
+        off = np.abs(moved - own) / bound
     if not (np.isfinite(slope).all() and np.isfinite(rest).all()) or not slope.any():
         return None
-    # Some tensors, like the bias, may be free of it.
-    bound_to = [part for part in history.slices.values() if np.abs(rest[:, part]).max() > 1]
+    # Some tensors, like the bias, may be free of it, or have torch's own.
+    bound_to = [
+        part
+        for part in history.slices.values()
+        if np.abs(rest[:, part]).max() > 1 and off[:, part].max() > 1
+    ]
     weight = sum(float((slope[:, part] ** 2).sum()) for part in bound_to)
     if weight == 0:
         return None
     strength = sum(float((slope[:, part] * rest[:, part]).sum()) for part in bound_to) / weight
     fits = [np.abs(rest[:, part] - strength * slope[:, part]).max() <= 1 for part in bound_to]
     return strength if all(fits) and strength else None
+
+
+class Rates(NamedTuple):
+    """The lr of each step of the window, (steps,): what the scratch side's steps come to, torch's.
+
+    NaN where a step does not tell.
+    """
+
+    scratch: Array
+    torch: Array
+    constant: bool
+
+
+def rates(replay: Replay) -> Rates | None:
+    """Fit S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t.
+
+    The velocity of torch's momentum does not hold the lr, so that each step has its own α_t. None
+    where that is not what the steps are, too few entries tell, or the sign is wrong.
+    """
+    history, torch = replay.history, replay.torch
+    here = window(replay)
+    bound = allowed(replay, here)
+    moved = (history.all("before") - history.all("scratch"))[here]
+    with np.errstate(all="ignore"):
+        step, rest = shifts(replay, torch) / bound, moved / bound
+        if not (np.isfinite(step).all() and np.isfinite(rest).all()):
+            return None
+        weight = (step**2).sum(axis=1)
+        told = (np.abs(step) > 1).sum(axis=1) > 1
+        alpha = np.where(told, (step * rest).sum(axis=1) / weight, np.nan)
+    left = rest - np.where(told, alpha, 0)[:, None] * step
+    if told.sum() < 2 or np.abs(left[told]).max() > 1 or (alpha[told] < 0).any():
+        return None
+    lrs = np.array([record.batch.lr for record in history.records()])[here]
+    found = alpha * lrs
+    spread = SLACK * lrs[told] * np.hypot(1 / np.sqrt(weight[told]), ROUNDED * replay.u)
+    middle = float(np.median(found[told]))
+    constant = bool((np.abs(found[told] - middle) <= spread + spread.max()).all())
+    return Rates(found, lrs, constant)
 
 
 class Recursion(NamedTuple):
@@ -177,7 +239,7 @@ def recursion(replay: Replay) -> Recursion | None:
         history.all("gradient")[window(replay)],
         history.all("before")[window(replay)],
     )
-    bound = history.all("bound")[window(replay)][1:] * replay.limits
+    bound = allowed(replay, window(replay))[1:]
     with np.errstate(all="ignore"):
         parts = (gradient[1:], gradient[:-1], before[1:], moved[:-1])
         columns = np.column_stack([np.ravel(part / bound) for part in parts])

@@ -7,13 +7,14 @@ the run already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 from regcheck.causes import CAUSES, Change
 from regcheck.convention import Convention
 from regcheck.hypotheses import Explanation, Fit, Replay, merged
+from regcheck.schedule import Schedule
 from regcheck.training import Training
 
 
@@ -58,6 +59,25 @@ def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
     return None
 
 
+def shifts_of(schedule: Schedule) -> tuple[Change, ...]:
+    """Give the ways in which a schedule may be shifted: by a step, and by an epoch of its lrs."""
+    by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
+    found = dict.fromkeys((1, schedule.steps_per_epoch if by_epoch else 1))
+    return tuple({"lr_shift": sign * steps} for steps in found for sign in (1, -1))
+
+
+def shift_text(schedule: Schedule, causes: Sequence[str], change: Change) -> str:
+    """Say how a schedule is shifted, where that is all that a set of causes is about."""
+    early = change.get("lr_shift")
+    if tuple(causes) != ("schedule-shifted",) or not isinstance(early, int):
+        return ""
+    epochs, steps = divmod(abs(early), schedule.steps_per_epoch)
+    by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
+    whole = by_epoch and not steps
+    count, unit = (epochs, "epoch") if whole else (abs(early), "step")
+    return f"{count} {unit}{'s' if count > 1 else ''} {'early' if early > 0 else 'late'}"
+
+
 LATE = 16
 """The step of the first divergence beyond which causes that show early are left out."""
 
@@ -91,6 +111,8 @@ class Search:
             for name, cause in concerned.items()
             if cause.changes and not cause.fitted
         }
+        if "schedule-shifted" in self.changes:
+            self.changes["schedule-shifted"] = shifts_of(replay.torch.problem.schedule)
         self.open = [name for name, cause in concerned.items() if cause.fitted]
         self.found: list[Explanation] = []
         self.tried: frozenset[str] = frozenset()
@@ -175,7 +197,8 @@ class Search:
             for change in self.together(causes):
                 residual = self.replay.residual(change)
                 if residual <= 1:
-                    found.append(Explanation(causes, change, residual))
+                    note = shift_text(self.replay.torch.problem.schedule, causes, change)
+                    found.append(Explanation(causes, change, residual, note=note))
                     break
         self.found += found
 
@@ -196,7 +219,7 @@ class Search:
             if key in change:
                 continue
             fit = self.replay.fit(change, key)
-            if fit is None or fit.is_near(1.0) or (fit.factor <= 0 and key != "penalty_factor"):
+            if fit is None or (fit.factor <= 0 and key != "penalty_factor"):
                 continue
             for near in dict.fromkeys((fit.plain(named_factors(cause, self.training)), fit)):
                 whole = {**change, key: near.factor}

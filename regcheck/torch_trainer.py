@@ -20,10 +20,10 @@ import torch._dynamo  # the first optimizer imports it in any case
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from regcheck.packing import flat
 from regcheck.errors import UserCodeError
 from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
 from regcheck.noise import RandomRounding
+from regcheck.packing import flat
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from regcheck.packing import flat
 from regcheck.lockstep import Steps
+from regcheck.packing import flat
 from regcheck.rounding import Bounds
 from regcheck.shadow import Shadow
 from regcheck.torch_trainer import TorchTrainer

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.diagnose import Diagnosis
-from regcheck.hypotheses import Explanation
+from regcheck.hypotheses import ByEntry, Explanation
 from regcheck.problem import Parameters
 from regcheck.record import Report
 from regcheck.user_problem import UserProblem, user_problem
@@ -42,7 +42,7 @@ from tests.random_specs import (
     random_target,
     without_some_biases,
 )
-from tests.user_training import WRONG, Code, Rule, Training, schedule_of
+from tests.user_training import WRONG, Code, Rule, Training, Wrong, schedule_of
 from tests.user_training import Report as Reported
 
 Array = NDArray[np.floating]
@@ -486,10 +486,10 @@ def see(case: Case) -> Seen:
     return Seen(case, report, run, problem, seconds, *took)
 
 
-def exact_training(seen: Seen, rule: Rule) -> Training:
-    """Make a training in extended precision by a rule."""
-    per_epoch = seen.problem.steps // seen.problem.epochs
-    return Training(seen.problem, rule, schedule_of(seen.case.spec, per_epoch), np.longdouble)
+def exact_training(seen: Seen, rule: Rule, wrong: Wrong | None = None) -> Training:
+    """Make a training in extended precision by a rule, with what spoils its gradient."""
+    schedule = schedule_of(seen.case.spec, seen.problem.steps // seen.problem.epochs)
+    return Training(seen.problem, rule, schedule, np.longdouble, wrong=wrong)
 
 
 class Exact(NamedTuple):
@@ -502,12 +502,21 @@ class Exact(NamedTuple):
     loss: float
 
 
-def exactly(seen: Seen, rule: Rule, start: Parameters | None = None) -> Iterator[Exact]:
+def exactly(
+    seen: Seen,
+    rule: Rule,
+    start: Parameters | None = None,
+    by_entry: ByEntry | None = None,
+) -> Iterator[Exact]:
     """Take each recorded step by a rule, without rounding, from the code's parameters.
 
-    The first is taken from a start, where that is not the spec's.
+    The first is taken from a start, where that is not the spec's. Some entries may have numbers of
+    their own.
     """
-    training, history = exact_training(seen, rule), seen.run.history
+    history = seen.run.history
+    wrong = of_entries(seen, by_entry, bias="bias" in history.shapes)
+    training = exact_training(seen, rule, wrong)
+    rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else 1.0
     limits = np.concatenate(
         [np.full(math.prod(shape), seen.limits(name)) for name, shape in history.shapes.items()]
     )
@@ -519,6 +528,7 @@ def exactly(seen: Seen, rule: Rule, start: Parameters | None = None) -> Iterator
             before = training.entries(history.flat(start))
         taken = training.step(before, step)
         after = np.append(taken.weight, taken.bias if training.bias else [])
+        after = record.before + rates * (after - record.before) if by_entry else after
         with np.errstate(all="ignore"):
             moved = np.abs(after - record.before)
             bound = record.bound + 2 * u * (step + 1) * moved  # what a longer step rounds more
@@ -526,6 +536,22 @@ def exactly(seen: Seen, rule: Rule, start: Parameters | None = None) -> Iterator
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
         largest = np.where(np.isnan(off), np.where(known, math.inf, 0), off).max()
         yield Exact(float(largest), taken.loss)
+
+
+def of_entries(seen: Seen, by_entry: ByEntry | None, *, bias: bool) -> Wrong | None:
+    """Put each entry's own factor on the gradient, or λ in it, into a training."""
+    if by_entry is None or by_entry.what == "lr":
+        return None
+    values = by_entry.values.astype(np.longdouble)
+    weight, rest = (values[:-1], values[-1]) if bias else (values, np.longdouble(0))
+    if by_entry.what == "gradient":
+        return lambda _, __, g, ___: (weight * g[0], rest * g[1])
+    decay = seen.case.spec["weight_decay"]
+    own = (decay["weight"], decay.get("bias", 0)) if isinstance(decay, dict) else (decay, decay)
+    return lambda _, at, g, ___: (
+        g[0] + (weight - own[0]) * at[0],
+        g[1] + (rest - own[1]) * at[1],
+    )
 
 
 # --- what it must find --------------------------------------------------------------------------
@@ -656,7 +682,13 @@ NAMED_FACTORS: dict[str, tuple[str, ...]] = {
 def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
     """Say whether the rule that an explanation names makes the code's steps, without rounding."""
     if "row-order" in one.causes:
-        return [] if "row-order" in seen.case.causes else [f"{one.causes} though in order"]
+        # Where nothing moves much, an old gradient is that of the rows before.
+        late = seen.case.wrong in ("stale", "stale-weight")
+        known = "row-order" in seen.case.causes or late
+        return [] if known else [f"{one.causes} though in order"]
+    clipped = {"clip_norm", "clip_value"} & set(seen.case.spec)
+    if clipped and one.by_entry is not None and one.by_entry.what != "lr":
+        return []  # what is put into the gradient is clipped with it
     changes: dict[str, Any] = {}
     for cause in one.causes:
         if cause not in OUTSIDE:
@@ -671,7 +703,7 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
         seen = replace(seen, problem=replace(seen.problem, weight_decay=decays))
     rule = Rule(**changes)
     start = seen.diagnosis.start if "initial-parameters" in one.causes else None
-    steps = [step.update for step in exactly(seen, rule, start)]
+    steps = [step.update for step in exactly(seen, rule, start, one.by_entry)]
     if start is not None:
         steps = steps[1:]  # the bound of the first is that at the spec's start
     allowed = SLACK * gain(seen, rule) * (SINGLE if "precision" in one.causes else 1)

@@ -28,7 +28,7 @@ LAYERS = [
     {"compare", "history", "sides"},
     {"drift", "hypotheses", "observed", "trace", "trials"},
     {"reporting", "scales", "search", "telling"},
-    {"clues", "inputs"},
+    {"clues", "entries", "inputs"},
     {"diagnose"},
     {"mending"},
     {"record"},

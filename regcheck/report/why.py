@@ -86,13 +86,15 @@ def factor_text(report: Report, cause: str, fit: Fit | None) -> str:
 def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
     """Say what putting the causes into torch's rule makes of the difference."""
     steps = "the one step agrees" if found.steps == 1 else f"all {found.steps:,} steps agree"
+    if found.steps < report.compared:
+        steps = f"all {found.steps:,} kept steps of {report.compared:,} agree"
     left = (
         f"the largest difference left is {upward(best.residual * report.limit_within)} rounding "
         f"bounds, of {report.limit_within:g} allowed"
     )
     if not best.causes:
         return f"no formula differs: {steps}; {left}."
-    if best.causes == ("precision",):
+    if best.causes == ("precision",) and not best.note:
         return f"no formula differs: {steps}, to the rounding of float32."
     if found.start is not None:
         first = next(iter(found.start))

@@ -1,0 +1,114 @@
+"""Finite differences of torch's loss: where they tell whose gradient is right, and where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.problem import Parameters
+from regcheck.schedule import Batch
+from regcheck.torch_trainer import TorchTrainer
+from regcheck.user_problem import UserProblem
+
+Spec = dict[str, Any]
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(30, 3))
+Y = X @ [0.5, -1.5, 2.0] + 0.3 * RANDOM.normal(size=30)
+BASE: Spec = {"data": {"X": X.tolist(), "y": Y.tolist()}, "epochs": 6, "lr": 0.05}
+
+
+class Line(nn.Module):
+    """A line, whose loss may be made of anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.5, -0.7, 0.9], dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.slope
+
+
+def bent(problem: UserProblem) -> Iterator[Spec]:
+    """Take a wrong gradient."""
+    w = problem.initial["slope"]
+    for rows in problem.batches:
+        s = problem.X[rows] @ w - problem.y[rows]
+        w = w - problem.lr * (2 * problem.X[rows].T @ (s * (1 + np.tanh(s) / 3)) / len(rows))
+        yield {"slope": w}
+
+
+def smooth(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return ((z - y) ** 2).mean()
+
+
+def in_steps(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # Its value goes in steps, which its derivative does not see.
+    loss = smooth(z, y)
+    return loss + (torch.round(loss * 1e4) / 1e4 - loss).detach()
+
+
+def held(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # Its value stays the same, whatever its derivative says.
+    loss = smooth(z, y)
+    return loss - loss.detach() + 1
+
+
+LOSSES = {"smooth": (smooth, True), "in steps": (in_steps, False), "held": (held, False)}
+
+
+def clues_of(loss: Any) -> tuple[str, ...]:
+    def framework(problem: UserProblem) -> Any:
+        model = Line()
+        return model, loss, torch.optim.SGD(model.parameters(), lr=problem.lr)
+
+    report = check(BASE, scratch=bent, framework=framework)
+    assert report.diagnosis is not None
+    assert not report.diagnosis.explained
+    return report.diagnosis.clues
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_differences_are_told_where_they_are_those_of_a_derivative(name: str) -> None:
+    loss, told = LOSSES[name]
+
+    assert any(clue.startswith("Finite differences") for clue in clues_of(loss)) == told
+
+
+def test_differences_of_a_random_loss_side_with_nobody() -> None:
+    random, loss_at = np.random.default_rng(0), TorchTrainer.loss_at
+
+    def shaken(self: TorchTrainer, parameters: Parameters, batch: Batch) -> float:
+        return loss_at(self, parameters, batch) + 1e-12 * float(random.normal())
+
+    with patch.object(TorchTrainer, "loss_at", shaken):
+        clues = clues_of(smooth)
+
+    assert not any(clue.startswith("Finite differences") for clue in clues)
+
+
+def test_differences_of_a_floored_loss_side_with_nobody() -> None:
+    # p rounds to 0 or 1: torch's BCELoss has no slope there, whatever the right one is.
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for rows in problem.batches:
+            r = 1 / (1 + np.exp(-(problem.X[rows] @ w + b))) - problem.y[rows]
+            r = r * (1 + r**2 / 3)
+            w, b = w - problem.lr * (problem.X[rows].T @ r) / len(rows), b - problem.lr * r.mean()
+            yield {"weight": w, "bias": b}
+
+    labels = (Y > 0).astype(float)
+    spec = BASE | {"model": "logistic", "init": {"weight": [30, -20, 10], "bias": [0]}}
+    for loss, told in (("bce", False), ("bce_with_logits", True)):
+        data = {"X": X.tolist(), "y": labels.tolist()}
+        report = check(spec | {"loss": loss, "data": data}, scratch=train)
+        assert report.diagnosis is not None
+        clues = report.diagnosis.clues
+        assert any(clue.startswith("Finite differences") for clue in clues) == told, clues

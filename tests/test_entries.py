@@ -1,0 +1,290 @@
+"""Entries that go by torch's rule with numbers of their own, and a sum that is added to all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.diagnose import Diagnosis
+from regcheck.entries import named
+from regcheck.history import History
+from regcheck.record import Report
+from regcheck.report.terminal import report_text
+from regcheck.schedule import Schedule
+from regcheck.user_problem import UserProblem
+
+Spec = dict[str, Any]
+Numbers = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+LAMBDA, LR, ROWS = 0.1, 0.02, 40
+RANDOM = np.random.default_rng(1)
+X = RANDOM.normal(size=(ROWS, 4))
+Y = X @ [0.5, -1.5, 2.0, 0.3] + 0.3 * RANDOM.normal(size=ROWS)
+
+BASE: Spec = {
+    "data": {"X": X.tolist(), "y": Y.tolist()},
+    "model": "linear",
+    "init": {"weight": [0.5, -0.7, 0.9, 0.2], "bias": [0.3]},
+    "epochs": 4,
+    "batch_size": 16,  # 16, 16 and 8 rows
+    "lr": LR,
+    "weight_decay": LAMBDA,
+}
+MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+BOTH = pytest.mark.parametrize("spec", [{}, MOMENTUM], ids=["plain", "momentum"])
+
+
+def code(
+    decay: Any = LAMBDA,
+    rate: Any = LR,
+    factor: Any = 1.0,
+    added: Callable[[Any, Any, int], tuple[Any, Any]] | None = None,
+) -> Callable[[UserProblem], Iterator[Spec]]:
+    """Write w ← w − rate (factor·g + decay·w), of (weights.., bias) each, or with what is added."""
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        at = np.append(problem.initial["weight"], problem.initial["bias"])
+        v, mu = np.zeros(5), problem.optimizer["momentum"]
+        for rows in problem.batches:
+            A = np.column_stack([problem.X[rows], np.ones(len(rows))])
+            g = factor * (2 * A.T @ (A @ at - problem.y[rows]) / len(rows))
+            g = g + (decay * at if added is None else np.append(*added(at[:-1], at[-1], len(rows))))
+            v = mu * v + g
+            at = at - rate * v
+            yield {"weight": at[:-1], "bias": at[-1:]}
+
+    return train
+
+
+def diagnosed(
+    train: Callable[[UserProblem], Iterator[Spec]], spec: Spec
+) -> tuple[Report, Diagnosis]:
+    report = check(BASE | spec, scratch=train)
+    assert report.diagnosis is not None
+    return report, report.diagnosis
+
+
+CASES: dict[str, tuple[Spec, str, str, str]] = {
+    "the last weight has no penalty": (
+        {"decay": np.array([LAMBDA, LAMBDA, LAMBDA, 0, LAMBDA])},
+        "penalty-missing",
+        "penalty",
+        "weight[0, 3]: no penalty; all else follows torch's rule",
+    ),
+    "two weights have another penalty": (
+        {"decay": np.array([0.3, 0.3, LAMBDA, LAMBDA, LAMBDA])},
+        "penalty-scaled",
+        "penalty",
+        "weight[0, 0:2]: weight_decay 0.3 instead of 0.1; all else follows torch's rule",
+    ),
+    "two weights and the bias have other penalties": (
+        {"decay": np.array([0.3, LAMBDA, 0.3, LAMBDA, 0])},
+        "penalty-scaled",
+        "penalty",
+        (
+            "bias: no penalty; weight[0, 0] and weight[0, 2]: weight_decay 0.3 instead of 0.1; "
+            "all else follows torch's rule"
+        ),
+    ),
+    "two weights have another lr": (
+        {"rate": np.array([LR, 0.05, 0.05, LR, LR])},
+        "learning-rate-scaled",
+        "optimizer",
+        "weight[0, 1:3]: lr 0.05 instead of 0.02; all else follows torch's rule",
+    ),
+    "the bias has 1.7 times its gradient": (
+        {"factor": np.array([1, 1, 1, 1, 1.7])},
+        "gradient-scaled",
+        "gradient",
+        "bias: 1.7 times the gradient; all else follows torch's rule",
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", CASES)
+def test_entries_with_numbers_of_their_own_are_named(name: str, spec: Spec) -> None:
+    numbers, cause, stage, note = CASES[name]
+    report, found = diagnosed(code(**numbers), spec)
+
+    assert found.best is not None
+    assert (found.explained, found.causes, found.best.note) == (True, (cause,), note)
+    assert found.best.residual <= 1
+    assert (found.stage, report.first_divergence and report.first_divergence.stage) == (
+        stage,
+        stage,
+    )
+    told = " ".join(report_text(report).split())
+    assert note in told
+    assert "then all 12 steps agree" in told
+
+
+@BOTH
+def test_numbers_of_all_entries_are_told(spec: Spec) -> None:
+    decay = np.array([0.3, 0.3, LAMBDA, LAMBDA, 0])
+    _, found = diagnosed(code(decay=decay), spec)
+
+    assert found.best is not None
+    assert found.best.by_entry is not None
+    assert found.best.by_entry.what == "weight_decay"
+    np.testing.assert_allclose(found.best.by_entry.values, decay, rtol=1e-9)
+
+
+def test_number_is_told_with_the_digits_that_it_takes() -> None:
+    decay = np.array([LAMBDA, LAMBDA, LAMBDA, np.float32(LAMBDA), LAMBDA])
+    _, found = diagnosed(code(decay=decay), {})
+
+    assert found.best is not None
+    assert found.best.note.startswith("weight[0, 3]: weight_decay 0.100000001 instead of 0.1;")
+
+
+def test_lr_and_gradient_of_an_entry_are_one_and_the_same_without_a_penalty() -> None:
+    twice = np.array([1, 1, 2, 1, 1])
+    _, found = diagnosed(code(decay=0, factor=twice), {"weight_decay": 0})
+
+    causes = [one.causes for one in found.explanations]
+    assert causes == [("learning-rate-scaled",), ("gradient-scaled",)]
+
+
+NOT_EXPLAINED: dict[str, Spec] = {
+    "every weight has a number of its own": {"factor": np.array([1.1, 1.2, 1.3, 1.4, 1])},
+    "a sign is wrong": {"factor": np.array([1, 1, 1, -1, 1])},
+    "one entry goes by nothing": {
+        "added": lambda w, b, _: (LAMBDA * w + [0, 0, 0, 1e-3], LAMBDA * b)
+    },
+}
+
+
+@pytest.mark.parametrize("name", NOT_EXPLAINED)
+def test_what_is_no_rule_of_entries_is_not_explained(name: str) -> None:
+    _, found = diagnosed(code(**NOT_EXPLAINED[name]), {})
+
+    assert found.explanations == ()
+
+
+def test_too_few_steps_explain_no_entry() -> None:
+    # One step of one entry comes to any number.
+    decay = np.array([LAMBDA, LAMBDA, LAMBDA, 0, LAMBDA])
+    _, found = diagnosed(code(decay=decay), {"epochs": 1, "batch_size": "full"})
+
+    assert found.explanations == ()
+
+
+# --- one number that is added to every entry ------------------------------------------------------
+
+SUMS: dict[str, tuple[Callable[[Any, Any, int], tuple[Any, Any]], str]] = {
+    "of the weights": (lambda w, b, _: (np.full(4, LAMBDA * w.sum()), LAMBDA * b), "0.1 Σw,"),
+    "of the weights, over the rows": (
+        lambda w, b, rows: (np.full(4, LAMBDA / rows * w.sum()), 0),
+        "0.1 Σw/B,",
+    ),
+    "of all, over the rows": (
+        lambda w, b, rows: (
+            np.full(4, LAMBDA / rows * (w.sum() + b)),
+            LAMBDA / rows * (w.sum() + b),
+        ),
+        "0.1 Σw/B over weights and biases,",
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", SUMS)
+def test_sum_that_is_added_to_every_entry_is_told_as_a_penalty(name: str, spec: Spec) -> None:
+    added, text = SUMS[name]
+    report, found = diagnosed(code(added=added), spec)
+
+    assert not found.explained
+    assert (found.stage, report.first_divergence and report.first_divergence.stage) == (
+        "penalty",
+        "penalty",
+    )
+    (clue,) = (one for one in found.clues if "one number added" in one)
+    assert text in clue
+    assert "multiply λ by each weight, not by their sum" in clue
+
+
+# --- modules of one's own -------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """Tensors by names of their own, and no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = np.random.default_rng(0)
+        shapes = [(5, 4), *[(5, 5)] * 6, (1, 5)]
+        self.maps = nn.ParameterList(
+            nn.Parameter(torch.from_numpy(draw.normal(size=shape) / 2)) for shape in shapes
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for matrix in self.maps[:-1]:
+            x = torch.tanh(x @ matrix.T)
+        found: torch.Tensor = (x @ self.maps[-1].T)[:, 0]
+        return found
+
+
+def deep(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+    model = Deep()
+    return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=LR, weight_decay=LAMBDA)
+
+
+def by_hand(decays: dict[str, Any]) -> Callable[[UserProblem], Iterator[Spec]]:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        model = Deep()
+        for rows in problem.batches:
+            model.zero_grad()
+            rest = model(torch.from_numpy(problem.X[rows])) - torch.from_numpy(problem.y[rows])
+            (rest**2).mean().backward()
+            with torch.no_grad():
+                for name, w in model.named_parameters():
+                    assert w.grad is not None
+                    decay = torch.as_tensor(decays.get(name, LAMBDA), dtype=torch.float64)
+                    w.sub_(LR * (w.grad + decay * w))
+            yield {name: w.detach().numpy().copy() for name, w in model.named_parameters()}
+
+    return train
+
+
+def test_entries_of_a_module_of_ones_own_are_named() -> None:
+    spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
+    decay = np.full((5, 5), LAMBDA)
+    decay[2, 1:4] = 0
+    report = check(spec, scratch=by_hand({"maps.3": decay}), framework=deep)
+    found = report.diagnosis
+    assert found is not None
+    assert found.best is not None
+    assert found.causes == ("penalty-missing",)
+    assert found.best.note == "maps.3[2, 1:4]: no penalty; all else follows torch's rule"
+    assert "maps.3[2, 1:4]" in report_text(report)
+
+
+def test_tensor_of_a_module_with_a_decay_of_its_own_is_named() -> None:
+    spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
+    report = check(spec, scratch=by_hand({"maps.0": 0.0}), framework=deep)
+    found = report.diagnosis
+    assert found is not None
+    assert found.best is not None
+    assert found.causes == ("penalty-scaled",)
+    assert found.best.weight_decay is not None
+    assert found.best.weight_decay["maps.0"] == 0
+
+
+def test_entries_are_named_as_slices() -> None:
+    schedule = Schedule(1, 1, 1, False, 1, None, 0.1, None)
+    history = History({"a": (2, 3), "b": (2,), "c": (2, 2, 2)}, schedule)
+
+    def names(*places: int) -> str:
+        return named(history, np.array(places))
+
+    assert names(0, 1, 2, 3, 4, 5) == "a"
+    assert names(1, 2, 3, 6, 7) == "a[0, 1:3], a[1, 0] and b"
+    assert names(7, 8, 11) == "b[1], c[0, 0, 0] and c[0, 1, 1]"
+    assert names(0, 2, 4, 6, 8, 11) == "a[0, 0], a[0, 2], a[1, 1], b[0] and 2 more"

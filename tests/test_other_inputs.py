@@ -1,0 +1,237 @@
+"""Inputs of another kind: data or parameters in float32, batches and schedules early or late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regcheck.checking import check
+from regcheck.diagnose import Diagnosis
+from regcheck.orders import other_orders
+from regcheck.report.terminal import report_text
+from regcheck.schedule import Schedule
+from regcheck.user_problem import UserProblem
+
+Spec = dict[str, Any]
+
+LAMBDA, LR, ROWS = 0.1, 0.05, 40
+RANDOM = np.random.default_rng(1)
+X = RANDOM.normal(size=(ROWS, 3))
+Y = X @ [0.5, -1.5, 2.0] + 0.3 * RANDOM.normal(size=ROWS)
+
+BASE: Spec = {
+    "data": {"X": X.tolist(), "y": Y.tolist()},
+    "model": "linear",
+    "init": {"weight": [0.5, -0.7, 0.9], "bias": [0.3]},
+    "epochs": 6,
+    "batch_size": 16,  # 16, 16 and 8 rows
+    "shuffle": {"seed": 3},
+    "lr": LR,
+    "weight_decay": LAMBDA,
+}
+BY_EPOCH: Spec = {"lr_schedule": {"kind": "step", "every": 2, "factor": 0.5, "per": "epoch"}}
+BY_STEP: Spec = {"lr_schedule": {"kind": "step", "every": 5, "factor": 0.5}}
+COSINE: Spec = {"lr_schedule": {"kind": "cosine", "steps": 6, "floor": 0.001, "per": "epoch"}}
+PER_EPOCH = 3
+
+
+def single(values: Any) -> Any:
+    return np.asarray(values, np.float32).astype(np.float64)
+
+
+def same(values: Any) -> Any:
+    return values
+
+
+def code(
+    *,
+    data: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (same, same),
+    kept: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (same, same),
+    start: Callable[[Any], Any] = same,
+    at: Callable[[int, int], int] = lambda t, _: t,
+    rate: Callable[[UserProblem, int], float] = lambda p, t: float(p.lrs[t]),
+) -> Callable[[UserProblem], Iterator[Spec]]:
+    """Write torch's rule, on data, parameters, rows and lrs that are not as they should be."""
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = start(problem.initial["weight"]), start(problem.initial["bias"])
+        A, y = data[0](problem.X), data[1](problem.y)
+        for step in range(problem.steps):
+            rows = problem.batches[at(step, problem.steps)]
+            s = 2 * (A[rows] @ w + b - y[rows]) / len(rows)
+            lr = rate(problem, step)
+            w = kept[0](w - lr * (A[rows].T @ s + LAMBDA * w))
+            b = kept[1](b - lr * (s.sum() + LAMBDA * b))
+            yield {"weight": w, "bias": b}
+
+    return train
+
+
+def found_in(train: Callable[[UserProblem], Iterator[Spec]], **spec: Any) -> Diagnosis:
+    report = check(BASE | spec, scratch=train)
+    assert report.diagnosis is not None
+    text = " ".join(report_text(report).split())
+    assert report.diagnosis.best is None or report.diagnosis.best.note in text
+    return report.diagnosis
+
+
+# --- float32 in a part of it ----------------------------------------------------------------------
+
+ROUNDED: dict[str, tuple[Spec, str]] = {
+    "X": ({"data": (single, same)}, "the data X are rounded to float32"),
+    "y": ({"data": (same, single)}, "the targets y are rounded to float32"),
+    "X and y": ({"data": (single, single)}, "the data X and y are rounded to float32"),
+    "all parameters": (
+        {"kept": (single, single), "start": single},
+        "the parameters are rounded to float32",
+    ),
+    "all but the start": ({"kept": (single, single)}, "the parameters are rounded to float32"),
+    "the weight": ({"kept": (single, same)}, "weight is rounded to float32"),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
+    parts, note = ROUNDED[name]
+    found = found_in(code(**parts))
+
+    assert (found.explained, found.causes) == (True, ("precision",))
+    assert found.best is not None
+    assert found.best.note == note
+
+
+def test_other_rounding_is_not_taken_for_float32() -> None:
+    def half(values: Any) -> Any:
+        return np.asarray(values, np.float16).astype(np.float64)
+
+    assert not found_in(code(data=(half, same))).explained
+    assert not found_in(code(kept=(lambda w: w + 1e-8, same))).explained
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
+    "early": (lambda t, steps: (t + 1) % steps, "each batch one step early"),
+    "late": (lambda t, _: max(t - 1, 0), "each batch one step late, the first one twice"),
+    "late by a negative index": (
+        lambda t, steps: (t - 1) % steps,
+        "each batch one step late, the last one first",
+    ),
+    "early within each epoch": (
+        lambda t, _: t // PER_EPOCH * PER_EPOCH + (t + 1) % PER_EPOCH,
+        "each batch one step early, within its epoch",
+    ),
+    "late within each epoch": (
+        lambda t, _: t // PER_EPOCH * PER_EPOCH + (t - 1) % PER_EPOCH,
+        "each batch one step late, within its epoch",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_batches_of_another_step_are_named(name: str) -> None:
+    at, note = MOVED[name]
+    found = found_in(code(at=at))
+
+    assert (found.explained, found.causes, found.stage) == (True, ("row-order",), "gradient")
+    assert found.best is not None
+    assert found.best.note == note
+
+
+def test_moved_batches_are_those_of_the_schedule() -> None:
+    schedule = Schedule(40, 4, 16, False, 1, 3, LR, None)
+    own = [tuple(batch.parts[0].tolist()) for batch in schedule.batches()]  # type: ignore[union-attr]
+    orders = other_orders(schedule)
+    for name, (at, note) in MOVED.items():
+        rows = [tuple(batch.parts[0].tolist()) for batch in orders[note]]  # type: ignore[union-attr]
+        assert rows == [own[at(step, len(own))] for step in range(len(own))], name
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+
+def shifted(steps: int) -> Callable[[UserProblem, int], float]:
+    """Take the lr of another step, of a list that is long enough."""
+    return lambda problem, t: float(problem.lrs[max(0, t + steps)])
+
+
+SHIFTED: dict[str, tuple[Spec, int, str]] = {
+    "an epoch late": (BY_EPOCH, -3, "1 epoch late"),
+    "two epochs late": (COSINE, -6, "2 epochs late"),
+    "a step late": (BY_STEP, -1, "1 step late"),
+    "four steps late": (BY_STEP, -4, "4 steps late"),
+    "an epoch late, of a cosine": (COSINE, -3, "1 epoch late"),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_schedule_that_is_late_is_named_with_how_late(name: str) -> None:
+    spec, steps, note = SHIFTED[name]
+    found = found_in(code(rate=shifted(steps)), **spec)
+
+    assert (found.explained, found.causes) == (True, ("schedule-shifted",))
+    assert found.best is not None
+    assert (found.best.change, found.best.note) == ({"lr_shift": steps}, note)
+
+
+@pytest.mark.parametrize(("epochs", "note"), [(1, "1 epoch early"), (2, "2 epochs early")])
+def test_schedule_that_is_epochs_early_is_named(epochs: int, note: str) -> None:
+    def rate(problem: UserProblem, t: int) -> float:
+        return float(LR * 0.5 ** ((t // PER_EPOCH + epochs) // 3))
+
+    every_third = {"kind": "step", "every": 3, "factor": 0.5, "per": "epoch"}
+    found = found_in(code(rate=rate), lr_schedule=every_third)
+
+    assert found.causes == ("schedule-shifted",)
+    assert found.best is not None
+    assert found.best.note == note
+
+
+def test_epoch_late_and_another_cause_are_named_together() -> None:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for step, rows in enumerate(problem.batches):
+            s = 2 * (problem.X[rows] @ w + b - problem.y[rows]) / len(rows)
+            lr = problem.lrs[max(0, step - PER_EPOCH)]
+            w = w - lr * (problem.X[rows].T @ s + 2 * LAMBDA * w)
+            b = b - lr * (s.sum() + 2 * LAMBDA * b)
+            yield {"weight": w, "bias": b}
+
+    assert found_in(train, **BY_EPOCH).causes == ("penalty-doubled", "schedule-shifted")
+
+
+def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
+    found = found_in(code(rate=lambda _, __: LR), **BY_EPOCH)
+
+    assert not found.explained
+    assert found.stage == "optimizer"
+    assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.clues)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        at, v = np.append(problem.initial["weight"], problem.initial["bias"]), np.zeros(4)
+        for step, rows in enumerate(problem.batches):
+            A = np.column_stack([problem.X[rows], np.ones(len(rows))])
+            g = 2 * A.T @ (A @ at - problem.y[rows]) / len(rows) + LAMBDA * at
+            v = momentum * v + g
+            at = at - LR / (1 + step) * v
+            yield {"weight": at[:-1], "bias": at[-1:]}
+
+    found = found_in(train, optimizer={"name": "sgd", "momentum": momentum})
+
+    (clue,) = (one for one in found.clues if "another lr in each" in one)
+    # Step 1 agrees: the first that does not is step 2.
+    assert "from step 2 on 0.025, 0.0166667, 0.0125, 0.01, 0.00833333, 0.00714286, .." in clue
+    assert "where torch has 0.05, 0.05" in clue
+    assert found.stage == "optimizer"
+
+
+def test_gradient_that_is_wrong_has_no_lr_of_each_step() -> None:
+    found = found_in(code(data=(lambda A: A + 0.1, same)))
+
+    assert not any("lr in each" in one for one in found.clues)
