@@ -105,6 +105,15 @@ class Module:
             if id(tensor) in names
         }
 
+    def untrained(self) -> list[str]:
+        """Name the tensors that are frozen, or that the optimizer does not have."""
+        groups = self.groups()
+        return [
+            name
+            for name, tensor in self.tensors.items()
+            if not tensor.requires_grad or name not in groups
+        ]
+
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Give a model's parameters and buffers."""

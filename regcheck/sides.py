@@ -122,7 +122,8 @@ def sides_of(
             function = user_function(stack, spec.scratch, loaded.folder, "scratch", patience)
             shapes = {name: w.shape for name, w in problem.initial.items()}
             handed = user_problem(problem, spec, framework=False)
-            leader = ScratchSteps(function, handed, shapes, problem.schedule.steps)
+            fixed = {name: problem.initial[name] for name in framework.module.untrained()}
+            leader = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
             measured = TorchTrainer(given, twin_of(framework, again))
             pair = ScratchLeads(leader, framework, measured)
         stack.callback(pair.close)

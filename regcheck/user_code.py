@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from regcheck.errors import UserCodeError
+from regcheck.problem import Array
 from regcheck.user_function import PATIENCE, UserFunction, called, imported
 from regcheck.user_problem import UserProblem
 from regcheck.user_yields import Refused, Yielded, kind_of, pattern, read
@@ -27,6 +29,7 @@ class ScratchSteps:
         problem: what it is called with.
         shapes: torch's shape of each parameter.
         steps: how many updates there must be.
+        fixed: the parameters that nobody trains, which need not be yielded.
 
     Raises:
         UserCodeError: the function gives no generator, or fails.
@@ -38,8 +41,9 @@ class ScratchSteps:
         problem: UserProblem,
         shapes: Mapping[str, tuple[int, ...]],
         steps: int,
+        fixed: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
-        self.function, self.problem = function, problem
+        self.function, self.problem, self.fixed = function, problem, fixed
         self.shapes, self.steps = dict(shapes), steps
         self.came = 0
         self.generator = self.run("at its start", self.begin)
@@ -90,7 +94,7 @@ class ScratchSteps:
             raise self.complaint("", self.too_few()) from None
         self.came += 1
         try:
-            return read(value, self.shapes)
+            return read(value, self.shapes, self.fixed)
         except Refused as refused:
             raise self.complaint(f"step {self.came} of {self.steps}: ", str(refused)) from None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.convention import is_bias
 from regcheck.problem import Array, Parameters, Problem
 from regcheck.schedule import Schedule
 from regcheck.spec import Spec
@@ -183,6 +184,16 @@ def learning_rates(schedule: Schedule) -> NDArray[np.float64]:
 
 
 def plain_decay(weight_decay: Mapping[str, float]) -> float | dict[str, float]:
-    """Give λ as one number where the tensors' are the same."""
-    values = set(weight_decay.values())
-    return values.pop() if len(values) == 1 else dict(weight_decay)
+    """Return λ in the form that a spec has it.
+
+    That is one number where the tensors' are the same, and `weight` and `bias` where all weights
+    have one and all biases another, as in the usual parameter groups; else each tensor's by name.
+    """
+    kinds: dict[str, set[float]] = {"weight": set(), "bias": set()}
+    for name, decay in weight_decay.items():
+        kinds["bias" if is_bias(name) else "weight"].add(decay)
+    if len(kinds["weight"] | kinds["bias"]) == 1:
+        return next(iter(kinds["weight"] | kinds["bias"]))
+    if all(len(values) == 1 for values in kinds.values()):
+        return {kind: next(iter(values)) for kind, values in kinds.items()}
+    return dict(weight_decay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,19 +65,26 @@ EXTRAS = ("loss", "grad")
 """What may be yielded besides the parameters."""
 
 
-def read(value: object, shapes: Mapping[str, tuple[int, ...]]) -> Yielded:
-    """Read what the function yielded."""
+def read(
+    value: object,
+    shapes: Mapping[str, tuple[int, ...]],
+    fixed: Mapping[str, Array] = MappingProxyType({}),
+) -> Yielded:
+    """Read what the function yielded; those parameters that nobody trains may be left out."""
     if not isinstance(value, Mapping):
         listed = "a tuple" if isinstance(value, tuple) else kind_of(value)
         raise Refused(f"yielded {listed}, not a mapping\n  Write `{pattern(shapes)}`.")
-    check_names(value, shapes, EXTRAS, "")
+    required = [name for name in shapes if name not in fixed or name in value]
+    check_names(value, required, (*EXTRAS, *fixed), "")
     with np.errstate(all="ignore"):
-        arrays = {name: numbers(value[name], name) for name in shapes}
+        arrays = {
+            name: numbers(value[name], name) if name in value else fixed[name] for name in shapes
+        }
         parameters = {name: shaped(arrays[name], shapes[name], name) for name in shapes}
         return Yielded(
             parameters,
             read_loss(value.get("loss")),
-            read_gradient(value.get("grad"), shapes),
+            read_gradient(value.get("grad"), shapes, fixed),
             all(map(is_single, arrays.values())),
         )
 
@@ -179,16 +187,21 @@ def read_loss(value: object) -> float | None:
     return float(array.reshape(()))
 
 
-def read_gradient(value: object, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array] | None:
-    """Read a gradient: a mapping of every parameter, or None."""
+def read_gradient(
+    value: object, shapes: Mapping[str, tuple[int, ...]], fixed: Mapping[str, Array]
+) -> dict[str, Array] | None:
+    """Read a gradient: a mapping of every parameter that is trained, or None."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
         named = pattern(shapes).removeprefix("yield ")
         raise Refused(f'`grad` is {kind_of(value)}, not a mapping\n  Write `"grad": {named}`.')
-    check_names(value, shapes, (), " as `grad`")
+    required = [name for name in shapes if name not in fixed or name in value]
+    check_names(value, required, fixed, " as `grad`")
     return {
         name: shaped(numbers(value[name], f"grad of {name}"), shape, f"grad of {name}")
+        if name in value
+        else np.zeros(shape)
         for name, shape in shapes.items()
     }
 

@@ -513,6 +513,13 @@ def doublings(case: Case) -> dict[str, tuple[float, float, float]]:
     return found
 
 
+def out_of_range(report: Report) -> bool:
+    """Return whether the NumPy side's numbers left the range of its dtype: exp or log did."""
+    at = report.first_divergence.at if report.first_divergence else None
+    at = at or (report.first_loss_divergence.at if report.first_loss_divergence else None)
+    return at is not None and not math.isfinite(at.scratch)
+
+
 def faults_of(case: Case, *, doubled: bool = True) -> tuple[Report, list[str]]:
     """Check a case; what is wrong with what was found."""
     report = run(case)
@@ -520,7 +527,7 @@ def faults_of(case: Case, *, doubled: bool = True) -> tuple[Report, list[str]]:
     if report.verdict == "inconclusive" and not report.reason:
         found.append("inconclusive without a reason")
     if not case.fault:
-        if report.verdict == "diverged":
+        if report.verdict == "diverged" and not out_of_range(report):
             at = report.first_divergence
             where = (at.step, at.stage, at.at) if at else report.first_loss_divergence
             found.append(f"false alarm: {where}")
