@@ -18,6 +18,7 @@ passes only where the bound is a small share of the step (`power`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,9 @@ DEVIATIONS = 3.0
 
 RECENT = 0.99
 """What the largest recent gradient of an entry is multiplied by at each step."""
+
+BLOCK = 2**14
+"""Entries that are worked through at once."""
 
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
@@ -113,6 +117,7 @@ class MeasuredBounds:
             mixed: whether the sides' dtypes differ.
         """
         self.trainer, self.mixed = trainer, mixed
+        self.rule = rule_of(trainer)
         info = np.finfo(dtype)
         self.u, self.tiny, self.eps = float(info.eps) / 2, float(info.tiny), float(info.eps)
         self.random = torch.Generator().manual_seed(0)
@@ -120,11 +125,13 @@ class MeasuredBounds:
         self.starts = np.cumsum([0, *self.sizes[:-1]])
         self.tensor_of = np.repeat(np.arange(len(self.sizes)), self.sizes)
         problem = trainer.problem
+        # Copies of an optimizer take all entries at once.
+        self.block = BLOCK if self.rule is not None else max(1, len(self.tensor_of))
+        self.ratio: Array = np.ones(len(self.sizes))
         self.clips = problem.clip_norm is not None or problem.clip_value is not None
         self.entries = Entries(*(np.zeros(0),) * 4)
         self.carried: Carried = {}
         self.proposed: Carried = {}
-        self.rule = rule_of(trainer)
         self.shadows: list[Shadow] = []
         if self.rule is None:
             self.shadows = [Shadow(trainer) for _ in range(4)]
@@ -148,7 +155,7 @@ class MeasuredBounds:
         self.noise = None
         self.entries = self.entries_of(steps)
         with np.errstate(all="ignore"):
-            gradient, used = self.entries.gradient, self.entries.used
+            used = self.entries.used
             self.recent *= RECENT
             np.maximum(self.recent, np.abs(used), out=self.recent)
             rms = self.root_mean_squares(used)
@@ -157,14 +164,20 @@ class MeasuredBounds:
                 while self.next_due <= batch.step:
                     self.next_due *= APART
                 return self.measure(batch, steps, SAMPLES)
-            r = np.minimum(rms / self.rms, 64.0)[self.tensor_of]
-            typical = self.share[self.tensor_of] * self.recent
-            of_used = np.maximum(typical, r * self.measured[1])
-            of_gradient: Array = of_used
-            if self.clips:
-                of_gradient = np.maximum(typical, r * self.measured[0])
-                of_gradient = np.maximum(of_gradient, self.eps * np.abs(gradient))
-            return self.put_together(batch, steps, of_gradient, of_used)
+            self.ratio = np.minimum(rms / self.rms, 64.0)
+            return self.put_together(batch, steps, self.derived)
+
+    def derived(self, part: slice) -> tuple[Array, Array]:
+        """Derive the noise of some entries' gradients from what was measured last."""
+        assert self.measured is not None
+        tensor = self.tensor_of[part]
+        r, typical = self.ratio[tensor], self.share[tensor] * self.recent[part]
+        of_used = np.maximum(typical, r * self.measured[1][part])
+        if not self.clips:
+            return of_used, of_used
+        of_gradient = np.maximum(typical, r * self.measured[0][part])
+        rounded = self.eps * np.abs(self.entries.gradient[part])
+        return np.maximum(of_gradient, rounded), of_used
 
     def entries_of(self, steps: Steps) -> Entries:
         """Put a step's tensors into one vector each."""
@@ -201,7 +214,8 @@ class MeasuredBounds:
                 *self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
             )
         self.calibrate(entries.used, self.root_mean_squares(entries.used))
-        return self.put_together(batch, steps, *self.noise.sizes())
+        of_gradient, of_used = self.noise.sizes()
+        return self.put_together(batch, steps, lambda part: (of_gradient[part], of_used[part]))
 
     def calibrate(self, used: Array, rms: Array) -> None:
         """Keep what a measurement found, for the steps after it."""
@@ -223,34 +237,58 @@ class MeasuredBounds:
         return np.sqrt(np.add.reduceat(entries * entries, self.starts) / self.sizes)
 
     def put_together(
-        self, batch: Batch, steps: Steps, of_gradient: Array, of_used: Array
+        self, batch: Batch, steps: Steps, noise: Callable[[slice], tuple[Array, Array]]
     ) -> Bounds:
-        """Propagate a gradient's noise to the parameters, and bound all that is compared."""
-        framework = steps.framework
-        before, after, gradient, used = self.entries
-        self.gradient_noise = of_used
-        if not all(self.trainer.has_gradient.values()):
-            trained = np.array(list(self.trainer.has_gradient.values()))
-            of_used = np.asarray(of_used * trained[self.tensor_of])
-        step = OptimizerStep(before, after, used, {}, {}, batch.step)
-        if self.rule is None:
-            propagated = self.seen_from_shadows(steps, step, of_used)
-        else:
-            step = step._replace(options=self.options(), state=self.state(), t=self.count())
-            propagated = self.rule(self.u, step, of_used, self.carried)
-        self.proposed = propagated.carried
-        bound = propagated.after + self.tiny
+        """Propagate a gradient's noise to the parameters, and bound all that is compared.
+
+        Entry by entry the formulas do not look at each other, so that a large model is worked
+        through in blocks which stay in the processor's cache.
+        """
+        framework, entries = steps.framework, self.entries
+        trained = list(self.trainer.has_gradient.values())
+        count = len(entries.before)
+        bound, stage, own = np.empty(count), np.empty(count), np.empty(count)
+        options, state, t = {}, {}, float(batch.step)
+        if self.rule is not None:
+            options, state, t = self.options(), self.state(), self.count()
+        carried: dict[str, Array] = {}
+        for start in range(0, count, self.block):
+            part = slice(start, min(start + self.block, count))
+            of_gradient, own[part] = noise(part)
+            if not all(trained):
+                own[part] *= np.array(trained)[self.tensor_of[part]]
+            gradient = entries.gradient[part]
+            stage[part] = of_gradient + 4 * self.eps * np.abs(gradient) + self.tiny
+            step = OptimizerStep(
+                entries.before[part],
+                entries.after[part],
+                entries.used[part],
+                {
+                    key: one[part] if isinstance(one, np.ndarray) else one
+                    for key, one in options.items()
+                },
+                {key: one[part] for key, one in state.items()},
+                t,
+            )
+            if self.rule is None:
+                propagated = self.seen_from_shadows(steps, step, own)
+            else:
+                before = {key: one[part] for key, one in self.carried.items()}
+                propagated = self.rule(self.u, step, own[part], before)
+            bound[part] = propagated.after + self.tiny
+            for key, one in propagated.carried.items():
+                carried.setdefault(key, np.empty(count))[part] = one
+        self.proposed, self.gradient_noise = carried, own
         if not np.isfinite(np.add.reduce(bound)):
-            bound = np.where(np.isnan(bound), np.inf, bound)
+            bound[np.isnan(bound)] = np.inf
+            if self.mixed:  # a side that overflows alone does so by its dtype: no rounding
+                bound[np.isinf(bound)] = np.nan
         assert framework.loss is not None
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:
             loss = max(self.noise.loss_error, 4 * self.eps * abs(framework.loss)) + self.tiny
-        if self.mixed:  # a side that overflows alone does so by its dtype, which is no rounding
-            bound = np.where(np.isfinite(bound), bound, np.nan)
         tensors = self.split(bound)
-        of_stage = self.split(of_gradient + 4 * self.eps * np.abs(gradient) + self.tiny)
-        return Bounds((), loss, of_stage, tensors, tensors, tensors)
+        return Bounds((), loss, self.split(stage), tensors, tensors, tensors)
 
     def gradient_noise_of(self) -> Parameters:
         """Return the noise of the gradient that the optimizer was given at the last step."""

@@ -284,7 +284,11 @@ class TorchTrainer:
                     trapped = True
                     return None
 
-        loss = self.module.guard(trial) if rows > 1 else self.module.guard(self.forward, X, y)[1]
+        def alone() -> object:
+            torch.set_grad_enabled(True)
+            return self.forward(X, y)[1]
+
+        loss = self.module.guard(trial if rows > 1 else alone)
         if trapped:
             raise UserCodeError(trap_text(label, rows))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
