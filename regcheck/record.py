@@ -228,6 +228,7 @@ def head(report: Report) -> dict[str, Any]:
             "factor": number(report.amplification.factor),
             "drift": number(report.amplification.drift),
         },
+        "saturation": report.saturation and report.saturation._asdict(),
         "sample": sample_dict(report.sample),
         "final": {side: final_dict(final) for side, final in report.final.items()}
         | {"max_drift": number(report.max_drift)},

@@ -741,7 +741,9 @@ def faults_of_losses(seen: Seen, torch: list[float]) -> list[str]:
         found.append(f"loss: diverged, {largest:.3g} limits off")
     reporting, expected = seen.diagnosis.reporting, seen.case.reporting
     if expected is None:
-        if reporting is not None and largest > SURE:
+        # Strengths that are free to choose make as many losses, whatever these are.
+        telling = reporting is not None and int((off > 1).sum()) > len(reporting.strengths)
+        if reporting is not None and telling and largest > SURE:
             found.append(f"loss: simply wrong, explained by {reporting.causes}")
         return found
     if reporting is None:

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from regcheck.losses import LOSSES, Array, bce, bce_with_logits, brier, mse, sigmoid
+from regcheck.losses import (
+    DENOMINATOR_FLOOR,
+    LOSSES,
+    Array,
+    bce,
+    bce_plain,
+    bce_with_logits,
+    brier,
+    mse,
+    saturated,
+    sigmoid,
+)
 from regcheck.modules import LOSSES as TORCH_LOSSES
 from regcheck.spec.schema import MODELS
 
@@ -119,6 +130,40 @@ def test_bce_slope_fades_by_torchs_own_floor() -> None:
     z, y = np.array([-30.0, -40.0, -60.0]), np.array([1.0, 1.0, 1.0])
     # e^-z in torch and in NumPy: a few units in the last place.
     np.testing.assert_allclose(bce(z, y).slopes, by_torch("bce", z, y)[1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_bce_has_the_slope_of_its_logits_and_the_losses_of_torch(dtype: str) -> None:
+    z = np.linspace(-60, 60, 97).astype(dtype)
+    y = (np.arange(97) % 2).astype(dtype)
+    with np.errstate(divide="ignore"):
+        found, floored = bce_plain(z, y), bce(z, y)
+
+    np.testing.assert_array_equal(found.slopes, bce_with_logits(z, y).slopes)
+    np.testing.assert_array_equal(found.values, floored.values)
+    # It is another rule just where outputs are saturated, but for labels that are certain too.
+    apart = np.abs(found.slopes - floored.slopes) > 1e-6 * np.abs(found.slopes)
+    assert (apart <= saturated(z)).all()
+    assert (apart == saturated(z))[np.abs(found.slopes) > 0.5].all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "z", "expected"),
+    [
+        ("float64", 27.63, False),
+        ("float64", 27.64, True),
+        ("float64", -27.64, True),
+        ("float64", 1e300, True),
+        ("float32", 16.5, False),
+        ("float32", 17.4, True),
+        ("float32", -27.5, False),
+        ("float32", -27.7, True),
+    ],
+)
+def test_outputs_are_saturated_where_the_floor_is_met(dtype: str, z: float, expected: bool) -> None:
+    assert saturated(np.array([0.0, z], dtype)).tolist() == [False, expected]
+    if dtype == "float64" and abs(z) < 100:
+        assert (math.exp(-abs(z)) < DENOMINATOR_FLOOR) == expected
 
 
 def test_bce_with_logits_of_a_certain_mistake_is_the_logit_and_steep() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.convention import Convention, Decay, MomentumForm
+from regcheck.convention import Convention, Decay, MomentumForm, Slips
 from regcheck.matching import Matching, NoMatchError, matching
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.problem import Array, Parameters, Problem, build_problem, with_settings
@@ -353,3 +353,13 @@ def test_refusal_names_its_reason_and_nothing_would_match(
     with pytest.raises(NoMatchError, match=reason):
         match_of(loaded)
     assert not could_match(loaded)
+
+
+def test_no_settings_take_the_floor_of_bceloss_away() -> None:
+    spec = loaded_spec({"model": "logistic", "loss": "bce", "weight_decay": 0.1})
+    training, plain = training_of(spec.spec, 8), Slips(bce_slope="plain")
+
+    with pytest.raises(NoMatchError, match=r"`loss: bce_with_logits` \(torch.nn.BCEWithLogitsLoss"):
+        matching(Convention(), training, plain)
+    with pytest.raises(NoMatchError, match="or scaled features"):
+        matching(Convention(penalty_factor=2.0), training, plain)

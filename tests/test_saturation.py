@@ -216,6 +216,7 @@ def test_p_minus_y_on_raw_data_names_the_floor_and_nothing_else(sigma: str, dtyp
 
     assert causes(report) == [("bce-saturated",)]
     assert report.saturation == Saturation(2, 1.0, 20, 1.0)
+    assert report.to_dict()["saturation"] == report.saturation._asdict()
     assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
 
 
