@@ -13,7 +13,7 @@ from regcheck.history import History, Record
 from regcheck.hypotheses import Replay
 from regcheck.observed import Observed
 from regcheck.problem import Array
-from regcheck.scales import Scales, other_penalty, rates, recursion, window
+from regcheck.scales import Scales, other_penalty, own_shifts, rates, recursion, window
 from regcheck.search import LATE
 from regcheck.training import Training
 
@@ -160,12 +160,13 @@ def listed(values: Array) -> str:
 
 def penalty_clue(replay: Replay) -> str:
     """Say whether the steps are torch's with a penalty of another shape; empty if not."""
+    known = own_shifts(replay)
     for text, shape in SHAPES.items():
-        strength = other_penalty(replay, shape)
+        strength = other_penalty(replay, shape, known)
         if strength is not None:
             return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
     for text, shape in sums(replay.history).items():
-        strength = other_penalty(replay, shape)
+        strength = other_penalty(replay, shape, known)
         if strength is not None:
             return (
                 f"The steps are torch's with one number added to the gradient of each entry, "

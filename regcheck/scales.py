@@ -147,15 +147,24 @@ def scales_of(moved: Array, by_gradient: Array, by_decay: Array, bound: Array, u
     return Scales(found[0], found[1], residual <= 1, residual)
 
 
-def other_penalty(replay: Replay, shape: Callable[[Record], Array]) -> float | None:
+def own_shifts(replay: Replay) -> tuple[Array, Array]:
+    """Give what torch's rule subtracts without a penalty, and with its own."""
+    zeros = dict.fromkeys(replay.torch.problem.weight_decay, 0.0)
+    free = replay.torch.by(replace(replay.torch.problem, weight_decay=zeros))
+    return shifts(replay, free), shifts(replay, replay.torch)
+
+
+def other_penalty(
+    replay: Replay, shape: Callable[[Record], Array], known: tuple[Array, Array]
+) -> float | None:
     """Fit S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
 
-    None where that is not what the steps are.
+    None where that is not what the steps are. `known` are torch's `own_shifts`.
     """
     problem, history = replay.torch.problem, replay.history
     zeros = dict.fromkeys(problem.weight_decay, 0.0)
     free = replay.torch.by(replace(problem, weight_decay=zeros))
-    by_gradient, own = shifts(replay, free), shifts(replay, replay.torch)
+    by_gradient, own = known
     with np.errstate(all="ignore"):
         by_both = shifts(replay, free, shape)
         bound = allowed(replay, window(replay))
