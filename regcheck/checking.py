@@ -43,7 +43,7 @@ from regcheck.rounding import Bounds
 from regcheck.schedule import Batch, training_of
 from regcheck.sides import Sides, sides_of
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
-from regcheck.spec.judging import Tolerances, Verdict
+from regcheck.spec.judging import Tolerances, Verdict, weighed_limits
 from regcheck.torch_trainer import environment as torch_environment
 from regcheck.torch_trainer import torch_settings
 from regcheck.trace import Trace
@@ -192,8 +192,7 @@ class Run:
         self.losses = {"scratch": math.nan, "framework": math.nan}
         self.last: Sample | None = None
         self.gradient_bound: Parameters | None = None
-        limits = {name: self.spec.tolerance.of(name).limit_within for name in self.problem.initial}
-        report.power = Power(limits)
+        report.power = Power(weighed_limits(self.spec.tolerance, self.problem.initial))
 
     def compare_start(self) -> None:
         """Compare the parameters that the sides start from."""

@@ -260,7 +260,8 @@ class Replay:
                 if near is None or not math.isfinite(near.factor):
                     break
                 fit = near
-            fitted = math.isfinite(fit.deviation)
+            # A factor that is not known says nothing: bounds widen with it, and swallow all.
+            fitted = fit.deviation < 0.1 * abs(fit.factor)
             if fitted and self.residual({"gradient_factor": fit.factor}) <= 1:
                 return fit
         return None

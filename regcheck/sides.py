@@ -22,6 +22,7 @@ from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
 from regcheck.rounding import Bounds, RoundingModel
 from regcheck.schedule import Batch
 from regcheck.spec import LoadedSpec
+from regcheck.spec.judging import weighed_limits
 from regcheck.torch_trainer import TorchTrainer
 from regcheck.trial_faults import FaultTrials
 from regcheck.user_code import ScratchSteps, UserFunction, imported
@@ -135,9 +136,7 @@ def sides_of(
             bounder = noisy(problem, measured)
         faults = None
         if isinstance(bounder, MeasuredBounds):
-            tolerance = spec.tolerance
-            limits = {name: tolerance.of(name).limit_within for name in problem.initial}
-            faults = FaultTrials(measured, limits)
+            faults = FaultTrials(measured, weighed_limits(spec.tolerance, problem.initial))
         random = module is not None and probe.is_random()
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, faults, random)
 

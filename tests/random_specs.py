@@ -456,7 +456,8 @@ def matched_faults(observed: Observed) -> list[str]:
         found.append(f"loss diverged: {report.first_loss_divergence}")
     if report.first_by_stage:
         found.append(f"stages part: {report.first_by_stage}")
-    if report.verdict == "inconclusive" and not blown_up(observed):
+    swallowed = report.power is not None and report.power.reason()
+    if report.verdict == "inconclusive" and not swallowed and not blown_up(observed):
         found.append(f"inconclusive: {report.reason}")
     return found
 

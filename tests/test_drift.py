@@ -324,7 +324,9 @@ def test_linear_beyond_the_stability_limit_amplifies_and_within_it_does_not() ->
     assert beyond.amplification.first_step < 30
     assert beyond.amplification.step == 60
     within = check(linear_at(0.95, epochs=60))
-    assert within.verdict == "equivalent"
+    # Each step from the optimum is rounding: any lr would do.
+    assert within.verdict == "inconclusive"
+    assert "any lr or gradient would pass" in within.reason
     assert within.amplification is None
     assert "amplified" not in told(within)
 

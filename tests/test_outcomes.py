@@ -196,7 +196,9 @@ def test_zero_decay_agrees_and_no_cause_of_a_penalty_concerns_it(dtype: Any) -> 
 )
 def test_denormal_numbers_raise_no_alarm(changes: Spec, dtype: Any) -> None:
     report = check(SMALL | changes | {"dtype": dtype})
-    assert (report.verdict, report.compared) == ("equivalent", 3)
+    assert (report.verdict == "diverged", report.compared) == (False, 3)
+    if report.verdict == "inconclusive":  # nothing but rounding is left of these
+        assert "rounding here may be as large as" in report.reason
     assert report.amplification is None
     assert math.isfinite(report.max_drift)
 
@@ -215,7 +217,7 @@ def test_denormal_parameters_of_another_rule_are_told_from_torchs(dtype: str) ->
     spec = SMALL | data(np.zeros((2, 2)), np.zeros(2)) | {"dtype": dtype, "epochs": 2}
     spec |= {"init": {"constant": tiny}, "lr": 1.0, "weight_decay": 0.5}
     same = check(spec)
-    assert same.verdict == "equivalent"
+    assert same.verdict == "inconclusive"  # by bounds as large as the steps
     assert 0 < float(same.final["framework"].parameters["weight"][0, 0]) <= tiny
     # Bounds are absolute there, and as large as what differs; the bits tell.
     exact = check(spec | {"convention": "doubled", "tolerance": "exact"})

@@ -75,6 +75,14 @@ class Tolerance(Section):
 EXACT = Tolerance(exact=True)
 
 
+def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, float]:
+    """Return the limits by which a run's power is weighed: those of rounding, or stricter ones.
+
+    A larger tolerance is a spec's own choice, and what passes by it does so knowingly.
+    """
+    return {name: min(tolerances.of(name).limit_within, ROUNDING) for name in names}
+
+
 def one_form(value: object) -> object:
     """Turn what one tensor's tolerance may be into its full form."""
     if value == "exact":
