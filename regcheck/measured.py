@@ -136,7 +136,7 @@ class MeasuredBounds:
         self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
         self.random_model = False
-        self.gradient_noise = np.zeros(0)
+        self.gradient_noise: Array = np.zeros(0)
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""

@@ -58,13 +58,13 @@ EXACT = frozenset(
      aten.bernoulli_, aten.cat, aten.ceil, aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_,
      aten.clamp_min, aten.clamp_min_, aten.clone, aten.constant_pad_nd, aten.copy,
      aten.copy_, aten.cummax, aten.cummin, aten.embedding, aten.empty_like, aten.eye, aten.fill,
-     aten.fill_, aten.flip, aten.floor, aten.full_like, aten.gather, aten.hardtanh, aten.hardtanh_, aten.index,
-     aten.index_select, aten.masked_fill, aten.masked_fill_, aten.masked_select, aten.max,
-     aten.max_pool2d_with_indices, aten.maximum, aten.median, aten.min, aten.minimum, aten.neg,
-     aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros, aten.one_hot,
-     aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_, aten.repeat,
-     aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter, aten.sgn,
-     aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack, aten.threshold,
+     aten.fill_, aten.flip, aten.floor, aten.full_like, aten.gather, aten.hardtanh, aten.hardtanh_,
+     aten.index, aten.index_select, aten.masked_fill, aten.masked_fill_, aten.masked_select,
+     aten.max, aten.max_pool2d_with_indices, aten.maximum, aten.median, aten.min, aten.minimum,
+     aten.neg, aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros,
+     aten.one_hot, aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_,
+     aten.repeat, aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter,
+     aten.sgn, aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack, aten.threshold,
      aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc, aten.where, aten.zero_,
      aten.zeros_like}
 )  # fmt: skip
@@ -271,9 +271,9 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 INEXACT: dict[Any, Callable[..., Tensor]] = {
-    aten._to_copy: cast_rounds, aten.add: sum_rounds, aten.add_: sum_rounds, aten.div: quotient_rounds,
-    aten.div_: quotient_rounds, aten.mul: product_rounds, aten.mul_: product_rounds,
-    aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
+    aten._to_copy: cast_rounds, aten.add: sum_rounds, aten.add_: sum_rounds,
+    aten.div: quotient_rounds, aten.div_: quotient_rounds, aten.mul: product_rounds,
+    aten.mul_: product_rounds, aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
 }  # fmt: skip
 """Where a cast, or an operation of two operands, rounds. (With an alpha they are taken to.)"""
 
