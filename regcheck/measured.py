@@ -55,6 +55,9 @@ DEVIATIONS = 3.0
 RECENT = 0.99
 """What the largest recent gradient of an entry is multiplied by at each step."""
 
+LEAST = 1e-300
+"""A gradient's least root mean square: 0 is of the same size as 0."""
+
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
 
@@ -157,7 +160,7 @@ class MeasuredBounds:
                 while self.next_due <= batch.step:
                     self.next_due *= APART
                 return self.measure(batch, steps, SAMPLES)
-            r = np.minimum(rms / self.rms, 64.0)[self.tensor_of]
+            r = np.minimum(np.maximum(rms, LEAST) / self.rms, 64.0)[self.tensor_of]
             typical = self.share[self.tensor_of] * self.recent
             of_used = np.maximum(typical, r * self.measured[1])
             of_gradient: Array = of_used
@@ -208,7 +211,7 @@ class MeasuredBounds:
         assert self.noise is not None
         of_gradient, of_used = self.noise.sizes()
         self.measured = of_gradient, np.maximum(of_used, self.eps * np.abs(used))
-        self.rms = np.maximum(rms, 1e-300)
+        self.rms = np.maximum(rms, LEAST)
         ratios = of_used / self.recent
         for place, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             some = ratios[start : start + size]

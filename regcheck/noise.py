@@ -64,9 +64,9 @@ EXACT = frozenset(
      aten.neg, aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros,
      aten.one_hot, aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_,
      aten.repeat, aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter,
-     aten.sgn, aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack, aten.threshold,
-     aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc, aten.where, aten.zero_,
-     aten.zeros_like}
+     aten.sgn, aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack,
+     aten.threshold, aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc,
+     aten.where, aten.zero_, aten.zeros_like}
 )  # fmt: skip
 """Operations that choose, copy or compare numbers, and compute none."""
 
