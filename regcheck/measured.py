@@ -150,6 +150,8 @@ class MeasuredBounds:
         self.carried = self.proposed
         self.noise = None
         self.entries = self.entries_of(steps)
+        for shadow in self.shadows:
+            shadow.keep()
         with np.errstate(all="ignore"):
             gradient, used = self.entries.gradient, self.entries.used
             self.recent *= RECENT
@@ -187,6 +189,8 @@ class MeasuredBounds:
         more = next((number for number in MORE if number > count), None)
         if more is None:
             return None
+        for shadow in self.shadows:
+            shadow.rewind()
         with np.errstate(all="ignore"):
             return self.measure(batch, steps, more - count)
 
