@@ -235,7 +235,7 @@ def trained_by(
             rows = torch.as_tensor(np.arange(ROWS)[batch]).flip(0)
             optimizer.zero_grad()
             value = loss(model(X[rows]), y[rows])
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
             for name, w in model.named_parameters():
@@ -262,7 +262,7 @@ class Plain(Optimizer):
         super().__init__(w, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is not None:
