@@ -215,7 +215,7 @@ def test_none_shows_where_a_bound_is_wider_than_all_steps() -> None:
 def test_a_fault_shows_from_the_limit_and_a_margin_on() -> None:
     # The first step is lr g: with a doubled lr it is off by so much.
     X, y = (np.array(SPEC["data"][key]) for key in ("X", "y"))
-    w = np.float64(np.float32([0.5, -0.3]))
+    w = np.array([0.5, -0.3], np.float32).astype(np.float64)
     largest = float(np.abs(0.1 * 2 * X.T @ (X @ w - y) / 3).max())
     at = largest / MARGIN / 8
 
