@@ -59,6 +59,9 @@ RECENT = 0.99
 BLOCK = 2**14
 """Entries that are worked through at once."""
 
+LEAST = 1e-300
+"""A gradient's least root mean square: 0 is of the same size as 0."""
+
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
 
@@ -154,6 +157,8 @@ class MeasuredBounds:
         self.carried = self.proposed
         self.noise = None
         self.entries = self.entries_of(steps)
+        for shadow in self.shadows:
+            shadow.keep()
         with np.errstate(all="ignore"):
             used = self.entries.used
             self.recent *= RECENT
@@ -164,7 +169,7 @@ class MeasuredBounds:
                 while self.next_due <= batch.step:
                     self.next_due *= APART
                 return self.measure(batch, steps, SAMPLES)
-            self.ratio = np.minimum(rms / self.rms, 64.0)
+            self.ratio = np.minimum(np.maximum(rms, LEAST) / self.rms, 64.0)
             return self.put_together(batch, steps, self.derived)
 
     def derived(self, part: slice) -> tuple[Array, Array]:
@@ -197,6 +202,8 @@ class MeasuredBounds:
         more = next((number for number in MORE if number > count), None)
         if more is None:
             return None
+        for shadow in self.shadows:
+            shadow.rewind()
         with np.errstate(all="ignore"):
             return self.measure(batch, steps, more - count)
 
@@ -222,7 +229,7 @@ class MeasuredBounds:
         assert self.noise is not None
         of_gradient, of_used = self.noise.sizes()
         self.measured = of_gradient, np.maximum(of_used, self.eps * np.abs(used))
-        self.rms = np.maximum(rms, 1e-300)
+        self.rms = np.maximum(rms, LEAST)
         ratios = of_used / self.recent
         for place, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             some = ratios[start : start + size]

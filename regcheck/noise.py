@@ -54,18 +54,19 @@ MEAN_LOSSES = frozenset(
 """Losses that sum terms of one sign within: n of them round to √n u of the result."""
 
 EXACT = frozenset(
-    {aten.abs, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.bernoulli, aten.cat, aten.ceil,
-     aten.clamp, aten.clamp_max, aten.clamp_min, aten.clone, aten.constant_pad_nd, aten.copy,
+    {aten._unsafe_view, aten.abs, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.bernoulli,
+     aten.bernoulli_, aten.cat, aten.ceil, aten.clamp, aten.clamp_, aten.clamp_max, aten.clamp_max_,
+     aten.clamp_min, aten.clamp_min_, aten.clone, aten.constant_pad_nd, aten.copy,
      aten.copy_, aten.cummax, aten.cummin, aten.embedding, aten.empty_like, aten.eye, aten.fill,
-     aten.fill_, aten.flip, aten.floor, aten.full_like, aten.gather, aten.hardtanh, aten.index,
-     aten.index_select, aten.masked_fill, aten.masked_fill_, aten.masked_select, aten.max,
-     aten.max_pool2d_with_indices, aten.maximum, aten.median, aten.min, aten.minimum, aten.neg,
-     aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros, aten.one_hot,
-     aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_, aten.repeat,
-     aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter, aten.sgn,
-     aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack, aten.threshold,
-     aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc, aten.where, aten.zero_,
-     aten.zeros_like}
+     aten.fill_, aten.flip, aten.floor, aten.full_like, aten.gather, aten.hardtanh, aten.hardtanh_,
+     aten.index, aten.index_select, aten.masked_fill, aten.masked_fill_, aten.masked_select,
+     aten.max, aten.max_pool2d_with_indices, aten.maximum, aten.median, aten.min, aten.minimum,
+     aten.neg, aten.neg_, aten.new_empty, aten.new_full, aten.new_ones, aten.new_zeros,
+     aten.one_hot, aten.ones_like, aten.rand_like, aten.randn_like, aten.relu, aten.relu_,
+     aten.repeat, aten.roll, aten.round, aten.scatter, aten.select_backward, aten.select_scatter,
+     aten.sgn, aten.sign, aten.slice_backward, aten.slice_scatter, aten.sort, aten.stack,
+     aten.threshold, aten.threshold_backward, aten.topk, aten.tril, aten.triu, aten.trunc,
+     aten.where, aten.zero_, aten.zeros_like}
 )  # fmt: skip
 """Operations that choose, copy or compare numbers, and compute none."""
 
@@ -256,6 +257,12 @@ def quotient_rounds(x: Tensor, a: Any, b: Any) -> Tensor:
     return rounds
 
 
+def cast_rounds(x: Tensor, a: Any) -> Tensor:
+    """Find where a cast to another dtype is not the number itself."""
+    rounds: Tensor = x.double() != a.double()
+    return rounds
+
+
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split float64 numbers into halves of at most 26 bits (Veltkamp)."""
     scaled = x * (2.0**27 + 1)
@@ -263,12 +270,12 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, x - high
 
 
-INEXACT: dict[Any, Callable[[Tensor, Any, Any], Tensor]] = {
-    aten.add: sum_rounds, aten.add_: sum_rounds, aten.div: quotient_rounds,
-    aten.div_: quotient_rounds, aten.mul: product_rounds, aten.mul_: product_rounds,
-    aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
+INEXACT: dict[Any, Callable[..., Tensor]] = {
+    aten._to_copy: cast_rounds, aten.add: sum_rounds, aten.add_: sum_rounds,
+    aten.div: quotient_rounds, aten.div_: quotient_rounds, aten.mul: product_rounds,
+    aten.mul_: product_rounds, aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
 }  # fmt: skip
-"""Where an operation of two operands rounds. (With an alpha they are taken to.)"""
+"""Where a cast, or an operation of two operands, rounds. (With an alpha they are taken to.)"""
 
 
 def is_whole(x: Tensor) -> bool:

@@ -4,7 +4,7 @@ With u the unit roundoff, δg the error of the gradient g that the optimizer is 
 parameter before the step, Δ what the step subtracts, and λ a coupled weight decay, G = g + λ w:
 
     δG = δg + u (3 λ|w| + |G|)
-    after       δw = δΔ + 2u |w| + 6u |Δ|
+    after       δw = δΔ + 2u |w| + 6u |Δ|, and 2u |w| more where w (1 − lr λ) is a product
 
     SGD         δv ← μ δv + |1 − τ| δG + 2u |v|         δΔ = lr δv, or lr (δG + μ δv) with Nesterov
     Adam        δm ← β₁ δm + (1 − β₁) δG + 3u (|m| + (1 − β₁)|G|)
@@ -162,9 +162,14 @@ def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> 
 
 
 def settled(u: float, step: OptimizerStep, moved: Array) -> Array:
-    """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|."""
+    """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|.
+
+    A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
+    """
     size, shift = np.abs(step.before), np.abs(step.after - step.before)
-    bound: Array = moved + u * (2 * size + 6 * shift)
+    option = step.options
+    decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
+    bound: Array = moved + u * ((4 if decays else 2) * size + 6 * shift)
     return bound
 
 

@@ -8,6 +8,7 @@ weight decay would have made of a run, or an error of the gradients, whatever th
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ class Shadow:
         originals = list(trainer.tensors.values())
         self.tensors, self.optimizer = copy.deepcopy((originals, trainer.optimizer))
         self.views = [tensor.detach().numpy() for tensor in self.tensors]
+        self.kept: dict[torch.Tensor, Any] = {}
+
+    def keep(self) -> None:
+        """Keep what the optimizer remembers, to take the next step more than once."""
+        self.kept = copied(self.optimizer.state)
+
+    def rewind(self) -> None:
+        """Let the optimizer remember what it did when that was kept."""
+        self.optimizer.state.clear()
+        self.optimizer.state.update(copied(self.kept))
 
     def step(self, before: Parameters, gradients: Parameters, error: Array | None = None) -> Array:
         """Take a step; returns the parameters after it, one after the other, in float64.
@@ -59,3 +70,13 @@ class Shadow:
                     own[key] = theirs[key] * self.times.get(key, 1.0)
         self.trainer.module.guard(self.optimizer.step)
         return flat(dict(zip(before, self.views, strict=True)))
+
+
+def copied(state: Mapping[torch.Tensor, Any]) -> dict[torch.Tensor, Any]:
+    """Copy what an optimizer remembers of each parameter."""
+    return {
+        w: {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in own.items()}
+        if type(own) is dict
+        else copy.deepcopy(own)
+        for w, own in state.items()
+    }

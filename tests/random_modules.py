@@ -233,11 +233,15 @@ class Case:
     def step(
         self, w: Tensors, state: State, X: Array, y: Array, t: int
     ) -> tuple[Tensors, State, float]:
-        """Take one step: (parameters, what is remembered, loss)."""
-        loss, g = self.gradients(w, X, y, t)
-        stale = state.get("last")
-        used = stale if self.fault == "stale gradient" and stale is not None else g
-        moved, state = self.update(w, used, {**state, "last": g}, t)
+        """Take one step: (parameters, what is remembered, loss).
+
+        A fault may let the numbers grow beyond all bounds.
+        """
+        with np.errstate(all="ignore"):
+            loss, g = self.gradients(w, X, y, t)
+            stale = state.get("last")
+            used = stale if self.fault == "stale gradient" and stale is not None else g
+            moved, state = self.update(w, used, {**state, "last": g}, t)
         return moved, state, loss
 
     def gradients(self, w: Tensors, X: Array, y: Array, t: int) -> tuple[float, Tensors]:
