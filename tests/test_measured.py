@@ -19,12 +19,12 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from regcheck.checking import check
-from regcheck.entries import flat
 from regcheck.lockstep import FrameworkLeads, Steps
 from regcheck.measured import APART, MeasuredBounds, Noise
 from regcheck.modules import users
 from regcheck.noise import RandomRounding
 from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.packing import flat
 from regcheck.problem import build_problem
 from regcheck.record import Report
 from regcheck.rounding import RoundingModel

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.entries import flat
 from regcheck.lockstep import Steps
 from regcheck.measured import MeasuredBounds
 from regcheck.modules import users
+from regcheck.packing import flat
 from regcheck.power import ROUNDING_ALONE, SHARE, Power, swallowed_text
 from regcheck.problem import Step, build_problem
 from regcheck.record import Report
