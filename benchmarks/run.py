@@ -274,7 +274,100 @@ def output_of(code: str) -> list[str]:
     return done.stdout.split()
 
 
+def own_model(sizes: tuple[int, ...], rows: int, batch: int, epochs: int) -> float:
+    """Compare a model of one's own, and train it in torch alone: the ratio of the two.
+
+    The NumPy code that it is compared with is part of the comparison.
+    """
+    from own_model import OwnModel
+
+    from regcheck.checking import check_problem, no_progress
+    from regcheck.problem import build_problem
+    from regcheck.spec import from_mapping
+    from regcheck.torch_trainer import torch_settings
+    from regcheck.user_problem import user_problem
+
+    own = OwnModel(sizes, rows, batch, epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npz"
+        np.savez(path, X=own.X, y=own.y)
+        code = {"scratch": own.train, "framework": own.build}
+        loaded = from_mapping({"data": {"npz": str(path)}, **own.spec, **code})
+        problem = build_problem(loaded)
+    given = user_problem(problem, loaded.spec, framework=True)
+    ours = seconds(lambda: check_problem(loaded, problem, no_progress))
+    with torch_settings(batch * sizes[0]):
+        theirs = seconds(lambda: own.torch_alone(given))
+    return ours / theirs
+
+
+SHORT = {
+    "data": {"synthetic": {"rows": 100, "features": 4}},
+    "model": "logistic",
+    "lr": 0.1,
+    "weight_decay": 0.01,
+}
+
+
+def comparison(epochs: int) -> float:
+    """Return the seconds that comparing so many full-batch steps of 100 x 4 takes."""
+    from regcheck import check
+
+    return seconds(lambda: check(SHORT | {"epochs": epochs}))
+
+
+def built_in() -> float:
+    from regcheck.problem import build_problem
+    from regcheck.spec import from_mapping
+    from regcheck.torch_trainer import TorchTrainer, torch_settings
+
+    problem = build_problem(from_mapping(SHORT | {"epochs": 10_000}))
+
+    def torch_alone() -> None:
+        with torch_settings(problem.X.size):
+            trainer = TorchTrainer(problem)
+            for batch in problem.schedule.batches():
+                trainer.step(batch)
+
+    return comparison(10_000) / seconds(torch_alone)
+
+
 BENCHMARKS = {
+    "built-in": Benchmark(
+        "comparison of 100 x 4, 10,000 steps / the torch trainer alone",
+        "at most 3",
+        lambda ratio: ratio <= 3,
+        built_in,
+        3,
+    ),
+    "long": Benchmark(
+        "time a step of 100,000 steps of 100 x 4 / of 1,000",
+        "at most 1.1",
+        lambda ratio: ratio <= 1.1,
+        lambda: comparison(100_000) / 100 / comparison(1000),
+        1,
+    ),
+    "own": Benchmark(
+        "comparison of an own MLP 4-64-64-3, 1,000 steps of 32 / torch alone",
+        "at most 4",
+        lambda ratio: ratio <= 4,
+        lambda: own_model((4, 64, 64, 3), 320, 32, 100),
+        5,
+    ),
+    "own-large": Benchmark(
+        "the same of 10^6 parameters, 100 steps of 32 / torch alone",
+        "at most 2.5",
+        lambda ratio: ratio <= 2.5,
+        lambda: own_model((784, 1000, 200, 10), 640, 32, 5),
+        3,
+    ),
+    "own-many": Benchmark(
+        "the same of 122 tensors, 1,000 steps of 32 / torch alone",
+        "at most 4",
+        lambda ratio: ratio <= 4,
+        lambda: own_model((4, *(16,) * 60, 3), 320, 32, 100),
+        3,
+    ),
     "command": Benchmark(
         "run stackoverflow.yaml / a bare torch script of 1,000 steps",
         "at most 0.95",
