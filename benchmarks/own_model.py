@@ -1,4 +1,4 @@
-"""An MLP of one's own twice, in torch and by hand, with Adam and cross entropy: what is compared."""
+"""An MLP of one's own twice, in torch and by hand, with Adam and cross entropy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OwnModel:
         self.y = draw.integers(sizes[-1], size=rows).astype(np.float64)
         self.spec = {"lr": LR, "batch_size": batch, "epochs": epochs}
 
-    def build(self, problem: Any) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
+    def build(self, _: Any) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
         torch.manual_seed(0)
         layers: list[nn.Module] = []
         for one, two in zip(self.sizes[:-1], self.sizes[1:], strict=True):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import yaml
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
+    import threadpoolctl
+    import torch
+
+    torch.set_num_threads(1)
+    threadpoolctl.threadpool_limits(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

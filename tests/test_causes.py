@@ -220,7 +220,7 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "concerning"), CONCERNED, ids=str)
+@pytest.mark.parametrize(("changes", "concerning"), CONCERNED)
 def test_cause_concerns_the_trainings_that_it_is_about(
     small: Spec, changes: Spec, concerning: set[str]
 ) -> None:

@@ -61,7 +61,11 @@ SCHEDULERS: list[tuple[dict[str, Any], Callable[[Any], lr_scheduler.LRScheduler]
 
 
 @pytest.mark.parametrize("per", ["step", "epoch"])
-@pytest.mark.parametrize(("given_schedule", "make"), SCHEDULERS, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("given_schedule", "make"),
+    SCHEDULERS,
+    ids=lambda one: str(one)[:40] if isinstance(one, dict) else "torch",
+)
 def test_lr_is_torchs_schedulers(
     given_schedule: dict[str, Any],
     make: Callable[[Any], lr_scheduler.LRScheduler],
