@@ -81,7 +81,10 @@ class Power:
             name = max(missed or swallowed, key=lambda one: swallowed[one])
             return swallowed_text(name, swallowed[name])
         if self.hidden:
-            return f"{' and '.join(self.hidden)} would have passed too"
+            *some, last = self.hidden
+            told = f"{', '.join(some)} and {last}" if some else last
+            still = "" if self.shares else "no step moves any parameter: "
+            return f"{still}{told} would have passed too"
         return ""
 
 

@@ -34,7 +34,7 @@ class FaultTrials:
         )
         self.pending: dict[str, Shadow | None] = {
             "a doubled lr": Shadow(trainer, lr=2.0),
-            "a missing step": None,
+            "a missing lr": None,
             "a doubled gradient": Shadow(trainer, gradient=2.0),
             "a missing gradient": Shadow(trainer, gradient=0.0),
         }

@@ -198,7 +198,7 @@ def sgd(**options: Any) -> Callable[[Any], torch.optim.Optimizer]:
     return lambda w: torch.optim.SGD(w, lr=0.1, **options)
 
 
-ALL = ("a doubled lr", "a missing step", "a doubled gradient", "a missing gradient")
+ALL = ("a doubled lr", "a missing lr", "a doubled gradient", "a missing gradient")
 
 
 def test_every_fault_shows_where_nothing_is_rounded() -> None:
