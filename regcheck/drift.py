@@ -95,6 +95,17 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
     return Needed(rounding, beside_atol, beside_rtol, share, largest, exact=False)
 
 
+def needs_no_more(before: Needed, scratch: Array, framework: Array) -> bool:
+    """Return whether a step is seen at a glance to need nothing that none before it has needed."""
+    if scratch.size == 1:
+        here, there = float(scratch.item()), float(framework.item())
+        off, least = abs(here - there), abs(there)
+    else:
+        off = float(np.abs(scratch - framework).max())
+        least = float(np.abs(framework).min())
+    return off <= before.atol_alone and off * SLACK <= before.rtol_alone * least
+
+
 def no_nan(value: float) -> float:
     """Give a number, inf in the place of NaN."""
     return math.inf if math.isnan(value) else value
@@ -151,6 +162,11 @@ class DriftMeter:
 
     def need(self, name: str, local: Difference, scratch: Array, framework: Array) -> None:
         """Take in what one tensor, or the loss, needs."""
+        before = self.needed.get(name)
+        if before is not None and local.judged and local.ratio <= before.rounding:
+            plain = not (before.exact or self.tolerances.of(name).on_drift)
+            if plain and needs_no_more(before, scratch, framework):
+                return
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
 

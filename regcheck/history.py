@@ -68,14 +68,15 @@ class History:
         framework, scratch = steps.framework, steps.scratch
         if len(self) >= self.most or framework.gradient is None:
             return
-        for tensors in (
+        kept = (
             framework.before,
             scratch.after,
             framework.after,
             framework.gradient,
             bounds.after,
-        ):
-            self.numbers.frombytes(self.flat(tensors).tobytes())
+        )
+        parts = [tensors[name].ravel() for tensors in kept for name in self.shapes]
+        self.numbers.frombytes(np.concatenate(parts, dtype=np.float64).tobytes())
         losses = (scratch.loss, framework.loss, bounds.loss)
         self.losses.extend(math.nan if loss is None else loss for loss in losses)
 
