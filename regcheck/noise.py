@@ -155,12 +155,31 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         factors = {key: abs(x) if isinstance(x, int | float) else x for key, x in kwargs.items()}
         sizes = floats(func(*tree_map_only(Tensor, torch.abs, args), **factors))
+        plain = number_of_terms(func.overloadpacket, args, sizes)
+        if plain is not None and plain < FEW:
+            return [sizes[0] * math.sqrt(plain)]
         count = aten.sum if func.overloadpacket is aten.mean else func.overloadpacket
         terms = floats(count(*tree_map_only(Tensor, ones, args)))
         most = max((float(n.max()) for n in terms), default=0.0)
         operands = [args[place] for place in SUMS[func.overloadpacket]]
         alike = math.prod(share_alike(x, self.u * most / 4) for x in operands) if most >= FEW else 0
         return [size * (n + alike * n * n).sqrt() for size, n in zip(sizes, terms, strict=True)]
+
+
+def number_of_terms(kind: Any, args: tuple[Any, ...], results: list[Tensor]) -> int | None:
+    """Return how many terms each entry of a plain sum or product has; None where it must be asked.
+
+    (A bias counts as one, also where it is multiplied by 0.)
+    """
+    if len(results) != 1:
+        return None
+    if kind in (aten.mm, aten.bmm, aten.mv, aten.dot):
+        return int(args[0].shape[-1])
+    if kind in (aten.addmm, aten.addmv, aten.baddbmm):
+        return int(args[1].shape[-1]) + 1
+    if kind in (aten.sum, aten.mean):
+        return int(args[0].numel() // max(1, results[0].numel()))
+    return None
 
 
 def replaced(
@@ -280,6 +299,9 @@ INEXACT: dict[Any, Callable[..., Tensor]] = {
 
 def is_whole(x: Tensor) -> bool:
     """Return whether all numbers are whole, and so small that sums of them are exact."""
+    first = x.flatten()[0].item()
+    if first != first // 1:  # most are not, and one number tells
+        return False
     return bool(((x == x.round()) & (x.abs() < 2**20)).all())
 
 
