@@ -20,11 +20,13 @@ LAYERS = [
     {"spec"},
     {"data", "guard", "schedule"},
     {"orders", "problem"},
-    {"losses", "models", "norms", "optimizers"} | {"user_problem", "user_yields"},
+    {"entries", "losses", "models", "norms", "optimizer_rounding", "optimizers"}
+    | {"user_problem", "user_yields"},
     {"modules", "rounding", "user_function"},
     {"noise", "numpy_trainer", "user_code"},
     {"torch_trainer"},
-    {"lockstep"},
+    {"lockstep", "shadow"},
+    {"measured", "power", "trial_faults"},
     {"compare", "history", "sides"},
     {"drift", "hypotheses", "observed", "trace", "trials"},
     {"reporting", "scales", "search", "telling"},
@@ -76,7 +78,7 @@ def test_module_imports_only_from_the_layers_below(path: object) -> None:
 @pytest.mark.parametrize(
     ("package", "importers"),
     [
-        ("torch", {"modules.py", "noise.py", "torch_trainer.py"}),
+        ("torch", {"measured.py", "modules.py", "noise.py", "shadow.py", "torch_trainer.py"}),
         ("rich", {"report/terminal.py"}),
         ("click", {"cli.py"}),
         ("yaml", {"spec/loading.py", "spec/rewriting.py"}),
