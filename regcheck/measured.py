@@ -60,7 +60,7 @@ BLOCK = 2**14
 """Entries that are worked through at once."""
 
 LEAST = 1e-300
-"""A gradient's least root mean square: 0 is of the same size as 0."""
+"""A gradient's least root mean square: of a tensor that is not trained, 0 has not shrunk from 0."""
 
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
@@ -142,7 +142,7 @@ class MeasuredBounds:
         self.recent: Array = np.zeros(sum(self.sizes))
         self.measured: tuple[Array, Array] | None = None
         self.share = np.zeros(len(self.sizes))
-        self.rms = np.ones(len(self.sizes))
+        self.rms: Array = np.ones(len(self.sizes))
         self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
         self.random_model = False
@@ -169,7 +169,7 @@ class MeasuredBounds:
                 while self.next_due <= batch.step:
                     self.next_due *= APART
                 return self.measure(batch, steps, SAMPLES)
-            self.ratio = np.minimum(np.maximum(rms, LEAST) / self.rms, 64.0)
+            self.ratio = np.minimum(rms / self.rms, 64.0)
             return self.put_together(batch, steps, self.derived)
 
     def derived(self, part: slice) -> tuple[Array, Array]:
@@ -229,7 +229,7 @@ class MeasuredBounds:
         assert self.noise is not None
         of_gradient, of_used = self.noise.sizes()
         self.measured = of_gradient, np.maximum(of_used, self.eps * np.abs(used))
-        self.rms = np.maximum(rms, LEAST)
+        self.rms = rms
         ratios = of_used / self.recent
         for place, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
             some = ratios[start : start + size]
@@ -241,7 +241,8 @@ class MeasuredBounds:
 
     def root_mean_squares(self, entries: Array) -> Array:
         """Take each tensor's root mean square."""
-        return np.sqrt(np.add.reduceat(entries * entries, self.starts) / self.sizes)
+        squares = np.add.reduceat(entries * entries, self.starts) / self.sizes
+        return np.maximum(np.sqrt(squares), LEAST)
 
     def put_together(
         self, batch: Batch, steps: Steps, noise: Callable[[slice], tuple[Array, Array]]

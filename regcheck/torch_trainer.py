@@ -288,7 +288,8 @@ class TorchTrainer:
             torch.set_grad_enabled(True)
             return self.forward(X, y)[1]
 
-        loss = self.module.guard(trial if rows > 1 else alone)
+        with self.keeping_buffers():
+            loss = self.module.guard(trial if rows > 1 else alone)
         if trapped:
             raise UserCodeError(trap_text(label, rows))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -303,6 +304,17 @@ class TorchTrainer:
                 "losses"
             )
         self.trapped = rows > 1
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """Put the model's buffers back as they were, after passes that are no step of it."""
+        kept = {name: x.detach().clone() for name, x in self.buffers.items()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, x in kept.items():
+                    self.buffers[name].copy_(x)
 
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""

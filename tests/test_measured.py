@@ -349,10 +349,27 @@ def with_buffers() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
+class Counting(nn.Module):
+    """What it gives depends on a buffer that it changes."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = mlp()
+        self.register_buffer("calls", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.layers(x) / self.calls.clone()
+        self.calls += 1
+        return z
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "frozen": Frozen,
     "shared": Shared,
     "buffers": with_buffers,
+    "buffers that are read": Counting,
     "dropout in eval": lambda: nn.Sequential(mlp(), nn.Dropout()).eval(),
     "dropout of nothing": lambda: nn.Sequential(mlp(), nn.Dropout(0.0)),
 }
@@ -533,8 +550,9 @@ def test_a_sample_that_fails_leaves_no_trace() -> None:
     assert everything(trainer) == before
 
 
-def test_a_plain_sample_is_the_step_itself() -> None:
-    trainer = trainer_of(builder(with_buffers), {"clip_norm": 0.1})
+@pytest.mark.parametrize("model", [with_buffers, Counting])
+def test_a_plain_sample_is_the_step_itself(model: Callable[[], nn.Module]) -> None:
+    trainer = trainer_of(builder(model), {"clip_norm": 0.01})
     for batch in trainer.problem.schedule.batches():
         step = trainer.step(batch)
         assert step.gradient is not None
@@ -543,7 +561,7 @@ def test_a_plain_sample_is_the_step_itself() -> None:
         assert plain.loss == step.loss
         assert plain.gradient.tolist() == flat(step.gradient).tolist()
         assert plain.used.tolist() == flat(trainer.used).tolist()
-        assert math.sqrt(float(np.sum(plain.used**2))) == pytest.approx(0.1, rel=1e-4)
+        assert math.sqrt(float(np.sum(plain.used**2))) == pytest.approx(0.01, rel=1e-3)
 
 
 class Seen(NamedTuple):
@@ -569,6 +587,11 @@ def test_steps_1_4_16_and_64_are_measured() -> None:
     seen = bounds_along(trainer_of(builder(), {"epochs": 30}))
 
     assert seen.steps == [APART**k for k in range(4)]
+
+
+@pytest.mark.parametrize("model", [Frozen, Shared])
+def test_no_more_are_where_a_tensor_has_no_gradient(model: Callable[[], nn.Module]) -> None:
+    assert bounds_along(trainer_of(builder(model), {"epochs": 6})).steps == [1, 4, 16]
 
 
 def test_so_is_a_step_whose_gradient_has_become_much_smaller() -> None:
