@@ -76,7 +76,7 @@ FUSED = frozenset(
      aten.native_layer_norm_backward, aten.std, aten.var, aten.var_mean,
      aten._scaled_dot_product_flash_attention_for_cpu,
      aten._scaled_dot_product_flash_attention_for_cpu_backward,
-     aten.gelu_backward, aten.linalg_vector_norm, aten.sigmoid_backward, aten.silu_backward,
+     aten.gelu_backward, aten.linalg_vector_norm, aten.silu_backward,
      aten.tanh_backward}
 )  # fmt: skip
 """Operations that subtract what they read within, so that they lose what rounding its operands
@@ -89,6 +89,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, u: float, random: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.u, self.random = u, random
+        self.failure: Exception | None = None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -113,9 +114,13 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for x, size in zip(floats(result), self.lost(func, args, kwargs), strict=True):
                     x.add_(size * self.signs(x))
             return result
-        for x in given:
-            if not (is_whole(x) and all(map(is_whole, read))):
-                self.round_(x, kind, replaced(args, written, before))
+        try:
+            for x in given:
+                if not (is_whole(x) and all(map(is_whole, read))):
+                    self.round_(x, kind, replaced(args, written, before))
+        except Exception as error:
+            self.failure = error  # regcheck's own, whatever the user's code makes of it
+            raise
         return result
 
     def round_(self, x: Tensor, kind: Any, args: tuple[Any, ...]) -> None:
@@ -226,16 +231,45 @@ def of_slope(x: Tensor, args: tuple[Any, ...]) -> Tensor:  # noqa: ARG001
     return size
 
 
+def of_bce(x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """−y log p − (1 − y) log(1 − p) loses 1 for log p, and 1/(1 − p) where 1 − p is subtracted.
+
+    torch itself takes log1p; a formula of p, as it is written, does not.
+    """
+    p, y = args[:2]
+    return reduced(y + (1 - y) * (1 + capped(1 / (1 - p))), x, args)
+
+
+def of_bce_with_logits(x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """The same where p = σ(z): 1/(1 − p) = 1 + e^z. By z alone it loses |z|."""
+    z, y = args[:2]
+    return reduced(1 + z.abs() + (1 - y) * capped(z.exp()), x, args)
+
+
+def capped(size: Tensor) -> Tensor:
+    """Cap what a logarithm loses: BCELoss takes none below −100."""
+    return size.clamp(max=200 / torch.finfo(size.dtype).eps)
+
+
+def reduced(rows: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+    """Reduce the rows' sizes as a loss does: 1 is torch's number of the mean, and 2 of the sum."""
+    if x.ndim:
+        return rows
+    numbers = [one for one in args if isinstance(one, int)]
+    return rows.sum() if numbers == [2] else rows.mean()
+
+
 WITHIN: dict[Any, Callable[[Tensor, tuple[Any, ...]], Tensor]] = {
     aten._log_softmax: of_log_softmax,
     aten._log_softmax_backward_data: of_log_softmax_backward,
     aten._softmax_backward_data: of_softmax_backward,
+    aten.binary_cross_entropy: of_bce,
+    aten.binary_cross_entropy_with_logits: of_bce_with_logits,
     aten.elu: of_one,
     aten.elu_backward: of_slope,
     aten.gelu: of_input,
     aten.gelu_backward: of_slope,
     aten.mish_backward: of_slope,
-    aten.sigmoid_backward: of_slope,
     aten.silu_backward: of_slope,
     aten.softplus: of_one,
     aten.softplus_backward: of_slope,

@@ -121,9 +121,14 @@ class TorchTrainer:
             mixed: whether the sides' dtypes differ, so that each has data and parameters that are
                 rounded otherwise.
         """
-        found: Sample = self.module.guard(
-            lambda: self.sampled(parameters, batch, rounding, mixed=mixed)
-        )
+        try:
+            found: Sample = self.module.guard(
+                lambda: self.sampled(parameters, batch, rounding, mixed=mixed)
+            )
+        except UserCodeError:
+            if rounding is not None and rounding.failure is not None:
+                raise rounding.failure from None
+            raise
         return found
 
     def sampled(

@@ -328,11 +328,18 @@ class Case:
             dz = r * (2 * half / n) if self.style % 2 else 2 * half * r / n
             return float(np.mean(r**2)), dz[:, None].astype(z.dtype)
         p = stable_sigmoid(z) if self.style % 2 else sigmoid(z)
-        if self.loss == "bce" or self.style % 4 < 2:
+        if self.loss == "bce":  # torch's own floors, which are a rule
+            log_p, log_q = np.maximum(np.log(p), -100), np.maximum(np.log(1 - p), -100)
+            loss = -np.mean(y * log_p + (1 - y) * log_q)
+        elif self.style % 4 < 2:
             loss = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
         else:
             loss = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))))
-        return float(loss), ((p - y) / n)[:, None].astype(z.dtype)
+        slope = p - y
+        if self.loss == "bce":
+            q = p * (1 - p)
+            slope = slope * q / np.maximum(q, np.float32(1e-12))
+        return float(loss), (slope / n)[:, None].astype(z.dtype)
 
     def update(self, w: Tensors, g: Tensors, state: State, t: int) -> tuple[Tensors, State]:
         """Take the optimizer's step."""
