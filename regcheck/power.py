@@ -38,7 +38,9 @@ class Power:
 
     Attributes:
         shares: of each tensor that moves, the smallest error of its step that could have shown.
-        clear: tensors whose gradient is more than rounding in some step.
+        clear: tensors whose gradient is more than its measured noise in some step. Each of them
+            must have been judged; of one-layer models, whose tensors share their gradient's errors,
+            one must.
         hidden: faults that no step would have shown.
     """
 
@@ -61,9 +63,9 @@ class Power:
                 shares = self.limits[name] * bounds.after[name][shown] / moved[shown]
                 share = float(np.fmin.reduce(shares))
                 self.shares[name] = min(share, self.shares.get(name, np.inf))
-                if name not in self.clear and framework.gradient is not None:
+                if noise and name not in self.clear and framework.gradient is not None:
                     size = float(np.abs(framework.gradient[name]).max())
-                    own = float(np.max(noise[name])) if noise else 0.0
+                    own = float(np.max(noise[name]))
                     if size > 0 and own < ROUNDING_ALONE * size:
                         self.clear.add(name)
 

@@ -288,20 +288,11 @@ def test_nor_does_a_step_of_which_rounding_is_some_percent() -> None:
     assert run(2e-6, times=1 + 3 * share, dtype="float32").verdict == "diverged"
 
 
-@pytest.mark.parametrize("times", [1.0, 3.0])
-def test_nor_does_a_tolerance_that_swallows_it(times: float) -> None:
-    report = run(0.1, times=times, tolerance={"rounding": 1e17})
-
-    assert report.verdict == "inconclusive"
-    assert "as large as" in report.reason
-
-
-def test_a_wide_tolerance_that_leaves_the_step_is_one() -> None:
-    report = run(0.1, tolerance={"rounding": 1e9})
-
-    assert (report.verdict, report.reason) == ("equivalent", "")
-    assert run(0.1, times=1.01, tolerance={"rounding": 1e9}).verdict == "diverged"
-    assert run(0.1, dtype="float32", tolerance={"rounding": 1e9}).verdict == "inconclusive"
+def test_a_wide_tolerance_is_a_specs_own_choice() -> None:
+    assert run(0.1, times=3.0).verdict == "diverged"
+    assert run(0.1, times=3.0, tolerance={"rounding": 1e17}).verdict == "equivalent"
+    # What rounding swallows, no tolerance brings back.
+    assert run(1e-9, dtype="float32", tolerance={"rounding": 1e9}).verdict == "inconclusive"
 
 
 def test_a_start_at_the_optimum_proves_nothing() -> None:
