@@ -76,6 +76,8 @@ def from_rounded(seen: Observed, replay: Replay) -> Explanation | None:
     problem = seen.torch.problem
     if problem.scratch_dtype != "float64" or problem.framework_dtype != "float64":
         return None
+    if not np.isfinite(replay.history.all("scratch")).all():  # no number is rounded to NaN
+        return None
     found = parameters_rounded(replay)
     if found is not None or not seen.sees_rows or not seen.leads:
         return found

@@ -78,7 +78,7 @@ REFUSED: dict[str, Broken] = {
     "returns nothing": Broken(
         HEAD + "def train(problem):\n    w = problem.initial['weight']\n",
         2,
-        ["must be a generator, and returned None", 'Put `yield {"weight": w, "bias": b}`'],
+        ["must be a generator, and returned None", 'Put `yield {"weight": .., "bias": ..}`'],
     ),
     "too few yields": Broken(
         loop(give=f"if t > 4: return\n        {YIELD}"),
@@ -196,7 +196,7 @@ REFUSED: dict[str, Broken] = {
         ["the file has no function `train`", "did you mean `trian`?"],
     ),
     "no parameter": Broken(
-        "def train():\n    yield {}\n", 2, ["its parameters are ()", "Write `def train(problem):`"]
+        "def train():\n    yield {}\n", 2, ["its parameters are ()", "def train(problem):"]
     ),
     "an async function": Broken(
         "async def train(problem):\n    yield {}\n", 2, ["write `def` for `async def`"]
