@@ -742,7 +742,7 @@ def faults_of_losses(seen: Seen, torch: list[float]) -> list[str]:
     reporting, expected = seen.diagnosis.reporting, seen.case.reporting
     if expected is None:
         # Strengths that are free to choose make as many losses, whatever these are.
-        telling = reporting is not None and int((off > 1).sum()) > len(reporting.strengths)
+        telling = reporting is not None and int((off > 1).sum()) > 2 * len(reporting.strengths)
         if reporting is not None and telling and largest > SURE:
             found.append(f"loss: simply wrong, explained by {reporting.causes}")
         return found
