@@ -365,6 +365,15 @@ def own_decays_formula(report: Report, cause: str) -> str:
     return "; ".join(rule_lines(TORCH, letters(training._replace(weight_decay=decays))))
 
 
+BY_ENTRY_FIXES = {
+    "gradient-scaled": "leave out what multiplies the gradient of the entries named above",
+    "learning-rate-scaled": "step those entries by torch's lr too",
+    "penalty-missing": "add λ w to the gradient of those entries too",
+    "penalty-scaled": "add torch's own λ w to the gradient of those entries",
+}
+"""What to change where only some entries differ, which are named with their numbers."""
+
+
 def fix_of(report: Report, cause: str) -> str:
     """Say what mends a cause, with the factor that was fitted in the place of c."""
     fix = CAUSES[cause].fix
@@ -377,6 +386,8 @@ def fix_of(report: Report, cause: str) -> str:
             f"{formula_number(decay)} for {' and '.join(names)}" for decay, names in own.items()
         ]
         return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
+    if best.by_entry is not None and cause in BY_ENTRY_FIXES:
+        return BY_ENTRY_FIXES[cause]
     fit = best.fits.get(cause)
     if fit is None:
         return fix

@@ -123,6 +123,8 @@ def test_entries_with_numbers_of_their_own_are_named(name: str, spec: Spec) -> N
     told = " ".join(report_text(report).split())
     assert note in told
     assert "then all 12 steps agree" in told
+    assert "entries" in report.to_dict()["diagnosis"]["causes"][0]["fix"]
+    assert "factor c" not in told
 
 
 @BOTH
