@@ -1,8 +1,8 @@
 """What a run that agrees could have told: faults tried along it, and bounds beside the steps.
 
-"Equivalent" is only worth something where a difference could have shown. A bound on rounding may be
-so wide that it swallows the step. (A tolerance that a spec makes wider is its own choice.) So, along
-the run,
+"Equivalent" is only worth something where a difference could have shown. A bound on rounding may
+be so wide that it swallows the step. (A tolerance that a spec makes wider is its own choice.) So,
+along the run,
 
 - torch's own optimizer takes each step once more with a doubled lr, with a doubled or no gradient,
   and with a doubled or no weight decay, until a step shows it beyond the limit K of bounds;
