@@ -16,7 +16,7 @@ from regcheck.errors import UserCodeError
 from regcheck.guard import Guard
 from regcheck.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
 from regcheck.measured import MeasuredBounds
-from regcheck.modules import Module, initial_of, settings, users
+from regcheck.modules import Module, import_compiler, initial_of, settings, users
 from regcheck.numpy_trainer import NumpyTrainer, Pass
 from regcheck.problem import OWN_MODEL, Parameters, Problem, with_settings
 from regcheck.rounding import Bounds, RoundingModel
@@ -188,6 +188,7 @@ def builder(
     """Make what calls a user's function for a model, its loss function and its optimizer."""
     code = loaded.spec.own_framework
     assert code is not None
+    import_compiler()
     build = user_function(stack, code, loaded.folder, "framework", patience)
     guarded = guarded_by(build, patience)
 

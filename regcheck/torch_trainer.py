@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch._dynamo  # the first optimizer imports it in any case
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -43,17 +42,17 @@ def torch_settings(multiplications: int) -> Iterator[int]:
     (measured: four times slower).
     """
     small = multiplications < SMALL
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_num_threads(1 if small else threads)
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which imports torch's compiler: a second more.
+    torch.set_deterministic_debug_mode("error")
     try:
         # A small pass stays below the size from which BLAS uses threads at all.
         with torch.enable_grad(), nullcontext() if small else threadpool_limits(1, "blas"):
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(mode)
 
 
 class Sample(NamedTuple):

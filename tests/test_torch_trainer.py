@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -186,7 +189,10 @@ def test_model_and_optimizer_are_torchs_own() -> None:
     trainer = TorchTrainer(problem_of({"optimizer": {"name": "sgd", "momentum": 0.9}}))
     model = trainer.module.model
     assert type(model) is nn.Linear
-    assert type(trainer.optimizer) is torch.optim.SGD
+    assert isinstance(trainer.optimizer, torch.optim.SGD)
+    for name in ("step", "zero_grad", "add_param_group"):
+        ours, theirs = (getattr(one, name) for one in (type(trainer.optimizer), torch.optim.SGD))
+        assert inspect.unwrap(ours) is inspect.unwrap(theirs)
     groups = trainer.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.1]
     assert [group["params"] for group in groups] == [[model.weight], [model.bias]]
@@ -250,6 +256,13 @@ def test_settings_are_put_back_after_an_error() -> None:
     with pytest.raises(KeyError), torch_settings(1):
         raise KeyError
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_a_built_in_model_does_without_torchs_compiler() -> None:
+    spec = BASE | {"optimizer": {"name": "sgd", "momentum": 0.9}}
+    code = f"import regcheck, sys; regcheck.check({spec}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_environment_names_torch() -> None:
