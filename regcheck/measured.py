@@ -37,7 +37,7 @@ from regcheck.torch_trainer import TorchTrainer
 
 Array = NDArray[np.floating]
 
-SAMPLES = 6
+SAMPLES = 4
 """Passes with random rounding that a regular measurement takes."""
 
 MORE = (24, 96)

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regcheck.norms import chosen
+from regcheck.norms import chosen, spread
 from regcheck.rounding import FEW
 
 aten = torch.ops.aten
@@ -83,6 +84,32 @@ FUSED = frozenset(
 does. They take operands of their own that are rounded."""
 
 
+class Effect(NamedTuple):
+    """What an operation may do: by its schema, which torch builds anew whenever it is asked for.
+
+    Attributes:
+        moves_nothing: it returns views, or exact numbers.
+        names: its operands'.
+        written: those of the operands that it writes to.
+    """
+
+    moves_nothing: bool
+    names: tuple[str, ...]
+    written: tuple[str, ...]
+
+
+@cache
+def effect_of(operation: Any) -> Effect:
+    """Read an operation's schema."""
+    schema = operation._schema
+    views = any(one.alias_info and not one.alias_info.is_write for one in schema.returns)
+    return Effect(
+        views or operation.overloadpacket in EXACT,
+        tuple(one.name for one in schema.arguments),
+        tuple(one.name for one in schema.arguments if one.alias_info),
+    )
+
+
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Round at random whatever an operation rounds."""
 
@@ -95,14 +122,14 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Take an operation, and round what it returns or writes to."""
-        schema, kwargs, kind = func._schema, kwargs or {}, func.overloadpacket
-        if any(one.alias_info and not one.alias_info.is_write for one in schema.returns):
-            return func(*args, **kwargs)  # a view of its operand
-        operands = floats((args, kwargs))
-        if kind in EXACT or not operands:
+        kwargs, kind, effect = kwargs or {}, func.overloadpacket, effect_of(func)
+        operands = [] if effect.moves_nothing else floats((args, kwargs))
+        if not operands:
             return func(*args, **kwargs)
-        named = dict(zip((one.name for one in schema.arguments), args, strict=False)) | kwargs
-        written = floats([named.get(one.name) for one in schema.arguments if one.alias_info])
+        written = []
+        if effect.written:
+            named = dict(zip(effect.names, args, strict=False)) | kwargs
+            written = floats([named.get(name) for name in effect.written])
         before = [x.clone() for x in written]
         read = [x for x in operands if not any(x is one for one in written)] + before
         if kind in FUSED:
@@ -163,12 +190,18 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain = number_of_terms(func.overloadpacket, args, sizes)
         if plain is not None and plain < FEW:
             return [sizes[0] * math.sqrt(plain)]
+        operands = [args[place] for place in SUMS[func.overloadpacket]]
+        if plain is not None:
+            return [sizes[0] * math.sqrt(plain + self.alike(operands, plain) * plain**2)]
         count = aten.sum if func.overloadpacket is aten.mean else func.overloadpacket
         terms = floats(count(*tree_map_only(Tensor, ones, args)))
         most = max((float(n.max()) for n in terms), default=0.0)
-        operands = [args[place] for place in SUMS[func.overloadpacket]]
-        alike = math.prod(share_alike(x, self.u * most / 4) for x in operands) if most >= FEW else 0
+        alike = self.alike(operands, most) if most >= FEW else 0
         return [size * (n + alike * n * n).sqrt() for size, n in zip(sizes, terms, strict=True)]
+
+    def alike(self, factors: Iterable[Tensor], terms: float) -> float:
+        """Return the share of pairs of a sum's terms that round alike."""
+        return math.prod(share_alike(x, self.u * terms / 4) for x in factors)
 
 
 def number_of_terms(kind: Any, args: tuple[Any, ...], results: list[Tensor]) -> int | None:
@@ -352,7 +385,12 @@ def ones(x: Tensor) -> Tensor:
 
 def share_alike(x: Tensor, tolerance: float) -> float:
     """Return the share of pairs of like size, among some entries that are not 0 and so round."""
-    terms: NDArray[np.float64] = x[x != 0].double().numpy()
-    some = terms[chosen(len(terms))]
+    entries: NDArray[np.float64] = x.detach().flatten().numpy()
+    wanted = len(chosen(len(entries)))
+    few = entries[spread(len(entries), 8 * wanted)]
+    terms = few[few != 0]
+    if len(terms) < wanted:  # most are 0
+        terms = entries[entries != 0]
+    some = terms[chosen(len(terms))].astype(np.float64)
     near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
     return (np.count_nonzero(near) - len(some)) / max(1, len(some) * (len(some) - 1))

@@ -68,10 +68,17 @@ def norm(vector: Array) -> float:
 def chosen(rows: int) -> NDArray[np.intp]:
     """Choose 32 of so many rows or more, √rows/8, or all where they are few.
 
-    They are spread over all by multiples of the golden ratio's share, which keep no step with rows
-    that repeat. Of two rows' agreeing by a chance of some hundreds in n, they still show a few.
+    Of two rows' agreeing by a chance of some hundreds in n, they still show a few.
     """
-    count = max(SAMPLE, math.isqrt(rows) // 8)
+    return spread(rows, max(SAMPLE, math.isqrt(rows) // 8))
+
+
+def spread(rows: int, count: int) -> NDArray[np.intp]:
+    """Choose so many of the rows, or all where they are hardly more.
+
+    They are spread over all by multiples of the golden ratio's share, which keep no step with rows
+    that repeat.
+    """
     if rows <= 3 * count:  # else two multiples may fall on one row
         return np.arange(rows)
     return (rows * (GOLDEN * np.arange(count) % 1)).astype(np.intp)
