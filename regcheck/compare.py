@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from regcheck.lockstep import Steps
-from regcheck.packing import finite, flat, largest_in_each, position, starts, worth_packing
+from regcheck.packing import Layout, common_layout, finite, flat, position
 from regcheck.problem import Array, Parameters, Step
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
 from regcheck.spec.judging import Tolerance, Tolerances
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """The entry of one tensor whose difference is the most bounds; ratio = difference/bound.
 
     The ratio is inf where one side alone is not finite. `judged` is false where some entry could
@@ -38,7 +36,7 @@ class Difference:
     """
 
     tensor: str
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # type: ignore[assignment]  # as tuples have a method of that name
     scratch: float
     framework: float
     difference: float
@@ -120,7 +118,7 @@ def worst_of_some(tensor: str, scratch: Array, framework: Array, bound: Array) -
     found = [
         difference_at(place, tensor, scratch, framework, bound) for place in range(scratch.size)
     ]
-    return replace(greatest(found), judged=all(one.judged for one in found))
+    return greatest(found)._replace(judged=all(one.judged for one in found))
 
 
 def difference_at(
@@ -174,39 +172,40 @@ def each(
     if not scratch.keys() == framework.keys() == bounds.keys():
         names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
         raise ValueError(f"the sides have different tensors: {names}")
-    if worth_packing(framework):
-        found = packed(scratch, framework, bounds)
+    layout = common_layout(scratch, framework, bounds)
+    if layout is not None:
+        found = worst_of_each(layout, flat(scratch), flat(framework), flat(bounds))
         if found is not None:
             return found
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
 
 
-def packed(
-    scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]
+def worst_of_each(
+    layout: Layout, here: Array, there: Array, bound: Array
 ) -> dict[str, Difference] | None:
-    """Compare many tensors in one pass; None where some entry is not finite, or shapes differ."""
-    shapes = [(scratch[name].shape, x.shape, bounds[name].shape) for name, x in framework.items()]
-    if any(not one == two == three for one, two, three in shapes):
-        return None
-    ordered = ({name: one[name] for name in framework} for one in (scratch, bounds))
-    here, bound = (flat(one) for one in ordered)
-    there = flat(framework)
-    with np.errstate(all="ignore"):
-        ratios = np.abs(here - there) / bound
-    if not finite(ratios, bound):
-        return None
-    found, begin = {}, 0
-    for name, x in framework.items():
-        place = begin + int(ratios[begin : begin + x.size].argmax())
-        found[name] = difference_of(
+    """Compare all tensors at once, as `worst` does each; None where some entry is not finite."""
+    places, ratios = [0] * len(layout.sizes), [-1.0] * len(layout.sizes)
+    for part, tensors, starts in layout.blocks:
+        with np.errstate(all="ignore"):
+            some = np.abs(here[part] - there[part]) / bound[part]
+        if not finite(some, bound[part]):
+            return None
+        for tensor, start, stop in zip(
+            range(tensors.start, tensors.stop), starts, [*starts[1:], len(some)], strict=True
+        ):
+            place = start + int(some[start:stop].argmax())
+            if some.item(place) > ratios[tensor]:
+                places[tensor], ratios[tensor] = part.start + place, some.item(place)
+    return {
+        name: difference_of(
             name,
-            position(place - begin, x.shape),
+            position(place - start, shape),
             here.item(place),
             there.item(place),
             bound.item(place),
         )
-        begin += x.size
-    return found
+        for (name, _, shape), start, place in zip(layout.places, layout.starts, places, strict=True)
+    }
 
 
 def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
@@ -268,7 +267,7 @@ def within_tolerance(
     signs = np.signbit(scratch) != np.signbit(framework)
     if tolerance.exact and found.ratio == 0 and found.judged and signs.any():
         at = difference_at(int(signs.argmax()), name, scratch, framework, allowed)
-        return replace(at, ratio=math.inf)
+        return at._replace(ratio=math.inf)
     return found
 
 
@@ -296,18 +295,18 @@ def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Toleran
 
 def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
     """Return the largest difference of each tensor; NaN where one is not a number."""
-    if worth_packing(alone) and own.keys() == alone.keys():
-        with np.errstate(all="ignore"):
-            off = np.abs(flat({name: own[name] for name in alone}) - flat(alone))
-        return dict(zip(alone, largest_in_each(off, starts(alone)), strict=True))
-    return {name: drift(own[name], w) for name, w in alone.items()}
+    layout = common_layout(own, alone)
+    if layout is None:
+        return {name: drift(own[name], w) for name, w in alone.items()}
+    here, there = flat(own), flat(alone)
+    with np.errstate(all="ignore"):
+        most = layout.largest(lambda part: np.abs(here[part] - there[part]))
+    return dict(zip(alone, most, strict=True))
 
 
 def injected(local: Step, framework: Step) -> float:
     """Give the largest difference that one step put in, in any parameter's entry."""
-    if worth_packing(framework.after):
-        return max(drifts(local.after, framework.after).values())
-    return max(drift(local.after[name], w) for name, w in framework.after.items())
+    return max(drifts(local.after, framework.after).values())
 
 
 def drift(scratch: Array, framework: Array) -> float:

@@ -14,13 +14,14 @@ parameters both sides may round alike, and still round otherwise each on its own
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from regcheck.compare import Difference, Row
 from regcheck.compare import drift as apart
-from regcheck.packing import flat, largest_in_each, starts, worth_packing
+from regcheck.packing import Layout, Packed, common_layout, flat
 from regcheck.problem import Array, Parameters, Step
 from regcheck.spec.judging import Tolerance, Tolerances
 
@@ -56,6 +57,15 @@ class Needed(NamedTuple):
             max(self.rtol_alone, other.rtol_alone),
             max(self.atol_alone, other.atol_alone),
             self.exact and other.exact,
+        )
+
+    def passes(self, rounding: float, rtol: float, atol: float) -> bool:
+        """Return whether it passes what needs these, each where the others are 0."""
+        return (
+            not self.exact
+            and rounding <= self.rounding
+            and rtol <= self.rtol_alone
+            and atol <= self.atol_alone
         )
 
 
@@ -111,23 +121,16 @@ def no_nan(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def last_digit(scratch: Array, framework: Array) -> float:
-    """Give the last digit of the largest entry, on the side where it is coarser."""
-    return max(float(np.spacing(np.abs(side).max())) for side in (scratch, framework))
+def last_digit(tensors: Parameters) -> float:
+    """Return the last digit of the largest entry."""
+    if isinstance(tensors, Packed):  # without a copy of all sizes
+        return float(np.spacing(max(tensors.vector.max(), -tensors.vector.min())))
+    return max(float(np.spacing(np.abs(x).max())) for x in tensors.values())
 
 
 def coarsest(own: Parameters, framework: Parameters) -> float:
-    """Return the last digit of the largest entry of any tensor."""
-    if not worth_packing(framework):
-        return max(last_digit(own[name], w) for name, w in framework.items())
-    dtypes = {x.dtype for side in (own, framework) for x in side.values()}
-    # The largest entry has the largest last digit, in each dtype.
-    digits = []
-    for dtype in dtypes:
-        some = [x for side in (own, framework) for x in side.values() if x.dtype == dtype]
-        peak = np.abs(np.concatenate([x.ravel() for x in some])).max()
-        digits.append(float(np.spacing(peak)))
-    return max(digits)
+    """Return the last digit of the largest entry of any tensor, on the side where it is coarser."""
+    return max(last_digit(side) for side in (own, framework))
 
 
 def furthest(row: Row) -> float:
@@ -170,33 +173,34 @@ class DriftMeter:
         found = needed(self.tolerances.of(name), local, scratch, framework)
         self.needed[name] = self.needed.get(name, Needed()).joined(found)
 
-    def need_packed(self, row: Row, own: Step, framework: Step) -> dict[str, Difference]:
-        """Take in what many tensors need in one pass; returns those that must be looked at.
+    def need_packed(self, layout: Layout, row: Row, own: Step, framework: Step) -> list[str]:
+        """Take in what many tensors need, by rounding alone; returns those that are the same.
 
-        Those are the ones that need more than any step before, or are the same in value.
+        Zeros of different sign are the same in value, and not in their bits.
         """
-        theirs = framework.after
-        with np.errstate(all="ignore"):
-            size = flat(theirs)
-            off = np.abs(flat({name: own.after[name] for name in theirs}) - size)
-            shares = np.where(off > 0, off * SLACK / np.abs(size), 0.0)
-        begins = starts(theirs)
-        each = zip(
-            theirs, largest_in_each(off, begins), largest_in_each(shares, begins), strict=True
-        )
-        rest = {}
-        for name, largest, share in each:
-            local, before = row.local[name], self.needed.get(name)
-            if (
-                before is None
-                or not 0 < largest <= before.atol_alone
-                or not share <= before.rtol_alone
-                or not local.ratio <= before.rounding
-                or not local.judged
-                or before.exact
-            ):
-                rest[name] = local
-        return rest
+        here, there = flat(own.after), flat(framework.after)
+
+        def shares(part: slice) -> Array:
+            off: Array = np.abs(here[part] - there[part]) * SLACK / np.abs(there[part])
+            return off
+
+        with np.errstate(all="ignore"):  # 0/0 needs nothing
+            each = zip(framework.after, layout.largest(shares, np.fmax), strict=True)
+        same = []
+        for name, share in each:
+            local, before, largest = row.local[name], self.needed.get(name), row.drift[name]
+            rounding = local.ratio if local.judged else math.inf
+            if largest == 0 and (before is None or before.exact or rounding > before.rounding):
+                same.append(name)
+            if largest == 0:
+                continue
+            if before is not None and before.passes(rounding, share, largest):
+                continue
+            found = NOTHING_PASSES._replace(rounding=rounding)
+            if math.isfinite(largest):
+                found = Needed(rounding, share, largest, share, largest, exact=False)
+            self.needed[name] = found if before is None else before.joined(found)
+        return same
 
     def need_start(self, local: dict[str, Difference], own: Parameters, other: Parameters) -> None:
         """Take in where the sides start: what that needs, and how far apart it puts them."""
@@ -214,10 +218,12 @@ class DriftMeter:
 
     def need_step(self, row: Row, own: Step, framework: Step) -> None:
         """Take in what a measured step needs; what cannot be judged needs nothing."""
-        packed = worth_packing(framework.after) and not self.tolerances.on_drift
-        rest = self.need_packed(row, own, framework) if packed else row.local
-        for name, local in rest.items():
-            self.need(name, local, own.after[name], framework.after[name])
+        names: Iterable[str] = row.local
+        layout = common_layout(own.after, framework.after)
+        if layout is not None and not self.tolerances.on_drift:
+            names = self.need_packed(layout, row, own, framework)
+        for name in names:
+            self.need(name, row.local[name], own.after[name], framework.after[name])
         if row.loss is not None and row.judged["loss"].judged:
             here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
             self.need("loss", row.loss, here, there)

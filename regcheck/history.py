@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.lockstep import Steps
+from regcheck.packing import Packed, layout_of
 from regcheck.problem import Array, Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch, Schedule
@@ -49,6 +50,7 @@ class History:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], schedule: Schedule) -> None:
         self.shapes, self.schedule = dict(shapes), schedule
+        self.layout = layout_of(self.shapes)
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         ends = list(accumulate(sizes))
         self.slices = {
@@ -57,7 +59,9 @@ class History:
         }
         self.entries = ends[-1]
         self.most = max(2, MOST_BYTES // (8 * len(KEPT) * self.entries))
-        self.numbers, self.losses = array("d"), array("d")
+        # Memory that is not written to yet is none.
+        self.numbers: Array = np.empty((self.most, len(KEPT), self.entries))
+        self.losses = array("d")
 
     def parts(self) -> None:
         """Note that the next step to be kept is the first at which the sides part."""
@@ -75,8 +79,9 @@ class History:
             framework.gradient,
             bounds.after,
         )
-        parts = [tensors[name].ravel() for tensors in kept for name in self.shapes]
-        self.numbers.frombytes(np.concatenate(parts, dtype=np.float64).tobytes())
+        count = len(self)
+        for place, tensors in enumerate(kept):
+            self.numbers[count, place] = self.flat(tensors)
         losses = (scratch.loss, framework.loss, bounds.loss)
         self.losses.extend(math.nan if loss is None else loss for loss in losses)
 
@@ -85,7 +90,10 @@ class History:
 
     def flat(self, tensors: Parameters) -> Array:
         """Put all tensors' entries one after the other, in float64."""
-        return np.concatenate([np.ravel(tensors[name]) for name in self.shapes]).astype(np.float64)
+        if isinstance(tensors, Packed) and tensors.layout is self.layout:
+            return tensors.entries
+        parts = [np.ravel(tensors[name]) for name in self.shapes]
+        return np.concatenate(parts, dtype=np.float64)
 
     def split(self, entries: Array) -> Parameters:
         """Undo `flat`."""
@@ -95,8 +103,7 @@ class History:
 
     def all(self, what: str) -> Array:
         """Give one thing that is kept, of all steps: (steps, entries)."""
-        numbers = np.frombuffer(self.numbers).reshape(len(self), len(KEPT), self.entries)
-        return numbers[:, KEPT.index(what)]
+        return self.numbers[: len(self), KEPT.index(what)]
 
     def loss(self, what: str) -> Array:
         """Give the reported losses of a side, or their bounds: (steps,); NaN where none is told."""

@@ -18,7 +18,7 @@ passes only where the bound is a small share of the step (`power`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from regcheck.lockstep import Steps
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
-from regcheck.packing import flat
+from regcheck.packing import flat, parts_of
 from regcheck.problem import Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
@@ -56,9 +56,6 @@ DEVIATIONS = 3.0
 RECENT = 0.99
 """What the largest recent gradient of an entry is multiplied by at each step."""
 
-BLOCK = 2**14
-"""Entries that are worked through at once."""
-
 LEAST = 1e-300
 """A gradient's least root mean square: of a tensor that is not trained, 0 has not shrunk from 0."""
 
@@ -76,36 +73,38 @@ class Entries(NamedTuple):
 
 
 class Noise:
-    """The rounding noise of one step's gradients and loss, from some samples so far."""
+    """The rounding noise of one step's gradients and loss, from some samples so far.
 
-    def __init__(self, loss: float, gradient: Array, used: Array) -> None:
-        self.loss, self.gradient, self.used = loss, gradient, used
+    The gradients are those that come, and those that are used, where they are clipped.
+    """
+
+    def __init__(self, loss: float, gradients: list[Array]) -> None:
+        self.loss, self.gradients = loss, gradients
         self.loss_error = 0.0
         self.count = 0
-        self.largest = [np.zeros_like(gradient), np.zeros_like(used)]
-        self.squares = [np.zeros_like(gradient), np.zeros_like(used)]
+        self.largest = [np.zeros_like(g) for g in gradients]
+        self.squares = [np.zeros_like(g) for g in gradients]
 
-    def add(self, loss: float, gradient: Array, used: Array) -> None:
+    def add(self, loss: float, gradients: list[Array]) -> None:
         """Take in a sample."""
         self.count += 1
         off = abs(loss - self.loss)
         self.loss_error = max(self.loss_error, np.inf if np.isnan(off) else off)
-        for place, (one, plain) in enumerate(
-            zip((gradient, used), (self.gradient, self.used), strict=True)
-        ):
-            error = np.abs(one - plain)
-            error[np.isnan(error)] = np.inf
-            np.maximum(self.largest[place], error, out=self.largest[place])
-            self.squares[place] += error * error
+        each = zip(gradients, self.gradients, self.largest, self.squares, strict=True)
+        for sample, plain, largest, squares in each:
+            for part in parts_of(len(plain)):
+                error = np.abs(sample[part] - plain[part])
+                error[np.isnan(error)] = np.inf
+                np.maximum(largest[part], error, out=largest[part])
+                squares[part] += error * error
 
-    def sizes(self) -> tuple[Array, Array]:
-        """Return the noise of the gradients as they come, and as they are clipped."""
+    def sizes(self) -> list[Array]:
+        """Return the noise of the gradients, as they come and, where clipped, as they are used."""
         with np.errstate(invalid="ignore", over="ignore"):
-            found = [
+            return [
                 np.maximum(most, DEVIATIONS * np.sqrt(square / max(1, self.count)))
                 for most, square in zip(self.largest, self.squares, strict=True)
             ]
-        return found[0], found[1]
 
 
 class MeasuredBounds:
@@ -121,16 +120,17 @@ class MeasuredBounds:
         """
         self.trainer, self.mixed = trainer, mixed
         self.rule = rule_of(trainer)
+        self.groups = trainer.module.groups()
         info = np.finfo(dtype)
         self.u, self.tiny, self.eps = float(info.eps) / 2, float(info.tiny), float(info.eps)
         self.random = torch.Generator().manual_seed(0)
-        self.sizes = [view.size for view in trainer.views.values()]
-        self.starts = np.cumsum([0, *self.sizes[:-1]])
-        self.tensor_of = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        self.layout = trainer.layout
+        self.tensor_of = np.repeat(np.arange(len(self.layout.sizes)), self.layout.sizes)
         problem = trainer.problem
-        # Copies of an optimizer take all entries at once.
-        self.block = BLOCK if self.rule is not None else max(1, len(self.tensor_of))
-        self.ratio: Array = np.ones(len(self.sizes))
+        self.parts = [block.part for block in self.layout.blocks]
+        if self.rule is None:  # copies of an optimizer take all entries at once
+            self.parts = [slice(0, self.layout.count)]
+        self.ratio: Array = np.ones(len(self.layout.sizes))
         self.clips = problem.clip_norm is not None or problem.clip_value is not None
         self.entries = Entries(*(np.zeros(0),) * 4)
         self.carried: Carried = {}
@@ -139,10 +139,10 @@ class MeasuredBounds:
         if self.rule is None:
             self.shadows = [Shadow(trainer) for _ in range(4)]
         self.next_due = 1
-        self.recent: Array = np.zeros(sum(self.sizes))
+        self.recent: Array = np.zeros(self.layout.count)
         self.measured: tuple[Array, Array] | None = None
-        self.share = np.zeros(len(self.sizes))
-        self.rms: Array = np.ones(len(self.sizes))
+        self.share = np.zeros(len(self.layout.sizes))
+        self.rms: Array = np.ones(len(self.layout.sizes))
         self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
         self.random_model = False
@@ -161,8 +161,9 @@ class MeasuredBounds:
             shadow.keep()
         with np.errstate(all="ignore"):
             used = self.entries.used
-            self.recent *= RECENT
-            np.maximum(self.recent, np.abs(used), out=self.recent)
+            for part in self.parts:
+                recent = self.recent[part]
+                np.maximum(recent * RECENT, np.abs(used[part]), out=recent)
             rms = self.root_mean_squares(used)
             due = batch.step >= self.next_due or bool((rms < SHRUNK * self.rms).any())
             if due or self.measured is None:
@@ -175,14 +176,20 @@ class MeasuredBounds:
     def derived(self, part: slice) -> tuple[Array, Array]:
         """Derive the noise of some entries' gradients from what was measured last."""
         assert self.measured is not None
-        tensor = self.tensor_of[part]
-        r, typical = self.ratio[tensor], self.share[tensor] * self.recent[part]
+        r = self.of_entries(self.ratio, part)
+        typical = self.of_entries(self.share, part) * self.recent[part]
         of_used = np.maximum(typical, r * self.measured[1][part])
         if not self.clips:
             return of_used, of_used
         of_gradient = np.maximum(typical, r * self.measured[0][part])
         rounded = self.eps * np.abs(self.entries.gradient[part])
         return np.maximum(of_gradient, rounded), of_used
+
+    def of_entries(self, values: Array, part: slice) -> Array:
+        """Return for each entry what its tensor has; one number where all are of one tensor."""
+        first, last = self.tensor_of[part.start], self.tensor_of[part.stop - 1]
+        found: Array = values[first] if first == last else values[self.tensor_of[part]]
+        return found
 
     def entries_of(self, steps: Steps) -> Entries:
         """Put a step's tensors into one vector each."""
@@ -214,25 +221,24 @@ class MeasuredBounds:
             plain = self.trainer.sample(framework.before, batch, None, mixed=self.mixed)
             # A pass that does not come out again is random; the first batch alone may hide it.
             self.random_model |= plain.gradient.tobytes() != entries.gradient.tobytes()
-            self.noise = Noise(plain.loss, entries.gradient, entries.used)
+            gradients = [entries.gradient, entries.used] if self.clips else [entries.gradient]
+            self.noise = Noise(plain.loss, gradients)
         for _ in range(samples):
             rounding = RandomRounding(self.u, self.random)
-            self.noise.add(
-                *self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
-            )
-        self.calibrate(entries.used, self.root_mean_squares(entries.used))
-        of_gradient, of_used = self.noise.sizes()
-        return self.put_together(batch, steps, lambda part: (of_gradient[part], of_used[part]))
+            found = self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
+            self.noise.add(found.loss, [found.gradient, found.used][: len(self.noise.gradients)])
+        sizes = self.noise.sizes()
+        self.calibrate(sizes)
+        return self.put_together(batch, steps, lambda part: (sizes[0][part], sizes[-1][part]))
 
-    def calibrate(self, used: Array, rms: Array) -> None:
+    def calibrate(self, sizes: list[Array]) -> None:
         """Keep what a measurement found, for the steps after it."""
         assert self.noise is not None
-        of_gradient, of_used = self.noise.sizes()
-        self.measured = of_gradient, np.maximum(of_used, self.eps * np.abs(used))
-        self.rms = rms
-        ratios = of_used / self.recent
-        for place, (start, size) in enumerate(zip(self.starts, self.sizes, strict=True)):
-            some = ratios[start : start + size]
+        used = self.entries.used
+        self.measured = sizes[0], np.maximum(sizes[-1], self.eps * np.abs(used))
+        self.rms = self.root_mean_squares(used)
+        for place, (_, part, _) in enumerate(self.layout.places):
+            some = sizes[-1][part] / self.recent[part]
             some = some[np.isfinite(some)]
             self.share[place] = np.median(some) if len(some) else 0.0
         loss = abs(self.noise.loss)
@@ -241,8 +247,8 @@ class MeasuredBounds:
 
     def root_mean_squares(self, entries: Array) -> Array:
         """Take each tensor's root mean square."""
-        squares = np.add.reduceat(entries * entries, self.starts) / self.sizes
-        return np.maximum(np.sqrt(squares), LEAST)
+        squares = [entries[part].dot(entries[part]) for _, part, _ in self.layout.places]
+        return np.maximum(np.sqrt(np.divide(squares, self.layout.sizes)), LEAST)
 
     def put_together(
         self, batch: Batch, steps: Steps, noise: Callable[[slice], tuple[Array, Array]]
@@ -252,40 +258,18 @@ class MeasuredBounds:
         Entry by entry the formulas do not look at each other, so that a large model is worked
         through in blocks which stay in the processor's cache.
         """
-        framework, entries = steps.framework, self.entries
-        trained = list(self.trainer.has_gradient.values())
-        count = len(entries.before)
-        bound, stage, own = np.empty(count), np.empty(count), np.empty(count)
+        framework, layout = steps.framework, self.layout
+        told = steps.scratch.gradient is not None
         options, state, t = {}, {}, float(batch.step)
         if self.rule is not None:
             options, state, t = self.options(), self.state(), self.count()
-        carried: dict[str, Array] = {}
-        for start in range(0, count, self.block):
-            part = slice(start, min(start + self.block, count))
-            of_gradient, own[part] = noise(part)
-            if not all(trained):
-                own[part] *= np.array(trained)[self.tensor_of[part]]
-            gradient = entries.gradient[part]
-            stage[part] = of_gradient + 4 * self.eps * np.abs(gradient) + self.tiny
-            step = OptimizerStep(
-                entries.before[part],
-                entries.after[part],
-                entries.used[part],
-                {
-                    key: one[part] if isinstance(one, np.ndarray) else one
-                    for key, one in options.items()
-                },
-                {key: one[part] for key, one in state.items()},
-                t,
-            )
-            if self.rule is None:
-                propagated = self.seen_from_shadows(steps, step, own)
-            else:
-                before = {key: one[part] for key, one in self.carried.items()}
-                propagated = self.rule(self.u, step, own[part], before)
-            bound[part] = propagated.after + self.tiny
-            for key, one in propagated.carried.items():
-                carried.setdefault(key, np.empty(count))[part] = one
+
+        def worked_through(part: slice) -> tuple[Array, Array, Array, Carried]:
+            return self.propagated(part, steps, noise(part), options, state, t, told)
+
+        stages, noises, bounds, carries = zip(*map(worked_through, self.parts), strict=True)
+        bound, own = joined(bounds), joined(noises)
+        carried = {key: joined([each[key] for each in carries]) for key in carries[0]}
         self.proposed, self.gradient_noise = carried, own
         if not np.isfinite(np.add.reduce(bound)):
             bound[np.isnan(bound)] = np.inf
@@ -295,12 +279,52 @@ class MeasuredBounds:
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:
             loss = max(self.noise.loss_error, 4 * self.eps * abs(framework.loss)) + self.tiny
-        tensors = self.split(bound)
-        return Bounds((), loss, self.split(stage), tensors, tensors, tensors)
+        tensors = layout.split(bound)
+        of_stage = layout.split(joined(stages)) if told else {}
+        return Bounds((), loss, of_stage, tensors, tensors, tensors)
+
+    def propagated(
+        self,
+        part: slice,
+        steps: Steps,
+        noise: tuple[Array, Array],
+        options: Mapping[str, Any],
+        state: Mapping[str, list[Array]],
+        t: float,
+        told: bool,
+    ) -> tuple[Array, Array, Array, Carried]:
+        """Bound some entries: the gradient, what the optimizer has of it, and the parameters."""
+        entries = self.entries
+        of_gradient, own = noise
+        trained = self.trainer.has_gradient.values()
+        if not all(trained):
+            own = own * self.of_entries(np.array(list(trained)), part)
+        stage = own
+        if told:
+            stage = of_gradient + 4 * self.eps * np.abs(entries.gradient[part]) + self.tiny
+        step = OptimizerStep(
+            entries.before[part],
+            entries.after[part],
+            entries.used[part],
+            {
+                key: one[part] if isinstance(one, np.ndarray) else one
+                for key, one in options.items()
+            },
+            {key: self.layout.entries_in(each, part) for key, each in state.items()},
+            t,
+        )
+        if self.rule is None:
+            found = self.seen_from_shadows(steps, step, own)
+        else:
+            before = {key: one[part] for key, one in self.carried.items()}
+            found = self.rule(self.u, step, own, before)
+        bound = found.after
+        bound += self.tiny
+        return stage, own, bound, found.carried
 
     def gradient_noise_of(self) -> Parameters:
         """Return the noise of the gradient that the optimizer was given at the last step."""
-        return self.split(self.gradient_noise)
+        return self.layout.split(self.gradient_noise)
 
     def seen_from_shadows(self, steps: Steps, step: OptimizerStep, noise: Array) -> Propagated:
         """Take the step with g + N and g − N, and with both at random, by copies of the optimizer.
@@ -321,35 +345,32 @@ class MeasuredBounds:
 
     def options(self) -> dict[str, Any]:
         """Return the optimizer's options: one number where all tensors have the same."""
-        groups = self.trainer.module.groups()
-        first = next(iter(groups.values()))
-        found: dict[str, Any] = {key: value for key, value in first.items() if key != "params"}
+        found = dict(next(iter(self.groups.values())))
+        del found["params"]
         for key in ("lr", "weight_decay"):
-            values = [
-                float(groups[name][key]) if name in groups else 0.0 for name in self.trainer.tensors
-            ]
-            alike = len(set(values)) == 1
-            found[key] = values[0] if alike else np.array(values)[self.tensor_of]
+            values = {float(group[key]) for group in self.groups.values()}
+            if len(values) > 1 or len(self.groups) < len(self.trainer.tensors):
+                each = [
+                    float(self.groups[name][key]) if name in self.groups else 0.0
+                    for name in self.trainer.tensors
+                ]
+                found[key] = np.array(each)[self.tensor_of]
+            else:
+                found[key] = values.pop()
         return found
 
-    def state(self) -> dict[str, Array]:
-        """Return what the optimizer remembers; 0 where it has nothing of a tensor."""
+    def state(self) -> dict[str, list[Array]]:
+        """Return what the optimizer remembers, flat, of each tensor; 0 where it has nothing."""
         kept = self.trainer.optimizer.state
-        name_of = STATE[class_name(self.trainer.optimizer)]
-        found: dict[str, Array] = {}
-        for what in name_of:
-            parts = [
-                kept[w].get(what) if w in kept else None for w in self.trainer.tensors.values()
-            ]
-            if all(part is None for part in parts):
-                continue
-            pairs = zip(parts, self.sizes, strict=True)
-            found[what] = np.concatenate(
-                [
-                    np.zeros(size) if part is None else part.detach().numpy().ravel()
-                    for part, size in pairs
+        each = [kept.get(w, {}) for w in self.trainer.tensors.values()]
+        found: dict[str, list[Array]] = {}
+        for what in STATE[class_name(self.trainer.optimizer)]:
+            tensors = [own.get(what) for own in each]
+            if any(x is not None for x in tensors):
+                found[what] = [
+                    np.zeros(size) if x is None else x.detach().numpy().ravel()
+                    for x, size in zip(tensors, self.layout.sizes, strict=True)
                 ]
-            ).astype(np.float64, copy=False)
         return found
 
     def count(self) -> float:
@@ -360,12 +381,10 @@ class MeasuredBounds:
                 return float(kept[w]["step"])
         return 1.0
 
-    def split(self, entries: Array) -> Parameters:
-        """Return each tensor's entries in its shape."""
-        found: Parameters = {}
-        for (name, view), start in zip(self.trainer.views.items(), self.starts, strict=True):
-            found[name] = entries[start : start + view.size].reshape(view.shape)
-        return found
+
+def joined(parts: Sequence[Array]) -> Array:
+    """Put the parts of a vector together."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def class_name(optimizer: object) -> str:

@@ -24,7 +24,7 @@ operations that cancel within, such as a normalization, where only they read it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, ValuesView
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from regcheck.norms import chosen, spread
 from regcheck.rounding import FEW
@@ -366,16 +366,21 @@ INEXACT: dict[Any, Callable[..., Tensor]] = {
 
 def is_whole(x: Tensor) -> bool:
     """Return whether all numbers are whole, and so small that sums of them are exact."""
-    first = x.flatten()[0].item()
+    first = x[(0,) * x.ndim].item()
     if first != first // 1:  # most are not, and one number tells
         return False
     return bool(((x == x.round()) & (x.abs() < 2**20)).all())
 
 
 def floats(tree: object) -> list[Tensor]:
-    """List the tensors that hold floating-point numbers."""
-    tensors = (x for x in tree_leaves(tree) if isinstance(x, Tensor))
-    return [x for x in tensors if x.is_floating_point() and x.numel() > 0]
+    """List the tensors that hold floating-point numbers, in tuples, lists and mappings."""
+    if isinstance(tree, Tensor):
+        return [tree] if tree.is_floating_point() and tree.numel() > 0 else []
+    if isinstance(tree, dict):
+        tree = tree.values()
+    if isinstance(tree, tuple | list | ValuesView):
+        return [x for one in tree for x in floats(one)]
+    return []
 
 
 def ones(x: Tensor) -> Tensor:
@@ -385,9 +390,9 @@ def ones(x: Tensor) -> Tensor:
 
 def share_alike(x: Tensor, tolerance: float) -> float:
     """Return the share of pairs of like size, among some entries that are not 0 and so round."""
-    entries: NDArray[np.float64] = x.detach().flatten().numpy()
-    wanted = len(chosen(len(entries)))
-    few = entries[spread(len(entries), 8 * wanted)]
+    entries: NDArray[np.float64] = x.detach().numpy()
+    wanted = len(chosen(entries.size))
+    few = entries[np.unravel_index(spread(entries.size, 8 * wanted), entries.shape)]
     terms = few[few != 0]
     if len(terms) < wanted:  # most are 0
         terms = entries[entries != 0]

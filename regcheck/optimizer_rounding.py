@@ -83,21 +83,30 @@ def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried
     G, error = coupled(u, step, noise)
     m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
     zero = np.zeros(())
-    dm = beta1 * carried.get("exp_avg", zero) + (1 - beta1) * error
-    dm = dm + 3 * u * (m + (1 - beta1) * G)
-    dv = beta2 * carried.get("exp_avg_sq", zero) + ((1 - beta2) * (2 * G + error)) * error
-    dv = dv + 3 * u * v
+    # In place: with this many operations, memory is what takes the time.
+    dm = error + (3 * u) * G
+    dm *= 1 - beta1
+    dm += beta1 * carried.get("exp_avg", zero)
+    dm += (3 * u) * m
+    dv = 2 * G
+    dv += error
+    dv *= error
+    dv *= 1 - beta2
+    dv += beta2 * carried.get("exp_avg_sq", zero)
+    dv += (3 * u) * v
     carry = {"exp_avg": dm, "exp_avg_sq": dv}
     if "max_exp_avg_sq" in step.state:
         v = step.state["max_exp_avg_sq"]
         dv = carry["max_exp_avg_sq"] = np.maximum(dv, carried.get("max_exp_avg_sq", zero))
     correction = 1 - beta2**t
     rate = option["lr"] / (1 - beta1**t)
-    moved = quotient(u, m, dm, v / correction, dv / correction, option["eps"])
+    moved = quotient(u, m, dm, v, dv, option["eps"], math.sqrt(correction))
     ratio = beta1 * beta1 / beta2 if beta2 else 1.0
     steepest = (1 - beta1) / math.sqrt(max((1 - beta2) * (1 - ratio), 1e-30))
     most = 2 * steepest * math.sqrt(correction)
-    return Propagated(settled(u, step, rate * np.minimum(moved, most)), carry)
+    np.minimum(moved, most, out=moved)
+    moved *= rate
+    return Propagated(settled(u, step, moved), carry)
 
 
 def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
@@ -150,14 +159,26 @@ def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
     return G, noise + u * (3 * np.abs(pull) + G)
 
 
-def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> Array:
-    """Bound δ(a/(√v + ε)) = (δa + a δD/D)/D⁻, where a ≥ 0; 0/0 is 0."""
-    root = np.sqrt(v)
+def quotient(
+    u: float, a: Array, da: Array, v: Array, dv: Array, eps: float, correction: float = 1.0
+) -> Array:
+    """Bound δ(a/D) = (δa + a δD/D)/D⁻, where a ≥ 0 and D = √v/correction + ε; 0/0 is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        droot = np.fmin(dv / root, np.sqrt(v + dv))
-        D = root + eps
-        dD = droot + (3 * u) * D
-        bound: Array = (da + a * (dD / D)) / np.maximum(D - dD, eps)
+        root = np.sqrt(v)
+        droot = dv / root
+        if not (dv < v).all():  # else δv/√v is the smaller one
+            np.fmin(droot, np.sqrt(v + dv), out=droot)
+        if correction != 1:
+            root *= 1 / correction
+            droot *= 1 / correction
+        D, dD = root, droot
+        D += eps
+        dD += (3 * u) * D
+        bound: Array = dD / D
+        bound *= a
+        bound += da
+        D -= dD
+        bound /= np.maximum(D, eps, out=D)
     return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
 
 
@@ -166,10 +187,13 @@ def settled(u: float, step: OptimizerStep, moved: Array) -> Array:
 
     A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
     """
-    size, shift = np.abs(step.before), np.abs(step.after - step.before)
     option = step.options
     decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
-    bound: Array = moved + u * ((4 if decays else 2) * size + 6 * shift)
+    shift = step.after - step.before
+    bound: Array = np.abs(shift, out=shift)
+    bound *= 6 * u
+    bound += ((4 if decays else 2) * u) * np.abs(step.before)
+    bound += moved
     return bound
 
 

@@ -1,9 +1,12 @@
-"""All tensors' entries one after the other: many small tensors at the cost of one."""
+"""All tensors' entries in one vector: many small tensors, or a large one, at the cost of one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +16,144 @@ Array = NDArray[np.floating]
 FEW_TENSORS = 2
 """Up to so many, each on its own takes no longer than all together."""
 
-LARGE = 2**16
-"""Entries from which on a copy of all takes longer than a few calls for each tensor."""
+BLOCK = 2**14
+"""Entries that are worked through at once: some arrays of them stay in the processor's cache."""
+
+
+class Block(NamedTuple):
+    """Some entries of a vector, and the tensors they are of.
+
+    Attributes:
+        part: the entries.
+        tensors: the places of the tensors.
+        starts: where the entries of each of these begin, counted from the block's first.
+    """
+
+    part: slice
+    tensors: slice
+    starts: list[int]
+
+
+def parts_of(count: int) -> list[slice]:
+    """Return so many entries in parts of `BLOCK`."""
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+class Layout:
+    """Where the entries of named tensors stand in one vector that holds them all, in turn."""
+
+    def __init__(self, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+        self.shapes = dict(shapes)
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.starts, self.count = [], 0
+        for size in self.sizes:
+            self.starts.append(self.count)
+            self.count += size
+        self.places = [
+            (name, slice(start, start + size), shape)
+            for (name, shape), start, size in zip(
+                self.shapes.items(), self.starts, self.sizes, strict=True
+            )
+        ]
+        self.blocks = [self.block(part) for part in parts_of(self.count)]
+
+    def block(self, part: slice) -> Block:
+        """Return a part with the tensors that its entries are of."""
+        first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
+        starts = [max(begin - part.start, 0) for begin in self.starts[first:end]]
+        return Block(part, slice(first, end), starts)
+
+    def split(self, vector: Array) -> Packed:
+        """Return the tensors that a vector holds."""
+        return Packed(self, vector)
+
+    def join(self, tensors: Iterable[Array]) -> dict[str, Array]:
+        """Copy tensors, in the layout's order; more than a few into one vector."""
+        if len(self.shapes) > FEW_TENSORS:
+            return Packed(self, np.concatenate([x.ravel() for x in tensors]))
+        return {name: x.copy() for name, x in zip(self.shapes, tensors, strict=True)}
+
+    def entries_in(self, flats: Sequence[Array], part: slice) -> Array:
+        """Return a part of the vector that tensors would make, in float64, without making it.
+
+        Args:
+            flats: the tensors in the layout's order, (size,) each.
+            part: the entries.
+        """
+        first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
+        if len(self.blocks) == 1:
+            return np.concatenate(flats, dtype=np.float64)
+        some = [
+            x[max(part.start - start, 0) : part.stop - start]
+            for x, start in zip(flats[first:end], self.starts[first:end], strict=True)
+        ]
+        joined = some[0] if len(some) == 1 else np.concatenate(some)
+        return joined.astype(np.float64, copy=False)
+
+    def largest(
+        self, entries: Callable[[slice], Array], maximum: np.ufunc = np.maximum
+    ) -> list[float]:
+        """Return each tensor's largest entry, from the entries of any block.
+
+        Args:
+            entries: gives those that it is asked for.
+            maximum: np.maximum, which is NaN where there is one, or np.fmax, which ignores it.
+        """
+        if len(self.blocks) == 1:
+            part, _, starts = self.blocks[0]
+            return maximum.reduceat(entries(part), starts).tolist()  # type: ignore[no-any-return]
+        found = np.full(len(self.sizes), -np.inf)
+        for part, tensors, starts in self.blocks:
+            most = maximum.reduceat(entries(part), starts)
+            maximum(found[tensors], most, out=found[tensors])
+        return found.tolist()
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Return the layout of tensors: the same one for the same names and shapes."""
+    return known_layout(tuple(shapes.items()))
+
+
+@lru_cache
+def known_layout(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Layout:
+    """Make a layout once."""
+    return Layout(shapes)
+
+
+class Packed(dict[str, Array]):
+    """Tensors by name that are views of one vector. They are read, and not written to."""
+
+    __slots__ = ("_entries", "layout", "vector")
+
+    def __init__(self, layout: Layout, vector: Array) -> None:
+        super().__init__({name: vector[part].reshape(shape) for name, part, shape in layout.places})
+        self.layout, self.vector = layout, vector
+        self._entries: Array | None = vector if vector.dtype == np.float64 else None
+
+    @property
+    def entries(self) -> Array:
+        """The vector in float64."""
+        if self._entries is None:
+            self._entries = self.vector.astype(np.float64)
+        return self._entries
 
 
 def flat(tensors: Mapping[str, Array]) -> Array:
-    """Put all tensors' entries one after the other, in float64."""
+    """Put all tensors' entries one after the other, in float64; what is packed is not copied."""
+    if isinstance(tensors, Packed):
+        return tensors.entries
     return np.concatenate([x.ravel() for x in tensors.values()], dtype=np.float64)
 
 
-def worth_packing(tensors: Mapping[str, Array]) -> bool:
-    """Return whether tensors are so many and so small that one vector of them is faster."""
-    return len(tensors) > FEW_TENSORS and sum(x.size for x in tensors.values()) <= LARGE
-
-
-def starts(tensors: Mapping[str, Array]) -> list[int]:
-    """Return where each tensor's entries begin."""
-    found, place = [], 0
-    for x in tensors.values():
-        found.append(place)
-        place += x.size
-    return found
+def common_layout(*each: Mapping[str, Array]) -> Layout | None:
+    """Return the layout that packed tensors have in common; None where they have none."""
+    first = each[0]
+    if not isinstance(first, Packed):
+        return None
+    for one in each:
+        if not isinstance(one, Packed) or one.layout is not first.layout:
+            return None
+    return first.layout
 
 
 def position(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -47,11 +167,6 @@ def position(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
         place, at = divmod(place, size)
         index = (at, *index)
     return index
-
-
-def largest_in_each(entries: Array, begins: list[int]) -> list[float]:
-    """Return the largest entry of each tensor; NaN where there is one."""
-    return np.maximum.reduceat(entries, begins).tolist()  # type: ignore[no-any-return]
 
 
 def finite(*arrays: Array) -> bool:

@@ -22,7 +22,7 @@ from torch import nn
 from regcheck.errors import UserCodeError
 from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
 from regcheck.noise import RandomRounding
-from regcheck.packing import flat
+from regcheck.packing import Packed, flat, layout_of
 from regcheck.problem import Array, Parameters, Problem, Step
 from regcheck.schedule import Batch
 
@@ -90,6 +90,8 @@ class TorchTrainer:
         self.groups = self.module.groups() if plain_sgd(self.module) else {}
         self.trapped = module is None
         self.used: Parameters = {}
+        # What was put in the place of its parameters, exactly, and is there still.
+        self.placed: Parameters | None = None
         self.has_gradient = dict.fromkeys(self.tensors, True)
         self.buffers = dict(self.module.model.named_buffers())
         self.buffers_before: dict[str, torch.Tensor] = {}
@@ -97,16 +99,20 @@ class TorchTrainer:
         self.views: dict[str, Array] = {
             name: tensor.detach().numpy() for name, tensor in self.tensors.items()
         }
+        self.layout = layout_of({name: view.shape for name, view in self.views.items()})
 
     def parameters(self) -> Parameters:
         """Copy the parameters as they are now."""
-        return {name: view.copy() for name, view in self.views.items()}
+        return self.layout.join(self.views.values())
 
     def place(self, parameters: Parameters) -> None:
         """Put other parameters in the place of its own; what the optimizer remembers stays."""
         with np.errstate(all="ignore"):  # float64 may overflow in float32
             for name, view in self.views.items():
                 np.copyto(view, parameters[name].reshape(view.shape), casting="same_kind")
+        exact = isinstance(parameters, Packed) and parameters.layout is self.layout
+        exact = exact and all(w.dtype == self.views[name].dtype for name, w in parameters.items())
+        self.placed = parameters if exact else None
 
     def sample(
         self, parameters: Parameters, batch: Batch, rounding: RandomRounding | None, *, mixed: bool
@@ -146,7 +152,7 @@ class TorchTrainer:
                     self.X, self.y = (recast(one, rounding) for one in (X, y))
                     for tensor in self.tensors.values():
                         tensor.copy_(recast(tensor, rounding))
-                self.optimizer.zero_grad()
+                self.forget_gradients()
                 with rounding or nullcontext():
                     _, loss = self.backward(batch)
                 gradient = used = flat(self.gradients())
@@ -184,6 +190,7 @@ class TorchTrainer:
 
     def advance(self, batch: Batch) -> Step:
         """Take one update of which nothing but its end and its loss is asked."""
+        self.placed = None
         _, loss = self.backward(batch)
         self.clip()
         self.move(batch)
@@ -201,7 +208,7 @@ class TorchTrainer:
 
     def step(self, batch: Batch) -> Step:
         """Take one update."""
-        before = self.parameters()
+        before, self.placed = self.placed or self.parameters(), None
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         outputs, loss = self.backward(batch)
         self.has_gradient = {name: x.grad is not None for name, x in self.tensors.items()}
@@ -322,12 +329,11 @@ class TorchTrainer:
 
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""
-        return {
-            name: np.zeros_like(self.views[name])
-            if tensor.grad is None
-            else tensor.grad.numpy().copy()
-            for name, tensor in self.tensors.items()
-        }
+        grads = [tensor.grad for tensor in self.tensors.values()]
+        return self.layout.join(
+            np.zeros_like(view) if grad is None else grad.numpy()
+            for grad, view in zip(grads, self.views.values(), strict=True)
+        )
 
     def clip(self) -> bool:
         """Clip the gradients where the problem says so; say whether it does."""
@@ -350,7 +356,16 @@ class TorchTrainer:
                 # A schedule may outgrow float32, where torch would raise; NumPy's lr is inf then.
                 group["lr"] = now if now <= self.largest else math.inf
         self.module.guard(self.optimizer.step)
-        self.optimizer.zero_grad()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Do what zero_grad does; torch's own goes through its compiler at each call."""
+        if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+            self.module.guard(self.optimizer.zero_grad)
+            return
+        for group in self.optimizer.param_groups:
+            for tensor in group["params"]:
+                tensor.grad = None
 
     def velocity(self) -> Parameters:
         """Copy torch's own momentum buffers; none without momentum."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from regcheck.errors import UserCodeError
+from regcheck.packing import layout_of
 from regcheck.problem import Array
 from regcheck.user_function import PATIENCE, UserFunction, called, imported
 from regcheck.user_problem import UserProblem
@@ -45,6 +46,7 @@ class ScratchSteps:
     ) -> None:
         self.function, self.problem, self.fixed = function, problem, fixed
         self.shapes, self.steps = dict(shapes), steps
+        self.layout = layout_of(self.shapes)
         self.came = 0
         self.generator = self.run("at its start", self.begin)
 
@@ -94,7 +96,7 @@ class ScratchSteps:
             raise self.complaint("", self.too_few()) from None
         self.came += 1
         try:
-            return read(value, self.shapes, self.fixed)
+            return read(value, self.layout, self.fixed)
         except Refused as refused:
             raise self.complaint(f"step {self.came} of {self.steps}: ", str(refused)) from None
 

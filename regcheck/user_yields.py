@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from regcheck.errors import one_line, shortened, suggest
+from regcheck.packing import Layout
 from regcheck.problem import Array
 
 EXAMPLES = {
@@ -66,26 +67,25 @@ EXTRAS = ("loss", "grad")
 
 
 def read(
-    value: object,
-    shapes: Mapping[str, tuple[int, ...]],
-    fixed: Mapping[str, Array] = MappingProxyType({}),
+    value: object, layout: Layout, fixed: Mapping[str, Array] = MappingProxyType({})
 ) -> Yielded:
     """Read what the function yielded; those parameters that nobody trains may be left out."""
+    shapes = layout.shapes
     if not isinstance(value, Mapping):
         listed = "a tuple" if isinstance(value, tuple) else kind_of(value)
         raise Refused(f"yielded {listed}, not a mapping\n  Write `{pattern(shapes)}`.")
     required = [name for name in shapes if name not in fixed or name in value]
     check_names(value, required, (*EXTRAS, *fixed), "")
     with np.errstate(all="ignore"):
-        arrays = {
-            name: numbers(value[name], name) if name in value else fixed[name] for name in shapes
-        }
-        parameters = {name: shaped(arrays[name], shapes[name], name) for name in shapes}
+        parameters = layout.join(
+            shaped(numbers(value[name], name), shape, name) if name in value else fixed[name]
+            for name, shape in shapes.items()
+        )
         return Yielded(
             parameters,
             read_loss(value.get("loss")),
-            read_gradient(value.get("grad"), shapes, fixed),
-            all(map(is_single, arrays.values())),
+            read_gradient(value.get("grad"), layout, fixed),
+            all(map(is_single, parameters.values())),
         )
 
 
@@ -118,7 +118,8 @@ def numbers(value: Any, name: str) -> np.ndarray[Any, Any]:
     """Read numbers from whatever NumPy makes numbers of."""
     detach = getattr(value, "detach", None)
     plain = detach() if callable(detach) else value
-    if isinstance(plain, np.ma.MaskedArray) and np.ma.is_masked(plain):
+    masked = type(plain) is not np.ndarray and isinstance(plain, np.ma.MaskedArray)
+    if masked and np.ma.is_masked(plain):
         raise Refused(f"`{name}` has masked entries\n  Fill them: a parameter has all its numbers.")
     try:
         array = np.asarray(plain)
@@ -144,7 +145,9 @@ KINDS = {
 
 
 def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Array:
-    """Copy numbers to float64 in torch's shape; a flat array is taken row by row."""
+    """Return numbers in float64 and torch's shape; a flat array is taken row by row."""
+    if array.shape == shape:
+        return np.asarray(array, np.float64)
     squeezed = tuple(size for size in shape if size != 1)
     given = tuple(size for size in array.shape if size != 1)
     alike = len(squeezed) < 2 or len(given) < 2 or given == squeezed
@@ -154,7 +157,7 @@ def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Ar
             f"`{name}` has shape {array.shape}, {array.size:,} numbers; expected "
             f"{math.prod(shape):,} numbers in shape {shape}{forms(shape, array)}"
         )
-    return np.array(array, np.float64).reshape(shape)
+    return np.asarray(array, np.float64).reshape(shape)
 
 
 def forms(shape: tuple[int, ...], array: np.ndarray[Any, Any]) -> str:
@@ -168,10 +171,11 @@ def forms(shape: tuple[int, ...], array: np.ndarray[Any, Any]) -> str:
     return ""
 
 
-def is_single(array: np.ndarray[Any, Any]) -> bool:
+def is_single(array: Array) -> bool:
     """Say whether float32 holds every number exactly."""
-    if array.dtype.itemsize <= 4 and array.dtype.kind == "f":
-        return True
+    first = array.item(0)
+    if first == first and float(np.float32(first)) != first:  # mostly one tells
+        return False
     same = np.count_nonzero(array.astype(np.float32) == array)
     return bool(same + np.count_nonzero(array != array) == array.size)  # NaN differs from itself
 
@@ -188,22 +192,23 @@ def read_loss(value: object) -> float | None:
 
 
 def read_gradient(
-    value: object, shapes: Mapping[str, tuple[int, ...]], fixed: Mapping[str, Array]
+    value: object, layout: Layout, fixed: Mapping[str, Array]
 ) -> dict[str, Array] | None:
     """Read a gradient: a mapping of every parameter that is trained, or None."""
     if value is None:
         return None
+    shapes = layout.shapes
     if not isinstance(value, Mapping):
         named = pattern(shapes).removeprefix("yield ")
         raise Refused(f'`grad` is {kind_of(value)}, not a mapping\n  Write `"grad": {named}`.')
     required = [name for name in shapes if name not in fixed or name in value]
     check_names(value, required, fixed, " as `grad`")
-    return {
-        name: shaped(numbers(value[name], f"grad of {name}"), shape, f"grad of {name}")
+    return layout.join(
+        shaped(numbers(value[name], f"grad of {name}"), shape, f"grad of {name}")
         if name in value
         else np.zeros(shape)
         for name, shape in shapes.items()
-    }
+    )
 
 
 def kind_of(value: object) -> str:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -243,12 +242,12 @@ def test_each_refuses_missing_and_extra_tensors(side: int, names: tuple[str, ...
 
 def test_greatest_takes_a_number_over_one_that_is_none() -> None:
     one = difference_of("bias", (0,), 1.0, 0.0, 1.0)
-    none = replace(one, ratio=NAN, judged=False)
+    none = one._replace(ratio=NAN, judged=False)
 
     assert greatest([none, one, none]) is one
-    zero = replace(one, ratio=0.0)
+    zero = one._replace(ratio=0.0)
     assert greatest([none, zero]) is zero
-    assert greatest([one, replace(one, ratio=2.0), none]).ratio == 2.0
+    assert greatest([one, one._replace(ratio=2.0), none]).ratio == 2.0
 
 
 def test_exceeds_is_strict() -> None:
@@ -310,10 +309,10 @@ def test_limits_rank_tensors_of_different_tolerances() -> None:
     ten = difference_of("weight", (0, 0), 10.0, 0.0, 1.0)
 
     assert in_limits(ten, mixed) == 2.5
-    assert in_limits(replace(ten, tensor="bias"), mixed) == 10.0
+    assert in_limits(ten._replace(tensor="bias"), mixed) == 10.0
     assert in_limits(ten, DEFAULT) == 10 / 8
-    assert in_limits(replace(ten, ratio=NAN), mixed) == -1.0
-    assert in_limits(replace(ten, ratio=0.0), mixed) == 0.0
+    assert in_limits(ten._replace(ratio=NAN), mixed) == -1.0
+    assert in_limits(ten._replace(ratio=0.0), mixed) == 0.0
 
 
 def test_start_is_compared_by_rounding_and_by_each_tolerance() -> None:
@@ -349,7 +348,7 @@ def test_stage_of_a_drift_tolerance_parts_beyond_rounding() -> None:
     ):
         at = difference_of("output", (0,), smallest, 0.0, 1.0)
         assert not parts(at, tolerances)
-        assert parts(replace(at, ratio=smallest + 0.1), tolerances)
+        assert parts(at._replace(ratio=smallest + 0.1), tolerances)
 
 
 def test_injected_is_what_one_step_puts_in() -> None:

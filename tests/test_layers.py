@@ -18,9 +18,9 @@ LAYERS = [
     {"formula"},
     {"cause_formula", "worked"},
     {"spec"},
-    {"data", "guard", "schedule"},
+    {"data", "guard", "packing", "schedule"},
     {"orders", "problem"},
-    {"losses", "models", "norms", "optimizers", "optimizer_rounding", "packing"}
+    {"losses", "models", "norms", "optimizers", "optimizer_rounding"}
     | {"user_problem", "user_yields"},
     {"modules", "rounding", "user_function"},
     {"noise", "numpy_trainer", "user_code"},

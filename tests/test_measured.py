@@ -641,18 +641,18 @@ def test_a_step_near_the_limit_is_measured_with_more_samples(
 
 
 def test_noise_is_infinite_where_a_sample_is_no_number() -> None:
-    noise = Noise(1.0, np.zeros(2), np.zeros(2))
-    noise.add(1.5, np.array([1.0, np.nan]), np.array([np.inf, 0.5]))
+    noise = Noise(1.0, [np.zeros(2), np.zeros(2)])
+    noise.add(1.5, [np.array([1.0, np.nan]), np.array([np.inf, 0.5])])
 
     assert noise.loss_error == 0.5
     assert [size.tolist() for size in noise.sizes()] == [[3.0, math.inf], [math.inf, 1.5]]
-    noise.add(np.nan, np.zeros(2), np.zeros(2))
+    noise.add(np.nan, [np.zeros(2), np.zeros(2)])
     assert noise.loss_error == math.inf
 
 
 def test_noise_is_the_largest_error_or_three_deviations() -> None:
-    noise = Noise(0.0, np.zeros(2), np.zeros(2))
+    noise = Noise(0.0, [np.zeros(2)])
     for k in range(16):
-        noise.add(0.0, np.array([1.0, 8.0 * (k == 3)]), np.zeros(2))
+        noise.add(0.0, [np.array([1.0, 8.0 * (k == 3)])])
 
     assert noise.sizes()[0].tolist() == [3.0, 8.0]

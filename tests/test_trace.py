@@ -6,7 +6,6 @@ import errno
 import gc
 import math
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -54,7 +53,7 @@ def trace_of(rows: int) -> Trace:
     trace = Trace(("weight",))
     at = Difference("weight", (0,), 0.0, 0.0, 0.0, 0.5, 0.0, True)
     for step in range(1, rows + 1):
-        local = replace(at, difference=step / 3)
+        local = at._replace(difference=step / 3)
         row = SimpleNamespace(step=step, epoch=step, batch=1, scratch_loss=step / 7)
         row.framework_loss, row.loss, row.judged = math.nan, None, {"weight": local}
         row.local, row.drift = {"weight": local}, {"weight": float(step)}

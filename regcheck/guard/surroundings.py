@@ -18,20 +18,20 @@ from typing import Any, NoReturn
 
 from regcheck.guard.modules import Modules
 
-SWAPPED: tuple[tuple[Any, str], ...] = (
-    (sys, "stdout"),
-    (sys, "__stdout__"),
-    (sys, "stderr"),
-    (sys, "stdin"),
-    (sys, "__stdin__"),
-    (sys, "argv"),
-    (sys, "path"),
-    (sys, "dont_write_bytecode"),
-    (os, "_exit"),
-    (warnings, "filters"),
-    (warnings, "showwarning"),
+SWAPPED: tuple[tuple[dict[str, Any], str], ...] = (
+    (vars(sys), "stdout"),
+    (vars(sys), "__stdout__"),
+    (vars(sys), "stderr"),
+    (vars(sys), "stdin"),
+    (vars(sys), "__stdin__"),
+    (vars(sys), "argv"),
+    (vars(sys), "path"),
+    (vars(sys), "dont_write_bytecode"),
+    (vars(os), "_exit"),
+    (vars(warnings), "filters"),
+    (vars(warnings), "showwarning"),
 )
-"""Attributes that the code has its own of."""
+"""Names that the code has its own of."""
 
 
 class ToStandardError(io.RawIOBase):
@@ -111,10 +111,8 @@ class Surroundings:
 
     def swap(self) -> None:
         """Exchange the attributes for the others."""
-        for index, (holder, name) in enumerate(SWAPPED):
-            present = getattr(holder, name, None)
-            setattr(holder, name, self.values[index])
-            self.values[index] = present
+        for index, (names, name) in enumerate(SWAPPED):
+            self.values[index], names[name] = names.get(name), self.values[index]
 
     def divert(self) -> None:
         """Send what is written to file descriptor 1 to 2, and let nothing be read from 0."""
