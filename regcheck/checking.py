@@ -258,8 +258,9 @@ class Run:
         """Take in what the step could have shown."""
         bounder, power = self.sides.bounder, self.report.power
         assert power is not None
-        noise = bounder.gradient_noise_of() if isinstance(bounder, MeasuredBounds) else None
-        power.take(steps, bounds, noise)
+        if not power.has_judged(steps.framework.after):
+            noise = bounder.gradient_noise_of() if isinstance(bounder, MeasuredBounds) else None
+            power.take(steps, bounds, noise)
         if self.sides.faults is not None:
             self.sides.faults.advance(batch.step, steps, bounds)
         if isinstance(bounder, MeasuredBounds) and bounder.random_model:

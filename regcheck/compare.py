@@ -300,7 +300,7 @@ def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
         return {name: drift(own[name], w) for name, w in alone.items()}
     here, there = flat(own), flat(alone)
     with np.errstate(all="ignore"):
-        most = layout.largest(lambda part: np.abs(here[part] - there[part]))
+        most = layout.reduced(lambda part: np.abs(here[part] - there[part]))
     return dict(zip(alone, most, strict=True))
 
 

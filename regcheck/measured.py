@@ -247,7 +247,7 @@ class MeasuredBounds:
 
     def root_mean_squares(self, entries: Array) -> Array:
         """Take each tensor's root mean square."""
-        squares = [entries[part].dot(entries[part]) for _, part, _ in self.layout.places]
+        squares = self.layout.reduced(lambda part: np.square(entries[part]), np.add)
         return np.maximum(np.sqrt(np.divide(squares, self.layout.sizes)), LEAST)
 
     def put_together(
@@ -368,7 +368,7 @@ class MeasuredBounds:
             tensors = [own.get(what) for own in each]
             if any(x is not None for x in tensors):
                 found[what] = [
-                    np.zeros(size) if x is None else x.detach().numpy().ravel()
+                    np.zeros(size) if x is None else x.numpy().ravel()
                     for x, size in zip(tensors, self.layout.sizes, strict=True)
                 ]
         return found

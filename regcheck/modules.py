@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -140,6 +142,29 @@ class EagerSGD(torch.optim.SGD):
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
     zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
     add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+
+
+def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
+    """Return the step of an optimizer; of torch's own, a sixth faster without these decorators.
+
+    Where somebody hooks into the step or has put another in its place, it is taken as it is.
+    """
+    kind, module = type(optimizer), sys.modules[Optimizer.__module__]
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    shared = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    hooks = [getattr(optimizer, name, True) for name in names]
+    hooks += [getattr(module, name, True) for name in shared]
+    own = "step" in vars(optimizer) or optimizer.defaults.get("differentiable")
+    if own or any(hooks) or not kind.__module__.startswith("torch.optim."):
+        return optimizer.step
+    return partial(unwrapped(kind.step), optimizer)
+
+
+@cache
+def unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an optimizer's own code of a method."""
+    own: Callable[..., Any] = torch.no_grad()(inspect.unwrap(method))
+    return own
 
 
 def built_in(problem: Problem) -> Module:

@@ -186,7 +186,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         A single term is a product, and rounds as a result does.
         """
         factors = {key: abs(x) if isinstance(x, int | float) else x for key, x in kwargs.items()}
-        sizes = floats(func(*tree_map_only(Tensor, torch.abs, args), **factors))
+        sizes = floats(func(*(x.abs() if isinstance(x, Tensor) else x for x in args), **factors))
         plain = number_of_terms(func.overloadpacket, args, sizes)
         if plain is not None and plain < FEW:
             return [sizes[0] * math.sqrt(plain)]

@@ -90,22 +90,20 @@ class Layout:
         joined = some[0] if len(some) == 1 else np.concatenate(some)
         return joined.astype(np.float64, copy=False)
 
-    def largest(
-        self, entries: Callable[[slice], Array], maximum: np.ufunc = np.maximum
-    ) -> list[float]:
+    def reduced(self, entries: Callable[[slice], Array], by: np.ufunc = np.maximum) -> list[float]:
         """Return each tensor's largest entry, from the entries of any block.
 
         Args:
             entries: gives those that it is asked for.
-            maximum: np.maximum, which is NaN where there is one, or np.fmax, which ignores it.
+            by: np.maximum, which is NaN where there is one; or np.fmax, which ignores it, or
+                np.add for the sum.
         """
-        if len(self.blocks) == 1:
-            part, _, starts = self.blocks[0]
-            return maximum.reduceat(entries(part), starts).tolist()  # type: ignore[no-any-return]
-        found = np.full(len(self.sizes), -np.inf)
-        for part, tensors, starts in self.blocks:
-            most = maximum.reduceat(entries(part), starts)
-            maximum(found[tensors], most, out=found[tensors])
+        each = [by.reduceat(entries(part), starts) for part, _, starts in self.blocks]
+        if len(each) == 1:
+            return each[0].tolist()  # type: ignore[no-any-return]
+        found = np.full(len(self.sizes), 0.0 if by is np.add else -np.inf)
+        for block, some in zip(self.blocks, each, strict=True):
+            by(found[block.tensors], some, out=found[block.tensors])
         return found.tolist()
 
 

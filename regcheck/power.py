@@ -14,7 +14,7 @@ A step is judged in a tensor where that share is at most `SHARE`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,6 +49,10 @@ class Power:
     shares: dict[str, float] = field(default_factory=dict)
     clear: set[str] = field(default_factory=set)
     hidden: tuple[str, ...] = ()
+
+    def has_judged(self, names: Iterable[str]) -> bool:
+        """Return whether all these tensors were judged, so that no step can tell more of them."""
+        return all(self.shares.get(name, 1.0) <= SHARE for name in names)
 
     def take(self, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
         """Take in a step: torch's, from the leader's parameters."""

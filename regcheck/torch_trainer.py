@@ -20,7 +20,15 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from regcheck.errors import UserCodeError
-from regcheck.modules import Module, ShapeTrap, TrappedError, built_in, plain_sgd, trap_text
+from regcheck.modules import (
+    Module,
+    ShapeTrap,
+    TrappedError,
+    built_in,
+    eager_step,
+    plain_sgd,
+    trap_text,
+)
 from regcheck.noise import RandomRounding
 from regcheck.packing import Packed, flat, layout_of
 from regcheck.problem import Array, Parameters, Problem, Step
@@ -355,7 +363,7 @@ class TorchTrainer:
                 now = now if lr == schedule.lr else lr * (now / schedule.lr)
                 # A schedule may outgrow float32, where torch would raise; NumPy's lr is inf then.
                 group["lr"] = now if now <= self.largest else math.inf
-        self.module.guard(self.optimizer.step)
+        self.module.guard(eager_step(self.optimizer))
         self.forget_gradients()
 
     def forget_gradients(self) -> None:

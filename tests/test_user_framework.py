@@ -201,6 +201,65 @@ def test_momentum_that_only_the_spec_has_is_a_divergence_from_step_2_on() -> Non
     assert (report.verdict, first.step) == ("diverged", 2)  # at step 1 the velocity is the gradient
 
 
+def shrinking(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Halve the parameters after a step."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for w in group["params"]:
+                w *= 0.5
+
+
+class HalvingSGD(torch.optim.SGD):
+    """An optimizer of one's own."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        shrinking(self)
+
+
+def hook(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    optimizer.register_step_post_hook(shrinking)
+    return optimizer
+
+
+def another_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    step = optimizer.step
+
+    def halving() -> None:
+        step()
+        shrinking(optimizer)
+
+    optimizer.step = halving  # type: ignore[method-assign, assignment]
+    return optimizer
+
+
+def own_kind(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    group = optimizer.param_groups[0]
+    return HalvingSGD(group["params"], lr=group["lr"], weight_decay=group["weight_decay"])
+
+
+@pytest.mark.parametrize("changed", [hook, another_step, own_kind])
+@pytest.mark.parametrize("halves", [True, False])
+def test_what_is_hooked_into_a_step_is_done(changed: Any, halves: bool) -> None:
+    def made(problem: UserProblem) -> Made:
+        model, loss, optimizer = build()(problem)
+        return model, loss, changed(optimizer)
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for rows in problem.batches:
+            X, y = problem.X[rows], problem.y[rows]
+            slopes = 2 * (X @ w + b - y) / len(rows)
+            w = w - problem.lr * (X.T @ slopes + 0.1 * w)
+            b = b - problem.lr * (slopes.sum() + 0.1 * b)
+            w, b = (w / 2, b / 2) if halves else (w, b)
+            yield {"weight": w, "bias": b}
+
+    report = check(BASE, scratch=train, framework=made)
+
+    assert report.verdict == ("equivalent" if halves else "diverged")
+
+
 def test_start_that_was_not_copied_is_told() -> None:
     def forgot(problem: UserProblem) -> Made:
         model = nn.Linear(3, 1, dtype=torch.float64)
