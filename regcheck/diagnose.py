@@ -17,6 +17,7 @@ from regcheck.formula import decays_text
 from regcheck.history import History
 from regcheck.hypotheses import Explanation, Fit, Replay
 from regcheck.inputs import from_other_inputs, from_rounded
+from regcheck.logarithms import logarithm_clue
 from regcheck.numpy_trainer import NumpyTrainer
 from regcheck.observed import Observed
 from regcheck.orders import other_orders
@@ -40,6 +41,7 @@ class Diagnosis:
             are alternatives. Empty where nothing explains it, or the updates agree.
         apart: what would tell each explanation from the first; empty for the first.
         reporting: what explains the reported losses; None where they agree, or nothing does.
+        loss_clue: what is known of the reported losses where no cause explains them.
         scales: the effective lr and weight decay of each tensor.
         steps: how many steps were replayed.
         stage: the stage within a step at which the sides part, by the diagnosis; None if unknown.
@@ -52,6 +54,7 @@ class Diagnosis:
     apart: tuple[str, ...] = ()
     reporting: Reporting | None = None
     loss_parted: bool = False
+    loss_clue: str = ""
     scales: Mapping[str, Scales] = field(default_factory=dict)
     steps: int = 0
     stage: str | None = None
@@ -88,12 +91,14 @@ def diagnose(seen: Observed) -> Diagnosis:
     agree = not seen.parted or bool(found)
     reporting = reported(seen, found, start) if seen.loss_parted else None
     clues, stage = ((), stage_of(found)) if agree else without_cause(seen, replay, scales)
+    plain = reporting is None or not reporting.causes
     return Diagnosis(
         explained=agree and (reporting is not None or not seen.loss_parted),
         explanations=found,
         apart=telling_apart(seen.torch.problem, found),
         reporting=reporting,
         loss_parted=seen.loss_parted,
+        loss_clue=logarithm_clue(seen) if seen.loss_parted and plain else "",
         scales=scales,
         steps=len(seen.history),
         stage=stage,

@@ -332,7 +332,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "no_match_because": match if isinstance(match, str) else None,
         "fixed_spec": report.mended.changes if isinstance(report.mended, Mend) else None,
         "stage": found.stage,
-        "clues": list(found.clues),
+        "clues": [*found.clues, *([found.loss_clue] if found.loss_clue else [])],
         "start": found.start and tensors_dict(found.start),
     }
 

@@ -30,7 +30,7 @@ LAYERS = [
     {"measured", "trial_faults"},
     {"compare", "history", "sides"},
     {"drift", "hypotheses", "observed", "trace", "trials"},
-    {"reporting", "scales", "search", "telling"},
+    {"logarithms", "reporting", "scales", "search", "telling"},
     {"clues", "entries", "inputs"},
     {"diagnose"},
     {"mending"},

@@ -154,6 +154,8 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Tell what explains the reported losses."""
     if not found.loss_parted:
         return []
+    if found.loss_clue:
+        return [Line("Loss", found.loss_clue)]
     if found.reporting is None:
         return [Line("Loss", "why the reported losses part is not explained.")]
     lines = [

@@ -1,0 +1,127 @@
+"""Reported log losses whose logarithms stop elsewhere than torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from regcheck.checking import check
+from regcheck.record import Report
+from regcheck.report.why import loss_lines
+
+Array = NDArray[np.floating]
+Logarithms = Callable[[Array], tuple[Array, Array]]
+
+
+def rows(seed: int, scale: float) -> dict[str, Any]:
+    """Make rows whose z soon reaches some tens, some of them on the wrong side."""
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(40, 2)) * scale
+    y = (X @ [1.0, -0.5] + draw.normal(size=40) * scale > 0).astype(float)
+    return {"X": X.tolist(), "y": y.tolist()}
+
+
+def by(logarithms: Logarithms) -> Callable[[Any], Iterator[dict[str, Any]]]:
+    """Write logistic regression by hand with a loss of these logarithms."""
+
+    def train(problem: Any) -> Iterator[dict[str, Any]]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for batch in problem.batches:
+            X, y = problem.X[batch], problem.y[batch]
+            p = 1 / (1 + np.exp(-(X @ w + b)))
+            log_p, log_other = logarithms(p)
+            with np.errstate(invalid="ignore"):
+                loss = -np.mean(y * log_p + (1 - y) * log_other)
+            w = w - problem.lr * X.T @ (p - y) / len(y)
+            b = b - problem.lr * np.mean(p - y)
+            yield {"weight": w, "bias": b, "loss": loss}
+
+    return train
+
+
+def clipped(floor: float) -> Logarithms:
+    def logarithms(p: Array) -> tuple[Array, Array]:
+        p = np.clip(p, floor, 1 - floor)
+        return np.log(p), np.log(1 - p)
+
+    return logarithms
+
+
+def added(floor: float) -> Logarithms:
+    return lambda p: (np.log(p + floor), np.log(1 - p + floor))
+
+
+def floored(floor: float) -> Logarithms:
+    return lambda p: (np.log(np.maximum(floor, p)), np.log(np.maximum(floor, 1 - p)))
+
+
+def run(logarithms: Logarithms, loss: str, seed: int = 0, scale: float = 20.0) -> Report:
+    with np.errstate(all="ignore"):
+        spec = {"data": rows(seed, scale), "model": "logistic", "loss": loss}
+        return check(spec | {"lr": 0.5, "epochs": 12}, scratch=by(logarithms))
+
+
+SAID = {
+    "clipped": (clipped, "p kept between {0} and 1 − {0}"),
+    "added": (added, "{0} added to p and to 1 − p"),
+    "floored": (floored, "p kept between {0} and 1 − {0}"),
+}
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce_with_logits"])
+@pytest.mark.parametrize("floor", [1e-3, 1e-7, 1e-12, 1e-15, float(np.finfo(float).eps)])
+@pytest.mark.parametrize("form", SAID)
+def test_the_floor_of_the_logarithms_is_named(form: str, floor: float, loss: str) -> None:
+    make, said = SAID[form]
+    report = run(make(floor), loss)
+
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    assert said.format(f"{floor:.3g}") in report.diagnosis.loss_clue
+    assert report.diagnosis.loss_clue in report.to_dict()["diagnosis"]["clues"]
+    assert [line.text for line in loss_lines(report, report.diagnosis)] == [
+        report.diagnosis.loss_clue
+    ]
+
+
+@pytest.mark.parametrize("form", SAID)
+def test_forms_are_told_apart_where_p_comes_near_the_floor(form: str) -> None:
+    report = run(SAID[form][0](1e-3), "bce_with_logits", scale=8.0)
+
+    assert report.diagnosis is not None
+    told = {said for _, said in SAID.values() if said.format(0.001) in report.diagnosis.loss_clue}
+    assert told == {SAID[form][1]}
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce_with_logits"])
+def test_a_logarithm_of_zero_is_named(loss: str) -> None:
+    def logarithms(p: Array) -> tuple[Array, Array]:
+        with np.errstate(all="ignore"):
+            return np.log(p), np.log(1 - p)
+
+    report = run(logarithms, loss)
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.loss_clue.startswith("the scratch side's loss is ")
+    assert "its logarithm is infinite" in report.diagnosis.loss_clue
+    assert "from step 2 on" in report.diagnosis.loss_clue
+
+
+OTHERS: dict[str, Logarithms] = {
+    "another floor": clipped(3.7e-9),
+    "one side alone": lambda p: (np.log(np.maximum(p, 1e-15)), np.log(np.maximum(1 - p, 1e-9))),
+    "another base": lambda p: tuple(one / np.log(2) for one in clipped(1e-15)(p)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nothing_is_said_of_other_losses(name: str) -> None:
+    report = run(OTHERS[name], "bce_with_logits")
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.loss_parted
+    assert report.diagnosis.loss_clue == ""
