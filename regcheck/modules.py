@@ -162,9 +162,14 @@ def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
 
 @cache
 def unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an optimizer's own code of a method."""
-    own: Callable[..., Any] = torch.no_grad()(inspect.unwrap(method))
+    """Return an optimizer's own code of a method, without the decorators that are torch's."""
+    own: Callable[..., Any] = torch.no_grad()(inspect.unwrap(method, stop=is_not_torchs))
     return own
+
+
+def is_not_torchs(function: Callable[..., Any]) -> bool:
+    """Say whether a function was written elsewhere; a decorator may bear another's name."""
+    return not getattr(function, "__globals__", {}).get("__name__", "").startswith("torch.")
 
 
 def built_in(problem: Problem) -> Module:

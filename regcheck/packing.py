@@ -20,6 +20,10 @@ BLOCK = 2**14
 """Entries that are worked through at once: some arrays of them stay in the processor's cache."""
 
 
+STARTS = {np.maximum: -math.inf, np.fmax: math.nan, np.add: 0.0}
+"""What each of these leaves a number as it is with."""
+
+
 class Block(NamedTuple):
     """Some entries of a vector, and the tensors they are of.
 
@@ -68,10 +72,11 @@ class Layout:
         return Packed(self, vector)
 
     def join(self, tensors: Iterable[Array]) -> dict[str, Array]:
-        """Copy tensors, in the layout's order; more than a few into one vector."""
-        if len(self.shapes) > FEW_TENSORS:
-            return Packed(self, np.concatenate([x.ravel() for x in tensors]))
-        return {name: x.copy() for name, x in zip(self.shapes, tensors, strict=True)}
+        """Copy tensors, in the layout's order; more than a few, of one dtype, into one vector."""
+        each = list(tensors)
+        if len(each) > FEW_TENSORS and all(x.dtype == each[0].dtype for x in each):
+            return Packed(self, np.concatenate([x.ravel() for x in each]))
+        return {name: x.copy() for name, x in zip(self.shapes, each, strict=True)}
 
     def entries_in(self, flats: Sequence[Array], part: slice) -> Array:
         """Return a part of the vector that tensors would make, in float64, without making it.
@@ -101,7 +106,7 @@ class Layout:
         each = [by.reduceat(entries(part), starts) for part, _, starts in self.blocks]
         if len(each) == 1:
             return each[0].tolist()  # type: ignore[no-any-return]
-        found = np.full(len(self.sizes), 0.0 if by is np.add else -np.inf)
+        found = np.full(len(self.sizes), STARTS[by])
         for block, some in zip(self.blocks, each, strict=True):
             by(found[block.tensors], some, out=found[block.tensors])
         return found.tolist()

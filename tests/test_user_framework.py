@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import textwrap
@@ -238,9 +239,29 @@ def own_kind(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return HalvingSGD(group["params"], lr=group["lr"], weight_decay=group["weight_decay"])
 
 
-@pytest.mark.parametrize("changed", [hook, another_step, own_kind])
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Wrap the step of the class itself, under its own name."""
+    step = torch.optim.SGD.step
+
+    @functools.wraps(step)
+    def halving(optimizer: torch.optim.SGD, closure: Any = None) -> None:
+        step(optimizer, closure)
+        shrinking(optimizer)
+
+    def patch(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        monkeypatch.setattr(torch.optim.SGD, "step", halving)
+        return optimizer
+
+    return patch
+
+
+@pytest.mark.parametrize("kind", ["hook", "another step", "an own class", "a patched class"])
 @pytest.mark.parametrize("halves", [True, False])
-def test_what_is_hooked_into_a_step_is_done(changed: Any, halves: bool) -> None:
+def test_what_is_hooked_into_a_step_is_done(kind: str, halves: bool, patched: Any) -> None:
+    kinds = {"hook": hook, "another step": another_step, "an own class": own_kind}
+    changed = kinds.get(kind, patched)
+
     def made(problem: UserProblem) -> Made:
         model, loss, optimizer = build()(problem)
         return model, loss, changed(optimizer)
