@@ -20,7 +20,7 @@ BLOCK = 2**14
 """Entries that are worked through at once: some arrays of them stay in the processor's cache."""
 
 
-STARTS = {np.maximum: -math.inf, np.fmax: math.nan, np.add: 0.0}
+STARTS: dict[np.ufunc, float] = {np.maximum: -math.inf, np.fmax: math.nan, np.add: 0.0}
 """What each of these leaves a number as it is with."""
 
 
