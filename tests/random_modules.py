@@ -85,10 +85,10 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * sigmoid(z),
         lambda z, a: sigmoid(z) * (1 + z * (1 - sigmoid(z))),
     ),
-    "softplus": Activation(
+    "softplus": Activation(  # above its threshold of 20, torch's is z itself
         nn.Softplus,
-        lambda z: np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))),
-        lambda z, a: sigmoid(z),
+        lambda z: np.where(z > 20, z, np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))),
+        lambda z, a: np.where(z > 20, z.dtype.type(1), sigmoid(z)),
     ),
     "tanh": Activation(nn.Tanh, np.tanh, lambda z, a: 1 - a * a),
     "tanh by cosh": Activation(nn.Tanh, np.tanh, lambda z, a: 1 / np.cosh(z) ** 2),
