@@ -337,10 +337,9 @@ class TorchTrainer:
 
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""
-        grads = [tensor.grad for tensor in self.tensors.values()]
         return self.layout.join(
-            np.zeros_like(view) if grad is None else grad.numpy()
-            for grad, view in zip(grads, self.views.values(), strict=True)
+            np.zeros_like(self.views[name]) if tensor.grad is None else dense(name, tensor.grad)
+            for name, tensor in self.tensors.items()
         )
 
     def clip(self) -> bool:
@@ -392,6 +391,21 @@ class TorchTrainer:
             return coupled
         group: dict[str, Any] = self.groups[name]
         return coupled + group["momentum"] * velocity if group["nesterov"] else velocity
+
+
+def dense(name: str, gradient: torch.Tensor) -> Array:
+    """Give a gradient's entries.
+
+    Raises:
+        UserCodeError: it holds some of them alone.
+    """
+    if gradient.is_sparse:
+        raise UserCodeError(
+            f"framework: the gradient of {name} is sparse; regcheck compares all entries: leave "
+            "out `sparse=True`, which changes no step of torch.optim.SGD"
+        )
+    found: Array = gradient.numpy()
+    return found
 
 
 def recast(x: torch.Tensor, rounding: RandomRounding) -> torch.Tensor:

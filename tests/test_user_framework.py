@@ -281,6 +281,26 @@ def test_what_is_hooked_into_a_step_is_done(kind: str, halves: bool, patched: An
     assert report.verdict == ("equivalent" if halves else "diverged")
 
 
+def test_sparse_gradients_are_refused() -> None:
+    class Table(nn.Embedding):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return super().forward(rows.long())[:, 0, 0]
+
+    def made(_: UserProblem) -> Made:
+        model = Table(4, 1, sparse=True, dtype=torch.float64)
+        return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        for _ in problem.batches:
+            yield dict(problem.initial)
+
+    spec = {"data": {"X": [[0], [1], [3]], "y": [1.0, 2.0, 0.5]}, "lr": 0.1, "epochs": 2}
+    with pytest.raises(UserCodeError, match="the gradient of weight is sparse") as caught:
+        check(spec, scratch=train, framework=made)
+    assert "sparse=True" in str(caught.value)
+    assert "Your own code raised it" not in str(caught.value)
+
+
 def test_start_that_was_not_copied_is_told() -> None:
     def forgot(problem: UserProblem) -> Made:
         model = nn.Linear(3, 1, dtype=torch.float64)
