@@ -224,7 +224,7 @@ class MeasuredBounds:
             gradients = [entries.gradient, entries.used] if self.clips else [entries.gradient]
             self.noise = Noise(plain.loss, gradients)
         for _ in range(samples):
-            rounding = RandomRounding(self.u, self.random)
+            rounding = RandomRounding(self.u, self.random, alike=not self.mixed)
             found = self.trainer.sample(framework.before, batch, rounding, mixed=self.mixed)
             self.noise.add(found.loss, [found.gradient, found.used][: len(self.noise.gradients)])
         sizes = self.noise.sizes()

@@ -113,9 +113,10 @@ def effect_of(operation: Any) -> Effect:
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Round at random whatever an operation rounds."""
 
-    def __init__(self, u: float, random: torch.Generator) -> None:
+    def __init__(self, u: float, random: torch.Generator, *, alike: bool = False) -> None:
+        """Round by u; `alike` where both sides compute in one dtype, so that both give σ = 1."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.u, self.random = u, random
+        self.u, self.random, self.alike = u, random, alike
         self.failure: Exception | None = None
 
     def __torch_dispatch__(
@@ -159,7 +160,7 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         within = WITHIN.get(kind)
         if within is not None:
             moved = moved + within(x, args) * self.signs(x)
-        inexact = INEXACT.get(kind)
+        inexact = INEXACT.get(kind) or (SATURATED.get(kind) if self.alike else None)
         if inexact is not None and all(isinstance(one, Tensor | int | float) for one in args[:2]):
             # Where the coarser dtype is the other side's, all that it cannot hold is rounded.
             rounds = inexact(x, *args[:2])
@@ -192,14 +193,14 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return [sizes[0] * math.sqrt(plain)]
         operands = [args[place] for place in SUMS[func.overloadpacket]]
         if plain is not None:
-            return [sizes[0] * math.sqrt(plain + self.alike(operands, plain) * plain**2)]
+            return [sizes[0] * math.sqrt(plain + self.share(operands, plain) * plain**2)]
         count = aten.sum if func.overloadpacket is aten.mean else func.overloadpacket
         terms = floats(count(*tree_map_only(Tensor, ones, args)))
         most = max((float(n.max()) for n in terms), default=0.0)
-        alike = self.alike(operands, most) if most >= FEW else 0
+        alike = self.share(operands, most) if most >= FEW else 0
         return [size * (n + alike * n * n).sqrt() for size, n in zip(sizes, terms, strict=True)]
 
-    def alike(self, factors: Iterable[Tensor], terms: float) -> float:
+    def share(self, factors: Iterable[Tensor], terms: float) -> float:
         """Return the share of pairs of a sum's terms that round alike."""
         return math.prod(share_alike(x, self.u * terms / 4) for x in factors)
 
@@ -349,6 +350,15 @@ def cast_rounds(x: Tensor, a: Any) -> Tensor:
     return rounds
 
 
+def sigmoid_rounds(x: Tensor, z: Tensor) -> Tensor:
+    """Find where σ(z) is rounded: not where e^(−z) is less than half of 1's last digit is.
+
+    There every formula gives 1. It matters to BCELoss, which has lost all of 1 − p.
+    """
+    certain: Tensor = (x == 1) & (z > 2 - math.log(torch.finfo(x.dtype).eps))
+    return ~certain
+
+
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
     """Split float64 numbers into halves of at most 26 bits (Veltkamp)."""
     scaled = x * (2.0**27 + 1)
@@ -362,6 +372,11 @@ INEXACT: dict[Any, Callable[..., Tensor]] = {
     aten.mul_: product_rounds, aten.rsub: sum_rounds, aten.sub: sum_rounds, aten.sub_: sum_rounds,
 }  # fmt: skip
 """Where a cast, or an operation of two operands, rounds. (With an alpha they are taken to.)"""
+
+SATURATED: dict[Any, Callable[..., Tensor]] = {
+    aten.sigmoid: sigmoid_rounds, aten.sigmoid_: sigmoid_rounds,
+}  # fmt: skip
+"""Where a function rounds that is exact at its end, if the other side's dtype has the same end."""
 
 
 def is_whole(x: Tensor) -> bool:
