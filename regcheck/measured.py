@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from regcheck.lockstep import Steps
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
-from regcheck.packing import flat, parts_of
+from regcheck.packing import finite, flat, parts_of
 from regcheck.problem import Parameters
 from regcheck.rounding import Bounds
 from regcheck.schedule import Batch
@@ -275,6 +275,9 @@ class MeasuredBounds:
             bound[np.isnan(bound)] = np.inf
             if self.mixed:  # a side that overflows alone does so by its dtype: no rounding
                 bound[np.isinf(bound)] = np.nan
+        if not finite(self.entries.gradient, self.entries.after):
+            # Once numbers have overflowed, the rest depends on the order of computation.
+            bound[np.isfinite(bound)] = np.nan
         assert framework.loss is not None
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:

@@ -638,6 +638,38 @@ def test_a_step_near_the_limit_is_measured_with_more_samples(
     assert [one for one in counts if one[0] == at] == [(1, 4), (1, 20), (1, 72)]
 
 
+@pytest.mark.parametrize("side", ["both", "torch alone"])
+def test_where_both_overflow_what_is_left_is_not_judged(side: str) -> None:
+    # e^(x·w) of the third row overflows at step 1; the other weight's step is another one.
+    class Exponential(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.exp(x * self.w)
+
+    def build(_: Any) -> tuple[Any, ...]:
+        model = Exponential()
+        return model, lambda z, y: (z.sum(1) - y).mean(), torch.optim.SGD(model.parameters(), lr=1)
+
+    def train(problem: Any) -> Iterator[dict[str, Any]]:
+        w = problem.initial["w"].copy()
+        for rows in problem.batches:
+            with np.errstate(all="ignore"):
+                x = problem.X[rows]
+                step = (x * np.exp(x * w)).mean(axis=0)
+            w = w - step * [1.0, 2.0]
+            yield {"w": w if side == "both" else np.where(np.isfinite(w), w, 0.0)}
+
+    X = [[1.0, 0.1], [2.0, 0.2], [1000.0, 0.3]]
+    spec = {"data": {"X": X, "y": [0.0, 1.0, 2.0]}, "lr": 1.0, "epochs": 2}
+    report = check(spec, scratch=train, framework=build)
+
+    assert report.verdict == "inconclusive"
+    assert report.first_unjudged == 1
+
+
 def test_noise_is_infinite_where_a_sample_is_no_number() -> None:
     noise = Noise(1.0, [np.zeros(2), np.zeros(2)])
     noise.add(1.5, [np.array([1.0, np.nan]), np.array([np.inf, 0.5])])
