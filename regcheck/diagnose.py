@@ -91,14 +91,14 @@ def diagnose(seen: Observed) -> Diagnosis:
     agree = not seen.parted or bool(found)
     reporting = reported(seen, found, start) if seen.loss_parted else None
     clues, stage = ((), stage_of(found)) if agree else without_cause(seen, replay, scales)
-    plain = reporting is None or not reporting.causes
+    explained = reporting is not None
     return Diagnosis(
-        explained=agree and (reporting is not None or not seen.loss_parted),
+        explained=agree and (explained or not seen.loss_parted),
         explanations=found,
         apart=telling_apart(seen.torch.problem, found),
         reporting=reporting,
         loss_parted=seen.loss_parted,
-        loss_clue=logarithm_clue(seen) if seen.loss_parted and plain else "",
+        loss_clue=logarithm_clue(seen, explained=explained) if seen.loss_parted else "",
         scales=scales,
         steps=len(seen.history),
         stage=stage,

@@ -12,11 +12,13 @@ So reported losses part once some p is as close to 0 or 1 as δ, though the trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.history import Record
 from regcheck.losses import sigmoid
 from regcheck.observed import Observed
 
@@ -43,46 +45,72 @@ CLOSE = 1e-9
 """The relative difference of losses beside their bounds: δ is beside 1 in p, and rounded there."""
 
 
-def logarithm_clue(seen: Observed) -> str:
-    """Say how the scratch side's logarithms stop, where that is why the losses part; else ''."""
+def logarithm_clue(seen: Observed, *, explained: bool) -> str:
+    """Say where the scratch side's logarithms stop, if that is why the losses part; else ''.
+
+    Args:
+        seen: the run.
+        explained: whether all losses that are numbers are explained already.
+    """
     problem = seen.torch.problem
     if not seen.sees_rows or (problem.model, problem.loss) not in TORCHS:
         return ""
-    scratch, framework = seen.history.loss("scratch"), seen.history.loss("framework")
-    outputs = list(outputs_of(seen))
-    lost = np.isnan(scratch) | np.isinf(scratch)
-    for place in np.flatnonzero(lost & np.isfinite(framework)):
-        batch, parts = outputs[place]
-        if any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in parts):
-            return (
-                f"the scratch side's loss is {scratch[place]} from step {batch} on: there some p "
-                f"is 0 or 1 to rounding, and its logarithm is infinite. Take it of z: {OF_Z}."
-            )
-    told = np.flatnonzero(np.isfinite(scratch) & np.isfinite(framework))
-    allowed = seen.limits["loss"] * seen.history.loss("bound") + CLOSE * np.abs(scratch)
-    # Where the losses differ most, a wrong form shows at once.
-    order = sorted(told, key=lambda place: -abs(scratch[place] - framework[place]))
     with np.errstate(all="ignore"):
-        for floor in FLOORS if order else ():
-            forms = [
-                said.format(f"{floor:.3g}")
-                for said, forms in FORMS.items()
-                if any(
-                    all(
-                        abs(loss_by(form, floor, outputs[at][1]) - scratch[at]) <= allowed[at]
-                        for at in order
-                    )
-                    for form in forms
-                )
+        return infinite(seen) or ("" if explained else floor_of(seen))
+
+
+def infinite(seen: Observed) -> str:
+    """Say at which step a logarithm of 0 makes the scratch side's loss no number."""
+    scratch, framework = seen.history.loss("scratch"), seen.history.loss("framework")
+    lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
+    if not len(lost):
+        return ""
+    record = next(islice(seen.history.records(), int(lost[0]), None))
+    if not any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs_of(seen, record)):
+        return ""
+    return (
+        f"the scratch side's loss is {scratch[lost[0]]} from step {record.batch.step} on: there "
+        f"some p is 0 or 1 to rounding, and its logarithm is infinite. Take it of z: {OF_Z}."
+    )
+
+
+def floor_of(seen: Observed) -> str:
+    """Name the floor with which all reported losses agree; '' where there is none.
+
+    The step at which they differ most leaves few forms, of which the others are asked one by one.
+    """
+    scratch, framework = seen.history.loss("scratch"), seen.history.loss("framework")
+    told = np.isfinite(scratch) & np.isfinite(framework)
+    if not told.any():
+        return ""
+    allowed = seen.limits["loss"] * seen.history.loss("bound") + CLOSE * np.abs(scratch)
+    worst = int(np.argmax(np.where(told, np.abs(scratch - framework), -1.0)))
+    left = [
+        (said, form, floor) for said, forms in FORMS.items() for form in forms for floor in FLOORS
+    ]
+    places = chain([worst], range(len(scratch)))
+    records = chain(islice(seen.history.records(), worst, worst + 1), seen.history.records())
+    for place, record in zip(places, records, strict=True):
+        if not left:
+            return ""
+        if told[place]:
+            parts = outputs_of(seen, record)
+            left = [
+                one
+                for one in left
+                if abs(loss_by(one[1], one[2], parts) - scratch[place]) <= allowed[place]
             ]
-            if forms:
-                return (
-                    f"the scratch side's loss has {', or '.join(forms)}; "
-                    f"{TORCHS[problem.model, problem.loss]}. With that in torch's formula the "
-                    f"losses of all {len(order):,} steps agree. Take both losses of z, "
-                    f"{OF_Z} (BCEWithLogitsLoss), or `compare: [parameters]`."
-                )
-    return ""
+    if not left:
+        return ""
+    floor = min(one[2] for one in left)
+    forms = dict.fromkeys(said.format(f"{floor:.3g}") for said, _, one in left if one == floor)
+    problem = seen.torch.problem
+    return (
+        f"the scratch side's loss has {', or '.join(forms)}; "
+        f"{TORCHS[problem.model, problem.loss]}. With that in torch's formula the losses of all "
+        f"{int(told.sum()):,} steps agree. Take both losses of z, {OF_Z} (BCEWithLogitsLoss), or "
+        "`compare: [parameters]`."
+    )
 
 
 OF_Z = "max(z, 0) − z y + log(1 + e^(−|z|))"
@@ -95,12 +123,10 @@ TORCHS = {
 """What torch does in the place of that, by model and loss."""
 
 
-def outputs_of(seen: Observed) -> Iterator[tuple[int, list[tuple[Array, Array]]]]:
-    """Give each step's number, and z and y of its micro-batches."""
-    for record in seen.history.records():
-        outputs = seen.torch.pass_over(seen.history.split(record.before), record.batch).outputs
-        targets = [seen.torch.y[index] for index in record.batch.parts]
-        yield record.batch.step, list(zip(outputs, targets, strict=True))
+def outputs_of(seen: Observed, record: Record) -> list[tuple[Array, Array]]:
+    """Give z and y of a step's micro-batches."""
+    outputs = seen.torch.pass_over(seen.history.split(record.before), record.batch).outputs
+    return [(z, seen.torch.y[index]) for z, index in zip(outputs, record.batch.parts, strict=True)]
 
 
 def loss_by(form: Form, floor: float, parts: list[tuple[Array, Array]]) -> float:

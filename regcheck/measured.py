@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from regcheck.lockstep import Steps
+from regcheck.modules import kind_of_optimizer
 from regcheck.noise import RandomRounding
 from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
 from regcheck.packing import finite, flat, parts_of
@@ -259,18 +260,20 @@ class MeasuredBounds:
         through in blocks which stay in the processor's cache.
         """
         framework, layout = steps.framework, self.layout
-        told = steps.scratch.gradient is not None
         options, state, t = {}, {}, float(batch.step)
         if self.rule is not None:
             options, state, t = self.options(), self.state(), self.count()
 
         def worked_through(part: slice) -> tuple[Array, Array, Array, Carried]:
-            return self.propagated(part, steps, noise(part), options, state, t, told)
+            of_gradient, own = noise(part)
+            own, found = self.propagated(part, steps, own, options, state, t)
+            return of_gradient, own, found.after, found.carried
 
-        stages, noises, bounds, carries = zip(*map(worked_through, self.parts), strict=True)
+        gradients, noises, bounds, carries = zip(*map(worked_through, self.parts), strict=True)
         bound, own = joined(bounds), joined(noises)
         carried = {key: joined([each[key] for each in carries]) for key in carries[0]}
         self.proposed, self.gradient_noise = carried, own
+        bound += self.tiny
         if not np.isfinite(np.add.reduce(bound)):
             bound[np.isnan(bound)] = np.inf
             if self.mixed:  # a side that overflows alone does so by its dtype: no rounding
@@ -283,47 +286,37 @@ class MeasuredBounds:
         if self.noise is not None:
             loss = max(self.noise.loss_error, 4 * self.eps * abs(framework.loss)) + self.tiny
         tensors = layout.split(bound)
-        of_stage = layout.split(joined(stages)) if told else {}
+        of_stage: Parameters = {}
+        if steps.scratch.gradient is not None:
+            rounded = 4 * self.eps * np.abs(self.entries.gradient)
+            of_stage = layout.split(joined(gradients) + rounded + self.tiny)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
 
     def propagated(
         self,
         part: slice,
         steps: Steps,
-        noise: tuple[Array, Array],
+        noise: Array,
         options: Mapping[str, Any],
         state: Mapping[str, list[Array]],
         t: float,
-        told: bool,
-    ) -> tuple[Array, Array, Array, Carried]:
-        """Bound some entries: the gradient, what the optimizer has of it, and the parameters."""
-        entries = self.entries
-        of_gradient, own = noise
-        trained = self.trainer.has_gradient.values()
+    ) -> tuple[Array, Propagated]:
+        """Propagate the noise of some entries; gives it too, 0 where no gradient comes."""
+        entries, trained = self.entries, self.trainer.has_gradient.values()
         if not all(trained):
-            own = own * self.of_entries(np.array(list(trained)), part)
-        stage = own
-        if told:
-            stage = of_gradient + 4 * self.eps * np.abs(entries.gradient[part]) + self.tiny
+            noise = noise * self.of_entries(np.array(list(trained)), part)
         step = OptimizerStep(
             entries.before[part],
             entries.after[part],
             entries.used[part],
-            {
-                key: one[part] if isinstance(one, np.ndarray) else one
-                for key, one in options.items()
-            },
+            {k: x[part] if isinstance(x, np.ndarray) else x for k, x in options.items()},
             {key: self.layout.entries_in(each, part) for key, each in state.items()},
             t,
         )
         if self.rule is None:
-            found = self.seen_from_shadows(steps, step, own)
-        else:
-            before = {key: one[part] for key, one in self.carried.items()}
-            found = self.rule(self.u, step, own, before)
-        bound = found.after
-        bound += self.tiny
-        return stage, own, bound, found.carried
+            return noise, self.seen_from_shadows(steps, step, noise)
+        before = {key: one[part] for key, one in self.carried.items()}
+        return noise, self.rule(self.u, step, noise, before)
 
     def gradient_noise_of(self) -> Parameters:
         """Return the noise of the gradient that the optimizer was given at the last step."""
@@ -390,9 +383,10 @@ def joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def class_name(optimizer: object) -> str:
+def class_name(optimizer: torch.optim.Optimizer) -> str:
     """Name an optimizer's class."""
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    kind = kind_of_optimizer(optimizer)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def rule_of(trainer: TorchTrainer) -> Any:

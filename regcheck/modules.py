@@ -137,11 +137,22 @@ class EagerSGD(torch.optim.SGD):
     """torch.optim.SGD, its own code, without the decorators that only torch.compile needs.
 
     They import torch._dynamo, which takes almost as long as torch itself (1.2 s beside 1.4 s).
+    Methods are looked up when they are called, so that a patched torch.optim.SGD is that patch.
     """
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
-    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
-    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, as torch.optim.SGD does."""
+        return torchs_own(torch.optim.SGD.step)(self, closure)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch.optim.SGD does."""
+        torchs_own(torch.optim.SGD.add_param_group)(self, param_group)
+
+
+def kind_of_optimizer(optimizer: Optimizer) -> type[Optimizer]:
+    """Give an optimizer's class, by torch's name."""
+    return torch.optim.SGD if type(optimizer) is EagerSGD else type(optimizer)
 
 
 def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
@@ -149,27 +160,28 @@ def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
 
     Where somebody hooks into the step or has put another in its place, it is taken as it is.
     """
-    kind, module = type(optimizer), sys.modules[Optimizer.__module__]
+    module = sys.modules[Optimizer.__module__]
     names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     shared = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
     hooks = [getattr(optimizer, name, True) for name in names]
     hooks += [getattr(module, name, True) for name in shared]
-    own = "step" in vars(optimizer) or optimizer.defaults.get("differentiable")
-    if own or any(hooks) or not kind.__module__.startswith("torch.optim."):
+    own = torchs_own(type(optimizer).step)
+    replaced = "step" in vars(optimizer) or not is_torchs(own)
+    if replaced or any(hooks) or optimizer.defaults.get("differentiable"):
         return optimizer.step
-    return partial(unwrapped(kind.step), optimizer)
+    return partial(torch.no_grad()(own), optimizer)
 
 
 @cache
-def unwrapped(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an optimizer's own code of a method, without the decorators that are torch's."""
-    own: Callable[..., Any] = torch.no_grad()(inspect.unwrap(method, stop=is_not_torchs))
+def torchs_own(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method without the decorators that are torch's; others' stay."""
+    own: Callable[..., Any] = inspect.unwrap(method, stop=lambda one: not is_torchs(one))
     return own
 
 
-def is_not_torchs(function: Callable[..., Any]) -> bool:
-    """Say whether a function was written elsewhere; a decorator may bear another's name."""
-    return not getattr(function, "__globals__", {}).get("__name__", "").startswith("torch.")
+def is_torchs(function: Callable[..., Any]) -> bool:
+    """Say whether a function was written in torch; a decorator may bear another's name."""
+    return bool(getattr(function, "__globals__", {}).get("__name__", "").startswith("torch."))
 
 
 def built_in(problem: Problem) -> Module:
@@ -320,7 +332,7 @@ def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, lab
 
 def plain_sgd(module: Module) -> bool:
     """Say whether a module's optimizer is torch.optim.SGD going downhill, on all tensors."""
-    if type(module.optimizer) not in (torch.optim.SGD, EagerSGD):
+    if kind_of_optimizer(module.optimizer) is not torch.optim.SGD:
         return False
     groups = module.groups()
     return groups.keys() == module.tensors.keys() and not any(

@@ -351,7 +351,7 @@ def cast_rounds(x: Tensor, a: Any) -> Tensor:
 
 
 def sigmoid_rounds(x: Tensor, z: Tensor) -> Tensor:
-    """Find where σ(z) is rounded: not where e^(−z) is less than half of 1's last digit is.
+    """Find where σ(z) is rounded: not where it is 1 and e^(−z) < ε/e², of 1's last digit ε.
 
     There every formula gives 1. It matters to BCELoss, which has lost all of 1 − p.
     """

@@ -86,7 +86,7 @@ class Layout:
             part: the entries.
         """
         first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
-        if len(self.blocks) == 1:
+        if part == slice(0, self.count):
             return np.concatenate(flats, dtype=np.float64)
         some = [
             x[max(part.start - start, 0) : part.stop - start]
@@ -96,7 +96,7 @@ class Layout:
         return joined.astype(np.float64, copy=False)
 
     def reduced(self, entries: Callable[[slice], Array], by: np.ufunc = np.maximum) -> list[float]:
-        """Return each tensor's largest entry, from the entries of any block.
+        """Reduce each tensor's entries to one number, such as the largest.
 
         Args:
             entries: gives those that it is asked for.

@@ -24,6 +24,7 @@ from regcheck.measured import APART, MeasuredBounds, Noise
 from regcheck.modules import users
 from regcheck.noise import RandomRounding
 from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.optimizer_rounding import propagate_sgd
 from regcheck.packing import flat
 from regcheck.problem import build_problem
 from regcheck.record import Report
@@ -84,6 +85,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     closed, dtypes = RoundingModel(problem), {problem.scratch_dtype, problem.framework_dtype}
     coarser = "float32" if "float32" in dtypes else "float64"
     measured = MeasuredBounds(framework, coarser, mixed=len(dtypes) > 1)
+    assert measured.rule is propagate_sgd
     in_bounds: dict[bool, list[float]] = {True: [], False: [0.0]}
     real: list[float] = []
     with np.errstate(all="ignore"):

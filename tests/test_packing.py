@@ -74,8 +74,6 @@ def test_a_part_of_the_vector_needs_no_vector(
     part = slice(start, data.draw(st.integers(start + 1, layout.count)))
     tensors = drawn(shapes, seed)
     flats = [x.ravel().astype(np.float32) for x in tensors.values()]
-    if len(layout.blocks) == 1:
-        part = slice(0, layout.count)
 
     found = layout.entries_in(flats, part)
 

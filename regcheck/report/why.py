@@ -154,10 +154,9 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Tell what explains the reported losses."""
     if not found.loss_parted:
         return []
-    if found.loss_clue:
-        return [Line("Loss", found.loss_clue)]
     if found.reporting is None:
-        return [Line("Loss", "why the reported losses part is not explained.")]
+        unknown = "why the reported losses part is not explained."
+        return [Line("Loss", found.loss_clue or unknown)]
     lines = [
         Line("Loss", f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same")
         for cause in found.reporting.causes
@@ -166,6 +165,8 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     if formula != TORCHS_LOSS:
         lines = lines or [Line("Loss", "the scratch side reports the loss that it trains by")]
         lines.append(Line("", f"scratch  {formula}", formula=True))
+    if found.loss_clue:
+        lines.append(Line("" if lines else "Loss", found.loss_clue))
     return lines
 
 
