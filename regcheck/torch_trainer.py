@@ -26,6 +26,7 @@ from regcheck.modules import (
     TrappedError,
     built_in,
     eager_step,
+    is_torchs,
     plain_sgd,
     trap_text,
 )
@@ -367,7 +368,7 @@ class TorchTrainer:
 
     def forget_gradients(self) -> None:
         """Do what zero_grad does; torch's own goes through its compiler at each call."""
-        if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        if "zero_grad" in vars(self.optimizer) or not is_torchs(type(self.optimizer).zero_grad):
             self.module.guard(self.optimizer.zero_grad)
             return
         for group in self.optimizer.param_groups:

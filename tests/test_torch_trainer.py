@@ -255,7 +255,7 @@ def test_settings_are_put_back_after_an_error() -> None:
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
-@pytest.mark.parametrize("name", ["step", "add_param_group"])
+@pytest.mark.parametrize("name", ["step", "add_param_group", "zero_grad"])
 def test_a_patch_of_torchs_own_optimizer_acts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = getattr(torch.optim.SGD, name)
     called = []
