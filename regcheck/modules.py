@@ -169,7 +169,13 @@ def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
     replaced = "step" in vars(optimizer) or not is_torchs(own)
     if replaced or any(hooks) or optimizer.defaults.get("differentiable"):
         return optimizer.step
-    return partial(torch.no_grad()(own), optimizer)
+    return partial(without_gradients(own), optimizer)
+
+
+@cache
+def without_gradients(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that records no gradients."""
+    return torch.no_grad()(method)
 
 
 @cache
