@@ -262,9 +262,20 @@ class Replay:
                 fit = near
             # A factor that is not known says nothing: bounds widen with it, and swallow all.
             fitted = fit.deviation < 0.1 * abs(fit.factor)
-            if fitted and self.residual({"gradient_factor": fit.factor}) <= 1:
+            change = {"gradient_factor": fit.factor}
+            if fitted and self.residual(change) <= 1 and not self.swallowed(change):
                 return fit
         return None
+
+    def swallowed(self, change: Change) -> bool:
+        """Return whether a change's wider bounds allow torch's own steps too: it explains nothing.
+
+        A gradient times 1e21 is clipped like any large one, and its rounding exceeds every step.
+        """
+        return all(
+            float(self.ratios(record, record.framework).max()) <= 1
+            for record, _ in self.steps(self.by(change))
+        )
 
     def fit_from(
         self,

@@ -1,0 +1,93 @@
+"""The reports of all configs and of many random runs, as files: before and after a refactoring.
+
+Run it in both checkouts, each with its own package first on the path, and compare the folders:
+
+    python tests/snapshot.py --out /tmp/before
+    python tests/snapshot.py --out /tmp/after
+    diff -r /tmp/before /tmp/after
+
+Each run makes two files: NAME.json, as `regcheck run --json` prints it, and NAME.txt, as it is
+shown to people. Times and the environment are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import random_causes
+import random_modules
+import random_specs
+
+from regcheck.checking import check
+from regcheck.record import Report
+from regcheck.report.terminal import report_text
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+Runs = Iterator[tuple[str, Callable[[], Report]]]
+
+
+def configs() -> Runs:
+    """Make the runs of the project's own specs."""
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        yield f"config-{path.stem}", lambda path=path: check(path)  # type: ignore[misc]
+
+
+def specs(count: int, folder: Path) -> Runs:
+    """Make runs of the built-in sides, half of them matched."""
+    for seed in range(count):
+        draw = random_specs.mismatched_spec if seed % 2 else random_specs.matched_spec
+        yield f"spec-{seed}", lambda spec=draw(seed, folder): check(spec)  # type: ignore[misc]
+
+
+def functions(count: int, folder: Path) -> Runs:
+    """Make runs of users' scratch functions."""
+    for seed in range(count):
+        case = random_causes.random_case(seed, folder)
+        yield (
+            f"function-{seed}",
+            lambda case=case: check(case.spec, scratch=case.code.train),  # type: ignore[misc]
+        )
+
+
+def modules(count: int) -> Runs:
+    """Make runs of users' own models."""
+    for seed in range(count):
+        case = random_modules.random_case(seed)
+        yield f"module-{seed}", lambda case=case: random_modules.run(case)  # type: ignore[misc]
+
+
+def main() -> None:
+    """Write every report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--specs", type=int, default=300)
+    parser.add_argument("--functions", type=int, default=300)
+    parser.add_argument("--modules", type=int, default=100)
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folders = [Path(name) / kind for kind in ("specs", "functions")]
+        for folder in folders:
+            folder.mkdir()
+        runs = chain(
+            configs(),
+            specs(chosen.specs, folders[0]),
+            functions(chosen.functions, folders[1]),
+            modules(chosen.modules),
+        )
+        for name, run in runs:
+            report = run()
+            found = report.to_dict()
+            del found["environment"]
+            text = json.dumps(found, indent=1, ensure_ascii=False)
+            (chosen.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            (chosen.out / f"{name}.txt").write_text(report_text(report), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
