@@ -70,9 +70,9 @@ def explain() -> float:
 
 
 def numpy_trainer() -> float:
-    from regcheck.numpy_trainer import NumpyTrainer
-    from regcheck.problem import build_problem
+    from regcheck.problem.problem import build_problem
     from regcheck.spec import read_spec
+    from regcheck.trainers.numpy_trainer import NumpyTrainer
 
     problem = build_problem(read_spec(Path(QUESTION)))
     trainer = NumpyTrainer(problem)
@@ -126,14 +126,14 @@ LARGE = {
 
 
 def judging() -> float:
-    from regcheck.compare import compare_step, injected
-    from regcheck.drift import DriftMeter
-    from regcheck.lockstep import Steps
-    from regcheck.numpy_trainer import NumpyTrainer
-    from regcheck.problem import build_problem
-    from regcheck.rounding import RoundingModel
+    from regcheck.compare.differences import compare_step, injected
+    from regcheck.compare.drift import DriftMeter
+    from regcheck.numerics.rounding import RoundingModel
+    from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.torch_trainer import TorchTrainer, torch_settings
+    from regcheck.trainers.lockstep import Steps
+    from regcheck.trainers.numpy_trainer import NumpyTrainer
+    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
     spec = from_mapping(LARGE).spec
     problem = build_problem(from_mapping(LARGE))
@@ -179,9 +179,9 @@ def diagnosis() -> float:
 
 def large_comparison() -> float:
     from regcheck.checking import check_problem, no_progress
-    from regcheck.problem import build_problem
+    from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.torch_trainer import TorchTrainer, torch_settings
+    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
     loaded = from_mapping(LARGE)
     problem = build_problem(loaded)
@@ -224,7 +224,7 @@ def growth() -> float:
 
 
 CSV_OURS = """
-from regcheck.data.sources import load_rows
+from regcheck.problem.load import load_rows
 from regcheck.spec import from_mapping
 data = {{"csv": {path!r}, "target": "y"}}
 loaded = from_mapping({{"data": data, "model": "linear", "lr": 0.1}})
@@ -282,10 +282,10 @@ def own_model(sizes: tuple[int, ...], rows: int, batch: int, epochs: int) -> flo
     from own_model import OwnModel
 
     from regcheck.checking import check_problem, no_progress
-    from regcheck.problem import build_problem
+    from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.torch_trainer import torch_settings
-    from regcheck.user_problem import user_problem
+    from regcheck.trainers.torch_trainer import torch_settings
+    from regcheck.user_code.problem_api import user_problem
 
     own = OwnModel(sizes, rows, batch, epochs)
     with tempfile.TemporaryDirectory() as folder:
@@ -317,9 +317,9 @@ def comparison(epochs: int) -> float:
 
 
 def built_in() -> float:
-    from regcheck.problem import build_problem
+    from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.torch_trainer import TorchTrainer, torch_settings
+    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
     problem = build_problem(from_mapping(SHORT | {"epochs": 10_000}))
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regcheck.checking import check
-    from regcheck.record import Report
+    from regcheck.report.result import Report
     from regcheck.testing import assert_equivalent
 
 __all__ = ["Report", "__version__", "assert_equivalent", "check"]
-HOMES = {"Report": "record", "assert_equivalent": "testing", "check": "checking"}
+HOMES = {"Report": "report.result", "assert_equivalent": "testing", "check": "checking"}
 __version__ = "0.1.0"
 
 

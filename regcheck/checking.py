@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.causes import CAUSES
-from regcheck.compare import (
+from regcheck.compare.detectability import Power
+from regcheck.compare.differences import (
     Divergence,
     Row,
     compare_start,
@@ -23,34 +23,41 @@ from regcheck.compare import (
     locate,
     parts,
 )
-from regcheck.diagnose import Diagnosis, diagnose
-from regcheck.drift import DriftMeter
+from regcheck.compare.drift import DriftMeter
+from regcheck.compare.history import History
+from regcheck.compare.not_distinguished import Trials, sees_alike
+from regcheck.compare.trace import Trace
+from regcheck.diagnosis.diagnose import Diagnosis, diagnose
+from regcheck.diagnosis.fix import SpecFix, fix_spec, reports
+from regcheck.diagnosis.observed import Observed
+from regcheck.diagnosis.replay import Replay
 from regcheck.errors import UserCodeError
-from regcheck.history import History
-from regcheck.hypotheses import Replay
-from regcheck.lockstep import ScratchLeads, Steps
-from regcheck.losses import saturated
-from regcheck.matching import Matching
-from regcheck.measured import MeasuredBounds
-from regcheck.mending import Mend, mend, reports
-from regcheck.models import accuracy
-from regcheck.numpy_trainer import NumpyTrainer, Pass
-from regcheck.observed import Observed
-from regcheck.power import Power
-from regcheck.problem import Parameters, Problem, Step, build_problem
-from regcheck.record import Final, LossDivergence, Report, Sample, Saturation, way_out
-from regcheck.rounding import Bounds
-from regcheck.schedule import Batch, training_of
-from regcheck.sides import Sides, sides_of
+from regcheck.numerics.losses import saturated
+from regcheck.numerics.models import accuracy
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch, training_of
+from regcheck.problem.problem import Parameters, Problem, Step, build_problem
+from regcheck.report.result import (
+    Final,
+    LossDivergence,
+    Report,
+    Sample,
+    Saturation,
+    equivalent_settings,
+)
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.equivalent import Matching
+from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
-from regcheck.spec.judging import Tolerances, Verdict, weighed_limits
-from regcheck.torch_trainer import environment as torch_environment
-from regcheck.torch_trainer import torch_settings
-from regcheck.trace import Trace
-from regcheck.training import Training
-from regcheck.trials import Trials, sees_alike
-from regcheck.user_code import PATIENCE
-from regcheck.user_yields import WANTED, kind_of
+from regcheck.spec.tolerance import Tolerances, Verdict, weighed_limits
+from regcheck.trainers.lockstep import ScratchLeads, Steps
+from regcheck.trainers.measured_bounds import MeasuredBounds
+from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
+from regcheck.trainers.sides import Sides, sides_of
+from regcheck.trainers.torch_trainer import environment as torch_environment
+from regcheck.trainers.torch_trainer import torch_settings
+from regcheck.user_code.generator import TIMEOUT
+from regcheck.user_code.updates import WANTED, kind_of
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
@@ -64,7 +71,7 @@ def check(
     *,
     scratch: Code | None = None,
     framework: Code | None = None,
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
     progress: Progress | None = None,
 ) -> Report:
     """Run a spec: a file's path, or its content as a mapping.
@@ -73,7 +80,7 @@ def check(
         spec: the file, or the mapping; a mapping's relative paths are relative to here.
         scratch: a function of your own in the place of the built-in scratch side.
         framework: likewise one that gives (model, loss_function, optimizer).
-        patience: seconds that one step of your own code may take.
+        timeout: seconds that one step of your own code may take.
         progress: called after each compared step, with its number and that of all steps.
 
     Raises:
@@ -89,20 +96,20 @@ def check(
         loaded = from_mapping(dict(spec) | given)
     else:
         loaded = read_spec(Path(spec), given)
-    return check_loaded(loaded, progress or no_progress, patience)
+    return check_loaded(loaded, progress or no_progress, timeout)
 
 
 def no_progress(step: int, total: int) -> None:
     """Show no progress."""
 
 
-def check_loaded(loaded: LoadedSpec, progress: Progress, patience: float = PATIENCE) -> Report:
+def check_loaded(loaded: LoadedSpec, progress: Progress, timeout: float = TIMEOUT) -> Report:
     """Run a spec that is loaded."""
-    return check_problem(loaded, build_problem(loaded), progress, patience)
+    return check_problem(loaded, build_problem(loaded), progress, timeout)
 
 
 def check_problem(
-    loaded: LoadedSpec, problem: Problem, progress: Progress, patience: float = PATIENCE
+    loaded: LoadedSpec, problem: Problem, progress: Progress, timeout: float = TIMEOUT
 ) -> Report:
     """Run a spec whose problem is built: train both sides in lockstep and compare every step."""
     work = min(problem.schedule.batch_size, len(problem.y)) * problem.X[0].size
@@ -110,7 +117,7 @@ def check_problem(
     with (
         torch_settings(work) as threads,
         np.errstate(all="ignore"),
-        sides_of(loaded, problem, NumpyTrainer, patience) as sides,
+        sides_of(loaded, problem, NumpyTrainer, timeout) as sides,
     ):
         report = new_report(loaded, sides)
         run = Run(sides, report)
@@ -261,8 +268,8 @@ class Run:
         if not power.has_judged(steps.framework.after):
             noise = bounder.gradient_noise_of() if isinstance(bounder, MeasuredBounds) else None
             power.take(steps, bounds, noise)
-        if self.sides.faults is not None:
-            self.sides.faults.advance(batch.step, steps, bounds)
+        if self.sides.altered is not None:
+            self.sides.altered.advance(batch.step, steps, bounds)
         if isinstance(bounder, MeasuredBounds) and bounder.random_model:
             self.report.random = True
 
@@ -292,8 +299,8 @@ class Run:
         report, problem, pair = self.report, self.problem, self.sides.pair
         if report.first_unjudged is None and not report.random:
             pair.finish()
-        if self.sides.faults is not None and report.power is not None:
-            report.power.hidden = self.sides.faults.hidden()
+        if self.sides.altered is not None and report.power is not None:
+            report.power.hidden = self.sides.altered.hidden()
         for side, parameters in zip(("scratch", "framework"), pair.ends(), strict=True):
             accuracies = {}
             if problem.model == "logistic":
@@ -359,20 +366,20 @@ class Run:
         assert torch is not None
         if not found.explained:
             return
-        match = way_out(report, loss="bce_with_logits")
+        match = equivalent_settings(report, loss="bce_with_logits")
         settings = match if isinstance(match, Matching) else None
         plain = found.best is not None and "bce-saturated" in found.best.causes
         told = plain and report.losses_told > 0
         logits = not told or reports(self.history, torch, "bce_with_logits")
-        report.mended = mend(self.spec, found, settings, reports_logits=logits)
-        replayed = isinstance(report.mended, Mend) and "framework" in report.mended.changes
+        report.fix = fix_spec(self.spec, found, settings, reports_logits=logits)
+        replayed = isinstance(report.fix, SpecFix) and "framework" in report.fix.changes
         if replayed and settings is not None and found.start is None:
             limits = {
                 name: self.spec.tolerance.of(name).limit_within for name in self.history.shapes
             }
             replay = Replay(self.history, matched(torch, settings), limits, sees_rows=True)
             if replay.residual({"bce_slope": "plain"} if plain else {}) > 1:
-                report.mended = "the settings that match are lost to rounding: change the code"
+                report.fix = "the settings that match are lost to rounding: change the code"
 
 
 def undiagnosed(sides: Sides) -> Diagnosis:
@@ -398,9 +405,9 @@ def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
             "nesterov": match.nesterov,
         }
     )
-    slips = problem.slips._replace(lr_factor=match.lr_factor)
+    faults = problem.faults._replace(lr_factor=match.lr_factor)
     return torch.by(
-        replace(problem, optimizer=options, weight_decay=dict(match.weight_decay), slips=slips)
+        replace(problem, optimizer=options, weight_decay=dict(match.weight_decay), faults=faults)
     )
 
 

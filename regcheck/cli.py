@@ -14,13 +14,13 @@ import click
 
 from regcheck import __version__
 from regcheck.errors import RegcheckError, UsageError, UserCodeError
-from regcheck.spelling import spell
+from regcheck.report.spelling import spell
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from regcheck.record import Report
     from regcheck.report.output import Output
+    from regcheck.report.result import Report
     from regcheck.spec import LoadedSpec
 
 EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -95,7 +95,7 @@ def commands() -> None:
     "--write-fixed", "fixed", metavar="FILE", help="Write the spec with the fix, and run it."
 )
 @click.option(
-    "--patience",
+    "--timeout",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
     help="How long one step of your own code may take [20].",
@@ -108,7 +108,7 @@ def run(
     quiet: bool,
     strict: bool,
     fixed: str | None,
-    patience: float | None,
+    timeout: float | None,
     report: Sequence[str],
 ) -> int:
     """Train both sides of each SPEC in lockstep and compare every step.
@@ -125,7 +125,7 @@ def run(
     several = sum(1 if isinstance(part, UsageError) else len(part) for part in found)
     if fixed is not None and several != 1:
         raise UsageError(f"--write-fixed: takes one spec, got {several}")
-    how = How(strict, fixed, patience)
+    how = How(strict, fixed, timeout)
     show: Output = JsonOutput(several) if as_json else TextOutput(rows, quiet)
     codes = []
     try:
@@ -166,11 +166,11 @@ def spec_files(name: str) -> list[Path] | UsageError:
 
 
 class How(NamedTuple):
-    """How specs are run: --strict, --write-fixed and --patience."""
+    """How specs are run: --strict, --write-fixed and --timeout."""
 
     strict: bool
     fixed: str | None
-    patience: float | None
+    timeout: float | None
 
 
 def run_one(path: Path, show: Output, how: How) -> int:
@@ -182,16 +182,16 @@ def run_one(path: Path, show: Output, how: How) -> int:
         load_trainers()
         from regcheck.checking import check_loaded, strictly
         from regcheck.report.terminal import progress
-        from regcheck.user_code import PATIENCE
+        from regcheck.user_code.generator import TIMEOUT
 
-        patience = how.patience or PATIENCE
+        timeout = how.timeout or TIMEOUT
         with progress(path.name) as advance:
-            report = check_loaded(loaded, advance, patience)
+            report = check_loaded(loaded, advance, timeout)
         if how.strict:
             strictly(report)
         show.report(report)
         if how.fixed is not None:
-            show.note(write_fix(loaded, report, how.fixed, patience))
+            show.note(write_fix(loaded, report, how.fixed, timeout))
         if report.expected is not None:
             return EQUIVALENT if report.expected else DIVERGED
         return VERDICT_CODES[report.verdict]
@@ -212,22 +212,22 @@ def run_one(path: Path, show: Output, how: How) -> int:
         return INTERNAL
 
 
-def write_fix(loaded: LoadedSpec, report: Report, name: str, patience: float) -> str:
+def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> str:
     """Write the spec with the fix and run it; says what came of it."""
     from pathlib import Path
 
     from regcheck.checking import check_loaded, no_progress
-    from regcheck.mending import Mend, write_fixed
-    from regcheck.report.why import not_written
-    from regcheck.report.words import sentence
+    from regcheck.diagnosis.fix import SpecFix, write_fixed
+    from regcheck.report.diagnosis_text import not_written
+    from regcheck.report.text import sentence
     from regcheck.spec import read_spec
 
-    mended, path = report.mended, Path(name)
-    if not isinstance(mended, Mend):
+    fix, path = report.fix, Path(name)
+    if not isinstance(fix, SpecFix):
         return f"{path}: not written: {not_written(report)}"
-    write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), mended, path)
-    again = check_loaded(read_spec(path), no_progress, patience)
-    return f"{path}: the spec with the fix ({mended.text}), run again: {sentence(again)}."
+    write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), fix, path)
+    again = check_loaded(read_spec(path), no_progress, timeout)
+    return f"{path}: the spec with the fix ({fix.text}), run again: {sentence(again)}."
 
 
 def load_trainers() -> None:

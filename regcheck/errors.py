@@ -1,4 +1,4 @@
-"""What can go wrong for reasons that lie outside regcheck, told so that it can be mended.
+"""What can go wrong for reasons that lie outside regcheck, told so that it can be fixed.
 
 A message says where, what was found, what was expected and what to do. The command line turns
 every `RegcheckError` into exit code 2; anything else that is raised is a fault of regcheck's own.
@@ -32,7 +32,7 @@ class Complaint(NamedTuple):
 
 
 class RegcheckError(Exception):
-    """Something that the user can mend: the base of every error that regcheck raises on purpose."""
+    """Something that the user can fix: the base of every error that regcheck raises on purpose."""
 
 
 class UsageError(RegcheckError):
@@ -80,7 +80,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
     choices = list(known)
     lowered = {choice.lower(): choice for choice in choices}
-    # difflib takes seconds for words of megabytes, and no such word is a slip of the hand.
+    # difflib takes seconds for words of megabytes, and no such word is a fault of the hand.
     near = difflib.get_close_matches(word.lower(), lowered, n=1) if len(word) <= 200 else []
     if near:
         return f"did you mean `{shortened(lowered[near[0]])}`?"

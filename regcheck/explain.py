@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from regcheck.cause_formula import formulas_of
-from regcheck.causes import CAUSES, HIDING, ONE_PERCENT, Cause
-from regcheck.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
 from regcheck.errors import UsageError, suggest
-from regcheck.formula import (
+from regcheck.rules.cause_formula import formulas_of
+from regcheck.rules.causes import CAUSES, HIDING, ONE_PERCENT, Cause
+from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
+from regcheck.rules.equivalent import NoMatchError, matching
+from regcheck.rules.formula import (
     SYMBOLIC,
     Letters,
     exact,
@@ -25,9 +26,8 @@ from regcheck.formula import (
     symbols,
     torch_call,
 )
-from regcheck.matching import NoMatchError, matching
-from regcheck.training import Training
-from regcheck.worked import one_step
+from regcheck.rules.settings import Training
+from regcheck.rules.worked_example import one_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,8 +275,8 @@ def explain_spec(path: str | Path) -> Explanation:
     """
     from pathlib import Path
 
-    from regcheck.data.tables import train_rows
-    from regcheck.schedule import training_of
+    from regcheck.problem.batches import training_of
+    from regcheck.problem.csv_rows import train_rows
     from regcheck.spec import read_spec
 
     loaded = read_spec(Path(path))

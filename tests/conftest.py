@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
-from regcheck.record import Report
+from regcheck.report.result import Report
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl

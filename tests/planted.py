@@ -1,7 +1,7 @@
 """Planted bugs: trainers that are right but for one thing, written as a person gets it wrong.
 
 `ByHand` is torch's SGD on a one-layer model. It shares no formula with regcheck, and knows of no
-convention, cause or slip: `BUGS` has its own code for each cause, which must do what the catalogue
+convention, cause or fault: `BUGS` has its own code for each cause, which must do what the catalogue
 says of it. Put in the place of `regcheck.checking.NumpyTrainer`, or run by a user's function, each
 must be caught.
 """
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.losses import RowLosses
-from regcheck.modules import Module, OfLink
-from regcheck.numpy_trainer import NumpyTrainer, Pass, Update
-from regcheck.problem import Parameters, Problem, Step
-from regcheck.schedule import Batch
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.numerics.losses import RowLosses
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters, Problem, Step
+from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, Update
+from regcheck.trainers.torch_model import Module, OfLink
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 Array = NDArray[np.floating]
 

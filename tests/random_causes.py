@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.diagnose import Diagnosis
-from regcheck.hypotheses import ByEntry, Explanation
-from regcheck.problem import Parameters
-from regcheck.record import Report
-from regcheck.user_problem import UserProblem, user_problem
+from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.diagnosis.replay import ByEntry, Explanation
+from regcheck.problem.problem import Parameters
+from regcheck.report.result import Report
+from regcheck.user_code.problem_api import UserProblem, user_problem
 from tests.random_specs import (
     KINDS,
     SpecDict,

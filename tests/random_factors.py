@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.hypotheses import Explanation
-from regcheck.record import Report
-from regcheck.user_problem import UserProblem
+from regcheck.diagnosis.replay import Explanation
+from regcheck.report.result import Report
+from regcheck.user_code.problem_api import UserProblem
 from tests.random_specs import SpecDict, chance, data_of, power_of_ten, random_batches
 
 Array = NDArray[np.float64]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regcheck.checking import check
-from regcheck.record import Report
+from regcheck.report.result import Report
 
 Array = NDArray[np.floating]
 Tensors = dict[str, Array]

@@ -22,15 +22,16 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from regcheck import checking, sides
+from regcheck import checking
 from regcheck.checking import check
-from regcheck.compare import Difference, Divergence, Row, compare_step
-from regcheck.convention import TORCH, Convention
-from regcheck.numpy_trainer import NumpyTrainer, State
-from regcheck.problem import Problem, Step
-from regcheck.record import LossDivergence, Report
-from regcheck.rounding import Bounds, RoundingModel
-from regcheck.schedule import Batch
+from regcheck.compare.differences import Difference, Divergence, Row, compare_step
+from regcheck.numerics.rounding import Bounds, RoundingModel
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Problem, Step
+from regcheck.report.result import LossDivergence, Report
+from regcheck.rules.convention import TORCH, Convention
+from regcheck.trainers import sides
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 
 Array = NDArray[np.floating]
 SpecDict = dict[str, Any]

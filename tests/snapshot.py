@@ -16,49 +16,43 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import random_causes
-import random_modules
-import random_specs
-
 from regcheck.checking import check
-from regcheck.record import Report
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
+from tests import random_causes, random_modules, random_specs
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path("configs")
 Runs = Iterator[tuple[str, Callable[[], Report]]]
 
 
 def configs() -> Runs:
     """Make the runs of the project's own specs."""
     for path in sorted(CONFIGS.glob("*.yaml")):
-        yield f"config-{path.stem}", lambda path=path: check(path)  # type: ignore[misc]
+        yield f"config-{path.stem}", partial(check, path)
 
 
 def specs(count: int, folder: Path) -> Runs:
     """Make runs of the built-in sides, half of them matched."""
     for seed in range(count):
         draw = random_specs.mismatched_spec if seed % 2 else random_specs.matched_spec
-        yield f"spec-{seed}", lambda spec=draw(seed, folder): check(spec)  # type: ignore[misc]
+        yield f"spec-{seed}", partial(check, draw(seed, folder))
 
 
 def functions(count: int, folder: Path) -> Runs:
     """Make runs of users' scratch functions."""
     for seed in range(count):
         case = random_causes.random_case(seed, folder)
-        yield (
-            f"function-{seed}",
-            lambda case=case: check(case.spec, scratch=case.code.train),  # type: ignore[misc]
-        )
+        yield f"function-{seed}", partial(check, case.spec, scratch=case.code.train)
 
 
 def modules(count: int) -> Runs:
     """Make runs of users' own models."""
     for seed in range(count):
-        case = random_modules.random_case(seed)
-        yield f"module-{seed}", lambda case=case: random_modules.run(case)  # type: ignore[misc]
+        yield f"module-{seed}", partial(random_modules.run, random_modules.random_case(seed))
 
 
 def main() -> None:

@@ -550,7 +550,7 @@ CSV_SPECS = {
     ),
     "feature-of-text": (
         "{csv: rows.csv, target: y, features: [a, word]}",
-        "rows.csv:2: row 1, column `word`: must be a finite number, got 'u'; mend it, or leave",
+        "rows.csv:2: row 1, column `word`: must be a finite number, got 'u'; fix it, or leave",
     ),
     "positive-not-there": (
         "{csv: rows.csv, target: word, positive: w}",

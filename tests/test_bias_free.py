@@ -14,21 +14,21 @@ import yaml
 from torch import nn
 
 from regcheck import cli
-from regcheck.causes import CAUSES
 from regcheck.checking import check
-from regcheck.convention import NAMED
+from regcheck.diagnosis.distinguish import small
 from regcheck.errors import InputError, UserCodeError
 from regcheck.explain import explain_spec
-from regcheck.models import gradient, predict
-from regcheck.modules import built_in
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Problem, build_problem
-from regcheck.record import Report
+from regcheck.numerics.models import gradient, predict
+from regcheck.numerics.rounding import RoundingModel, flat, split
+from regcheck.problem.problem import Problem, build_problem
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.rounding import RoundingModel, flat, split
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
-from regcheck.telling import small
-from regcheck.user_problem import UserProblem
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_model import built_in
+from regcheck.user_code.problem_api import UserProblem
 from tests.random_causes import BIASED, OPEN, PLANTS, Facts, planted
 from tests.random_specs import KINDS
 from tests.user_training import Code

@@ -63,11 +63,11 @@ class Broken(NamedTuple):
 
 AT_1 = "mine.py:train: step 1 of 6: "
 PATTERN = 'Write `yield {"weight": .., "bias": ..}`'
-MEND = "Your own code raised it: mend it there."
+MEND = "Your own code raised it: fix it there."
 SIX = "must yield 6 times"
 ENDED = "tried to end the program, with sys.exit(), quit() or the like"
 TOO_LONG = "took longer than 0.5 seconds, and was ended"
-LONGER = "`--patience SECONDS`"
+LONGER = "`--timeout SECONDS`"
 
 REFUSED: dict[str, Broken] = {
     "no generator": Broken(
@@ -188,7 +188,7 @@ REFUSED: dict[str, Broken] = {
         ],
     ),
     "a syntax error": Broken(
-        "def train(problem)\n    yield {}\n", 2, ["mine.py:1:19: expected ':'; mend it there"]
+        "def train(problem)\n    yield {}\n", 2, ["mine.py:1:19: expected ':'; fix it there"]
     ),
     "another name": Broken(
         loop().replace("def train", "def trian"),
@@ -277,7 +277,7 @@ def write(folder: Path, source: str) -> Path:
 
 def run_here(folder: Path, source: str, capsys: pytest.CaptureFixture[str]) -> Done:
     path = write(folder, source)
-    code = cli.exit_code(["run", "--json", "--patience", "0.5", str(path)])
+    code = cli.exit_code(["run", "--json", "--timeout", "0.5", str(path)])
     captured = capsys.readouterr()
     return Done(code, captured.out, captured.err)
 
@@ -286,7 +286,7 @@ def run_apart(folder: Path, source: str) -> Done:
     """Run in a process of its own, as users do; 60 seconds are a hang."""
     path = write(folder, source)
     done = subprocess.run(
-        [sys.executable, "-m", "regcheck", "run", "--json", "--patience", "0.5", str(path)],
+        [sys.executable, "-m", "regcheck", "run", "--json", "--timeout", "0.5", str(path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

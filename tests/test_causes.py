@@ -12,16 +12,16 @@ import pytest
 from numpy.random import Generator
 
 from regcheck import checking
-from regcheck.causes import CAUSES, HIDING, LATER, ONE_PERCENT, Change, put_in
 from regcheck.checking import check
-from regcheck.convention import NO_SLIPS, TORCH, Convention, Slips
-from regcheck.numpy_trainer import NumpyTrainer, Pass, State, Update
-from regcheck.problem import Problem, Step, build_problem
-from regcheck.record import Report
-from regcheck.schedule import Batch, training_of
+from regcheck.compare.not_distinguished import CIRCUMSTANCES
+from regcheck.problem.batches import Batch, training_of
+from regcheck.problem.problem import Problem, Step, build_problem
+from regcheck.report.result import Report
+from regcheck.rules.causes import CAUSES, HIDING, LATER, ONE_PERCENT, Change, put_in
+from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Faults
+from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
-from regcheck.training import Training
-from regcheck.trials import CIRCUMSTANCES
+from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, State, Update
 from tests import planted
 from tests.planted import BUGS, ByHand
 
@@ -126,8 +126,8 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, number: int) -> None:
     concerned = [problem for problem, training in trainings() if concerns(training, TORCH)]
     assert len(concerned) >= 12
     for problem in concerned[:12]:
-        convention, slips = put_in(CAUSES[cause].changes[number], TORCH, NO_SLIPS)
-        rule = NumpyTrainer(replace(problem, convention=convention, slips=slips))
+        convention, faults = put_in(CAUSES[cause].changes[number], TORCH, NO_FAULTS)
+        rule = NumpyTrainer(replace(problem, convention=convention, faults=faults))
         path = path_of(problem)
         mine = list(steps_beside(rule, problem, path))
         theirs = list(steps_beside(BUGS[cause][number](problem), problem, path))
@@ -281,22 +281,22 @@ CHANGING = [name for name, cause in CAUSES.items() if cause.changes]
 def test_each_change_is_one_key_that_is_not_torchs(cause: str) -> None:
     for change in CAUSES[cause].changes:
         [(key, value)] = change.items()
-        convention, slips = put_in(change, TORCH, NO_SLIPS)
+        convention, faults = put_in(change, TORCH, NO_FAULTS)
         [(was, now)] = [
             pair
-            for pair in zip((*TORCH, *NO_SLIPS), (*convention, *slips), strict=True)
+            for pair in zip((*TORCH, *NO_FAULTS), (*convention, *faults), strict=True)
             if pair[0] != pair[1]
         ]
         assert now == value != was
-        assert getattr(convention, key, None) == value or getattr(slips, key, None) == value
+        assert getattr(convention, key, None) == value or getattr(faults, key, None) == value
 
 
 def test_changes_are_put_into_any_rule() -> None:
-    doubled, careless = Convention(penalty_factor=2.0), Slips(zeroing="never")
-    convention, slips = put_in({"momentum": "ignored"}, doubled, careless)
+    doubled, careless = Convention(penalty_factor=2.0), Faults(zeroing="never")
+    convention, faults = put_in({"momentum": "ignored"}, doubled, careless)
 
     assert convention == doubled
-    assert slips == Slips(zeroing="never", momentum="ignored")
+    assert faults == Faults(zeroing="never", momentum="ignored")
     assert put_in({"decay": "decoupled"}, doubled, careless) == (
         Convention(penalty_factor=2.0, decay="decoupled"),
         careless,
@@ -454,8 +454,8 @@ def with_change(change: Change) -> type:
 
     class Changed(NumpyTrainer):
         def __init__(self, problem: Problem) -> None:
-            convention, slips = put_in(change, TORCH, NO_SLIPS)
-            super().__init__(replace(problem, convention=convention, slips=slips))
+            convention, faults = put_in(change, TORCH, NO_FAULTS)
+            super().__init__(replace(problem, convention=convention, faults=faults))
 
     return Changed
 

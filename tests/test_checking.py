@@ -11,9 +11,9 @@ import torch
 import regcheck
 from regcheck.checking import check
 from regcheck.errors import InputError
-from regcheck.numpy_trainer import NumpyTrainer, State
-from regcheck.problem import Step
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.problem.problem import Step
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 Spec = dict[str, Any]
 

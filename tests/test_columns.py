@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.data import columns
-from regcheck.data.columns import MISSING, OTHER, POSITIVE, plain_cells, plain_rows, read_columns
-from regcheck.data.tables import Row, is_missing, read_rows, to_number
 from regcheck.errors import InputError
+from regcheck.problem import csv_columns as columns
+from regcheck.problem.csv_columns import (
+    MISSING,
+    OTHER,
+    POSITIVE,
+    plain_cells,
+    plain_rows,
+    read_columns,
+)
+from regcheck.problem.csv_rows import Row, is_missing, read_rows, to_number
 
 
 def csv_file(folder: Path, text: str) -> Path:

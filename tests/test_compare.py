@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from regcheck.compare import (
+from regcheck.compare.differences import (
     Difference,
     Row,
     compare_start,
@@ -26,11 +26,11 @@ from regcheck.compare import (
     within_tolerance,
     worst,
 )
-from regcheck.lockstep import Steps
-from regcheck.problem import Step
-from regcheck.rounding import Bounds
-from regcheck.schedule import Batch
-from regcheck.spec.judging import Tolerance, Tolerances
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Step
+from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.trainers.lockstep import Steps
 
 Array = NDArray[np.floating]
 NAN, INF = math.nan, math.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regcheck.checking import check
-from regcheck.record import Report
+from regcheck.report.result import Report
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from regcheck.convention import (
+from regcheck.rules.convention import (
     KEYS,
     NAMED,
     TORCH,

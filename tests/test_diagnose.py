@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.convention import NAMED
-from regcheck.record import Report
 from regcheck.report.json import json_chunks
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.user_problem import UserProblem
+from regcheck.rules.convention import NAMED
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 Train = Callable[[UserProblem], Iterator[Spec]]
@@ -365,7 +365,7 @@ def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> Non
     text = " ".join(report_text(report).split())
     assert "not explained: no cause that regcheck knows" in text
     assert all(" ".join(clue.split()) in text for clue in found["clues"])
-    assert report.mended is None
+    assert report.fix is None
 
 
 def mlp_framework(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:

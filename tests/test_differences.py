@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.problem import Parameters
-from regcheck.schedule import Batch
-from regcheck.torch_trainer import TorchTrainer
-from regcheck.user_problem import UserProblem
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters
+from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 

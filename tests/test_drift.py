@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.compare import Difference, Row
-from regcheck.drift import AMPLIFIED, NOTHING_PASSES, DriftMeter, Needed, needed
-from regcheck.numpy_trainer import NumpyTrainer, State, Update
-from regcheck.problem import Array, Step
-from regcheck.record import Report
+from regcheck.compare.differences import Difference, Row
+from regcheck.compare.drift import AMPLIFIED, NOTHING_PASSES, DriftMeter, Needed, needed
+from regcheck.problem.problem import Array, Step
 from regcheck.report.json import json_chunks
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.spec.judging import Tolerance, Tolerances
+from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State, Update
 from tests.random_specs import CURVATURE, random_training
 
 Spec = dict[str, Any]

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.diagnose import Diagnosis
-from regcheck.entries import named
-from regcheck.history import History
-from regcheck.record import Report
+from regcheck.compare.history import History
+from regcheck.diagnosis.by_entry import named
+from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.problem.batches import Schedule
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.schedule import Schedule
-from regcheck.user_problem import UserProblem
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 Numbers = Callable[[np.ndarray, np.ndarray], np.ndarray]

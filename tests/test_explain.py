@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from regcheck import cli
-from regcheck.causes import CAUSES, HIDING
 from regcheck.checking import check
-from regcheck.convention import KEYS, NAMED
 from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
 from regcheck.report.explanation import FORMATS, as_text
+from regcheck.rules.causes import CAUSES, HIDING
+from regcheck.rules.convention import KEYS, NAMED
 from tests.conftest import ROOT
 
 

@@ -12,19 +12,21 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 
-from regcheck.cause_formula import formulas_of, framework_formula, scratch_formula
-from regcheck.causes import CAUSES, Change, put_in
-from regcheck.convention import (
-    NO_SLIPS,
+from regcheck.problem.batches import Batch, training_of
+from regcheck.problem.problem import Array, Parameters, build_problem
+from regcheck.rules.cause_formula import formulas_of, framework_formula, scratch_formula
+from regcheck.rules.causes import CAUSES, Change, put_in
+from regcheck.rules.convention import (
+    NO_FAULTS,
     TORCH,
     Convention,
     Decay,
+    Faults,
     MomentumForm,
     PenaltyNorm,
-    Slips,
     UpdateOrder,
 )
-from regcheck.formula import (
+from regcheck.rules.formula import (
     SYMBOLIC,
     Letters,
     bracketed,
@@ -42,12 +44,10 @@ from regcheck.formula import (
     torch_call,
     update_lines,
 )
-from regcheck.numpy_trainer import NumpyTrainer, State
-from regcheck.problem import Array, Parameters, build_problem
-from regcheck.schedule import Batch, training_of
+from regcheck.rules.settings import Training
+from regcheck.rules.worked_example import one_step
 from regcheck.spec import from_mapping
-from regcheck.training import Training
-from regcheck.worked import one_step
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 from tests.test_causes import HalfLossReported, LossAfterUpdate, LossEpochMean
 
 # --- reading the text back ------------------------------------------------------------------------
@@ -192,11 +192,11 @@ class Case(NamedTuple):
     convention: Convention
 
 
-def case_of(spec: dict[str, Any], slips: Slips = NO_SLIPS) -> Case:
-    """Make what a spec trains, with slips in its rule."""
+def case_of(spec: dict[str, Any], faults: Faults = NO_FAULTS) -> Case:
+    """Make what a spec trains, with faults in its rule."""
     loaded = from_mapping(BASE | spec)
     plain = from_mapping(BASE | spec | {"convention": {}})
-    problem = replace(build_problem(loaded), slips=slips)
+    problem = replace(build_problem(loaded), faults=faults)
     return Case(
         spec,
         NumpyTrainer(problem),
@@ -210,7 +210,7 @@ def gradients(case: Case, parameters: Parameters, batch: Batch) -> dict[str, dic
     """Give g of each tensor, and the average and the sum of mᵢ gᵢ, all at ȳ and from p − y too."""
     found: dict[str, dict[str, Value]] = {name: {} for name in parameters}
     mean = at_mean_target(case.plain, batch)
-    unfloored = replace(case.plain.problem, slips=Slips(bce_slope="plain"))
+    unfloored = replace(case.plain.problem, faults=Faults(bce_slope="plain"))
     trainers = {"": case.plain, "(ȳ)": mean}
     trainers |= {"(p−y)": case.plain.by(unfloored), "(p−ȳ)": mean.by(unfloored)}
     for at, trainer in trainers.items():
@@ -454,9 +454,9 @@ def agreeing_steps(case: Case, text: list[str], loss: str) -> int:
     return steps
 
 
-# --- slips ----------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
-SLIPS: dict[str, tuple[Any, ...]] = {
+FAULTS: dict[str, tuple[Any, ...]] = {
     "penalty_form": ("constant",),
     "bias_decay": ("of-weight",),
     "target": ("batch-mean",),
@@ -472,49 +472,49 @@ SLIPS: dict[str, tuple[Any, ...]] = {
     "nesterov": ("added", "missing"),
     "first_step": ("dampened",),
 }
-"""Each way to slip."""
+"""Each way to fault."""
 
-EACH = [Slips(**{key: value}) for key, values in SLIPS.items() for value in values]
+EACH = [Faults(**{key: value}) for key, values in FAULTS.items() for value in values]
 
 
-def slipping_specs(draw: random.Random, count: int) -> Iterator[dict[str, Any]]:
+def faulty_specs(draw: random.Random, count: int) -> Iterator[dict[str, Any]]:
     """Draw some of the combinations of what a spec can ask for."""
     combinations = [spec for decay in get_args(Decay) for spec in specs(decay)]
     for spec in draw.sample(combinations, count):
         model = draw.choice(["linear", "logistic"])
         if "clip_value" in spec:
-            spec.pop("clip_value")  # it has no norm that a slip could take
+            spec.pop("clip_value")  # it has no norm that a fault could take
             spec["clip_norm"] = 0.3
         if spec["weight_decay"] == {"weight": 0.3}:
             spec["weight_decay"] = {"weight": 0.3, "bias": 0.0}
         yield spec | {"model": model}
 
 
-def own_decay(spec: dict[str, Any], slips: Slips) -> dict[str, Any]:
+def own_decay(spec: dict[str, Any], faults: Faults) -> dict[str, Any]:
     """Leave the bias no λ of its own where a rule takes the weight's: both are one letter."""
     decay = spec["weight_decay"]
-    if slips.bias_decay == "of-weight" and isinstance(decay, dict):
+    if faults.bias_decay == "of-weight" and isinstance(decay, dict):
         return spec | {"weight_decay": decay | {"bias": 0.0}}
     return spec
 
 
-def with_open_factors(slips: Slips) -> Slips:
+def with_open_factors(faults: Faults) -> Faults:
     """Leave the factors open that are c."""
     changes = {
-        key: math.nan for key in ("gradient_factor", "lr_factor") if getattr(slips, key) == FACTOR
+        key: math.nan for key in ("gradient_factor", "lr_factor") if getattr(faults, key) == FACTOR
     }
-    return slips._replace(**changes)  # type: ignore[arg-type]
+    return faults._replace(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("slips", EACH, ids=str)
+@pytest.mark.parametrize("faults", EACH, ids=str)
 @pytest.mark.parametrize("written", [letters, symbols])
-def test_text_with_a_slip_is_what_the_trainer_does(
-    slips: Slips, written: Callable[[Training], Letters]
+def test_text_with_a_fault_is_what_the_trainer_does(
+    faults: Faults, written: Callable[[Training], Letters]
 ) -> None:
     changed = 0
-    for spec in slipping_specs(random.Random(f"{slips}"), 25):
-        case = case_of(own_decay(spec, slips), slips)
-        given, told = written(case.training), with_open_factors(slips)
+    for spec in faulty_specs(random.Random(f"{faults}"), 40):
+        case = case_of(own_decay(spec, faults), faults)
+        given, told = written(case.training), with_open_factors(faults)
         text = rule_lines(case.convention, given, told)
         changed += text != rule_lines(case.convention, given)
         agreeing_steps(case, text, loss_text(case.convention, given, told))
@@ -523,15 +523,15 @@ def test_text_with_a_slip_is_what_the_trainer_does(
 
 @pytest.mark.parametrize("written", [letters, symbols])
 @pytest.mark.parametrize("seed", range(4))
-def test_text_with_any_slips_together_is_what_the_trainer_does(
+def test_text_with_any_faults_together_is_what_the_trainer_does(
     seed: int, written: Callable[[Training], Letters]
 ) -> None:
     draw = random.Random(seed)
-    for spec in slipping_specs(draw, 40):
-        chosen = draw.sample(list(SLIPS), draw.randint(2, 5))
-        slips = Slips(**{key: draw.choice(SLIPS[key]) for key in chosen})
-        case = case_of(own_decay(spec, slips), slips)
-        given, told = written(case.training), with_open_factors(slips)
+    for spec in faulty_specs(draw, 40):
+        chosen = draw.sample(list(FAULTS), draw.randint(2, 5))
+        faults = Faults(**{key: draw.choice(FAULTS[key]) for key in chosen})
+        case = case_of(own_decay(spec, faults), faults)
+        given, told = written(case.training), with_open_factors(faults)
         text = rule_lines(case.convention, given, told)
         agreeing_steps(case, text, loss_text(case.convention, given, told))
 
@@ -540,48 +540,48 @@ MOVING = SYMBOLIC._replace(momentum="μ", clipped=True)
 
 
 @pytest.mark.parametrize(
-    ("slips", "lines"),
+    ("faults", "lines"),
     [
-        (Slips(penalty_form="constant"), ["v ← μ v + clip(g) + λ", "w ← w − lr v"]),
-        (Slips(target="batch-mean"), ["v ← μ v + clip(g(ȳ)) + λ w", "w ← w − lr v"]),
-        (Slips(bce_slope="plain"), ["v ← μ v + clip(g(p−y)) + λ w", "w ← w − lr v"]),
+        (Faults(penalty_form="constant"), ["v ← μ v + clip(g) + λ", "w ← w − lr v"]),
+        (Faults(target="batch-mean"), ["v ← μ v + clip(g(ȳ)) + λ w", "w ← w − lr v"]),
+        (Faults(bce_slope="plain"), ["v ← μ v + clip(g(p−y)) + λ w", "w ← w − lr v"]),
         (
-            Slips(target="batch-mean", bce_slope="plain"),
+            Faults(target="batch-mean", bce_slope="plain"),
             ["v ← μ v + clip(g(p−ȳ)) + λ w", "w ← w − lr v"],
         ),
         (
-            Slips(batch_divisor="batch-size"),
+            Faults(batch_divisor="batch-size"),
             ["v ← μ v + clip(B/batch_size g) + λ w", "w ← w − lr v"],
         ),
-        (Slips(accumulation="sum"), ["v ← μ v + clip(k g) + λ w", "w ← w − lr v"]),
-        (Slips(zeroing="never"), ["v ← μ v + clip(Σg) + λ w", "w ← w − lr v"]),
-        (Slips(gradient_factor=0.25), ["v ← μ v + clip(0.25 g) + λ w", "w ← w − lr v"]),
-        (Slips(gradient_factor=math.nan), ["v ← μ v + clip(c g) + λ w", "w ← w − lr v"]),
-        (Slips(lr_factor=2.0), ["v ← μ v + clip(g) + λ w", "w ← w − 2·lr v"]),
-        (Slips(lr_factor=math.nan), ["v ← μ v + clip(g) + λ w", "w ← w − c·lr v"]),
-        (Slips(lr_shift=1), ["v ← μ v + clip(g) + λ w", "w ← w − lr₊₁ v"]),
-        (Slips(lr_shift=-1), ["v ← μ v + clip(g) + λ w", "w ← w − lr₋₁ v"]),
-        (Slips(clip_scope="tensor"), ["v ← μ v + clip_w(g) + λ w", "w ← w − lr v"]),
-        (Slips(momentum="ignored"), ["w ← w − lr (clip(g) + λ w)"]),
+        (Faults(accumulation="sum"), ["v ← μ v + clip(k g) + λ w", "w ← w − lr v"]),
+        (Faults(zeroing="never"), ["v ← μ v + clip(Σg) + λ w", "w ← w − lr v"]),
+        (Faults(gradient_factor=0.25), ["v ← μ v + clip(0.25 g) + λ w", "w ← w − lr v"]),
+        (Faults(gradient_factor=math.nan), ["v ← μ v + clip(c g) + λ w", "w ← w − lr v"]),
+        (Faults(lr_factor=2.0), ["v ← μ v + clip(g) + λ w", "w ← w − 2·lr v"]),
+        (Faults(lr_factor=math.nan), ["v ← μ v + clip(g) + λ w", "w ← w − c·lr v"]),
+        (Faults(lr_shift=1), ["v ← μ v + clip(g) + λ w", "w ← w − lr₊₁ v"]),
+        (Faults(lr_shift=-1), ["v ← μ v + clip(g) + λ w", "w ← w − lr₋₁ v"]),
+        (Faults(clip_scope="tensor"), ["v ← μ v + clip_w(g) + λ w", "w ← w − lr v"]),
+        (Faults(momentum="ignored"), ["w ← w − lr (clip(g) + λ w)"]),
         (
-            Slips(nesterov="added"),
+            Faults(nesterov="added"),
             ["v ← μ v + clip(g) + λ w", "w ← w − lr (clip(g) + λ w + μ v)"],
         ),
     ],
     ids=str,
 )
-def test_slip_is_written_as(slips: Slips, lines: list[str]) -> None:
-    assert update_lines(TORCH, MOVING, "weight", slips) == lines
+def test_fault_is_written_as(faults: Faults, lines: list[str]) -> None:
+    assert update_lines(TORCH, MOVING, "weight", faults) == lines
 
 
-def test_slip_leaves_what_it_is_not_about_as_it_is() -> None:
-    assert shift_text(TORCH, SYMBOLIC, "weight", Slips(lr_factor=math.nan)) == "c·lr (g + λ w)"
-    assert penalty_text(TORCH, SYMBOLIC, "bias", Slips(penalty_form="constant")) == "λ"
+def test_fault_leaves_what_it_is_not_about_as_it_is() -> None:
+    assert shift_text(TORCH, SYMBOLIC, "weight", Faults(lr_factor=math.nan)) == "c·lr (g + λ w)"
+    assert penalty_text(TORCH, SYMBOLIC, "bias", Faults(penalty_form="constant")) == "λ"
     free = SYMBOLIC._replace(weight_decay={"weight": "λ", "bias": ""})
     assert strength_text(TORCH, free, "bias") == ""
-    assert strength_text(TORCH, free, "bias", Slips(bias_decay="of-weight")) == "λ"
-    assert gradient_text(TORCH, SYMBOLIC, Slips(lr_factor=2.0)) == "g"
-    assert loss_text(TORCH, SYMBOLIC, Slips(gradient_factor=2.0)) == "mean ℓ"
+    assert strength_text(TORCH, free, "bias", Faults(bias_decay="of-weight")) == "λ"
+    assert gradient_text(TORCH, SYMBOLIC, Faults(lr_factor=2.0)) == "g"
+    assert loss_text(TORCH, SYMBOLIC, Faults(gradient_factor=2.0)) == "mean ℓ"
     assert strength_text(Convention(penalty_factor=math.nan), SYMBOLIC, "weight") == "c·λ"
 
 
@@ -592,14 +592,14 @@ def test_tensors_of_other_names_have_their_letters() -> None:
     assert update_lines(TORCH, given, "layers.1.weight") == ["w ← w − 0.1 (g + 0.1 w)"]
     assert update_lines(TORCH, given, "layers.0.bias") == ["b ← b − 0.1 g"]
     assert shift_text(TORCH, given, "gain") == "0.1 (g + 0.2 w)"
-    sibling = Slips(bias_decay="of-weight")
+    sibling = Faults(bias_decay="of-weight")
     assert penalty_text(TORCH, given, "layers.0.bias", sibling) == "0.1 b"
     assert loss_text(Convention(penalty_in_loss=True), given) == "mean ℓ + ½·0.1 Σw² + ½·0.2 Σw²"
 
 
-def test_every_letter_of_a_slip_has_its_meaning() -> None:
-    lines = [line for slips in EACH for line in update_lines(TORCH, MOVING, "weight", slips)]
-    lines += update_lines(TORCH, MOVING, "weight", Slips(lr_factor=math.nan))
+def test_every_letter_of_a_fault_has_its_meaning() -> None:
+    lines = [line for faults in EACH for line in update_lines(TORCH, MOVING, "weight", faults)]
+    lines += update_lines(TORCH, MOVING, "weight", Faults(lr_factor=math.nan))
     told = [meaning.split(" ", 1)[0] for meaning in meanings(lines)]
 
     letters_in_order = "w g Σg p−y ȳ v clip clip_w lr lr₊₁ lr₋₁ c λ μ B k batch_size"
@@ -640,8 +640,8 @@ def concerned_case(name: str, change: Change) -> Case:
         spec |= {"model": "logistic", "loss": "bce"}
     if name == "bias-penalized":
         spec["weight_decay"] = {"weight": 0.3, "bias": 0.0}
-    convention, slips = put_in(change, TORCH, NO_SLIPS)
-    case = case_of(spec, slips)
+    convention, faults = put_in(change, TORCH, NO_FAULTS)
+    case = case_of(spec, faults)
     problem = replace(case.trainer.problem, convention=convention)
     case = case._replace(trainer=NumpyTrainer(problem), convention=convention)
     assert CAUSES[name].concerns(case.training, TORCH)
@@ -678,7 +678,7 @@ def test_formula_of_a_cause_is_what_its_sabotage_does(
         torch = rule_lines(TORCH, given)
         kept = [line for line in torch if line not in formulas.framework]
         rule = in_order([*kept, *formulas.scratch[way]])
-        loss = loss_text(case.convention, given, case.trainer.problem.slips)
+        loss = loss_text(case.convention, given, case.trainer.problem.faults)
         assert agreeing_steps(case, rule, loss) >= 4
         # What is not the cause's rule is told from it: by torch's own text it does not hold.
         with pytest.raises(AssertionError):

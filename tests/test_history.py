@@ -9,11 +9,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from regcheck import checking, history
+from regcheck import checking
 from regcheck.checking import check
-from regcheck.numpy_trainer import NumpyTrainer
+from regcheck.compare import history
 from regcheck.report.terminal import report_text
-from regcheck.user_problem import UserProblem
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 

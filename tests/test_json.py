@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.record import number, numbers
 from regcheck.report.json import json_chunks
+from regcheck.report.result import number, numbers
 
 Spec = dict[str, Any]
 

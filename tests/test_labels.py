@@ -15,8 +15,8 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.errors import InputError, UserCodeError
 from regcheck.report.terminal import report_text
-from regcheck.user_problem import UserProblem
-from regcheck.user_yields import EXAMPLES
+from regcheck.user_code.problem_api import UserProblem
+from regcheck.user_code.updates import EXAMPLES
 
 Spec = dict[str, Any]
 

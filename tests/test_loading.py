@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from regcheck.errors import Complaint, InputError, Place
-from regcheck.spec.loading import Document, dotted, load, parse, read_text
+from regcheck.spec.yaml_text import Document, dotted, load, parse, read_text
 
 
 def content(text: str) -> object:

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from regcheck.checking import check
-from regcheck.record import Report
-from regcheck.report.why import loss_lines
+from regcheck.report.diagnosis_text import loss_lines
+from regcheck.report.result import Report
 
 Array = NDArray[np.floating]
 Logarithms = Callable[[Array], tuple[Array, Array]]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from regcheck.losses import (
+from regcheck.numerics.losses import (
     DENOMINATOR_FLOOR,
     LOSSES,
     Array,
@@ -21,8 +21,8 @@ from regcheck.losses import (
     saturated,
     sigmoid,
 )
-from regcheck.modules import LOSSES as TORCH_LOSSES
 from regcheck.spec.schema import MODELS
+from regcheck.trainers.torch_model import LOSSES as TORCH_LOSSES
 
 BY_NAME = {"mse": mse, "bce": bce, "bce_with_logits": bce_with_logits, "brier": brier}
 OF_LABELS = ("bce", "bce_with_logits", "brier")

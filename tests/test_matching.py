@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.convention import Convention, Decay, MomentumForm, Slips
-from regcheck.matching import Matching, NoMatchError, matching
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Array, Parameters, Problem, build_problem, with_settings
-from regcheck.schedule import training_of
+from regcheck.problem.batches import training_of
+from regcheck.problem.problem import Array, Parameters, Problem, build_problem, with_settings
+from regcheck.rules.convention import Convention, Decay, Faults, MomentumForm
+from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.spec.rule import WeightDecay
 from regcheck.spec.schema import TorchSettings
-from regcheck.torch_trainer import TorchTrainer
-from regcheck.training import Training
+from regcheck.spec.training import WeightDecay
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {},
@@ -357,7 +357,7 @@ def test_refusal_names_its_reason_and_nothing_would_match(
 
 def test_no_settings_take_the_floor_of_bceloss_away() -> None:
     spec = loaded_spec({"model": "logistic", "loss": "bce", "weight_decay": 0.1})
-    training, plain = training_of(spec.spec, 8), Slips(bce_slope="plain")
+    training, plain = training_of(spec.spec, 8), Faults(bce_slope="plain")
 
     with pytest.raises(NoMatchError, match=r"`loss: bce_with_logits` \(torch.nn.BCEWithLogitsLoss"):
         matching(Convention(), training, plain)

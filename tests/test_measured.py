@@ -19,19 +19,19 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from regcheck.checking import check
-from regcheck.lockstep import FrameworkLeads, Steps
-from regcheck.measured import APART, MeasuredBounds, Noise
-from regcheck.modules import users
-from regcheck.noise import RandomRounding
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.optimizer_rounding import propagate_sgd
-from regcheck.packing import flat
-from regcheck.problem import build_problem
-from regcheck.record import Report
-from regcheck.rounding import RoundingModel
-from regcheck.sides import of_module
+from regcheck.numerics.optimizer_rounding import propagate_sgd
+from regcheck.numerics.packing import flat
+from regcheck.numerics.rounding import RoundingModel
+from regcheck.problem.problem import build_problem
+from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import TorchTrainer, torch_settings
+from regcheck.trainers.lockstep import FrameworkLeads, Steps
+from regcheck.trainers.measured_bounds import APART, MeasuredBounds, Noise
+from regcheck.trainers.monte_carlo import RandomRounding
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.sides import of_module
+from regcheck.trainers.torch_model import users
+from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.random_specs import SpecDict, mismatched_spec
 
 Array = NDArray[np.floating]

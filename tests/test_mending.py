@@ -126,7 +126,7 @@ class Folder:
         return Done(code, captured.out, captured.err)
 
     def fix(self, *lines: str, to: str = "fixed.yaml") -> tuple[Done, Path]:
-        """Run a spec and have it mended."""
+        """Run a spec and have it fix."""
         fixed = self.path / to
         return self.run(self.write(*lines), "--write-fixed", fixed), fixed
 
@@ -268,7 +268,7 @@ NOT_WRITTEN: dict[str, tuple[list[str], int, str]] = {
     "rows that no spec takes": (
         ["scratch: mine.py:all_rows\n", SHUFFLED],
         1,
-        "row-order: nothing in the spec mends it: change the code",
+        "row-order: nothing in the spec fixes it: change the code",
     ),
     "a loss that is not explained": (
         ["scratch: mine.py:doubled_and_odd\n"],

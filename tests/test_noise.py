@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regcheck.noise import RandomRounding, product_rounds, quotient_rounds, sum_rounds
-from regcheck.torch_trainer import torch_settings
+from regcheck.trainers.monte_carlo import (
+    RandomRounding,
+    product_rounds,
+    quotient_rounds,
+    sum_rounds,
+)
+from regcheck.trainers.torch_trainer import torch_settings
 
 Function = Callable[[], Tensor]
 U32, U64 = 2.0**-24, 2.0**-53

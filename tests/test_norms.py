@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.norms import BLOCK, SAMPLE, chosen, close_pairs, norm, norms
+from regcheck.numerics.norms import BLOCK, SAMPLE, chosen, close_pairs, norm, norms
 
 
 def close(expected: Any, rel: float = 1e-14) -> Any:

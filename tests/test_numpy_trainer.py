@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.convention import Decay, MomentumForm, PenaltyNorm, UpdateOrder
-from regcheck.numpy_trainer import NumpyTrainer, State
-from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.problem.problem import Parameters, Problem, Step, build_problem
+from regcheck.rules.convention import Decay, MomentumForm, PenaltyNorm, UpdateOrder
 from regcheck.spec import from_mapping
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 from tests.conftest import told
 
 ROWS: dict[str, Any] = {

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from regcheck.measured import class_name
-from regcheck.optimizer_rounding import RULES, STATE, Carried, OptimizerStep
+from regcheck.numerics.optimizer_rounding import RULES, STATE, Carried, OptimizerStep
+from regcheck.trainers.measured_bounds import class_name
 
 Array = NDArray[np.floating]
 Make = Callable[[list[torch.Tensor]], Optimizer]

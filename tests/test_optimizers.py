@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.convention import Convention, Decay, MomentumForm
-from regcheck.optimizers import Array, Moved, sgd
-from regcheck.spec.rule import Sgd
+from regcheck.numerics.sgd import Array, Moved, sgd
+from regcheck.rules.convention import Convention, Decay, MomentumForm
+from regcheck.spec.training import Sgd
 
 PLAIN = Sgd(name="sgd")
 TORCH_OPTIONS: list[dict[str, Any]] = [

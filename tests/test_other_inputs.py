@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.diagnose import Diagnosis
-from regcheck.orders import other_orders
+from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.problem.batches import Schedule
+from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal import report_text
-from regcheck.schedule import Schedule
-from regcheck.user_problem import UserProblem
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 

@@ -14,7 +14,7 @@ import pytest
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.errors import InputError
-from regcheck.record import Report
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from tests.conftest import SMALL
 

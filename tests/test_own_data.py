@@ -15,12 +15,12 @@ from torch import nn
 
 import regcheck
 from regcheck import cli
-from regcheck.data.sources import Rows, load_rows
 from regcheck.errors import InputError
-from regcheck.problem import build_problem
+from regcheck.problem.load import Rows, load_rows
+from regcheck.problem.problem import build_problem
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.torch_trainer import TorchTrainer
-from regcheck.user_problem import UserProblem, user_problem
+from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.user_code.problem_api import UserProblem, user_problem
 
 OWN: dict[str, Any] = {"scratch": "a.py:train", "framework": "a.py:build", "lr": 0.1}
 IMAGES = np.arange(24.0).reshape(3, 1, 2, 4)
@@ -177,7 +177,7 @@ def test_trainer_keeps_labels_and_indices_as_integers(tmp_path: Path) -> None:
     problem = build_problem(loaded(tmp_path, X, y))
     spec = loaded(tmp_path, X, y).spec
     given = user_problem(problem, spec, framework=True)
-    from regcheck.modules import plainly, users
+    from regcheck.trainers.torch_model import plainly, users
 
     trainer = TorchTrainer(problem, users(build_of(words)(given), "a", plainly, problem))
     assert (trainer.X.dtype, trainer.y.dtype) == (torch.int64, torch.int64)

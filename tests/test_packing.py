@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcheck import packing
-from regcheck.compare import Row, drift, drifts, each, worst
-from regcheck.drift import DriftMeter, Needed, last_digit, needed
-from regcheck.packing import Layout, Packed, common_layout, flat, layout_of
-from regcheck.problem import Step
-from regcheck.spec.judging import Tolerances
+from regcheck.compare.differences import Row, drift, drifts, each, worst
+from regcheck.compare.drift import DriftMeter, Needed, last_digit, needed
+from regcheck.numerics import packing
+from regcheck.numerics.packing import Layout, Packed, common_layout, flat, layout_of
+from regcheck.problem.problem import Step
+from regcheck.spec.tolerance import Tolerances
 
 Array = NDArray[np.floating]
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=3, max_size=7).map(

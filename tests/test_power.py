@@ -16,18 +16,18 @@ from torch.nn import functional
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.lockstep import Steps
-from regcheck.measured import MeasuredBounds
-from regcheck.modules import users
-from regcheck.packing import flat
-from regcheck.power import ROUNDING_ALONE, SHARE, Power, swallowed_text
-from regcheck.problem import Step, build_problem
-from regcheck.record import Report
-from regcheck.rounding import Bounds
-from regcheck.sides import of_module
+from regcheck.compare.detectability import ROUNDING_ALONE, SHARE, Power, swallowed_text
+from regcheck.numerics.packing import flat
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.problem import Step, build_problem
+from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import TorchTrainer, torch_settings
-from regcheck.trial_faults import MARGIN, FaultTrials
+from regcheck.trainers.altered_optimizers import MARGIN, AlteredOptimizers
+from regcheck.trainers.lockstep import Steps
+from regcheck.trainers.measured_bounds import MeasuredBounds
+from regcheck.trainers.sides import of_module
+from regcheck.trainers.torch_model import users
+from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
 Array = NDArray[np.floating]
 Made = tuple[Any, Any, torch.optim.Optimizer]
@@ -186,7 +186,7 @@ def hidden_after(
     module = users(build(None), "build", lambda function, *args: function(*args), problem)
     trainer = TorchTrainer(of_module(problem, module), module)
     with torch_settings(1):
-        faults = FaultTrials(trainer, {"weight": limit})
+        faults = AlteredOptimizers(trainer, {"weight": limit})
         for batch in problem.schedule.batches():
             step = trainer.step(batch)
             steps = Steps(step, step, step, step, None)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.data.preparation import Split, prepare
-from regcheck.data.sources import load_rows
 from regcheck.errors import InputError
+from regcheck.problem.load import load_rows
+from regcheck.problem.preprocess import Split, prepare
 from regcheck.spec import from_mapping
 
 X = [[1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [6.0, 30.0]]

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.convention import NAMED
 from regcheck.errors import InputError
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Problem, build_problem
+from regcheck.problem.problem import Problem, build_problem
+from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 BASE: dict[str, Any] = {
     "data": {"X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5]], "y": [1.0, 0.0, 1.0]},

@@ -15,9 +15,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from regcheck import checking, search
-from regcheck.causes import CAUSES
-from regcheck.hypotheses import Replay
+from regcheck import checking
+from regcheck.diagnosis import search
+from regcheck.diagnosis.replay import Replay
+from regcheck.rules.causes import CAUSES
 from tests.random_causes import (
     OUTSIDE,
     PLANTS,
@@ -151,7 +152,7 @@ def test_false_alarm_is_caught(tmp_path: Path) -> None:
 
 
 def test_loss_that_is_taken_for_another_is_caught() -> None:
-    with patch("regcheck.diagnose.explain_losses", return_value=None):
+    with patch("regcheck.diagnosis.diagnose.explain_losses", return_value=None):
         faults = [fault for seed in range(30) for fault in run_case(seed)[2]]
 
     assert any(fault.startswith("loss:") and "not explained" in fault for fault in faults)

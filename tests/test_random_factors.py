@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from regcheck.causes import Change
-from regcheck.hypotheses import Fit, Replay
+from regcheck.diagnosis.replay import Fit, Replay
+from regcheck.rules.causes import Change
 from tests.random_factors import PLACES, Seen, outcome, random_case, run_case
 
 SEEDS = range(40)

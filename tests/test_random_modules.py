@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regcheck.checking import check
-from regcheck.record import Report
+from regcheck.report.result import Report
 from tests.random_modules import Case, effect, faults_of, random_case, run
 
 SEEDS, BLOCK = 300, 10

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from regcheck import cli
-from regcheck.convention import KEYS, NAMED, Convention
+from regcheck.rules.convention import KEYS, NAMED, Convention
 from regcheck.spec import from_mapping
 from regcheck.spec.schema import Spec
 from tests.conftest import ROOT

@@ -242,7 +242,7 @@ def test_progress_shows_nothing_for_a_short_run_or_without_a_terminal(
 def test_divergence_in_the_update_alone_and_at_the_start_are_told(
     small: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcheck.torch_trainer import TorchTrainer
+    from regcheck.trainers.torch_trainer import TorchTrainer
 
     real = TorchTrainer.step
 

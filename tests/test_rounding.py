@@ -11,22 +11,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regcheck import sides
 from regcheck.checking import check
-from regcheck.losses import DENOMINATOR_FLOOR, LOSSES
-from regcheck.norms import chosen, norm
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Problem, Step, build_problem
-from regcheck.rounding import (
+from regcheck.numerics.losses import DENOMINATOR_FLOOR, LOSSES
+from regcheck.numerics.norms import chosen, norm
+from regcheck.numerics.rounding import (
     FEW,
     STEEPEST,
     TAIL,
     Bounds,
     RoundingModel,
 )
-from regcheck.schedule import Batch
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Problem, Step, build_problem
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.trainers import sides
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import agrees, told
 
 Array = NDArray[np.floating]

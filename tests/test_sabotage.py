@@ -15,16 +15,17 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pytest
 
-from regcheck import checking, sides
-from regcheck.causes import CAUSES
+from regcheck import checking
 from regcheck.checking import check
-from regcheck.numpy_trainer import NumpyTrainer, Pass, State, Update
-from regcheck.problem import Parameters, Step, build_problem
-from regcheck.record import Report
-from regcheck.schedule import Batch
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters, Step, build_problem
+from regcheck.report.result import Report
+from regcheck.rules.causes import CAUSES
 from regcheck.spec import from_mapping
 from regcheck.testing import assert_equivalent
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.trainers import sides
+from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, State, Update
+from regcheck.trainers.torch_trainer import TorchTrainer
 from tests import planted
 from tests.planted import BUGS, Array, ByHand
 

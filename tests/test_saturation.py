@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.record import Report, Saturation
+from regcheck.report.diagnosis_text import ways_out
 from regcheck.report.remarks import remarks
-from regcheck.report.why import ways_out
+from regcheck.report.result import Report, Saturation
 from tests.conftest import ROOT, agrees
 
 Array = NDArray[Any]
@@ -243,8 +243,8 @@ def test_floor_is_named_beside_another_penalty(factor: float, cause: str, batche
     report = check(RAW | batches, scratch=code(penalty=factor))
 
     assert causes(report) == [("bce-saturated", cause)]
-    assert report.mended is not None
-    changes = report.mended.changes  # type: ignore[union-attr]
+    assert report.fix is not None
+    changes = report.fix.changes  # type: ignore[union-attr]
     assert changes["loss"] == "bce_with_logits"
     assert changes["framework"] == {"weight_decay": pytest.approx(factor * 0.01)}
     assert check(RAW | batches | changes, scratch=code(penalty=factor)).verdict == "equivalent"
@@ -342,5 +342,5 @@ def test_fixed_spec_compares_the_losses_that_can_be_compared(loss: str, compares
     report = check(some_rows(28, 30, 0.0), scratch=code(loss=loss))
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.mended is not None
-    assert report.mended.changes.get("compare") == compares  # type: ignore[union-attr]
+    assert report.fix is not None
+    assert report.fix.changes.get("compare") == compares  # type: ignore[union-attr]

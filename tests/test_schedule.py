@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from regcheck.schedule import Batch, Schedule, schedule_of, training_of
+from regcheck.problem.batches import Batch, Schedule, schedule_of, training_of
 from regcheck.spec import Spec, from_mapping
 
 BASE: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.data.sources import Rows, load_rows
 from regcheck.errors import InputError
+from regcheck.problem.load import Rows, load_rows
 from regcheck.spec import LoadedSpec, from_mapping
 
 PENGUINS = Path(__file__).parent.parent / "data" / "penguins.csv"

@@ -5,14 +5,10 @@ from typing import Any
 
 import pytest
 
-from regcheck.convention import NAMED, Convention
 from regcheck.errors import InputError, Place, shortened, suggest
+from regcheck.rules.convention import NAMED, Convention
 from regcheck.spec import from_mapping, read_spec
-from regcheck.spec.fields import shown
-from regcheck.spec.judging import Expect, Tolerance, Tolerances
-from regcheck.spec.rule import Init, LrSchedule, Normal, Sgd, Shuffle, WeightDecay
-from regcheck.spec.schema import Dtype, Spec, TorchSettings
-from regcheck.spec.source import (
+from regcheck.spec.data import (
     CsvData,
     HeldOut,
     InlineData,
@@ -21,6 +17,10 @@ from regcheck.spec.source import (
     Synthetic,
     SyntheticData,
 )
+from regcheck.spec.fields import shown
+from regcheck.spec.schema import Dtype, Spec, TorchSettings
+from regcheck.spec.tolerance import Expect, Tolerance, Tolerances
+from regcheck.spec.training import Init, LrSchedule, Normal, Sgd, Shuffle, WeightDecay
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GOOD = "data: {X: [[1.0], [2.0]], y: [0, 1]}\nmodel: logistic\nlr: 0.1\n"

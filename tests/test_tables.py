@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.data.files import data_file, raise_some
-from regcheck.data.npz import literal_header, open_npz, read_shape
-from regcheck.data.tables import (
+from regcheck.errors import Complaint, InputError, Place
+from regcheck.problem.csv_rows import (
     count_rows,
     held_out,
     is_missing,
@@ -22,7 +21,8 @@ from regcheck.data.tables import (
     to_number,
     train_rows,
 )
-from regcheck.errors import Complaint, InputError, Place
+from regcheck.problem.files import data_file, raise_some
+from regcheck.problem.npz import literal_header, open_npz, read_shape
 from regcheck.spec import LoadedSpec, from_mapping
 
 

@@ -17,12 +17,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regcheck.checking import check
-from regcheck.numpy_trainer import NumpyTrainer, State, Update
-from regcheck.problem import Array, Step, build_problem
-from regcheck.record import Report
+from regcheck.problem.problem import Array, Step, build_problem
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import TorchTrainer
+from regcheck.trainers.numpy_trainer import NumpyTrainer, State, Update
+from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import SMALL, told
 
 Spec = dict[str, Any]

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from regcheck.numpy_trainer import NumpyTrainer
-from regcheck.problem import Parameters, Problem, Step, build_problem
+from regcheck.problem.problem import Parameters, Problem, Step, build_problem
 from regcheck.spec import from_mapping
-from regcheck.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
 
 Told = TypeVar("Told")
 

@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from regcheck import cli
-from regcheck import trace as trace_module
 from regcheck.checking import check
-from regcheck.compare import Difference
+from regcheck.compare import trace as trace_module
+from regcheck.compare.differences import Difference
+from regcheck.compare.trace import Trace
 from regcheck.errors import RoomError
 from regcheck.report.json import json_chunks
-from regcheck.trace import Trace
 
 
 def test_trace_gives_back_what_was_compared(small: dict[str, Any]) -> None:

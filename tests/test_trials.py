@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from regcheck import checking
-from regcheck.causes import CAUSES
 from regcheck.checking import Run, check, conclusion
-from regcheck.convention import is_bias
-from regcheck.record import Report
-from regcheck.schedule import Batch, training_of
+from regcheck.compare.not_distinguished import CIRCUMSTANCES, Hidden
+from regcheck.problem.batches import Batch, training_of
+from regcheck.report.result import Report
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
-from regcheck.trials import CIRCUMSTANCES, Hidden
-from regcheck.user_problem import UserProblem
+from regcheck.user_code.problem_api import UserProblem
 from tests.planted import BUGS, OtherStart, PenaltyDoubled
 from tests.random_specs import matched_spec
 from tests.test_causes import ALWAYS, BIAS, COUPLED, PENALTY

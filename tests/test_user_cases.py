@@ -11,8 +11,8 @@ import pytest
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.record import Report
-from regcheck.user_problem import UserProblem
+from regcheck.report.result import Report
+from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import ROOT
 
 Spec = dict[str, Any]

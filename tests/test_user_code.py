@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from regcheck.errors import RegcheckError, UserCodeError
-from regcheck.guard.alarm import Deadline, Ended, Timer
-from regcheck.problem import build_problem
+from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
-from regcheck.user_code import PATIENCE, ScratchSteps, UserFunction, Yielded, imported
-from regcheck.user_problem import UserProblem, user_problem
+from regcheck.user_code.alarm import Deadline, Ended, Timer
+from regcheck.user_code.generator import TIMEOUT, ScratchSteps, UserFunction, Yielded, imported
+from regcheck.user_code.problem_api import UserProblem, user_problem
 from tests.conftest import ROOT
 
 STEPS = 4
@@ -71,11 +71,11 @@ def run_all(function: UserFunction, shapes: Any = None) -> list[Yielded]:
 
 
 def run_file(
-    folder: Path, source: str, patience: float = PATIENCE, shapes: Any = None
+    folder: Path, source: str, timeout: float = TIMEOUT, shapes: Any = None
 ) -> list[Yielded]:
     """Take all steps of a file's function."""
     write(folder / "mine.py", source)
-    with imported("mine.py:train", folder, patience) as function:
+    with imported("mine.py:train", folder, timeout) as function:
         return run_all(function, shapes)
 
 
@@ -240,7 +240,7 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         LOOP + "yield {'weight': [0, 0], 'bias': 1 / 0}",
         [
             "mine.py:train: step 1 of 4: raised ZeroDivisionError: division by zero",
-            "mend it there",
+            "fix it there",
             'mine.py", line 3, in train',
             "1 / 0",
         ],
@@ -481,7 +481,7 @@ def test_what_python_runs_to_read_a_value_is_guarded_too() -> None:
         ("mine.py:NOTHING", "`NOTHING` is no function but None"),
         ("mine.py:hidden", "has no function `hidden`;(.|\n)*`if __name__ == .__main__.:` is not"),
         ("none.py:train", "has no function `train`; it defines no function"),
-        ("syntax.py:train", r"syntax\.py:2:\d+: .*mend it there\n    def train\(:"),
+        ("syntax.py:train", r"syntax\.py:2:\d+: .*fix it there\n    def train\(:"),
         ("zero.py:train", r"zero\.py.*null bytes"),
         ("latin.py:train", r"latin\.py.*utf-8"),
         ("fails.py:train", r"at its import: raised NameError(.|\n)*fails\.py., line 2"),
@@ -826,7 +826,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from regcheck.errors import UserCodeError
-from regcheck.user_code import ScratchSteps, imported
+from regcheck.user_code.generator import ScratchSteps, imported
 from tests.test_user_code import SHAPES, STEPS, problem
 
 sys.stdout.write("begin,")
@@ -845,12 +845,12 @@ sys.stdout.write("end")
 
 
 def run_apart(
-    folder: Path, source: str, patience: float = PATIENCE, stdin: str = "typed\n"
+    folder: Path, source: str, timeout: float = TIMEOUT, stdin: str = "typed\n"
 ) -> subprocess.CompletedProcess[str]:
     """Take all steps of a file's function in a process of its own."""
     write(folder / "mine.py", source)
     return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder), str(patience)],
+        [sys.executable, "-c", DRIVER, str(folder), str(timeout)],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         input=stdin,
@@ -979,7 +979,7 @@ def test_torch_first_loaded_by_the_code_keeps_its_own_modes_outside(tmp_path: Pa
     """
     write(tmp_path / "mine.py", source)
     script = (
-        "import sys; from pathlib import Path; from regcheck.user_code import imported\n"
+        "import sys; from pathlib import Path; from regcheck.user_code.generator import imported\n"
         "with imported('mine.py:train', Path(sys.argv[1])) as function:\n"
         "    torch = sys.modules['torch']\n"
         "    print(torch.get_default_dtype(), torch.is_grad_enabled(), *function.call(0))"
@@ -1037,12 +1037,12 @@ def test_endless_step_is_ended(tmp_path: Path, name: str) -> None:
     source = "import threading, time\n" + LOOP + ENDLESS[name] + "\n        yield"
     before = time.monotonic()
     with pytest.raises(UserCodeError) as told:
-        run_file(tmp_path, source, patience=0.3)
+        run_file(tmp_path, source, timeout=0.3)
     assert 0.3 <= time.monotonic() - before < 3
     text = str(told.value)
     assert text.startswith("mine.py:train: step 1 of 4: took longer than 0.3 seconds")
-    assert "--patience SECONDS" in text
-    assert "patience=" in text
+    assert "--timeout SECONDS" in text
+    assert "timeout=" in text
     assert f'{tmp_path}/mine.py", line ' in text
     assert "in train" in text
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
@@ -1060,7 +1060,7 @@ def test_endless_import_is_ended(tmp_path: Path) -> None:
 
 def test_each_step_has_its_own_time(tmp_path: Path) -> None:
     source = "import time\n" + LOOP + "time.sleep(0.2)\n        yield {'weight': [0, 0], 'bias': 0}"
-    assert len(run_file(tmp_path, source, patience=0.5)) == STEPS
+    assert len(run_file(tmp_path, source, timeout=0.5)) == STEPS
 
 
 def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> None:
@@ -1074,7 +1074,7 @@ def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> 
                     pass
             yield
     """
-    done = run_apart(tmp_path, source, patience=0.3)
+    done = run_apart(tmp_path, source, timeout=0.3)
     assert done.returncode == 2
     assert done.stdout == "begin,"
     assert "mine.py:train: step 1 of 4: took longer than 0.3 seconds" in done.stderr
@@ -1084,7 +1084,7 @@ def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> 
 
 def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
     script = (
-        "import threading, time; from regcheck.user_code import UserFunction\n"
+        "import threading, time; from regcheck.user_code.generator import UserFunction\n"
         "function = UserFunction(time.sleep, 'mine.py:train', 0.3)\n"
         "threading.Thread(target=function.call, args=[1e6]).start()"
     )
@@ -1150,7 +1150,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
 def test_endless_step_is_ended_in_another_thread(tmp_path: Path) -> None:
     source = LOOP + "while True:\n            pass\n        yield"
-    error = in_thread(lambda: run_file(tmp_path, source, patience=0.3))
+    error = in_thread(lambda: run_file(tmp_path, source, timeout=0.3))
     assert isinstance(error, UserCodeError)
     assert "step 1 of 4: took longer than 0.3 seconds" in str(error)
     assert 'mine.py", line ' in str(error)

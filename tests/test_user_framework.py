@@ -19,8 +19,8 @@ from torch import nn
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.errors import UserCodeError
-from regcheck.record import Report
-from regcheck.user_problem import UserProblem
+from regcheck.report.result import Report
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 Made = tuple[Any, Any, Any]
@@ -186,7 +186,7 @@ def test_other_settings_of_the_optimizer_are_told(
     found = match["weight_decay"], match["lr"]
     assert found == pytest.approx(matching, rel=1e-9)
     own_side = "the framework side is your own" if code is None else "both sides are your own"
-    assert own_side in str(report.mended)
+    assert own_side in str(report.fix)
 
 
 def test_nesterov_that_only_the_framework_has_is_told() -> None:
@@ -930,7 +930,7 @@ BUILDS: dict[str, tuple[str, int, list[str]]] = {
     "raises": (
         "raise KeyError('width')",
         2,
-        ["build.py:build: raised KeyError: 'width'", "mend it there", "in build"],
+        ["build.py:build: raised KeyError: 'width'", "fix it there", "in build"],
     ),
     "exits": ("sys.exit(0)", 2, ["build.py:build: tried to end the program"]),
     "raises in forward": (
@@ -951,7 +951,7 @@ BUILDS: dict[str, tuple[str, int, list[str]]] = {
     "never comes back": (
         "return At3(model, endless), loss, optimizer",
         2,
-        ["framework: took longer than 0.5 seconds", "--patience SECONDS", "in endless"],
+        ["framework: took longer than 0.5 seconds", "--timeout SECONDS", "in endless"],
     ),
     "is interrupted": ("return At3(model, interrupt), loss, optimizer", 130, ["interrupted"]),
     "raises in the loss": (
@@ -984,7 +984,7 @@ def test_what_own_framework_code_does_besides_is_no_harm_or_is_told(
     spec = ADAM | {"epochs": 5, "framework": "build.py:build"}
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(spec), encoding="utf-8")
-    assert cli.exit_code(["run", "--json", "--patience", "0.5", str(path)]) == code
+    assert cli.exit_code(["run", "--json", "--timeout", "0.5", str(path)]) == code
     captured = capfd.readouterr()
     for words in told:
         assert words in captured.err

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.problem import Parameters, Problem, build_problem
+from regcheck.problem.problem import Parameters, Problem, build_problem
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.user_problem import UserProblem, user_problem
+from regcheck.user_code.problem_api import UserProblem, user_problem
 
 ROWS = 7
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from regcheck.causes import CAUSES
 from regcheck.checking import check
-from regcheck.formula import attribute, decays_text
-from regcheck.problem import build_problem
-from regcheck.record import Report
+from regcheck.diagnosis.distinguish import unlike
+from regcheck.problem.problem import build_problem
+from regcheck.report.diagnosis_text import why
+from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.report.why import why
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.formula import attribute, decays_text
 from regcheck.spec import from_mapping
-from regcheck.telling import unlike
-from regcheck.user_problem import UserProblem
+from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
 Train = Callable[[UserProblem], Iterator[Spec]]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.user_problem import UserProblem
+from regcheck.user_code.problem_api import UserProblem
 
 Array = NDArray[np.floating]
 Pair = tuple[Array, Array]

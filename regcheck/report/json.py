@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from regcheck.record import Report, head, row_dict
+from regcheck.report.result import Report, head, row_dict
 
 
 def json_chunks(report: Report) -> Iterator[str]:

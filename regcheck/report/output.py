@@ -10,7 +10,7 @@ from regcheck import __version__
 
 # What makes the texts is loaded with the first report: errors are told before torch is.
 if TYPE_CHECKING:
-    from regcheck.record import Report
+    from regcheck.report.result import Report
 
 
 class Output(Protocol):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from regcheck.convention import is_bias
-from regcheck.record import OUT_OF_RANGE, Report
 from regcheck.report.numbers import both, short
-from regcheck.report.words import WHERE, differing_keys, judged
+from regcheck.report.result import OUT_OF_RANGE, Report
+from regcheck.report.text import WHERE, differing_keys, judged
+from regcheck.rules.convention import is_bias
 
 
 def first_remarks(report: Report) -> list[str]:

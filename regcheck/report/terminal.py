@@ -20,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from regcheck.checking import no_progress
-from regcheck.compare import Difference
-from regcheck.record import Report
-from regcheck.report import judgement, why, words
+from regcheck.compare.differences import Difference
+from regcheck.compare.trace import TraceRow
+from regcheck.report import diagnosis_text as why
+from regcheck.report import text as words
+from regcheck.report import tolerance_text as judgement
 from regcheck.report.numbers import both, short
 from regcheck.report.remarks import first_remarks, remarks
-from regcheck.trace import TraceRow
+from regcheck.report.result import Report
 
 ROWS = 9
 """Steps that the table shows unless told otherwise."""
@@ -348,7 +349,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield no_progress
+        yield lambda _step, _total: None
         return
     bar = Progress(
         TextColumn(label),

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from regcheck.errors import Complaint, InputError
 from regcheck.spec.fields import Path as SpecPath
 from regcheck.spec.fields import shown
-from regcheck.spec.loading import Document, dotted, load
-from regcheck.spec.reasons import complaint_of
+from regcheck.spec.messages import complaint_of
 from regcheck.spec.schema import Spec
+from regcheck.spec.yaml_text import Document, dotted, load
 
 __all__ = ["LoadedSpec", "Spec", "from_mapping", "read_spec"]
 

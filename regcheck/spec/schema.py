@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from regcheck.convention import (
+from regcheck.errors import suggest
+from regcheck.rules.convention import (
     NAMED,
     Convention,
     Decay,
@@ -30,7 +31,7 @@ from regcheck.convention import (
     PenaltyNorm,
     UpdateOrder,
 )
-from regcheck.errors import suggest
+from regcheck.spec.data import DataSource
 from regcheck.spec.fields import (
     Count,
     NotNegative,
@@ -45,8 +46,8 @@ from regcheck.spec.fields import (
     wrong,
     wrong_inside,
 )
-from regcheck.spec.judging import Expect, Tolerances, expect_form, tolerance_form
-from regcheck.spec.rule import (
+from regcheck.spec.tolerance import Expect, Tolerances, expect_form, tolerance_form
+from regcheck.spec.training import (
     Init,
     LrSchedule,
     Sgd,
@@ -60,7 +61,6 @@ from regcheck.spec.rule import (
     shuffle_form,
     weight_decay_form,
 )
-from regcheck.spec.source import DataSource
 
 __all__ = [
     "MODELS",

@@ -1,0 +1,268 @@
+"""What a run could not have shown: each cause put into torch's rule, and tried along the run.
+
+A rule with a cause in it takes the place of the scratch side at every step. Where it would have
+kept the spec's tolerance throughout, this run cannot tell it from torch's own rule, and that the
+two sides agree says nothing about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.compare.differences import in_limits, judge, local_differences
+from regcheck.numerics.losses import saturated
+from regcheck.numerics.models import predict
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Array, Problem, Step
+from regcheck.rules.causes import CAUSES, Change, put_in
+from regcheck.rules.convention import is_bias
+from regcheck.rules.settings import Training
+from regcheck.spec import Spec
+from regcheck.trainers.lockstep import Lockstep, Steps
+from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
+
+
+class Circumstance(NamedTuple):
+    """Something that hides causes while it lasts: in words, and whether a step shows it."""
+
+    text: str
+    holds: Callable[[Problem, Batch, Step], bool]
+
+
+def zero(tensor: Array) -> bool:
+    """Say whether all entries are 0."""
+    return not tensor.any()
+
+
+def clips(problem: Problem, step: Step) -> bool:
+    """Say whether clipping changes a step's gradient."""
+    assert step.gradient is not None
+    if problem.clip_value is not None:
+        return any(float(np.abs(g).max()) > problem.clip_value for g in step.gradient.values())
+    squares = sum(float(np.vdot(g, g)) for g in step.gradient.values())
+    return problem.clip_norm is not None and math.sqrt(squares) + 1e-6 > problem.clip_norm
+
+
+def saturates(z: Array) -> bool:
+    """Say whether any output is saturated."""
+    return bool(saturated(z).any())
+
+
+def equal_targets(problem: Problem, batch: Batch) -> bool:
+    """Say whether the targets that one loss is taken over are all the same."""
+    return all(float(np.ptp(problem.y[index])) == 0 for index in batch.parts)
+
+
+def biases_zero(step: Step) -> bool:
+    """Say whether all biases are 0 before a step; where there is none, nothing else is said."""
+    return all(zero(tensor) for name, tensor in step.before.items() if is_bias(name))
+
+
+def biases_decay(problem: Problem) -> bool:
+    """Say whether any bias has a weight decay."""
+    return any(decay for name, decay in problem.weight_decay.items() if is_bias(name))
+
+
+def stands_still(problem: Problem, batch: Batch) -> bool:
+    """Say whether the lr is 0, and nothing in the rule acts without it."""
+    convention = problem.convention
+    acts = convention.decay == "decoupled-unscaled" or convention.penalty_in_loss
+    return batch.lr == 0 and not acts
+
+
+CIRCUMSTANCES: dict[str, Circumstance] = {
+    "bias-zero": Circumstance("the bias stays 0", lambda _, __, step: biases_zero(step)),
+    "equal-targets": Circumstance(
+        "all targets of a batch are equal", lambda problem, batch, _: equal_targets(problem, batch)
+    ),
+    "lr-unchanged": Circumstance(
+        "the lr does not change in these steps",
+        lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1, 1),
+    ),
+    "lr-zero": Circumstance("the lr is 0", lambda problem, batch, _: stands_still(problem, batch)),
+    "never-clipped": Circumstance(
+        "no gradient is large enough to be clipped",
+        lambda problem, _, step: not clips(problem, step),
+    ),
+    "never-saturated": Circumstance(
+        "no output is saturated",
+        lambda problem, batch, step: (
+            not any(saturates(predict(problem.X[index], step.before)) for index in batch.parts)
+        ),
+    ),
+    "no-bias-decay": Circumstance(
+        "the bias has no weight_decay", lambda problem, _, __: not biases_decay(problem)
+    ),
+    "no-decay": Circumstance(
+        "weight_decay is 0", lambda problem, _, __: not any(problem.weight_decay.values())
+    ),
+    "one-micro-batch": Circumstance(
+        "each step has one micro-batch", lambda _, batch, __: len(batch.parts) == 1
+    ),
+    "one-plain-step": Circumstance(
+        "only one step is compared, and the velocity is the gradient in it",
+        lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
+    ),
+    "one-row-batches": Circumstance("each step sees one row", lambda _, batch, __: batch.size == 1),
+    "one-row-losses": Circumstance(
+        "each loss is taken over one row",
+        lambda _, batch, __: batch.size == len(batch.parts),
+    ),
+    "one-step": Circumstance("only one step is compared", lambda _, batch, __: batch.step == 1),
+    "one-training-row": Circumstance(
+        "there is one training row", lambda problem, _, __: len(problem.y) == 1
+    ),
+    "penalized-zero": Circumstance(
+        "what is penalized stays 0",
+        lambda problem, _, step: all(
+            zero(step.before[name]) for name, decay in problem.weight_decay.items() if decay
+        ),
+    ),
+    "zero-gradient": Circumstance(
+        "the gradient stays 0", lambda _, __, step: all(map(zero, (step.gradient or {}).values()))
+    ),
+}
+"""What can hide a cause; each must hold at every step to be the reason."""
+
+
+class Hidden(NamedTuple):
+    """A cause that a run could not have shown, and why."""
+
+    cause: str
+    reason: str
+
+
+class Trial:
+    """One cause, put into torch's rule by one of its changes, along a run."""
+
+    def __init__(self, cause: str, change: Change, torch: NumpyTrainer) -> None:
+        self.cause = cause
+        self.rule = Lockstep(torch.by(altered(torch.problem, change)))
+        problem = self.rule.trainer.problem
+        self.sees_as_torch = sees_alike(problem, torch.problem)
+        ordered = problem.convention.update_order == "simultaneous"
+        self.needs_rows = not (self.sees_as_torch and ordered)
+        self.of_floor = dict(change) == {"bce_slope": "plain"}
+        self.largest = 0.0
+        self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
+
+    def shows(self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass) -> bool:
+        """Take a step; say whether the run would have diverged in it with this cause."""
+        framework = steps.framework
+        if self.of_floor and not spec.tolerance.on_drift and not any(map(saturates, seen.outputs)):
+            self.rule.follow(framework)  # no floor is met: it is torch's own step
+            return False
+        shared = seen if self.sees_as_torch else None
+        local = self.rule.step_beside(framework.before, batch, shared).step
+        found = local_differences(local, framework, bounds)
+        if spec.tolerance.on_drift:
+            own = self.rule.step_alone(batch).step
+            found = judge(spec.tolerance, own, steps.alone, found)
+        largest = max(in_limits(found[name], spec.tolerance) for name in spec.judged(found))
+        if largest > 1:
+            return True
+        self.largest = max(self.largest, largest)
+        problem = self.rule.trainer.problem
+        self.holding = {
+            name for name in self.holding if CIRCUMSTANCES[name].holds(problem, batch, framework)
+        }
+        return False
+
+    def reason(self, spec: Spec, steps: int) -> str:
+        """Say why no step showed the cause."""
+        cause = CAUSES[self.cause]
+        if steps == 0:
+            return "no step was compared"
+        if "parameters" not in spec.compare and cause.kind == "update":
+            return "`compare` leaves the parameters out"
+        for name in (*cause.hidden_by, "lr-zero"):
+            if name in self.holding:
+                return CIRCUMSTANCES[name].text
+        if self.largest <= 0:
+            return "the effect is 0 here"
+        share = f"at most {self.largest:.0%}" if self.largest >= 0.01 else "less than 1%"
+        return f"the effect stays within the tolerance ({share} of it)"
+
+
+class Trials:
+    """All causes that concern a spec, each tried at every step until one shows it."""
+
+    def __init__(
+        self, spec: Spec, training: Training, torch: NumpyTrainer, sees_rows: bool
+    ) -> None:
+        """Take the spec, its training, and torch's own rule in NumPy.
+
+        Args:
+            spec: the spec.
+            training: with the settings that the framework side really has.
+            torch: torch's own rule by them.
+            sees_rows: whether it can pass over the rows itself, as with the one-layer models.
+        """
+        self.spec, self.torch, self.sees_rows = spec, torch, sees_rows
+        self.steps = 0
+        convention = spec.named_convention()
+        self.pending = [
+            Trial(name, change, self.torch)
+            for name, cause in CAUSES.items()
+            if cause.concerns(training, convention)
+            and (cause.kind == "update" or "loss" in spec.compare)
+            for change in cause.changes
+        ]
+        if not sees_rows:
+            self.pending = [trial for trial in self.pending if not trial.needs_rows]
+
+    def advance(self, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass | None) -> None:
+        """Try each cause that no step has shown yet.
+
+        Args:
+            batch: the step's rows and lr.
+            steps: both sides' steps.
+            bounds: what rounding can do in them.
+            seen: the pass over the rows by torch's rule, at the leader's parameters; None where
+                nothing but torch's gradient is known.
+        """
+        self.steps += 1
+        if seen is None:
+            gradient, loss = steps.framework.gradient, steps.framework.loss
+            assert gradient is not None
+            seen = Pass((), (), math.nan if loss is None else loss, gradient)
+        self.pending = [
+            trial
+            for trial in self.pending
+            if not trial.shows(self.spec, batch, steps, bounds, seen)
+        ]
+
+    def hidden(self) -> list[Hidden]:
+        """Give the causes that no step has shown, in the catalogue's order."""
+        reasons: dict[str, str] = {}
+        for trial in self.pending:
+            reasons.setdefault(trial.cause, trial.reason(self.spec, self.steps))
+        return [Hidden(cause, reason) for cause, reason in reasons.items()]
+
+
+def altered(problem: Problem, change: Change) -> Problem:
+    """Put a change into a problem's rule."""
+    convention, faults = put_in(change, problem.convention, problem.faults)
+    return replace(problem, convention=convention, faults=faults)
+
+
+def sees_alike(problem: Problem, other: Problem) -> bool:
+    """Say whether two rules make the same of a pass over the rows."""
+    rules = [
+        (
+            one.convention.loss_reduction,
+            one.convention.loss_factor,
+            one.faults.target,
+            one.faults.bce_slope,
+            one.faults.batch_divisor,
+            one.faults.accumulation,
+        )
+        for one in (problem, other)
+    ]
+    return rules[0] == rules[1]

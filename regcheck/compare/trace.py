@@ -1,0 +1,159 @@
+"""All compared steps of a run as plain numbers: the last ones in memory, all others in a file.
+
+The file has no name and is gone with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, NamedTuple
+
+from regcheck.compare.differences import Difference, Row
+from regcheck.errors import RoomError
+
+
+class TensorTrace(NamedTuple):
+    """One tensor in one row: drift, and the entry with the largest ratio of local and bound.
+
+    `judged` is the ratio that its tolerance limits: the same one, or drift over what is allowed.
+    """
+
+    drift: float
+    local: float
+    bound: float
+    ratio: float
+    judged: float
+
+
+class TraceRow(NamedTuple):
+    """One compared step, as it is kept: `loss_ratio` is the local loss difference in bounds.
+
+    `loss_judged` is the ratio that the loss's tolerance limits.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    scratch_loss: float
+    framework_loss: float
+    loss_ratio: float
+    loss_judged: float
+    tensors: dict[str, TensorTrace]
+
+
+def ratio(difference: Difference | None) -> float:
+    """Give a difference in its bounds; NaN where there is nothing to compare."""
+    return math.nan if difference is None else difference.ratio
+
+
+HEAD, EACH = 7, 5
+"""Numbers kept of a step, and of each tensor in it."""
+
+NUMBER = 8
+"""Bytes of a number."""
+
+MOST_NUMBERS = 2**17
+"""Numbers that are held in memory: 1 MiB, whatever the number of steps."""
+
+
+class Trace:
+    """All compared steps, as plain numbers: a few hundred bytes each at most.
+
+    Raises:
+        RoomError: in `append` and wherever rows are read, where the file cannot be used.
+    """
+
+    def __init__(self, tensors: tuple[str, ...]) -> None:
+        self.tensors = tensors
+        self.numbers = array("d")
+        self.width = HEAD + EACH * len(tensors)
+        self.file: IO[bytes] | None = None
+        self.filed = 0  # rows in the file
+
+    def append(self, row: Row) -> None:
+        """Keep a row."""
+        self.numbers.extend(
+            (
+                *(row.step, row.epoch, row.batch, row.scratch_loss, row.framework_loss),
+                *(ratio(row.loss), ratio(row.judged.get("loss"))),
+            )
+        )
+        for name in self.tensors:
+            local, judged = row.local[name], row.judged[name]
+            self.numbers.extend(
+                (row.drift[name], local.difference, local.bound, local.ratio, judged.ratio)
+            )
+        if len(self.numbers) >= MOST_NUMBERS:
+            self.put_away()
+
+    def put_away(self) -> None:
+        """Write the rows in memory to the file."""
+        with room():
+            if self.file is None:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the trace
+                weakref.finalize(self, self.file.close)
+            self.file.seek(self.filed * self.width * NUMBER)
+            self.file.write(self.numbers.tobytes())
+            self.file.flush()
+        self.filed = len(self)
+        self.numbers = array("d")
+
+    def taken_back(self, start: int, count: int) -> array[float]:
+        """Read rows from the file."""
+        assert self.file is not None
+        numbers = array("d")
+        with room():
+            self.file.seek(start * self.width * NUMBER)
+            numbers.frombytes(self.file.read(count * self.width * NUMBER))
+        return numbers
+
+    def __len__(self) -> int:
+        return self.filed + len(self.numbers) // self.width
+
+    def __getitem__(self, index: int) -> TraceRow:
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(index)
+        if place < self.filed:
+            return self.row(self.taken_back(place, 1))
+        start = (place - self.filed) * self.width
+        return self.row(self.numbers[start : start + self.width])
+
+    def __iter__(self) -> Iterator[TraceRow]:
+        block = max(1, MOST_NUMBERS // self.width)
+        for start in range(0, self.filed, block):
+            yield from self.rows(self.taken_back(start, min(block, self.filed - start)))
+        yield from self.rows(self.numbers)
+
+    def rows(self, numbers: array[float]) -> Iterator[TraceRow]:
+        """Give the rows that numbers hold."""
+        for start in range(0, len(numbers), self.width):
+            yield self.row(numbers[start : start + self.width])
+
+    def row(self, values: Sequence[float]) -> TraceRow:
+        """Give the row that its numbers hold."""
+        tensors = {
+            name: TensorTrace(*values[HEAD + EACH * position : HEAD + EACH * (position + 1)])
+            for position, name in enumerate(self.tensors)
+        }
+        step, epoch, batch = (int(value) for value in values[:3])
+        scratch, framework, ratio, judged = values[3:HEAD]
+        return TraceRow(step, epoch, batch, scratch, framework, ratio, judged, tensors)
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Use the file; where it cannot be used, say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RoomError(
+            f"{tempfile.gettempdir()}: the steps of this run cannot be kept there: "
+            f"{error.strerror or error}; make room, or name another folder in the environment "
+            "variable TMPDIR"
+        ) from None

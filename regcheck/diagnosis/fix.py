@@ -1,0 +1,203 @@
+"""The spec with the fix: what to change in it so that both sides train by the same rule."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regcheck.compare.history import History
+from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.errors import UsageError, one_line
+from regcheck.problem.row_orders import NOT_SHUFFLED
+from regcheck.rules.equivalent import Matching
+from regcheck.spec import LoadedSpec, Spec
+from regcheck.spec.rewriting import rewritten
+from regcheck.spec.tolerance import ROUNDING
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+
+WRITTEN = "# Written by `regcheck run --write-fixed`"
+
+
+class SpecFix(NamedTuple):
+    """Top-level keys of a spec with the values that fix it, and what that does in words."""
+
+    changes: dict[str, Any]
+    text: str
+
+
+def fix_spec(
+    spec: Spec,
+    found: Diagnosis,
+    match: Matching | None,
+    *,
+    reports_logits: bool = True,
+) -> SpecFix | str:
+    """Say how to change a spec so that its sides agree; or, in words, why no change does.
+
+    The built-in scratch side is given torch's convention. A user's own code stays as it is, and
+    torch is given what matches it.
+
+    Args:
+        spec: the spec.
+        found: the diagnosis of its run, which explains it.
+        match: the settings with which torch matches, if there are any; with the loss
+            bce_with_logits, where p − y is what parts the sides.
+        reports_logits: whether a user's code reports that loss.
+    """
+    if rounding_alone(spec, found):
+        text = "the sides differ by rounding alone, which the tolerance now allows"
+        return SpecFix({"tolerance": {"rounding": ROUNDING}}, text)
+    if spec.scratch is None:
+        if spec.own_framework is not None:
+            return "the framework side is your own: change it there"
+        return SpecFix({"convention": "pytorch"}, "the built-in scratch side follows torch")
+    if spec.own_framework is not None:
+        return "both sides are your own: change one of them"
+    changes: dict[str, Any] = {}
+    told = []
+    if found.best is not None:
+        changes, text = of_update(spec, found, match)
+        if not changes:
+            return text
+        told.append(text)
+    other_loss = found.reporting is not None and bool(found.reporting.causes)
+    if other_loss or ("loss" in changes and not reports_logits):
+        changes["compare"] = ["parameters"]
+        told.append("the losses are left out, since your code reports another one")
+    if not changes:
+        return "nothing in the spec fixes it: change the code"
+    return SpecFix(changes, "; ".join(told))
+
+
+def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
+    """Say whether only a tolerance on the drift keeps the sides from agreeing."""
+    best = found.best
+    if best is None or best.change or found.start is not None or not spec.tolerance.on_drift:
+        return False
+    if found.reporting is not None and found.reporting.causes:
+        return False
+    known = {"precision"} if spec.dtype.scratch != spec.dtype.framework else set()
+    return known.issuperset(best.causes)
+
+
+def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dict[str, Any], str]:
+    """Give what makes torch update as a user's scratch code does, and that in words.
+
+    Without any change, the words say why there is none.
+    """
+    best = found.best
+    assert best is not None
+    changes: dict[str, Any] = {}
+    told = []
+    if "precision" in best.causes:
+        changes["dtype"] = {"scratch": "float32", "framework": spec.dtype.framework}
+        told.append("it says that the scratch side computes in float32")
+        if spec.tolerance.on_drift:
+            changes["tolerance"] = {"rounding": ROUNDING}
+            told.append("the tolerance allows for its rounding")
+    if found.start is not None:
+        changes["init"] = {name: np.ravel(w).tolist() for name, w in found.start.items()}
+        told.append("both sides start where your code does")
+    if best.note == NOT_SHUFFLED:
+        changes["shuffle"] = False
+        told.append("the rows keep their order, as your code has it")
+    if best.change.get("bce_slope") == "plain":
+        changes["loss"] = "bce_with_logits"
+        told.append("torch takes the loss whose slope is p − y however large the outputs are")
+    if best.change.keys() - {"bce_slope"} or best.weight_decay is not None:
+        if match is None:
+            return {}, "no settings of torch's match your code: change the code"
+        changes["framework"] = settings_of(spec, match)
+        told.append("torch is given what matches your code")
+    return changes, "; ".join(told) or "nothing in the spec fixes it: change the code"
+
+
+def reports(history: History, torch: NumpyTrainer, loss: str) -> bool:
+    """Say whether the scratch side reports a loss of torch's, which may be another than its own."""
+    rule = torch.by(replace(torch.problem, loss=loss))
+    values = [
+        rule.pass_over(history.split(one.before), one.batch).loss for one in history.records()
+    ]
+    return bool(np.allclose(history.loss("scratch"), values, rtol=1e-6, atol=0))
+
+
+def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
+    """Give torch's settings as a spec has them: those that are not the spec's own."""
+    found: dict[str, Any] = {}
+    if match.lr != spec.lr:
+        found["lr"] = match.lr
+    decays = dict(match.weight_decay)
+    if decays != spec.decays:
+        same = len(set(decays.values())) == 1
+        found["weight_decay"] = next(iter(decays.values())) if same else decays
+    own = (spec.optimizer.momentum, spec.optimizer.dampening, spec.optimizer.nesterov)
+    if (match.momentum, match.dampening, match.nesterov) != own:
+        found["optimizer"] = {
+            "name": "sgd",
+            "momentum": match.momentum,
+            "dampening": match.dampening,
+            "nesterov": match.nesterov,
+        }
+    return found
+
+
+def write_fixed(loaded: LoadedSpec, text: str, fix: SpecFix, path: Path) -> None:
+    """Write a spec with its fix; its comments stay, and so do its paths' meanings.
+
+    Raises:
+        UsageError: the file is there already and is not regcheck's own, or cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no ordinary file; `--write-fixed` writes a new one")
+        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if there.strip() and not there.startswith(WRITTEN):
+        raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
+    changes = {**moved(loaded, path), **fix.changes}
+    if loaded.spec.expect is not None:
+        changes["expect"] = {"verdict": "equivalent"}
+    head = one_line(f"{WRITTEN} from {loaded.name}: {fix.text}.") + "\n"
+    content = head + rewritten(text.removeprefix("\ufeff"), changes)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def moved(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
+    """Give the keys whose paths are relative, as they read from another folder."""
+    here, there = loaded.folder.resolve(), path.resolve().parent
+    content = loaded.document.content
+    if here == there or not isinstance(content, Mapping):
+        return {}
+    found: dict[str, Any] = {}
+    data = content.get("data")
+    if isinstance(data, Mapping):
+        for key in ("csv", "npz"):
+            if isinstance(data.get(key), str):
+                found["data"] = {**data, key: from_folder(here, there, data[key])}
+    for key in ("scratch", "framework"):
+        code = content.get(key)
+        if isinstance(code, str):
+            file, _, function = code.rpartition(":")
+            found[key] = f"{from_folder(here, there, file)}:{function}"
+    return found
+
+
+def from_folder(here: Path, there: Path, name: str) -> str:
+    """Write a path that is relative to one folder as relative to another."""
+    if Path(name).is_absolute():
+        return name
+    return Path(os.path.relpath(here / name, there)).as_posix()

@@ -1,0 +1,1 @@
+"""A spec to a problem: files to X and y, which rows and which lr at which step, the start."""

@@ -1,0 +1,185 @@
+"""A problem: everything that both trainers share, and nothing that either computes.
+
+Data in float64, the schedule of rows and learning rates, the start, and the settings. Each side
+casts the data and the start to its own dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.errors import InputError
+from regcheck.problem.batches import Schedule, schedule_of
+from regcheck.problem.load import load_rows
+from regcheck.problem.preprocess import prepare
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.spec import LoadedSpec
+from regcheck.spec.schema import TorchSettings
+from regcheck.spec.training import Init, Sgd
+
+Array = NDArray[np.floating]
+Parameters = dict[str, Array]
+"""Tensors by torch's names."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training, ready to be done twice.
+
+    X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and, unless the
+    model has none, `bias` (1,). All are float64. `weight_decay` is λ of each tensor. Convention
+    and faults are the scratch side's.
+
+    Where the model is the user's own, `initial` holds its tensors, and X and y may be (n, ..) of
+    any shape; where they hold integers, which are indices and labels, they are int64, and no side
+    casts them.
+    """
+
+    model: str
+    loss: str
+    X: Array
+    y: Array
+    X_test: Array
+    y_test: Array
+    features: tuple[str, ...]
+    schedule: Schedule
+    initial: Parameters
+    optimizer: Sgd
+    weight_decay: dict[str, float]
+    clip_norm: float | None
+    clip_value: float | None
+    convention: Convention
+    scratch_dtype: str
+    framework_dtype: str
+    faults: Faults = NO_FAULTS
+
+
+OWN_MODEL = "module"
+"""The model of a problem whose model, loss and optimizer are the user's own."""
+
+
+def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
+    """Give the problem as torch is to train it, where a spec has settings for torch alone."""
+    if settings is None:
+        return problem
+    decay, lr = settings.weight_decay, settings.lr
+    return replace(
+        problem,
+        optimizer=settings.optimizer or problem.optimizer,
+        weight_decay=problem.weight_decay
+        if decay is None
+        else {name: getattr(decay, name) for name in problem.weight_decay},
+        schedule=problem.schedule if lr is None else scaled(problem.schedule, lr),
+    )
+
+
+def scaled(schedule: Schedule, lr: float) -> Schedule:
+    """Give a schedule with another lr: each lr of a list goes with it."""
+    kind = schedule.lr_schedule
+    if kind is not None and kind.values and schedule.lr:
+        values = [lr / schedule.lr * value for value in kind.values]
+        kind = kind.model_copy(update={"values": values})
+    if kind is not None and kind.floor and schedule.lr:
+        kind = kind.model_copy(update={"floor": lr / schedule.lr * kind.floor})
+    return replace(schedule, lr=lr, lr_schedule=kind)
+
+
+class Step(NamedTuple):
+    """What one update did, as either trainer tells it; None and {} where it does not tell.
+
+    A user's code tells its parameters, and of the rest what it likes.
+
+    Attributes:
+        before, after: the parameters around the update.
+        outputs: the model's output z of each micro-batch, (B,) each.
+        loss: the loss as this side reports it.
+        gradient: the data gradient, as the loss gives it: before clipping, without the penalty.
+        penalty: what the penalty alone subtracts from each parameter, learning rate included.
+        velocity: the momentum buffer after the update, in this side's form; empty without momentum.
+        shift: what the optimizer subtracts in all.
+    """
+
+    before: Parameters
+    outputs: tuple[Array, ...] | None
+    loss: float | None
+    gradient: Parameters | None
+    penalty: Parameters | None
+    velocity: Parameters
+    shift: Parameters | None
+    after: Parameters
+
+
+def build_problem(loaded: LoadedSpec) -> Problem:
+    """Load the data of a spec and make its problem.
+
+    Raises:
+        InputError: the data are not as the spec says, or the start does not fit them.
+    """
+    spec = loaded.spec
+    rows = load_rows(loaded)
+    split = prepare(loaded, rows)
+    initial = start(loaded, spec.init, split.X[0].size)
+    if not spec.bias:
+        del initial["bias"]
+    check_range(loaded, split.X, split.y, initial)
+    return Problem(
+        model=spec.model or OWN_MODEL,
+        loss=spec.loss or "",
+        X=split.X,
+        y=split.y,
+        X_test=split.X_test,
+        y_test=split.y_test,
+        features=rows.features,
+        schedule=schedule_of(spec, len(split.y)),
+        initial=initial,
+        optimizer=spec.optimizer,
+        weight_decay=spec.decays,
+        clip_norm=spec.clip_norm,
+        clip_value=spec.clip_value,
+        convention=spec.named_convention(),
+        scratch_dtype=spec.dtype.scratch,
+        framework_dtype=spec.dtype.framework,
+    )
+
+
+def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
+    """Make the parameters that both sides start from.
+
+    Normal numbers are drawn for the weight first, then for the bias, from
+    `numpy.random.default_rng(seed)`.
+    """
+    if init.normal is not None:
+        random = np.random.default_rng(init.normal.seed)
+        weight = init.normal.std * random.normal(size=features)
+        bias = init.normal.std * random.normal(size=1)
+    elif init.constant is not None:
+        weight, bias = np.full(features, init.constant), np.full(1, init.constant)
+    else:
+        weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
+        if weight.size != features:
+            text = f"must have {features} numbers, one for each feature, got {weight.size}"
+            raise InputError([loaded.complaint(("init", "weight"), text)])
+    return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
+
+
+def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> None:
+    """Refuse data and a start that overflow in float32 where a side uses it."""
+    if "float32" not in (loaded.spec.dtype.scratch, loaded.spec.dtype.framework):
+        return
+    sizes = {
+        "data": max(largest(X), largest(y)),
+        "start": max(largest(tensor) for tensor in initial.values()),
+    }
+    for name, size in sizes.items():
+        if size > float(np.finfo(np.float32).max):
+            text = f"float32 cannot hold the {name}, whose largest number is {size:.3g}"
+            raise InputError([loaded.complaint(("dtype",), f"{text}; use float64")])
+
+
+def largest(numbers: Array) -> float:
+    """Give the largest number, whatever its sign."""
+    return float(np.abs(numbers).max())

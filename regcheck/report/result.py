@@ -1,0 +1,534 @@
+"""What a run found, as a record and as plain data in full precision.
+
+JSON has no NaN and no infinity: in the plain data they are the strings "nan", "inf" and "-inf",
+which Python's `float` reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regcheck import __version__
+from regcheck.compare.detectability import Power
+from regcheck.compare.differences import Difference, Divergence
+from regcheck.compare.drift import Amplification, Needed
+from regcheck.compare.not_distinguished import Hidden
+from regcheck.compare.trace import Trace, TraceRow
+from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.diagnosis.effective_settings import EffectiveSettings
+from regcheck.diagnosis.fix import SpecFix
+from regcheck.diagnosis.replay import Explanation, Fit
+from regcheck.diagnosis.search import name_of_factor
+from regcheck.problem.problem import Array, Parameters, Step
+from regcheck.rules.cause_formula import framework_formula, scratch_formula
+from regcheck.rules.causes import CAUSES, put_in
+from regcheck.rules.convention import NO_FAULTS, TORCH, differences, is_bias
+from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.formula import alike, letters, rule_lines
+from regcheck.rules.formula import number as formula_number
+from regcheck.rules.settings import Training
+from regcheck.spec import Spec
+from regcheck.spec.tolerance import Tolerances, Verdict
+
+OUT_OF_RANGE = "the numbers are infinite, or too near it to be judged"
+"""What ends a run before its last step."""
+
+LOST = "the scratch side's own training is not finite, though every step agrees"
+"""What rounding comes to where a training amplifies it without end."""
+
+
+class Final(NamedTuple):
+    """Where one side ended: parameters, the last reported loss, and accuracies (None: no rows)."""
+
+    parameters: Parameters
+    loss: float
+    accuracy: dict[str, float | None]
+
+
+class LossDivergence(NamedTuple):
+    """The first step at which the reported losses part, at the same parameters."""
+
+    step: int
+    at: Difference
+
+
+class Sample(NamedTuple):
+    """One step of both sides from the framework's parameters, kept to be shown."""
+
+    step: int
+    scratch: Step
+    framework: Step
+
+
+class Saturation(NamedTuple):
+    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
+
+    Attributes:
+        first: the first step with any such row, and `first_share` its share of them.
+        last: the last step that was compared, and `last_share` likewise.
+    """
+
+    first: int
+    first_share: float
+    last: int
+    last_share: float
+
+    @classmethod
+    def noted(cls, earlier: Saturation | None, step: int, share: float) -> Saturation | None:
+        """Add a step to those before it."""
+        if earlier is not None:
+            return earlier._replace(last=step, last_share=share)
+        return cls(step, share, step, share) if share else None
+
+
+@dataclass
+class Report:
+    """What a run found."""
+
+    name: str
+    spec: Spec
+    training: Training
+    features: tuple[str, ...]
+    steps: int
+    trace: Trace
+    verdict: Verdict = "inconclusive"
+    reason: str = ""
+    compared: int = 0
+    first_divergence: Divergence | None = None
+    first_loss_divergence: LossDivergence | None = None
+    first_by_stage: dict[str, int] = field(default_factory=dict)
+    sample: Sample | None = None
+    previous: Sample | None = None
+    first_unjudged: int | None = None
+    first_loss_unjudged: int | None = None
+    first_lost: int | None = None
+    final: dict[str, Final] = field(default_factory=dict)
+    max_drift: float = 0.0
+    needed: dict[str, Needed] = field(default_factory=dict)
+    amplification: Amplification | None = None
+    not_distinguished: list[Hidden] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
+    fix: SpecFix | str | None = None
+    losses_told: int = 0
+    saturation: Saturation | None = None
+    plain_sgd: bool = True
+    dtypes: tuple[str, str] = ("float64", "float64")
+    power: Power | None = None
+    random: bool = False
+    row_shape: tuple[int, ...] = ()
+
+    @property
+    def rule_training(self) -> Training:
+        """Give the training with one weight and at most one bias, as formulas have it."""
+        decays = self.training.weight_decay
+        kinds = {
+            kind: [decay for name, decay in decays.items() if is_bias(name) == bias]
+            for kind, bias in (("weight", False), ("bias", True))
+        }
+        largest = {kind: max(found) for kind, found in kinds.items() if found}
+        return self.training._replace(weight_decay={"weight": 0.0, **largest})
+
+    @property
+    def limit_within(self) -> float:
+        """Give the largest number of rounding bounds that a tensor may differ by within a step."""
+        return max(self.spec.tolerance.of(name).limit_within for name in self.trace.tensors)
+
+    @property
+    def verdict_step(self) -> int | None:
+        """Give the step that the verdict is about: where it diverges, or cannot be judged."""
+        if self.verdict == "diverged":
+            if self.first_divergence is not None and "parameters" in self.spec.compare:
+                return self.first_divergence.step
+            return self.first_loss_divergence.step if self.first_loss_divergence else None
+        return next(iter(self.verdict_stops.values()), None)
+
+    @property
+    def verdict_stops(self) -> dict[str, int]:
+        """Give what the run could not judge on from which step, the first first."""
+        stops = {OUT_OF_RANGE: self.first_unjudged, LOST: self.first_lost}
+        if "loss" in self.spec.compare and self.first_loss_unjudged != self.first_unjudged:
+            stops["the reported losses are out of range"] = self.first_loss_unjudged
+        found = {what: step for what, step in stops.items() if step is not None}
+        return dict(sorted(found.items(), key=lambda stop: stop[1]))
+
+    @property
+    def expected(self) -> bool | None:
+        """Say whether the run found what its spec expects; None where it expects nothing."""
+        expect = self.spec.expect
+        if expect is None:
+            return None
+        return (
+            expect.verdict in (None, self.verdict)
+            and expect.step in (None, self.verdict_step)
+            and (expect.cause is None or self.names(expect.cause))
+        )
+
+    def names(self, cause: str) -> bool:
+        """Say whether the run diverged, and a cause is among those that explain it."""
+        named = self.diagnosis is not None and self.diagnosis.names(cause)
+        return self.verdict == "diverged" and named
+
+    def smallest_tolerance(self) -> Needed:
+        """Give the smallest tolerance of each kind with which all that is judged would pass."""
+        smallest = Needed()
+        for name in self.spec.judged(self.needed):
+            smallest = smallest.joined(self.needed[name])
+        return smallest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as plain data: what `regcheck run --json` prints, read back."""
+        return head(self) | {"rows": [row_dict(row) for row in self.trace]}
+
+
+def head(report: Report) -> dict[str, Any]:
+    """Give all of a report but its rows."""
+    loss = report.first_loss_divergence
+    return {
+        "regcheck": __version__,
+        "spec": report.name,
+        "verdict": report.verdict,
+        "reason": report.reason or None,
+        "expected": report.expected,
+        "dtypes": dict(zip(("scratch", "framework"), report.dtypes, strict=True)),
+        "steps": report.steps,
+        "compared": report.compared,
+        "first_divergence": divergence_dict(report.first_divergence, report.spec.tolerance),
+        "first_loss_divergence": loss
+        and {
+            "step": loss.step,
+            "scratch": number(loss.at.scratch),
+            "framework": number(loss.at.framework),
+            "difference": number(loss.at.difference),
+            "bound": number(loss.at.bound),
+        },
+        "first_by_stage": report.first_by_stage,
+        "first_unjudged": report.first_unjudged,
+        "first_loss_unjudged": report.first_loss_unjudged,
+        "convention_differences": {
+            key: {"scratch": here, "framework": torch}
+            for key, (here, torch) in differences(
+                report.spec.named_convention(), bias=report.spec.bias
+            ).items()
+        },
+        "diagnosis": diagnosis_dict(report),
+        "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
+        "not_distinguished_because": dict(report.not_distinguished),
+        "tolerance": tolerance_dict(report),
+        "smallest_tolerance": {name: needed_dict(needed) for name, needed in report.needed.items()},
+        "amplification": report.amplification
+        and {
+            "first_step": report.amplification.first_step,
+            "step": report.amplification.step,
+            "factor": number(report.amplification.factor),
+            "drift": number(report.amplification.drift),
+        },
+        "saturation": report.saturation and report.saturation._asdict(),
+        "sample": sample_dict(report.sample),
+        "final": {side: final_dict(final) for side, final in report.final.items()}
+        | {"max_drift": number(report.max_drift)},
+        "environment": report.environment,
+    }
+
+
+def tolerance_dict(report: Report) -> dict[str, Any]:
+    """Give the tolerance of each tensor and of the loss."""
+    tolerances = report.spec.tolerance
+    return {name: tolerances.of(name).as_used() for name in (*report.trace.tensors, "loss")}
+
+
+def needed_dict(needed: Needed) -> dict[str, Any]:
+    """Give the smallest tolerances that would have passed."""
+    return {
+        "rounding": number(needed.rounding),
+        "rtol": number(needed.rtol),
+        "atol": number(needed.atol),
+        "rtol_alone": number(needed.rtol_alone),
+        "atol_alone": number(needed.atol_alone),
+        "exact": needed.exact,
+    }
+
+
+def divergence_dict(divergence: Divergence | None, tolerances: Tolerances) -> dict[str, Any] | None:
+    """Give the first divergence: the parameter after the update, and `within` the stage.
+
+    Where the tolerance is on the drift, so are its numbers, and the bound is what was allowed.
+    """
+    if divergence is None:
+        return None
+    on_drift = tolerances.of(divergence.at.tensor).on_drift
+    return {
+        "step": divergence.step,
+        "epoch": divergence.epoch,
+        "batch": divergence.batch,
+        "stage": divergence.stage,
+        **difference_dict(divergence.at),
+        "on": "drift" if on_drift else "local",
+        "within": difference_dict(divergence.within),
+    }
+
+
+def difference_dict(difference: Difference) -> dict[str, Any]:
+    """Give one entry's difference."""
+    return {
+        "tensor": difference.tensor,
+        "index": list(difference.index),
+        "scratch": number(difference.scratch),
+        "framework": number(difference.framework),
+        "difference": number(difference.difference),
+        "bound": number(difference.bound),
+        "ratio": number(difference.ratio),
+    }
+
+
+def diagnosis_dict(report: Report) -> dict[str, Any] | None:
+    """Give what explains a divergence."""
+    found = report.diagnosis
+    if found is None:
+        return None
+    best = found.best
+    match = equivalent_settings(report)
+    return {
+        "explained": found.explained,
+        "causes": [cause_dict(report, cause) for cause in found.causes],
+        "alternatives": [list(one.causes) for one in found.explanations[1:]],
+        "told_apart_by": [apart or None for apart in found.apart[1:]],
+        "alternative_factors": [factors_of(one) for one in found.explanations[1:]],
+        "steps": found.steps,
+        "residual_ratio": number(best.residual * report.limit_within) if best else None,
+        "effective_weight_decay": {
+            "scratch": {
+                name: fitted(effective(scales)[1]) for name, scales in found.scales.items()
+            },
+            "framework": {name: number(w) for name, w in report.training.weight_decay.items()},
+        },
+        "effective_lr": {
+            "scratch": {
+                name: fitted(effective(scales)[0], report.training.lr)
+                for name, scales in found.scales.items()
+            },
+            "framework": number(report.training.lr),
+        },
+        "deviation": {
+            name: {
+                "lr": deviation(effective(scales)[0], report.training.lr),
+                "weight_decay": deviation(effective(scales)[1]),
+            }
+            for name, scales in found.scales.items()
+        },
+        "matching": None
+        if not isinstance(match, Matching)
+        else {
+            "weight_decay": decay_dict(match.weight_decay),
+            "lr": number(match.lr),
+            "momentum": number(match.momentum),
+            "nesterov": match.nesterov,
+        },
+        "no_match_because": match if isinstance(match, str) else None,
+        "fixed_spec": report.fix.changes if isinstance(report.fix, SpecFix) else None,
+        "stage": found.stage,
+        "clues": [*found.clues, *([found.loss_clue] if found.loss_clue else [])],
+        "start": found.start and tensors_dict(found.start),
+    }
+
+
+def cause_dict(report: Report, cause: str) -> dict[str, Any]:
+    """Give one cause of a diagnosis."""
+    assert report.diagnosis is not None
+    row, factor = CAUSES[cause], factors_of(report.diagnosis.best).get(cause)
+    reporting = report.diagnosis.reporting
+    scale = reporting.scale if reporting else None
+    return {
+        "id": cause,
+        "kind": row.kind,
+        "title": row.title,
+        "fix": fix_of(report, cause),
+        "since": row.since,
+        "scratch_formula": own_decays_formula(report, cause)
+        or scratch_formula(cause, report.rule_training, factor, scale),
+        "framework_formula": framework_formula(cause, report.rule_training),
+        "factor": factor,
+    }
+
+
+def own_decays_formula(report: Report, cause: str) -> str:
+    """Write the rule of a weight and a bias whose decays were each fitted; empty where none was."""
+    best = report.diagnosis.best if report.diagnosis else None
+    decays, training = best.weight_decay if best else None, report.rule_training
+    if cause != "penalty-scaled" or decays is None or decays.keys() != training.weight_decay.keys():
+        return ""
+    return "; ".join(rule_lines(TORCH, letters(training._replace(weight_decay=decays))))
+
+
+BY_ENTRY_FIXES = {
+    "gradient-scaled": "leave out what multiplies the gradient of the entries named above",
+    "learning-rate-scaled": "step those entries by torch's lr too",
+    "penalty-missing": "add λ w to the gradient of those entries too",
+    "penalty-scaled": "add torch's own λ w to the gradient of those entries",
+}
+"""What to change where only some entries differ, which are named with their numbers."""
+
+
+def fix_of(report: Report, cause: str) -> str:
+    """Say what mends a cause, with the factor that was fitted in the place of c."""
+    fix = CAUSES[cause].fix
+    best = report.diagnosis.best if report.diagnosis else None
+    if best is None:
+        return fix
+    if cause == "penalty-scaled" and best.weight_decay is not None:
+        own = alike(report.training.weight_decay)
+        each = [
+            f"{formula_number(decay)} for {' and '.join(names)}" for decay, names in own.items()
+        ]
+        return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
+    if best.by_entry is not None and cause in BY_ENTRY_FIXES:
+        return BY_ENTRY_FIXES[cause]
+    fit = best.fits.get(cause)
+    if fit is None:
+        return fix
+    return fix.replace("the factor c", f"the factor {factor_number(report, cause, fit)}")
+
+
+def factor_number(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`.
+
+    Its deviation is told where it shows in ten digits.
+    """
+    text = f"{fit.factor:.10g}"
+    if fit.deviation >= 1e-10 * abs(fit.factor):
+        text += f" ± {fit.deviation:.1g}"
+    named = name_of_factor(cause, fit, report.training)
+    same = named is None or named.text.replace("−", "-") == text
+    return text if same or named is None else f"{text} = {named.text}"
+
+
+def factors_of(explanation: Explanation | None) -> dict[str, float]:
+    """Give the factors that were fitted."""
+    return {cause: fit.factor for cause, fit in explanation.fits.items()} if explanation else {}
+
+
+def fitted(fit: Fit | None, times: float = 1.0) -> float | str | None:
+    """Give a fitted number; None where the run does not tell it."""
+    return None if fit is None else number(fit.factor * times)
+
+
+def deviation(fit: Fit | None, times: float = 1.0) -> float | str | None:
+    """Give what one rounding bound makes of a fitted number."""
+    return None if fit is None else number(fit.deviation * times)
+
+
+def effective(scales: EffectiveSettings) -> tuple[Fit | None, Fit | None]:
+    """Give a tensor's effective factor on the lr, and weight decay; None where they do not fit."""
+    return (scales.gradient, scales.weight_decay) if scales.fits else (None, None)
+
+
+def decay_dict(weight_decay: Mapping[str, float]) -> Any:
+    """Give a weight decay as a spec has it: one number where all tensors have the same."""
+    values = set(weight_decay.values())
+    if len(values) == 1:
+        return number(values.pop())
+    return {name: number(value) for name, value in weight_decay.items()}
+
+
+def equivalent_settings(report: Report, *, loss: str = "bce") -> Matching | str | None:
+    """Give the settings with which torch matches the scratch side, or why there are none.
+
+    With the loss bce_with_logits on torch's side, p − y is its slope too.
+    """
+    found = report.diagnosis
+    if found is None or found.best is None:
+        return None
+    convention, faults = put_in(found.best.change, TORCH, NO_FAULTS)
+    if loss == "bce_with_logits":
+        faults = faults._replace(bce_slope="floored")
+    training = report.training
+    if found.best.weight_decay is not None:
+        training = training._replace(weight_decay=found.best.weight_decay)
+    try:
+        match = matching(convention, training, faults)
+    except NoMatchError as reason:
+        return str(reason)
+    return match
+
+
+def sample_dict(sample: Sample | None) -> dict[str, Any] | None:
+    """Give one step in full, both sides from the same parameters."""
+    if sample is None:
+        return None
+    return {
+        "step": sample.step,
+        "before": tensors_dict(sample.framework.before),
+        "scratch": step_dict(sample.scratch),
+        "framework": step_dict(sample.framework),
+    }
+
+
+def step_dict(step: Step) -> dict[str, Any]:
+    """Give a step's loss and tensors. Penalty and shift hold the learning rate."""
+    return {
+        "loss": None if step.loss is None else number(step.loss),
+        "gradient": step.gradient and tensors_dict(step.gradient),
+        "penalty": step.penalty and tensors_dict(step.penalty),
+        "shift": step.shift and tensors_dict(step.shift),
+        "after": tensors_dict(step.after),
+    }
+
+
+def final_dict(final: Final) -> dict[str, Any]:
+    """Give where one side ended."""
+    return {
+        **tensors_dict(final.parameters),
+        "loss": number(final.loss),
+        "accuracy": {
+            part: share if share is None else number(share)
+            for part, share in final.accuracy.items()
+        }
+        or None,
+    }
+
+
+def tensors_dict(tensors: Parameters) -> dict[str, Any]:
+    """Give tensors as nested lists."""
+    return {name: numbers(tensor) for name, tensor in tensors.items()}
+
+
+def numbers(tensor: Array) -> Any:
+    """Give an array as nested lists of numbers."""
+    if np.isfinite(tensor).all():
+        return tensor.tolist()
+    return [number(float(part)) if part.ndim == 0 else numbers(part) for part in tensor]
+
+
+def row_dict(row: TraceRow) -> dict[str, Any]:
+    """Give one row."""
+    return {
+        "step": row.step,
+        "epoch": row.epoch,
+        "batch": row.batch,
+        "loss": {
+            "scratch": number(row.scratch_loss),
+            "framework": number(row.framework_loss),
+            "ratio": number(row.loss_ratio),
+            "tolerance_ratio": number(row.loss_judged),
+        },
+        "tensors": {
+            name: {
+                "drift": number(trace.drift),
+                "local": number(trace.local),
+                "bound": number(trace.bound),
+                "ratio": number(trace.ratio),
+                "tolerance_ratio": number(trace.judged),
+            }
+            for name, trace in row.tensors.items()
+        },
+    }
+
+
+def number(value: float) -> float | str:
+    """Give a number as JSON can hold it."""
+    return float(value) if math.isfinite(value) else str(float(value))

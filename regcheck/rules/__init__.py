@@ -1,0 +1,1 @@
+"""The rules: what can differ from torch, the causes, and the formulas. Standard library only."""

@@ -1,0 +1,247 @@
+"""The choices by which one implementation of a training differs from another.
+
+A `Convention` is one set of such choices. Its defaults are torch's own, so that
+`Convention()` is what `torch.optim.SGD` with a mean-reduced loss does; the scratch side trains by
+the convention that the spec names. Adding a key here is adding a way to differ: the spec accepts
+it, `explain` prints it, and the NumPy trainer must obey it.
+
+For one parameter tensor w with data gradient g, penalty λ and learning rate lr, torch does
+w ← w − lr (g + λ w)   (torch/optim/sgd.py, `_single_tensor_sgd`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+DividePenaltyBy = Literal["nothing", "batch", "dataset"]
+Decay = Literal[
+    "gradient",
+    "after-momentum",
+    "decoupled",
+    "decoupled-unscaled",
+    "after-update",
+    "before-clipping",
+]
+PenaltyNorm = Literal["squared", "unsquared"]
+LossReduction = Literal["mean", "sum"]
+MomentumForm = Literal["torch", "dampened", "lr-inside"]
+UpdateOrder = Literal["simultaneous", "bias-first"]
+
+
+class Convention(NamedTuple):
+    """One set of choices; the defaults are torch's. `KEYS` says what each means."""
+
+    divide_penalty_by: DividePenaltyBy = "nothing"
+    penalty_factor: float = 1.0
+    penalize_bias: bool = True
+    decay: Decay = "gradient"
+    penalty_norm: PenaltyNorm = "squared"
+    penalty_in_loss: bool = False
+    loss_reduction: LossReduction = "mean"
+    loss_factor: float = 1.0
+    momentum_form: MomentumForm = "torch"
+    update_order: UpdateOrder = "simultaneous"
+
+
+class Faults(NamedTuple):
+    """Ways to differ that nobody chooses; the defaults are torch's, and no spec states them.
+
+    A convention is a choice, and a spec may name it. These are mistakes: they are put into a rule
+    to see whether a run would have shown them (`regcheck.rules.causes`).
+
+    Attributes:
+        penalty_form: λ times w, or λ itself added.
+        bias_decay: the bias's own λ, or the weight's.
+        target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
+        bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
+        batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
+        accumulation: the mean of the micro-batches' gradients, or their sum.
+        zeroing: gradients are zeroed at each step, or never.
+        gradient_factor: a factor on the gradient, not on the loss that is reported.
+        lr_factor: a factor on every lr.
+        lr_shift: how many steps early the schedule is; −1 is one step late.
+        clip_scope: the norm over all tensors, or each tensor's own.
+        momentum: kept, or ignored.
+        nesterov: as set, or with it or without whatever is set.
+        first_step: torch does not dampen the first step's velocity.
+    """
+
+    penalty_form: Literal["proportional", "constant"] = "proportional"
+    bias_decay: Literal["own", "of-weight"] = "own"
+    target: Literal["row", "batch-mean"] = "row"
+    bce_slope: Literal["floored", "plain"] = "floored"
+    batch_divisor: Literal["rows", "batch-size"] = "rows"
+    accumulation: Literal["mean", "sum"] = "mean"
+    zeroing: Literal["each-step", "never"] = "each-step"
+    gradient_factor: float = 1.0
+    lr_factor: float = 1.0
+    lr_shift: int = 0
+    clip_scope: Literal["all", "tensor"] = "all"
+    momentum: Literal["kept", "ignored"] = "kept"
+    nesterov: Literal["as-set", "added", "missing"] = "as-set"
+    first_step: Literal["undampened", "dampened"] = "undampened"
+
+
+NO_FAULTS = Faults()
+
+
+class Key(NamedTuple):
+    """One key of a convention: a line on what it chooses, and what each value does."""
+
+    title: str
+    values: dict[str, str]
+
+
+KEYS: dict[str, Key] = {
+    "decay": Key(
+        "where λ·w enters the step",
+        {
+            "gradient": "added to the gradient, so that momentum sees it: g ← g + λ w",
+            "after-momentum": "added behind the momentum buffer: w ← w − lr (v + λ w)",
+            "decoupled": "shrinks w by 1 − lr·λ before the update",
+            "decoupled-unscaled": "shrinks w by 1 − λ before the update: not times lr",
+            "after-update": "shrinks w by 1 − lr·λ after the update",
+            "before-clipping": "added to the gradient before clipping, which then acts on both",
+        },
+    ),
+    "divide_penalty_by": Key(
+        "what λ is divided by",
+        {
+            "nothing": "λ as it stands",
+            "batch": "λ/B, with B the rows of this step's batch",
+            "dataset": "λ/n, with n the training rows",
+        },
+    ),
+    "loss_factor": Key(
+        "a factor on the loss, and so on its gradient",
+        {"1": "the loss as it stands", "NUMBER": "0.5 makes the squared error the half one"},
+    ),
+    "loss_reduction": Key(
+        "how the rows' losses become one number",
+        {"mean": "their mean over the batch", "sum": "their sum: the gradient is B times larger"},
+    ),
+    "momentum_form": Key(
+        "how the velocity is built",
+        {
+            "torch": "v ← μ v + g",
+            "dampened": "v ← μ v + (1 − μ) g, the first step included, in the place of τ",
+            "lr-inside": "v ← μ v + lr·g, then w ← w − v; differs from torch only where lr changes",
+        },
+    ),
+    "penalize_bias": Key(
+        "whether the penalty acts on the bias",
+        {"true": "weights and bias alike, as torch does", "false": "on the weights only"},
+    ),
+    "penalty_factor": Key(
+        "a factor on λ·w",
+        {"1": "the penalty is λ/2 Σw²", "NUMBER": "2 makes it λ Σw², without the ½"},
+    ),
+    "penalty_in_loss": Key(
+        "whether the reported loss holds the penalty; the training is the same",
+        {"false": "the loss of the data alone, as torch reports it", "true": "with λ/2 Σw² added"},
+    ),
+    "penalty_norm": Key(
+        "which norm the penalty takes",
+        {
+            "squared": "λ/2 ‖w‖², whose gradient is λ w",
+            "unsquared": "λ ‖w‖, whose gradient is λ w/‖w‖",
+        },
+    ),
+    "update_order": Key(
+        "when each tensor's gradient is taken",
+        {
+            "simultaneous": "both at the old parameters",
+            "bias-first": "the weight's only after the bias has moved",
+        },
+    ),
+}
+
+
+class NamedConvention(NamedTuple):
+    """A convention that has a name, with a line on who does it so."""
+
+    title: str
+    convention: Convention
+
+
+NAMED: dict[str, NamedConvention] = {
+    "bias-free": NamedConvention(
+        "as torch, but the bias is not penalized",
+        Convention(penalize_bias=False),
+    ),
+    "coursera": NamedConvention(
+        "Ng's course: λ/(2n) Σw² in the loss, the bias free",
+        Convention(divide_penalty_by="dataset", penalize_bias=False, penalty_in_loss=True),
+    ),
+    "decoupled": NamedConvention(
+        "AdamW's decay: w shrinks by lr·λ, apart from the gradient",
+        Convention(decay="decoupled"),
+    ),
+    "divided-by-batch": NamedConvention(
+        "λ·w added to the summed gradient, all divided by the batch's rows",
+        Convention(divide_penalty_by="batch", penalty_in_loss=True),
+    ),
+    "divided-by-dataset": NamedConvention(
+        "λ divided by the training rows",
+        Convention(divide_penalty_by="dataset"),
+    ),
+    "doubled": NamedConvention(
+        "the penalty is λ Σw², without the ½",
+        Convention(penalty_factor=2.0),
+    ),
+    "keras-l2": NamedConvention(
+        "keras.regularizers.L2 as kernel_regularizer: l2 Σw² in the loss, the bias free",
+        Convention(penalty_factor=2.0, penalize_bias=False, penalty_in_loss=True),
+    ),
+    "pytorch": NamedConvention(
+        "torch.optim.SGD(weight_decay=λ) with a mean-reduced loss",
+        Convention(),
+    ),
+    "sklearn-mlp": NamedConvention(
+        "sklearn's MLPClassifier(alpha=λ): λ/(2B) Σw² in the loss, the bias free",
+        Convention(divide_penalty_by="batch", penalize_bias=False, penalty_in_loss=True),
+    ),
+}
+
+TORCH = NAMED["pytorch"].convention
+
+
+def is_bias(tensor: str) -> bool:
+    """Say whether a tensor is a bias, by the last part of its name.
+
+    >>> is_bias("layers.0.bias"), is_bias("layers.0.weight")
+    (True, False)
+    """
+    return tensor.rpartition(".")[2] == "bias"
+
+
+def penalized(convention: Convention, tensor: str) -> bool:
+    """Say whether a convention's penalty acts on a tensor: always, but for a bias left out."""
+    return convention.penalize_bias or not is_bias(tensor)
+
+
+def differences(convention: Convention, *, bias: bool = True) -> dict[str, tuple[str, str]]:
+    """Name the keys in which a convention differs from torch's: key → (its value, torch's).
+
+    Without a bias, whether it is penalized is no difference.
+    """
+    found = {}
+    for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True):
+        if here != torch and (bias or key != "penalize_bias"):
+            found[key] = (plain(here), plain(torch))
+    return found
+
+
+def name_of(convention: Convention) -> str | None:
+    """Give the name of a convention, or None where it has none."""
+    for name, known in NAMED.items():
+        if known.convention == convention:
+            return name
+    return None
+
+
+def plain(value: object) -> str:
+    """Write a key's value as a spec would: `true`, `batch`, `2`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,184 @@
+"""How a spec's run is judged: what may differ by how much, and what is expected of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+
+from regcheck.errors import suggest
+from regcheck.rules.causes import CAUSES, LATER
+from regcheck.spec.fields import (
+    Count,
+    NotNegative,
+    Positive,
+    Section,
+    Word,
+    not_yet,
+    refuse_bias,
+    shown,
+    wrong,
+)
+
+ROUNDING = 8.0
+"""Rounding bounds that a local difference may reach unless a spec says otherwise."""
+
+FORMS = "{rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact"
+
+
+class Tolerance(Section):
+    """What one tensor, or the reported loss, may differ by: exactly one kind.
+
+    rounding: the local difference may be K rounding bounds.
+    rtol, atol: the drift may be atol + rtol |torch's|, entry by entry, as
+    torch.testing.assert_close has it; one that is not given is 0.
+    exact: the trajectories are the same, bit for bit.
+    """
+
+    rounding: Positive | None = None
+    rtol: NotNegative | None = None
+    atol: NotNegative | None = None
+    exact: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Tolerance:
+        if self.rounding is not None and self.on_drift:
+            raise wrong("takes either rounding, on one step, or rtol and atol, on the drift")
+        return self
+
+    @property
+    def on_drift(self) -> bool:
+        """Whether the trajectories are compared, and not single steps."""
+        return self.exact is not None or self.rtol is not None or self.atol is not None
+
+    @property
+    def limit(self) -> float:
+        """Give the ratio of difference and bound (or what is allowed) that may be reached."""
+        return 1.0 if self.on_drift else self.rounding or ROUNDING
+
+    @property
+    def limit_within(self) -> float:
+        """Give the rounding bounds above which a stage within a step has parted."""
+        return self.rounding or ROUNDING
+
+    def as_used(self) -> dict[str, float] | Literal["exact"]:
+        """Give its numbers as a spec has them, those included that it left out."""
+        if self.exact:
+            return "exact"
+        if self.on_drift:
+            return {"rtol": self.rtol or 0.0, "atol": self.atol or 0.0}
+        return {"rounding": self.limit}
+
+
+EXACT = Tolerance(exact=True)
+
+
+def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, float]:
+    """Return the limits by which a run's power is weighed: those of rounding, or stricter ones.
+
+    A larger tolerance is a spec's own choice, and what passes by it does so knowingly.
+    """
+    return {name: min(tolerances.of(name).limit_within, ROUNDING) for name in names}
+
+
+def one_form(value: object) -> object:
+    """Turn what one tensor's tolerance may be into its full form."""
+    if value == "exact":
+        return EXACT
+    if isinstance(value, Tolerance):
+        return value
+    if not isinstance(value, Mapping) or not value or "exact" in value:
+        raise wrong(f"must be {FORMS}, got {shown(value)}")
+    return value
+
+
+OneTolerance = Annotated[Tolerance | None, BeforeValidator(one_form)]
+
+
+class Tolerances(Section):
+    """The tolerance of everything, and those that single tensors or the loss have of their own."""
+
+    rounding: Positive | None = None
+    rtol: NotNegative | None = None
+    atol: NotNegative | None = None
+    exact: Literal[True] | None = None
+    weight: OneTolerance = None
+    bias: OneTolerance = None
+    loss: OneTolerance = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Tolerances:
+        _ = self.common
+        return self
+
+    @cached_property
+    def on_drift(self) -> bool:
+        """Whether the trajectories of anything are compared, and not single steps alone."""
+        return any(self.of(name).on_drift for name in ("weight", "bias", "loss"))
+
+    @cached_property  # it is asked for many times a step
+    def common(self) -> Tolerance:
+        """Give the tolerance of what has none of its own."""
+        return Tolerance(rounding=self.rounding, rtol=self.rtol, atol=self.atol, exact=self.exact)
+
+    def of(self, name: str) -> Tolerance:
+        """Give the tolerance of a tensor, or of the loss."""
+        return self.own.get(name) or self.common
+
+    @cached_property
+    def own(self) -> dict[str, Tolerance | None]:
+        """Give the tolerances that single tensors or the loss have of their own."""
+        return {"weight": self.weight, "bias": self.bias, "loss": self.loss}
+
+
+def tolerance_form(value: object, info: ValidationInfo) -> object:
+    """Turn what `tolerance` may hold into its full form."""
+    if value == "exact":
+        return {"exact": True}
+    if isinstance(value, Tolerances):
+        return value
+    if not isinstance(value, Mapping) or not value or "exact" in value:
+        raise wrong(f"must be {FORMS}, or one for each of weight, bias, loss; got {shown(value)}")
+    refuse_bias(value, ["bias"], info)
+    return value
+
+
+Verdict = Literal["equivalent", "diverged", "inconclusive"]
+
+
+class Expect(Section):
+    """What a run must find for its exit code to be 0."""
+
+    verdict: Verdict | None = None
+    step: Count | None = None
+    cause: Word | None = None
+
+    @field_validator("cause")
+    @classmethod
+    def known_cause(cls, cause: str | None) -> str | None:
+        if cause is None or (cause in CAUSES and not CAUSES[cause].fitted):
+            return cause
+        if cause in CAUSES or cause in LATER:
+            raise not_yet(f"recognising the cause {cause}")
+        known: Iterable[str] = [name for name, one in CAUSES.items() if not one.fitted]
+        raise wrong(f"no cause is called {shown(cause)}; {suggest(cause, known)}")
+
+    @model_validator(mode="after")
+    def possible(self) -> Expect:
+        if self.verdict is None and self.step is None and self.cause is None:
+            raise wrong("must hold verdict, step or cause")
+        if self.verdict == "equivalent" and (self.step or self.cause):
+            raise wrong("an equivalent run has no step and no cause; expect the verdict alone")
+        if self.verdict == "inconclusive" and self.cause:
+            raise wrong("an inconclusive run has no cause")
+        return self
+
+
+def expect_form(value: object) -> object:
+    """Refuse what is no expectation, in its own words."""
+    if not isinstance(value, Mapping | Expect):
+        forms = "{verdict: diverged, step: 2, cause: penalty-divided-by-batch}, each key optional"
+        raise wrong(f"must be {forms}; got {shown(value)}")
+    return value

@@ -1,0 +1,1 @@
+"""Both sides: a problem in, one step at a time out."""

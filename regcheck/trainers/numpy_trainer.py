@@ -1,0 +1,287 @@
+"""The scratch side: the training in NumPy, one update at a time, by any convention.
+
+Written to read as the formulas, and to share nothing with the torch side but the problem.
+"""
+
+from __future__ import annotations
+
+import math
+from copy import copy
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain
+from regcheck.numerics.models import gradient, predict
+from regcheck.numerics.sgd import Moved, sgd
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters, Problem, Step
+from regcheck.rules.convention import Faults, is_bias, penalized
+from regcheck.spec.training import Sgd
+
+
+class State(NamedTuple):
+    """Where a training is: its parameters, and what its optimizer remembers.
+
+    Each tensor has a velocity (None before step 1); `unzeroed` is the sum of all gradients so far,
+    kept only where they are never zeroed.
+    """
+
+    parameters: Parameters
+    velocities: dict[str, Array | None]
+    unzeroed: Parameters | None = None
+
+
+class Pass(NamedTuple):
+    """One pass over a step's rows: z and row losses of each micro-batch, loss and gradient."""
+
+    outputs: tuple[Array, ...]
+    rows: tuple[RowLosses, ...]
+    loss: float
+    gradient: Parameters
+
+
+class Update(NamedTuple):
+    """One update: the new state, what happened, and the pass over the rows before it."""
+
+    state: State
+    step: Step
+    seen: Pass
+
+    @property
+    def slopes(self) -> tuple[Array, ...]:
+        """The rows' slopes dℓ_i/dz_i of each micro-batch."""
+        return tuple(part.slopes for part in self.seen.rows)
+
+
+class NumpyTrainer:
+    """The training of a problem in NumPy. It holds the data in its dtype, and no state."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.dtype = np.dtype(problem.scratch_dtype)
+        self.X = problem.X.astype(self.dtype, copy=False)
+        self.y = problem.y.astype(self.dtype, copy=False)
+        self.options = used_options(problem.optimizer, problem.faults)
+
+    def by(self, problem: Problem) -> NumpyTrainer:
+        """Train on the same data by another rule, that of a problem which differs in no more."""
+        other = copy(self)
+        other.problem = problem
+        other.options = used_options(problem.optimizer, problem.faults)
+        return other
+
+    def start(self) -> State:
+        """Give the state before the first step."""
+        parameters = {
+            name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()
+        }
+        velocities: dict[str, Array | None] = dict.fromkeys(parameters)
+        if self.problem.faults.first_step == "dampened":  # μ 0 + (1 − τ) g
+            velocities = {name: np.zeros_like(tensor) for name, tensor in parameters.items()}
+        return State(parameters, velocities)
+
+    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        """Take one update from a state, whose parameters may be the other side's.
+
+        Args:
+            state: the parameters, and what the optimizer remembers.
+            batch: the step's rows and lr.
+            seen: the pass over the rows at these parameters, where it is known already.
+        """
+        # Overflow is an outcome of the training, judged by the comparison.
+        with np.errstate(all="ignore"):
+            convention = self.problem.convention
+            before = {
+                name: tensor.astype(self.dtype, copy=False)
+                for name, tensor in state.parameters.items()
+            }
+            state = state._replace(parameters=before)
+            batch = self.rescheduled(batch)
+            seen = self.pass_over(before, batch) if seen is None else seen
+            gradients = self.gradients(seen, state)
+            strengths = self.strengths(batch)
+            if convention.update_order == "bias-first":
+                first = tuple(filter(is_bias, before))
+                moves = self.move(state, batch, gradients, strengths, first)
+                moved = before | {name: moves[name].parameter for name in first}
+                late = self.gradients(self.pass_over(moved, batch), state)
+                gradients = late | {name: gradients[name] for name in first}
+                rest = tuple(name for name in before if name not in first)
+                moves |= self.move(state, batch, gradients, strengths, rest)
+            else:
+                moves = self.move(state, batch, gradients, strengths, tuple(before))
+            velocities = {name: moves[name].velocity for name in before}
+            step = Step(
+                before=before,
+                outputs=seen.outputs,
+                loss=self.reported_loss(seen.loss, before, strengths),
+                gradient=gradients,
+                penalty={name: moves[name].penalty for name in before},
+                velocity={name: v for name, v in velocities.items() if v is not None},
+                shift={name: moves[name].shift for name in before},
+                after={name: moves[name].parameter for name in before},
+            )
+            unzeroed = gradients if self.problem.faults.zeroing == "never" else None
+            after = State(step.after, velocities, unzeroed)
+        return Update(after, step, seen)
+
+    def rescheduled(self, batch: Batch) -> Batch:
+        """Give the batch the lr at which this rule takes it."""
+        faults = self.problem.faults
+        if faults.lr_factor == 1 and faults.lr_shift == 0:
+            return batch
+        lr = self.problem.schedule.shifted_lr(batch.step, faults.lr_shift)
+        return batch._replace(lr=faults.lr_factor * lr)
+
+    def pass_over(self, parameters: Parameters, batch: Batch) -> Pass:
+        """Loss and gradient of a step's rows: the means over its micro-batches of each one's.
+
+        One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
+        `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′.
+        """
+        outputs, rows, losses, gradients = [], [], [], []
+        faults = self.problem.faults
+        for index in batch.parts:
+            X, y = self.X[index], self.y[index]
+            z = predict(X, parameters)
+            row = self.row_losses(z, y)
+            scale = self.problem.convention.loss_factor
+            if faults.batch_divisor == "batch-size":
+                scale /= self.problem.schedule.batch_size
+            elif self.problem.convention.loss_reduction == "mean":
+                scale /= len(y)
+            outputs.append(z)
+            rows.append(row)
+            losses.append(float(scale * row.values.sum()))
+            gradients.append(gradient(X, scale * row.slopes, bias="bias" in parameters))
+        parts = len(batch.parts)
+        if parts == 1:
+            return Pass(tuple(outputs), tuple(rows), losses[0], gradients[0])
+        total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
+        if faults.accumulation == "mean":
+            total = {name: g / parts for name, g in total.items()}
+        return Pass(tuple(outputs), tuple(rows), sum(losses) / parts, total)
+
+    def row_losses(self, z: Array, y: Array) -> RowLosses:
+        """Give the rows' losses and slopes.
+
+        With broadcast targets each is the mean over all of them. What is linear in y is the same
+        at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
+        """
+        of = LOSSES[self.problem.model, self.problem.loss]
+        if self.problem.faults.bce_slope == "plain" and self.problem.loss == "bce":
+            of = bce_plain
+        if self.problem.faults.target == "row":
+            return of(z, y)
+        row = of(z, np.full_like(y, y.mean()))
+        spread = y.var() if self.problem.loss == "mse" else 0
+        return row._replace(values=row.values + spread)
+
+    def gradients(self, seen: Pass, state: State) -> Parameters:
+        """The gradient that the step takes: the pass's; with faults a multiple, or all so far."""
+        factor, gradients = self.problem.faults.gradient_factor, seen.gradient
+        if factor != 1:
+            gradients = {name: factor * g for name, g in gradients.items()}
+        if state.unzeroed is not None:
+            gradients = {name: state.unzeroed[name] + g for name, g in gradients.items()}
+        return gradients
+
+    def strengths(self, batch: Batch) -> dict[str, float]:
+        """κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
+        convention = self.problem.convention
+        divisor = {"nothing": 1, "batch": batch.size, "dataset": len(self.y)}
+        factor = convention.penalty_factor / divisor[convention.divide_penalty_by]
+        decays = self.problem.weight_decay
+        if self.problem.faults.bias_decay == "of-weight":
+            largest = max(decay for name, decay in decays.items() if not is_bias(name))
+            decays = dict.fromkeys(decays, largest)
+        return {
+            name: factor * decay if penalized(convention, name) else 0.0
+            for name, decay in decays.items()
+        }
+
+    def move(
+        self,
+        state: State,
+        batch: Batch,
+        gradients: Parameters,
+        strengths: dict[str, float],
+        names: tuple[str, ...],
+    ) -> dict[str, Moved]:
+        """Move some of the tensors by the optimizer's rule."""
+        convention = self.problem.convention
+        if convention.decay == "before-clipping":
+            gradients = {
+                name: g + self.penalty(strengths[name], state.parameters[name])
+                for name, g in gradients.items()
+            }
+        clipped = self.clipped(gradients)
+        return {
+            name: sgd(
+                self.options,
+                convention,
+                batch.lr,
+                state.parameters[name],
+                clipped[name],
+                partial(self.penalty, strengths[name]),
+                state.velocities[name],
+            )
+            for name in names
+        }
+
+    def penalty(self, strength: float, w: Array) -> Array:
+        """The penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
+
+        A fault makes it κλ alone.
+        """
+        if self.problem.faults.penalty_form == "constant":
+            return np.full_like(w, strength)
+        if self.problem.convention.penalty_norm == "squared":
+            return strength * w
+        norm = np.sqrt(np.sum(w * w))
+        return strength * w / norm if norm > 0 else 0 * w
+
+    def clipped(self, gradients: Parameters) -> Parameters:
+        """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
+        if self.problem.clip_value is not None:
+            limit = self.problem.clip_value
+            return {name: np.clip(g, -limit, limit) for name, g in gradients.items()}
+        if self.problem.clip_norm is None:
+            return gradients
+        if self.problem.faults.clip_scope == "tensor":
+            return {name: self.scaled_down({name: g})[name] for name, g in gradients.items()}
+        return self.scaled_down(gradients)
+
+    def scaled_down(self, gradients: Parameters) -> Parameters:
+        """Scale some tensors down to the norm C that they may have together."""
+        assert self.problem.clip_norm is not None
+        norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
+        factor = np.minimum(1, self.problem.clip_norm / (norm + 1e-6)).astype(self.dtype)
+        return {name: g * factor for name, g in gradients.items()}
+
+    def reported_loss(
+        self, loss: float, parameters: Parameters, strengths: dict[str, float]
+    ) -> float:
+        """The data loss; with `penalty_in_loss`, plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""
+        convention = self.problem.convention
+        if not convention.penalty_in_loss:
+            return loss
+        for name, w in parameters.items():
+            squares = float(np.vdot(w, w))
+            if convention.penalty_norm == "squared":
+                loss += strengths[name] / 2 * squares
+            else:
+                loss += strengths[name] * math.sqrt(squares)
+        return loss
+
+
+def used_options(options: Sgd, faults: Faults) -> Sgd:
+    """Give the optimizer's options as this rule takes them."""
+    changed: dict[str, object] = {}
+    if faults.nesterov != "as-set":
+        changed |= {"nesterov": faults.nesterov == "added"}
+    if faults.momentum == "ignored":
+        changed |= {"momentum": 0.0, "nesterov": False}
+    return options.model_copy(update=changed) if changed else options

@@ -1,0 +1,199 @@
+"""What a user's own function is given: its side's own copy of the problem.
+
+Nothing in it is shared with the other side or with regcheck: a function that changes an array in
+place spoils its own training only.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.problem.batches import Schedule
+from regcheck.problem.problem import Array, Parameters, Problem
+from regcheck.rules.convention import is_bias
+from regcheck.spec import Spec
+
+if TYPE_CHECKING:
+    from regcheck.problem.batches import RowIndex
+
+Rows = NDArray[np.intp]
+"""Indices of rows of X."""
+
+Item = TypeVar("Item", covariant=True)
+
+ONE_LAYER = {"weight", "bias"}
+"""The names of the tensors of a linear or logistic model."""
+
+
+class Lazy(Sequence[Item], Generic[Item]):
+    """One item a step, made when it is asked for; at most one epoch's order is held."""
+
+    def __init__(self, schedule: Schedule, steps: range | None = None) -> None:
+        self.schedule = schedule
+        self.steps = range(schedule.steps) if steps is None else steps
+        self.epoch: int = 0
+        self.order: Rows | None = None
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+
+    def __getitem__(self, index: int | slice) -> Item | Self:
+        if isinstance(index, slice):
+            return type(self)(self.schedule, self.steps[index])
+        try:
+            step = self.steps[index]
+        except IndexError:
+            text = f"there is no batch {index}: there are {len(self)}, one for each step"
+            raise IndexError(text) from None
+        return self.made(self.parts(step))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} batches, one for each step>"
+
+    def parts(self, step: int) -> list[Rows]:
+        """Give fresh index arrays of a step's micro-batches; steps count from 0."""
+        epoch, batch = divmod(step, self.schedule.steps_per_epoch)
+        if epoch + 1 != self.epoch:
+            self.epoch, self.order = epoch + 1, self.schedule.order(epoch + 1)
+        parts, _ = self.schedule.parts(batch + 1, self.order)
+        return [fresh(part) for part in parts]
+
+    @abstractmethod
+    def made(self, parts: list[Rows]) -> Item:
+        """Make a step's item of its micro-batches."""
+
+
+class Batches(Lazy[Rows]):
+    """The rows of each step."""
+
+    def made(self, parts: list[Rows]) -> Rows:
+        """Join the micro-batches."""
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class MicroBatches(Lazy[list[Rows]]):
+    """The rows of each step's micro-batches."""
+
+    def made(self, parts: list[Rows]) -> list[Rows]:
+        """Leave the micro-batches as they are."""
+        return parts
+
+
+def fresh(part: RowIndex) -> Rows:
+    """Make an index array of one's own."""
+    return np.arange(part.start, part.stop) if isinstance(part, slice) else part.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class UserProblem:
+    """One training, as a user's function sees it.
+
+    Attributes:
+        X, y: the training rows, (n, d) and (n,), in the side's dtype; with a model of your own, as
+            they are in an .npz file: of any shape, integers as int64.
+        batches: an index array for each step, in order, over all epochs.
+        micro_batches: a list of index arrays for each step; None unless gradients are accumulated.
+        initial: the start, by torch's names; no `bias` where the model has none.
+        lr: the learning rate, before any schedule.
+        lrs: the learning rate of each step, (steps,).
+        weight_decay: λ; by name where the tensors' differ.
+        epochs, batch_size, steps: numbers; `full` is the number of rows.
+        optimizer: its options, `name` among them.
+        clip_norm, clip_value: limits of the gradient, or None.
+        model, loss: as the spec names them.
+    """
+
+    X: Array
+    y: Array
+    batches: Sequence[Rows]
+    micro_batches: Sequence[list[Rows]] | None
+    initial: Parameters
+    lr: float
+    lrs: NDArray[np.float64]
+    weight_decay: float | Mapping[str, float]
+    epochs: int
+    batch_size: int
+    optimizer: Mapping[str, Any]
+    clip_norm: float | None
+    clip_value: float | None
+    model: str
+    loss: str
+    steps: int
+
+
+def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProblem:
+    """Make what one side's function is given; every call makes fresh copies.
+
+    The scratch side's one-layer weight is a vector (d,), so that `X @ w + b` is (n,); the
+    framework's tensors keep torch's shapes.
+    """
+    schedule = problem.schedule
+    dtype = problem.framework_dtype if framework else problem.scratch_dtype
+    return UserProblem(
+        X=own_data(problem.X, dtype),
+        y=own_data(problem.y, dtype),
+        batches=Batches(schedule),
+        micro_batches=MicroBatches(schedule) if schedule.accumulate > 1 else None,
+        initial=own_start(problem.initial, dtype, framework=framework),
+        lr=schedule.lr,
+        lrs=learning_rates(schedule),
+        weight_decay=plain_decay(problem.weight_decay),
+        epochs=schedule.epochs,
+        batch_size=schedule.batch_size,
+        optimizer=spec.optimizer.model_dump(),
+        clip_norm=problem.clip_norm,
+        clip_value=problem.clip_value,
+        model=problem.model,
+        loss=problem.loss,
+        steps=schedule.steps,
+    )
+
+
+def own_data(data: Array, dtype: str) -> Array:
+    """Copy data to a dtype; integers, which are indices and labels, stay what they are."""
+    return data.copy() if data.dtype.kind == "i" else data.astype(dtype)
+
+
+def own_start(initial: Parameters, dtype: str, *, framework: bool) -> Parameters:
+    """Copy the start to a dtype, the one-layer weight as the side writes it."""
+    start = {name: tensor.astype(dtype) for name, tensor in initial.items()}
+    if not framework and set(start) <= ONE_LAYER and "weight" in start:
+        start["weight"] = start["weight"].reshape(-1)
+    return start
+
+
+def learning_rates(schedule: Schedule) -> NDArray[np.float64]:
+    """List the learning rate of each step."""
+    if schedule.lr_schedule is None:
+        return np.full(schedule.steps, schedule.lr)
+    per_epoch = schedule.steps_per_epoch
+    rates = (schedule.lr_at(step + 1, step // per_epoch + 1) for step in range(schedule.steps))
+    return np.fromiter(rates, np.float64, schedule.steps)
+
+
+def plain_decay(weight_decay: Mapping[str, float]) -> float | dict[str, float]:
+    """Return λ in the form that a spec has it.
+
+    That is one number where the tensors' are the same, and `weight` and `bias` where all weights
+    have one and all biases another, as in the usual parameter groups; else each tensor's by name.
+    """
+    kinds: dict[str, set[float]] = {"weight": set(), "bias": set()}
+    for name, decay in weight_decay.items():
+        kinds["bias" if is_bias(name) else "weight"].add(decay)
+    if len(kinds["weight"] | kinds["bias"]) == 1:
+        return next(iter(kinds["weight"] | kinds["bias"]))
+    if all(len(values) == 1 for values in kinds.values()):
+        return {kind: next(iter(values)) for kind, values in kinds.items()}
+    return dict(weight_decay)

@@ -1,0 +1,36 @@
+"""Holds what starts without torch and NumPy; import-linter's contracts hold who imports whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["explain"],
+        ["explain", "--list"],
+        ["explain", "decoupled"],
+        ["explain", "configs/penguins.yaml"],
+        ["run", "no-such-file.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_command_starts_without_torch_and_numpy(arguments: list[str]) -> None:
+    script = (
+        "import sys; from regcheck.cli import exit_code;"
+        f"exit_code({arguments!r});"
+        "sys.exit('+'.join(name for name in ('torch', 'numpy') if name in sys.modules) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr
