@@ -150,8 +150,8 @@ def judging() -> float:
             update = scratch.step(state._replace(parameters=theirs.before), batch)
             state, ours = update.state, update.step
             started = time.perf_counter()
-            bounds = rounding.bounds(batch, theirs, update.slopes)
-            steps = Steps(ours, theirs, ours, theirs, update.seen)
+            bounds = rounding.bounds(batch, theirs, update.dloss_dz)
+            steps = Steps(ours, theirs, ours, theirs, update.forward_backward)
             row = compare_step(batch, steps, bounds, spec.tolerance)
             drift.measure(row, injected(ours, theirs))
             drift.need_step(row, ours, theirs)

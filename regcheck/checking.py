@@ -50,9 +50,9 @@ from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
 from regcheck.spec.tolerance import Tolerances, Verdict, weighed_limits
-from regcheck.trainers.lockstep import ScratchLeads, Steps
+from regcheck.trainers.lockstep import Steps, TorchFollowsScratch
 from regcheck.trainers.measured_bounds import MeasuredBounds
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 from regcheck.trainers.sides import Sides, sides_of
 from regcheck.trainers.torch_trainer import environment as torch_environment
 from regcheck.trainers.torch_trainer import torch_settings
@@ -228,7 +228,7 @@ class Run:
             bounds, row = closer, compare_step(batch, steps, closer, tolerances)
         self.losses = {
             side: math.nan if step.loss is None else step.loss
-            for side, step in (("scratch", steps.own), ("framework", steps.alone))
+            for side, step in (("scratch", steps.scratch_own), ("framework", steps.framework_own))
         }
         report.trace.append(row)
         sample = Sample(batch.step, steps.scratch, steps.framework)
@@ -253,7 +253,7 @@ class Run:
         if not row.complete:
             report.first_unjudged = batch.step
             return False
-        self.drift.need_step(row, steps.own, steps.alone)
+        self.drift.need_step(row, steps.scratch_own, steps.framework_own)
         self.weigh(batch, steps, bounds)
         self.history.append(steps, bounds)
         if self.trials is not None:
@@ -273,14 +273,14 @@ class Run:
         if isinstance(bounder, MeasuredBounds) and bounder.random_model:
             self.report.random = True
 
-    def seen(self, steps: Steps, batch: Batch) -> Pass | None:
+    def seen(self, steps: Steps, batch: Batch) -> ForwardBackward | None:
         """Give the pass of torch's rule over the rows, at the leader's parameters."""
         torch = self.sides.torch
         if torch is None or not self.sides.sees_rows:
             return None
-        if steps.seen is not None and sees_alike(self.problem, torch.problem):
-            return steps.seen
-        return torch.pass_over(steps.framework.before, batch)
+        if steps.forward_backward is not None and sees_alike(self.problem, torch.problem):
+            return steps.forward_backward
+        return torch.forward_backward(steps.framework.before, batch)
 
     def note_loss(self, row: Row) -> None:
         """Note the first step at which the reported losses part, or cannot be judged."""
@@ -325,7 +325,7 @@ class Run:
         tolerance = self.spec.tolerance
         first = report.first_divergence
         hidden = {one.cause for one in report.not_distinguished}
-        leads = isinstance(sides.pair, ScratchLeads)
+        leads = isinstance(sides.pair, TorchFollowsScratch)
         report.diagnosis = diagnose(
             Observed(
                 history=self.history,
@@ -340,8 +340,8 @@ class Run:
                 parted=first is not None,
                 loss_parted=report.first_loss_divergence is not None,
                 visible=None if tolerance.on_drift else frozenset(CAUSES) - hidden,
-                single=isinstance(sides.pair, ScratchLeads)
-                and sides.pair.single
+                fits_float32=isinstance(sides.pair, TorchFollowsScratch)
+                and sides.pair.fits_float32
                 and self.spec.dtype.scratch == "float64",
                 starts_apart=first is not None and first.stage == "initial",
                 leads=leads,

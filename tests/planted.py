@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from regcheck.numerics.losses import RowLosses
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 from regcheck.trainers.torch_model import Module, OfLink
 from regcheck.trainers.torch_trainer import TorchTrainer
 
@@ -44,7 +44,7 @@ class Moved(NamedTuple):
     after: Array
     velocity: Array | None
     penalty: Array
-    shift: Array
+    delta: Array
 
 
 class ByHand:
@@ -66,12 +66,12 @@ class ByHand:
         w = {name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()}
         return Memory(w, dict.fromkeys(w), {name: 0 * tensor for name, tensor in w.items()})
 
-    def step(self, memory: Memory, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, memory: Memory, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         with np.errstate(all="ignore"):
             w = {name: tensor.astype(self.dtype) for name, tensor in memory.parameters.items()}
             return self.update(memory, batch, w, self.look(w, batch))
 
-    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: ForwardBackward) -> Update:
         lr, gradient = self.lr(batch), self.keep(seen.gradient, memory)
         clipped = self.clip(gradient, w, batch)
         moved = {
@@ -85,7 +85,7 @@ class ByHand:
             gradient=gradient,
             penalty={name: one.penalty for name, one in moved.items()},
             velocity={n: one.velocity for n, one in moved.items() if one.velocity is not None},
-            shift={name: one.shift for name, one in moved.items()},
+            delta={name: one.delta for name, one in moved.items()},
             after={name: one.after for name, one in moved.items()},
         )
         velocities = {name: one.velocity for name, one in moved.items()}
@@ -95,7 +95,7 @@ class ByHand:
     def lr(self, batch: Batch) -> float:
         return batch.lr
 
-    def look(self, w: Parameters, batch: Batch) -> Pass:
+    def look(self, w: Parameters, batch: Batch) -> ForwardBackward:
         """Take the mean over the micro-batches of each one's loss and gradient."""
         outputs, rows, losses, gradients = [], [], [], []
         for index in batch.parts:
@@ -107,7 +107,7 @@ class ByHand:
         mean = {
             name: self.together([gradient[name] for gradient in gradients]) for name in gradients[0]
         }
-        return Pass(tuple(outputs), tuple(rows), sum(losses) / len(losses), mean)
+        return ForwardBackward(tuple(outputs), tuple(rows), sum(losses) / len(losses), mean)
 
     def together(self, gradients: list[Array]) -> Array:
         return np.asarray(sum(gradients) / len(gradients))
@@ -351,17 +351,19 @@ class BceSaturated(ByHand):
 class UpdateSequential(ByHand):
     """Moves the bias, predicts again, then moves the weight."""
 
-    def step(self, memory: Memory, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, memory: Memory, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         first = super().step(memory, batch)
         before, bias = first.step.before, first.step.after["bias"]
         with np.errstate(all="ignore"):
             late = self.look(before | {"bias": bias}, batch).gradient["weight"]
-            seen = first.seen._replace(gradient=first.seen.gradient | {"weight": late})
+            seen = first.forward_backward._replace(
+                gradient=first.forward_backward.gradient | {"weight": late}
+            )
             update = self.update(memory, batch, before, seen)
         # The bias has moved already, whatever clipping would make of it now.
         parts = {
             part: getattr(update.step, part) | only_bias(getattr(first.step, part))
-            for part in ("after", "shift", "velocity")
+            for part in ("after", "delta", "velocity")
         }
         velocities = update.state.velocities | only_bias(parts["velocity"])
         state = update.state._replace(parameters=parts["after"], velocities=velocities)
@@ -470,7 +472,7 @@ class InFloat32(ByHand):
 
 
 class ReportedLossSummed(ByHand):
-    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: ForwardBackward) -> Update:
         return super().update(memory, batch, w, seen._replace(loss=seen.loss * batch.size))
 
 
@@ -480,18 +482,20 @@ class ReportedLossHalved(ByHand):
 
 
 class LossAfterUpdate(ByHand):
-    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: ForwardBackward) -> Update:
         done = super().update(memory, batch, w, seen)
         loss = self.look(done.step.after, batch).loss
         return done._replace(step=done.step._replace(loss=loss))
 
 
 class LossEpochMean(ByHand):
-    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+    def update(self, memory: Memory, batch: Batch, w: Parameters, seen: ForwardBackward) -> Update:
         losses = (*(memory.losses if batch.batch > 1 else ()), seen.loss)
         done = super().update(memory, batch, w, seen)
         state = done.state._replace(losses=losses)  # type: ignore[call-arg]
-        return Update(state, done.step._replace(loss=sum(losses) / len(losses)), done.seen)
+        return Update(
+            state, done.step._replace(loss=sum(losses) / len(losses)), done.forward_backward
+        )
 
 
 BUGS: dict[str, tuple[type[ByHand], ...]] = {

@@ -404,7 +404,7 @@ def effects(observed: Observed) -> Iterator[Effect]:
             {
                 "gradient": in_bounds(own.gradient, torch.gradient, bounds.gradient),
                 "penalty": in_bounds(own.penalty, torch.penalty, bounds.penalty),
-                "optimizer": in_bounds(own.shift, torch.shift, bounds.shift),
+                "optimizer": in_bounds(own.delta, torch.delta, bounds.delta),
             },
             in_bounds(own.after, torch.after, bounds.after),
             abs(own.loss - torch.loss) / bounds.loss,
@@ -485,7 +485,7 @@ def blown_up(observed: Observed) -> bool:
     return any(
         not float(np.abs(value).max()) < top**0.45  # whose square is the loss
         for _, step, _ in observed.steps
-        for tensors in (step.shift, step.gradient)
+        for tensors in (step.delta, step.gradient)
         for value in (*(step.outputs or ()), *(tensors or {}).values())
     )
 

@@ -133,9 +133,9 @@ def test_gradient_is_the_central_difference_of_the_loss(model: str, loss: str) -
     (batch,) = trainer.problem.schedule.batches()
 
     def at(weight: Any) -> float:
-        return trainer.pass_over({"weight": np.array([weight])}, batch).loss
+        return trainer.forward_backward({"weight": np.array([weight])}, batch).loss
 
-    found = trainer.pass_over({"weight": np.array([START])}, batch).gradient
+    found = trainer.forward_backward({"weight": np.array([START])}, batch).gradient
     assert found.keys() == {"weight"}
     for place in range(FEATURES):
         # The error is h²/6 times a third derivative of about 1, and u/h: 1e-11.
@@ -189,10 +189,10 @@ def test_bounds_are_those_of_a_weight_beside_a_bias_that_is_nothing() -> None:
         trainer = NumpyTrainer(problem)
         batch = next(problem.schedule.batches())
         update = trainer.step(trainer.start(), batch)
-        found.append(RoundingModel(problem).bounds(batch, update.step, update.slopes))
+        found.append(RoundingModel(problem).bounds(batch, update.step, update.dloss_dz))
     without, other = found
     assert without.after.keys() == {"weight"}
-    for name in ("gradient", "penalty", "shift", "after"):
+    for name in ("gradient", "penalty", "delta", "after"):
         one, beside_it = getattr(without, name)["weight"], getattr(other, name)["weight"]
         np.testing.assert_allclose(one, beside_it, rtol=1e-15)
     np.testing.assert_allclose(without.outputs[0], other.outputs[0], rtol=1e-15)

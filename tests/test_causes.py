@@ -21,7 +21,7 @@ from regcheck.rules.causes import CAUSES, HIDING, LATER, ONE_PERCENT, Change, pu
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Faults
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, State, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, State, Update
 from tests import planted
 from tests.planted import BUGS, ByHand
 
@@ -100,7 +100,7 @@ def path_of(problem: Problem) -> list[Step]:
 
 def numbers_of(step: Step) -> dict[str, Any]:
     """Give what both trainers must agree on."""
-    parts = ("gradient", "penalty", "shift", "after")
+    parts = ("gradient", "penalty", "delta", "after")
     tensors = {
         f"{part} {name}": tensor for part in parts for name, tensor in getattr(step, part).items()
     }
@@ -393,16 +393,16 @@ ACTING: dict[str, Spec] = {
 class LossAfterUpdate(NumpyTrainer):
     """Takes the loss after the update, from another pass."""
 
-    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         update = super().step(state, batch, seen)
-        loss = self.pass_over(update.step.after, batch).loss
+        loss = self.forward_backward(update.step.after, batch).loss
         return update._replace(step=update.step._replace(loss=loss))
 
 
 class LossEpochMean(NumpyTrainer):
     """Divides a running sum of the losses by the batches so far."""
 
-    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         update = super().step(state, batch, seen)
         before = state.velocities.get("losses") if batch.batch > 1 else None
         assert update.step.loss is not None
@@ -415,7 +415,7 @@ class LossEpochMean(NumpyTrainer):
 class HalfLossReported(NumpyTrainer):
     """Reports half the loss, and trains by all of it."""
 
-    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         update = super().step(state, batch, seen)
         assert update.step.loss is not None
         return update._replace(step=update.step._replace(loss=0.5 * update.step.loss))
@@ -424,7 +424,7 @@ class HalfLossReported(NumpyTrainer):
 class StoresFloat32(NumpyTrainer):
     """Keeps its parameters in float32."""
 
-    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
         update = super().step(state, batch, seen)
         after = {
             name: w.astype(np.float32).astype(w.dtype) for name, w in update.step.after.items()

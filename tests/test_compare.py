@@ -382,7 +382,7 @@ def test_equal_steps_differ_nowhere() -> None:
 
 
 ENTRIES: list[tuple[str, Any]] = [("weight", (0, 0)), ("weight", (0, 1)), ("bias", 0)]
-STAGE_PARTS = [("gradient", "gradient"), ("penalty", "penalty"), ("shift", "optimizer")]
+STAGE_PARTS = [("gradient", "gradient"), ("penalty", "penalty"), ("delta", "optimizer")]
 
 
 @pytest.mark.parametrize(("part", "stage"), STAGE_PARTS)
@@ -506,7 +506,7 @@ def test_a_stage_that_one_side_does_not_tell_is_left_out(part: str, stage: str, 
 def test_a_step_of_which_only_the_parameters_are_told_parts_in_the_update() -> None:
     step = a_step()
     silent = changed(step, "after", "bias", 0, 50.0)._replace(
-        outputs=None, loss=None, gradient=None, penalty=None, velocity={}, shift=None
+        outputs=None, loss=None, gradient=None, penalty=None, velocity={}, delta=None
     )
     row = compare_step(BATCH, steps(silent, silent, step), some_bounds(), DEFAULT)
     found = locate(row, silent, step, some_bounds(), DEFAULT)
@@ -580,7 +580,7 @@ def test_locate_tells_another_entry_where_that_one_alone_parts() -> None:
 def test_locate_tells_the_first_bit_where_no_stage_is_beyond_rounding() -> None:
     step, exact = a_step(), Tolerances(exact=True)
     # A tenth of a bound in the gradient, and in what follows.
-    other = changed(changed(step, "after", "weight", (0, 1), 2.001), "shift", "bias", 0, 3.001)
+    other = changed(changed(step, "after", "weight", (0, 1), 2.001), "delta", "bias", 0, 3.001)
     other = changed(other, "gradient", "weight", (0, 1), 2.001)
     row = compare_step(BATCH, steps(other, other, step), some_bounds(), exact)
     found = locate(row, other, step, some_bounds(), exact)

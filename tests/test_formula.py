@@ -214,10 +214,10 @@ def gradients(case: Case, parameters: Parameters, batch: Batch) -> dict[str, dic
     trainers = {"": case.plain, "(ȳ)": mean}
     trainers |= {"(p−y)": case.plain.by(unfloored), "(p−ȳ)": mean.by(unfloored)}
     for at, trainer in trainers.items():
-        whole = trainer.pass_over(parameters, batch)
+        whole = trainer.forward_backward(parameters, batch)
         parts = []
         for rows, z in zip(batch.parts, whole.outputs, strict=True):
-            one = trainer.pass_over(parameters, batch._replace(parts=(rows,))).gradient
+            one = trainer.forward_backward(parameters, batch._replace(parts=(rows,))).gradient
             parts.append({name: len(z) * g for name, g in one.items()})
         for name, g in whole.gradient.items():
             total = sum(part[name] for part in parts)
@@ -962,7 +962,7 @@ def test_one_step_is_the_trainers_and_its_text_the_same_number(
         case = case_of(spec)
         batch = next(case.trainer.problem.schedule.batches())
         state = case.trainer.start()
-        g = float(case.plain.pass_over(state.parameters, batch).gradient["weight"].item())
+        g = float(case.plain.forward_backward(state.parameters, batch).gradient["weight"].item())
         text, value = one_step(case.convention, case.training, start, g)
         after = float(case.trainer.step(state, batch).step.after["weight"].item())
         # Powers of two nearly everywhere: a rounding or two of numbers below 100.

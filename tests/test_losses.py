@@ -52,7 +52,7 @@ def test_loss_of_one_row_by_hand(name: str, z: float, y: float, value: float, sl
     found = BY_NAME[name](np.array([z]), np.array([y]))
     # A few roundings of numbers of order 1.
     assert found.values[0] == pytest.approx(value, rel=1e-15, abs=1e-15)
-    assert found.slopes[0] == pytest.approx(slope, rel=1e-15, abs=1e-15)
+    assert found.dloss_dz[0] == pytest.approx(slope, rel=1e-15, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -65,7 +65,7 @@ def test_slope_is_the_central_difference(name: str, y: list[float], seed: int) -
     ahead, behind = loss(z + h, target).values, loss(z - h, target).values
     # Truncation h²/6 |ℓ'''| < 2e-11, and rounding u |ℓ|/h < 1e-16 · 36/1e-5 = 4e-10.
     np.testing.assert_allclose(
-        (ahead - behind) / (2 * h), loss(z, target).slopes, rtol=0, atol=1e-9
+        (ahead - behind) / (2 * h), loss(z, target).dloss_dz, rtol=0, atol=1e-9
     )
 
 
@@ -97,8 +97,8 @@ def test_loss_is_torchs_value_and_autograd(
     # log(1 - p) loses e^z units of 1 - p: at z = 8 up to 3,000 u, so 1e4 u absolute.
     atol = 1e4 * float(np.finfo(dtype).eps) / 2
     np.testing.assert_allclose(found.values, values, rtol=1e-5, atol=atol)
-    np.testing.assert_allclose(found.slopes, slopes, rtol=1e-5, atol=atol)
-    assert found.values.dtype == found.slopes.dtype == dtype
+    np.testing.assert_allclose(found.dloss_dz, slopes, rtol=1e-5, atol=atol)
+    assert found.values.dtype == found.dloss_dz.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -115,21 +115,21 @@ def test_loss_far_out_stays_torchs(name: str, dtype: str) -> None:
     kept = np.abs(z) != 90.0 if dtype == "float32" else np.full(12, True)
     # One side may lose what is below u of the largest part of the sum, e^-90 < 1e-39 here.
     np.testing.assert_allclose(found.values[kept], values[kept], rtol=1e-6, atol=1e-30)
-    np.testing.assert_allclose(found.slopes[kept], slopes[kept], rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(found.dloss_dz[kept], slopes[kept], rtol=1e-6, atol=1e-30)
 
 
 def test_bce_of_a_certain_mistake_is_100_and_flat() -> None:
     with np.errstate(over="ignore", divide="ignore"):
         found = bce(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
     assert found.values.tolist() == [100.0, 100.0]
-    assert np.abs(found.slopes).tolist() == [0.0, 0.0]
+    assert np.abs(found.dloss_dz).tolist() == [0.0, 0.0]
 
 
 def test_bce_slope_fades_by_torchs_own_floor() -> None:
     # Where p (1 - p) is below the floor and has no rounding to speak of: 1e-12 would be 4e-9 off.
     z, y = np.array([-30.0, -40.0, -60.0]), np.array([1.0, 1.0, 1.0])
     # e^-z in torch and in NumPy: a few units in the last place.
-    np.testing.assert_allclose(bce(z, y).slopes, by_torch("bce", z, y)[1], rtol=1e-14)
+    np.testing.assert_allclose(bce(z, y).dloss_dz, by_torch("bce", z, y)[1], rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -139,12 +139,12 @@ def test_plain_bce_has_the_slope_of_its_logits_and_the_losses_of_torch(dtype: st
     with np.errstate(divide="ignore"):
         found, floored = bce_plain(z, y), bce(z, y)
 
-    np.testing.assert_array_equal(found.slopes, bce_with_logits(z, y).slopes)
+    np.testing.assert_array_equal(found.dloss_dz, bce_with_logits(z, y).dloss_dz)
     np.testing.assert_array_equal(found.values, floored.values)
     # It is another rule just where outputs are saturated, but for labels that are certain too.
-    apart = np.abs(found.slopes - floored.slopes) > 1e-6 * np.abs(found.slopes)
+    apart = np.abs(found.dloss_dz - floored.dloss_dz) > 1e-6 * np.abs(found.dloss_dz)
     assert (apart <= saturated(z)).all()
-    assert (apart == saturated(z))[np.abs(found.slopes) > 0.5].all()
+    assert (apart == saturated(z))[np.abs(found.dloss_dz) > 0.5].all()
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_bce_with_logits_of_a_certain_mistake_is_the_logit_and_steep() -> None:
     with np.errstate(over="ignore"):
         found = bce_with_logits(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
     assert found.values.tolist() == [800.0, 800.0]
-    assert found.slopes.tolist() == [1.0, -1.0]
+    assert found.dloss_dz.tolist() == [1.0, -1.0]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -181,16 +181,16 @@ def test_label_losses_do_not_change_when_classes_swap(y: list[float], seed: int)
         here, there = BY_NAME[name](z, target), BY_NAME[name](-z, 1 - target)
         # 1 - p holds up to e^8 = 3,000 u of its own size.
         np.testing.assert_allclose(here.values, there.values, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(here.slopes, -there.slopes, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(here.dloss_dz, -there.dloss_dz, rtol=1e-12, atol=1e-12)
 
 
 def test_slopes_add_up_to_zero_at_the_best_constant() -> None:
     y = np.array([0.0, 1.0, 1.0, 1.0])
     best = np.full(4, math.log(3.0))  # p = 3/4, the share of ones
     # Sums of four numbers below 1, a few roundings each.
-    assert mse(np.full(4, 0.75), y).slopes.sum() == pytest.approx(0, abs=1e-15)
+    assert mse(np.full(4, 0.75), y).dloss_dz.sum() == pytest.approx(0, abs=1e-15)
     for name in OF_LABELS:
-        assert BY_NAME[name](best, y).slopes.sum() == pytest.approx(0, abs=1e-15)
+        assert BY_NAME[name](best, y).dloss_dz.sum() == pytest.approx(0, abs=1e-15)
 
 
 def test_sigmoid_is_torchs_and_never_nan() -> None:

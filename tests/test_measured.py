@@ -25,12 +25,12 @@ from regcheck.numerics.rounding import RoundingModel
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.trainers.lockstep import FrameworkLeads, Steps
+from regcheck.trainers.lockstep import NumpyFollowsTorch, Steps
 from regcheck.trainers.measured_bounds import APART, MeasuredBounds, Noise
 from regcheck.trainers.monte_carlo import RandomRounding
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import of_module
-from regcheck.trainers.torch_model import users
+from regcheck.trainers.torch_model import wrap_user_module
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.random_specs import SpecDict, mismatched_spec
 
@@ -81,7 +81,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     """Measure and derive the first steps of a spec; NumPy takes each from torch's parameters."""
     problem = build_problem(from_mapping(spec))
     framework = TorchTrainer(problem)
-    pair = FrameworkLeads(NumpyTrainer(problem), framework)
+    pair = NumpyFollowsTorch(NumpyTrainer(problem), framework)
     closed, dtypes = RoundingModel(problem), {problem.scratch_dtype, problem.framework_dtype}
     coarser = "float32" if "float32" in dtypes else "float64"
     measured = MeasuredBounds(framework, coarser, mixed=len(dtypes) > 1)
@@ -91,8 +91,8 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     with np.errstate(all="ignore"):
         for batch, _ in zip(problem.schedule.batches(), range(steps), strict=False):
             taken = pair.advance(batch)
-            assert taken.seen is not None
-            slopes = [row.slopes for row in taken.seen.rows]
+            assert taken.forward_backward is not None
+            slopes = [row.dloss_dz for row in taken.forward_backward.rows]
             bounds = closed.bounds(batch, taken.framework, slopes)
             found = measured.bounds(batch, taken, None)
             for name, size in found.after.items():
@@ -479,7 +479,9 @@ def trainer_of(build: Build, spec: SpecDict | None = None) -> TorchTrainer:
     """Make torch's side of a user's model."""
     loaded = from_mapping(SPEC | (spec or {}) | {"scratch": build, "framework": build})
     problem = build_problem(loaded)
-    module = users(build(None), "build", lambda function, *args: function(*args), problem)
+    module = wrap_user_module(
+        build(None), "build", lambda function, *args: function(*args), problem
+    )
     return TorchTrainer(of_module(problem, module), module)
 
 

@@ -323,7 +323,7 @@ def test_answers_step_by_hand() -> None:
     assert step.loss == 26.0 + 0.25 + 0.25
     # Two roundings of numbers of order 1.
     assert flat(told(step.penalty)) == pytest.approx([0.05, 0.05], rel=1e-15)
-    assert flat(told(step.shift)) == pytest.approx([-3.15, -0.95], rel=1e-15)
+    assert flat(told(step.delta)) == pytest.approx([-3.15, -0.95], rel=1e-15)
     assert flat(step.after) == pytest.approx([4.15, 1.95], rel=1e-15)
 
 
@@ -367,7 +367,7 @@ def test_ridge_does_not_move_at_its_closed_form() -> None:
     (step,) = steps_of(problem_of(spec))
     assert max(abs(g) for g in flat(told(step.gradient))) > 1e-3  # the penalty is what it balances
     # The solution's own rounding: condition number 10, times u.
-    assert flat(told(step.shift)) == pytest.approx([0.0] * 4, abs=1e-14)
+    assert flat(told(step.delta)) == pytest.approx([0.0] * 4, abs=1e-14)
 
 
 def test_logistic_bias_does_not_move_at_the_share_of_ones() -> None:
@@ -380,7 +380,7 @@ def test_logistic_bias_does_not_move_at_the_share_of_ones() -> None:
         "lr": 1.0,
     }
     (step,) = steps_of(problem_of(spec))
-    assert flat(told(step.shift)) == pytest.approx([0.0, 0.0], abs=1e-16)  # half a unit of p
+    assert flat(told(step.delta)) == pytest.approx([0.0, 0.0], abs=1e-16)  # half a unit of p
 
 
 def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
@@ -436,7 +436,7 @@ def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
         told(step.gradient),
         told(step.penalty),
         step.velocity,
-        told(step.shift),
+        told(step.delta),
         step.after,
     )
     return [*told(step.outputs), *(array for group in tensors for array in group.values())]

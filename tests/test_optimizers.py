@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.numerics.sgd import Array, Moved, sgd
+from regcheck.numerics.sgd import Array, TensorUpdate, sgd
 from regcheck.rules.convention import Convention, Decay, MomentumForm
 from regcheck.spec.training import Sgd
 
@@ -32,7 +32,7 @@ def moved(
     options: Sgd = PLAIN,
     velocity: float | None = None,
     lr: float = 0.1,
-) -> Moved:
+) -> TensorUpdate:
     """Move one number, with the penalty λ w."""
     return sgd(
         options,
@@ -62,7 +62,7 @@ def test_decay_by_hand(decay: Decay, after: float, penalty: float) -> None:
     # A few roundings of numbers of order 1.
     assert found.parameter[0] == pytest.approx(after, abs=1e-15)
     assert found.penalty[0] == pytest.approx(penalty, abs=1e-15)
-    assert found.shift[0] == pytest.approx(2 - after, abs=1e-15)
+    assert found.delta[0] == pytest.approx(2 - after, abs=1e-15)
     assert found.velocity is None
 
 
@@ -88,7 +88,7 @@ def test_momentum_form_by_hand(
     # Two roundings of numbers up to 10.
     assert one.velocity[0] == pytest.approx(first, rel=1e-15)
     assert two.velocity[0] == pytest.approx(second, rel=1e-15)
-    assert (one.shift[0], two.shift[0]) == pytest.approx(steps, rel=1e-15)
+    assert (one.delta[0], two.delta[0]) == pytest.approx(steps, rel=1e-15)
 
 
 def test_lr_inside_differs_from_torch_once_the_lr_changes() -> None:
@@ -145,7 +145,7 @@ def test_torchs_convention_is_torch_optim_sgd(
             Sgd(name="sgd", **options), Convention(), lr, w, g, lambda at: strength * at, velocity
         )
         w, velocity = found.parameter, found.velocity
-        assert w.dtype == found.penalty.dtype == found.shift.dtype == dtype
+        assert w.dtype == found.penalty.dtype == found.delta.dtype == dtype
         # Some ten roundings a step, each of at most the largest number in play. μ = 1.5 makes
         # v and its errors grow to 20 times the gradient's.
         size = 20 * (1 + scale) * 4
@@ -169,9 +169,9 @@ def test_shift_is_the_whole_step_and_penalty_its_part(
     with_penalty = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25)
     without = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25, strength=0.0)
     # A few roundings of numbers of order 1 to 10.
-    assert 2.0 - with_penalty.shift[0] == pytest.approx(with_penalty.parameter[0], abs=1e-14)
+    assert 2.0 - with_penalty.delta[0] == pytest.approx(with_penalty.parameter[0], abs=1e-14)
     if decay not in ("gradient", "before-clipping"):  # those go through the momentum
-        part = with_penalty.shift[0] - without.shift[0]
+        part = with_penalty.delta[0] - without.delta[0]
         assert with_penalty.penalty[0] == pytest.approx(part, abs=1e-14)
     assert without.penalty[0] == 0
 

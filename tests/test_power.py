@@ -26,7 +26,7 @@ from regcheck.trainers.altered_optimizers import MARGIN, AlteredOptimizers
 from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.sides import of_module
-from regcheck.trainers.torch_model import users
+from regcheck.trainers.torch_model import wrap_user_module
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
 Array = NDArray[np.floating]
@@ -183,7 +183,9 @@ def hidden_after(
     """Take three steps whose bounds are this, and return what they hide."""
     build = builder(optimizer)
     problem = build_problem(from_mapping(SPEC | {"scratch": build, "framework": build}))
-    module = users(build(None), "build", lambda function, *args: function(*args), problem)
+    module = wrap_user_module(
+        build(None), "build", lambda function, *args: function(*args), problem
+    )
     trainer = TorchTrainer(of_module(problem, module), module)
     with torch_settings(1):
         faults = AlteredOptimizers(trainer, {"weight": limit})
@@ -385,7 +387,9 @@ def test_a_bias_before_batch_norm_leaves_the_rest_judged() -> None:
 def test_the_noise_that_is_asked_for_is_that_of_the_last_step() -> None:
     build = builder(sgd())
     problem = build_problem(from_mapping(SPEC | {"scratch": build, "framework": build}))
-    module = users(build(None), "build", lambda function, *args: function(*args), problem)
+    module = wrap_user_module(
+        build(None), "build", lambda function, *args: function(*args), problem
+    )
     trainer = TorchTrainer(of_module(problem, module), module)
     with torch_settings(1):
         bounder = MeasuredBounds(trainer, "float64", mixed=False)

@@ -54,7 +54,7 @@ def first_step(problem: Problem) -> tuple[Batch, Step, Bounds]:
     """Take the first step of the NumPy trainer, with its bounds."""
     trainer, batch = NumpyTrainer(problem), next(problem.schedule.batches())
     update = trainer.step(trainer.start(), batch)
-    return batch, update.step, RoundingModel(problem).bounds(batch, update.step, update.slopes)
+    return batch, update.step, RoundingModel(problem).bounds(batch, update.step, update.dloss_dz)
 
 
 # --- worked by hand -----------------------------------------------------------------------------
@@ -74,13 +74,13 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
     shift = 0.5 * (gradient + 5 * pull) + 2 * np.array([9.125, 12, 3.125])
     after = shift + 2 * (np.array([1, 0, 1]) + np.array([9.125, 12, 3.125]))
 
-    assert told(step.shift)["weight"].tolist() == [[9.125, 12.0]]
+    assert told(step.delta)["weight"].tolist() == [[9.125, 12.0]]
     assert bounds.outputs[0] == close(np.array([dz * U64]))
     assert bounds.loss == close(loss * U64)
     for found, expected in [
         (bounds.gradient, gradient),
         (bounds.penalty, 4 * 0.5 * pull),
-        (bounds.shift, shift),
+        (bounds.delta, shift),
         (bounds.after, after),
     ]:
         vector = np.append(found["weight"], found["bias"])
@@ -116,14 +116,14 @@ def test_bounds_of_micro_batches_worked_by_hand() -> None:
     pull, moved = np.array([0.375, 0.5, 2.25]), np.array([8.265625, 63.4375, 0.03125])
     shift = 0.125 * (gradient + 5 * pull) + 2 * moved
 
-    assert np.append(told(step.shift)["weight"], told(step.shift)["bias"]) == close(-moved)
+    assert np.append(told(step.delta)["weight"], told(step.delta)["bias"]) == close(-moved)
     for found, expected in zip(bounds.outputs, dz, strict=True):
         assert found == close(expected * U64)
     assert bounds.loss == close((first + second + rounded) / 2 * U64)
     for part, expected in [
         (bounds.gradient, gradient),
         (bounds.penalty, 4 * 0.125 * pull),
-        (bounds.shift, shift),
+        (bounds.delta, shift),
         (bounds.after, shift + 2 * (np.array([1.5, 2, 3]) + moved)),
     ]:
         assert np.append(part["weight"], part["bias"]) == close(expected * U64)
@@ -163,7 +163,7 @@ def test_bounds_of_nothing_but_zeros_are_what_lies_below_the_normal_numbers() ->
     for part, expected in [
         (bounds.gradient, gradient),
         (bounds.penalty, np.full(3, 1 + 0.5)),
-        (bounds.shift, shift),
+        (bounds.delta, shift),
         (bounds.after, shift),
     ]:
         assert np.append(part["weight"], part["bias"]) == close(expected * TINY64)
@@ -192,10 +192,10 @@ def test_velocity_of_nothing_but_zeros_may_lose_what_is_below_the_normal_numbers
     for batch in problem.schedule.batches():
         update = trainer.step(trainer.start(), batch)
         step = update.step._replace(velocity=told(update.step.gradient))
-        bounds = model.bounds(batch, step, update.slopes)
+        bounds = model.bounds(batch, step, update.dloss_dz)
     coupled = np.array([3, 4]) * 2 + 1 + 1
 
-    assert bounds.shift["weight"][0] == close((0.5 * (1.25 * coupled + 1) + 1) * TINY64)
+    assert bounds.delta["weight"][0] == close((0.5 * (1.25 * coupled + 1) + 1) * TINY64)
 
 
 def test_loss_at_its_minimum_is_known_to_the_square_of_the_output_s_error() -> None:
@@ -217,7 +217,7 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
     state, taken = trainer.start(), []
     for batch in problem.schedule.batches():
         update = trainer.step(state, batch)
-        taken.append((update.step, model.bounds(batch, update.step, update.slopes)))
+        taken.append((update.step, model.bounds(batch, update.step, update.dloss_dz)))
         state = update.state
     (_, first), (step, second) = taken
     dg = second.gradient["bias"].item()
@@ -225,8 +225,8 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
     dv += 2 * U64 * abs(step.velocity["bias"].item())
     dd = dg + 0.5 * dv if "nesterov" in options else dv
 
-    expected = 0.25 * dd + 2 * U64 * abs(told(step.shift)["bias"].item())
-    assert second.shift["bias"].item() == close(expected)
+    expected = 0.25 * dd + 2 * U64 * abs(told(step.delta)["bias"].item())
+    assert second.delta["bias"].item() == close(expected)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_small_batch_has_its_own_column_norms() -> None:
 def test_steepest_is_the_largest_slope_of_the_slope(kind: tuple[str, str]) -> None:
     z = np.linspace(-12, 12, 24_001)
     steepness = np.array(
-        [np.gradient(LOSSES[kind](z, np.full_like(z, y)).slopes, z) for y in (0.0, 0.3, 1.0)]
+        [np.gradient(LOSSES[kind](z, np.full_like(z, y)).dloss_dz, z) for y in (0.0, 0.3, 1.0)]
     )
     largest = np.abs(steepness).max(axis=0)
 
@@ -668,12 +668,12 @@ def errors_in_bounds(problem: Problem) -> dict[str, float]:
     single.dtype = np.dtype(np.float32)
     single.X, single.y = problem.X.astype(np.float32), problem.y.astype(np.float32)
     update = single.step(single.start(), batch)
-    bounds = model.bounds(batch, update.step, update.slopes)
+    bounds = model.bounds(batch, update.step, update.dloss_dz)
     pairs = {
         "forward": (told(update.step.outputs)[0], told(exact.outputs)[0], bounds.outputs[0]),
         "loss": (np.array(update.step.loss), np.array(exact.loss), np.array(bounds.loss)),
     }
-    for part in ("gradient", "penalty", "shift", "after"):
+    for part in ("gradient", "penalty", "delta", "after"):
         for name in ("weight", "bias"):
             pairs[f"{part} {name}"] = tuple(
                 getattr(one, part)[name] for one in (update.step, exact, bounds)
@@ -861,7 +861,7 @@ def test_one_side_alone_not_finite_diverges(value: float, tensor: str, momentum:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("part", ["gradient", "shift"])
+@pytest.mark.parametrize("part", ["gradient", "delta"])
 @pytest.mark.parametrize("tensor", ["weight", "bias"])
 def test_a_bound_that_is_no_number_passes_nothing(value: float, part: str, tensor: str) -> None:
     spec = blow_up(lr=1e-6, epochs=5, clip_norm=1.0, weight_decay=0.1)
@@ -881,7 +881,7 @@ def test_bounds_end_where_numbers_may_overflow() -> None:
             np.array(bounds.loss),
             *bounds.gradient.values(),
             *bounds.penalty.values(),
-            *bounds.shift.values(),
+            *bounds.delta.values(),
             *bounds.after.values(),
         )
     )
@@ -954,9 +954,9 @@ def test_sizes_are_above_all_that_a_step_has(kind: tuple[str, str], optimizer: A
         sizes = model.largest_sizes(batch, step)
 
         assert np.abs(told(step.outputs)[0]).max() <= sizes.output
-        assert (update.slopes[0] ** 2).sum() <= sizes.loss
+        assert (update.dloss_dz[0] ** 2).sum() <= sizes.loss
         for name, w in step.after.items():
-            assert np.abs(told(step.shift)[name]).max() <= batch.lr * sizes.direction
+            assert np.abs(told(step.delta)[name]).max() <= batch.lr * sizes.direction
             assert np.abs(w).max() <= sizes.all
 
 
@@ -997,7 +997,7 @@ def test_one_side_alone_may_not_overflow_where_the_dtypes_differ() -> None:
     problem = problem_of(init={"weight": [1e19, 0.0], "bias": 0.0}, dtype=mixed)
     batch, step, known = first_step(problem)
     lost = step._replace(loss=math.inf)
-    slopes = NumpyTrainer(problem).pass_over(step.before, batch).rows[0].slopes
+    slopes = NumpyTrainer(problem).forward_backward(step.before, batch).rows[0].dloss_dz
     unknown = RoundingModel(problem).bounds(batch, lost, [slopes])
 
     # NumPy's float64 has no trouble with 1e39; where torch's float32 has, nothing allows it.
@@ -1011,13 +1011,13 @@ def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
     mixed = {"scratch": "float64", "framework": "float32"}
     problem = problem_of(dtype=mixed)
     batch, step, known = first_step(problem)
-    lost = step._replace(shift=told(step.shift) | {"weight": np.array([[-math.inf, 1.0]])})
-    slopes = NumpyTrainer(problem).pass_over(step.before, batch).rows[0].slopes
+    lost = step._replace(delta=told(step.delta) | {"weight": np.array([[-math.inf, 1.0]])})
+    slopes = NumpyTrainer(problem).forward_backward(step.before, batch).rows[0].dloss_dz
     found = RoundingModel(problem).bounds(batch, lost, [slopes])
 
     assert found.loss == known.loss
     assert found.gradient["weight"].tolist() == known.gradient["weight"].tolist()
-    for part in (found.shift, found.after):
+    for part in (found.delta, found.after):
         assert np.isnan(part["weight"]).tolist() == [[True, False]]
         assert np.isfinite(part["bias"]).all()
 
@@ -1085,7 +1085,7 @@ def test_a_learning_rate_too_small_for_float32_may_lose_the_whole_step() -> None
     data, start = {"X": [[1.0]], "y": [0.0]}, {"weight": [1e18], "bias": 0.0}
     _, _, bounds = first_step(problem_of(data=data, init=start, lr=1e-50, dtype="float32"))
 
-    assert bounds.shift["weight"].item() == close(1e-50 * 4e18, rel=1e-5)
+    assert bounds.delta["weight"].item() == close(1e-50 * 4e18, rel=1e-5)
 
 
 def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:

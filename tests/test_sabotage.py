@@ -24,7 +24,7 @@ from regcheck.rules.causes import CAUSES
 from regcheck.spec import from_mapping
 from regcheck.testing import assert_equivalent
 from regcheck.trainers import sides
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, State, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, State, Update
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests import planted
 from tests.planted import BUGS, Array, ByHand
@@ -457,7 +457,7 @@ TIMES = {"first": 1, "middle": 3, "last": STEPS}
 QUANTITIES = {
     "gradient": "gradient",
     "penalty": "penalty",
-    "optimizer": "shift",
+    "optimizer": "delta",
     "update": "after",
 }
 """By stage, what a step tells of it."""
@@ -471,7 +471,7 @@ def tampering(step: int, *changes: tuple[str, str, tuple[int, ...]]) -> type[Num
     """
 
     class Tampering(NumpyTrainer):
-        def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
             update = super().step(state, batch, seen)
             if batch.step != step:
                 return update
@@ -481,7 +481,7 @@ def tampering(step: int, *changes: tuple[str, str, tuple[int, ...]]) -> type[Num
                 wrong[tensor][index] += 1e-9 * (abs(wrong[tensor][index]) + 1)
                 put: dict[str, Any] = {part: wrong}
                 told = told._replace(**put)
-            return Update(state._replace(parameters=told.after), told, update.seen)
+            return Update(state._replace(parameters=told.after), told, update.forward_backward)
 
     return Tampering
 
@@ -526,7 +526,7 @@ def test_one_output_of_one_micro_batch_shows_at_its_stage_alone(
     scratch: Use, step: int, row: int, part: int
 ) -> None:
     class Tampering(NumpyTrainer):
-        def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
             update = super().step(state, batch, seen)
             if batch.step == step:
                 assert update.step.outputs is not None
@@ -771,7 +771,9 @@ def nan_loss(batch: Batch) -> float:
 
 
 class LossNan(ByHand):
-    def update(self, memory: planted.Memory, batch: Batch, w: Parameters, seen: Pass) -> Update:
+    def update(
+        self, memory: planted.Memory, batch: Batch, w: Parameters, seen: ForwardBackward
+    ) -> Update:
         return super().update(memory, batch, w, seen._replace(loss=seen.loss * nan_loss(batch)))
 
 
@@ -816,7 +818,7 @@ def emptied(tensors: Parameters) -> Parameters:
 
 
 @pytest.mark.parametrize("change", [without_bias, with_another, flattened, longer, emptied])
-@pytest.mark.parametrize("part", ["after", "gradient", "penalty", "shift"])
+@pytest.mark.parametrize("part", ["after", "gradient", "penalty", "delta"])
 @pytest.mark.parametrize("side", ["scratch", "framework"])
 def test_tensor_that_is_missing_or_misshapen_never_passes(
     scratch: Use,
@@ -830,7 +832,7 @@ def test_tensor_that_is_missing_or_misshapen_never_passes(
         return step._replace(**put)
 
     class Scratch(NumpyTrainer):
-        def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+        def step(self, state: State, batch: Batch, seen: ForwardBackward | None = None) -> Update:
             update = super().step(state, batch, seen)
             return update._replace(step=changed(update.step))
 

@@ -147,7 +147,7 @@ def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None
         atol = 15 * 30 * 10 * float(np.finfo(dtype).eps) / 2
         for left, right in zip(by_numpy(problem), by_torch(problem), strict=True):
             assert left.loss == pytest.approx(right.loss, abs=atol), combination
-            for field in ("before", "gradient", "penalty", "velocity", "shift", "after"):
+            for field in ("before", "gradient", "penalty", "velocity", "delta", "after"):
                 here, there = getattr(left, field), getattr(right, field)
                 assert here.keys() == there.keys()
                 for name in here:
@@ -162,7 +162,7 @@ def test_shift_is_what_torch_subtracted() -> None:
         for step in by_torch(problem_of(spec_of(*combination))):
             for name, w in step.before.items():
                 # Two or three roundings of numbers of order 1.
-                np.testing.assert_allclose(w - told(step.shift)[name], step.after[name], atol=1e-15)
+                np.testing.assert_allclose(w - told(step.delta)[name], step.after[name], atol=1e-15)
 
 
 def test_answers_step_by_hand() -> None:
@@ -200,7 +200,7 @@ def test_model_and_optimizer_are_torchs_own() -> None:
 
 def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
     """List every array of a step."""
-    quantities = map(told, (step.gradient, step.penalty, step.shift))
+    quantities = map(told, (step.gradient, step.penalty, step.delta))
     groups = (step.before, *quantities, step.velocity, step.after)
     return [*told(step.outputs), *(array for group in groups for array in group.values())]
 

@@ -142,7 +142,7 @@ def test_whatever_numpy_makes_numbers_of_is_taken(weight: Any) -> None:
     assert step.parameters["weight"].tolist() == [[0.5, -2.0]]
     assert step.parameters["bias"].tolist() == [1.0]
     assert {array.dtype for array in step.parameters.values()} == {np.dtype("float64")}
-    assert step.single
+    assert step.fits_float32
 
 
 @pytest.mark.parametrize("bias", [3, 3.0, [3], [[3.0]], np.array(3), torch.tensor(3.0)], ids=repr)
@@ -176,7 +176,7 @@ def test_nan_and_infinity_are_outcomes() -> None:
     step = yielding({"weight": [np.nan, np.inf], "bias": -np.inf, "loss": np.nan})[0]
     assert np.isnan(step.parameters["weight"][0, 0])
     assert step.parameters["weight"][0, 1] == np.inf
-    assert step.single
+    assert step.fits_float32
     assert step.loss != step.loss
 
 
@@ -193,7 +193,7 @@ def test_nan_and_infinity_are_outcomes() -> None:
     ],
 )
 def test_float32_is_recognised_by_its_numbers(weight: Any, bias: Any, single: bool) -> None:
-    assert yielding({"weight": weight, "bias": bias})[0].single is single
+    assert yielding({"weight": weight, "bias": bias})[0].fits_float32 is single
 
 
 def test_one_array_used_again_and_again_does_no_harm() -> None:

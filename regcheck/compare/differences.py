@@ -356,7 +356,7 @@ def quantities(
     return {
         "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
         "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
-        "optimizer": (scratch.shift, framework.shift, bounds.shift),
+        "optimizer": (scratch.delta, framework.delta, bounds.delta),
     }
 
 

@@ -25,7 +25,7 @@ from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 
 
 class Circumstance(NamedTuple):
@@ -152,18 +152,20 @@ class Trial:
         self.largest = 0.0
         self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
 
-    def shows(self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass) -> bool:
+    def shows(
+        self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: ForwardBackward
+    ) -> bool:
         """Take a step; say whether the run would have diverged in it with this cause."""
         framework = steps.framework
         if self.of_floor and not spec.tolerance.on_drift and not any(map(saturates, seen.outputs)):
             self.rule.follow(framework)  # no floor is met: it is torch's own step
             return False
         shared = seen if self.sees_as_torch else None
-        local = self.rule.step_beside(framework.before, batch, shared).step
+        local = self.rule.step_from(framework.before, batch, shared).step
         found = local_differences(local, framework, bounds)
         if spec.tolerance.on_drift:
-            own = self.rule.step_alone(batch).step
-            found = judge(spec.tolerance, own, steps.alone, found)
+            own = self.rule.step_own(batch).step
+            found = judge(spec.tolerance, own, steps.framework_own, found)
         largest = max(in_limits(found[name], spec.tolerance) for name in spec.judged(found))
         if largest > 1:
             return True
@@ -217,7 +219,9 @@ class Trials:
         if not sees_rows:
             self.pending = [trial for trial in self.pending if not trial.needs_rows]
 
-    def advance(self, batch: Batch, steps: Steps, bounds: Bounds, seen: Pass | None) -> None:
+    def advance(
+        self, batch: Batch, steps: Steps, bounds: Bounds, seen: ForwardBackward | None
+    ) -> None:
         """Try each cause that no step has shown yet.
 
         Args:
@@ -231,7 +235,7 @@ class Trials:
         if seen is None:
             gradient, loss = steps.framework.gradient, steps.framework.loss
             assert gradient is not None
-            seen = Pass((), (), math.nan if loss is None else loss, gradient)
+            seen = ForwardBackward((), (), math.nan if loss is None else loss, gradient)
         self.pending = [
             trial
             for trial in self.pending

@@ -142,7 +142,7 @@ def known_causes(seen: Observed, replay: Replay) -> tuple[tuple[Explanation, ...
     rounded = None if found else from_rounded(seen, replay)
     if rounded is not None:
         return (rounded,), replay
-    if not seen.single:
+    if not seen.fits_float32:
         return found, replay
     coarse = replay_of(seen, {name: SINGLE * limit for name, limit in seen.limits.items()})
     if not found:  # the scratch side rounds as float32 does
@@ -266,7 +266,7 @@ def losses_elsewhere(
     history = seen.history
     records = list(history.records())
     if start is not None:
-        first = seen.torch.pass_over(start, records[0].batch).loss
+        first = seen.torch.forward_backward(start, records[0].batch).loss
         losses = np.append(first, history.loss("framework")[1:])
         return Elsewhere(losses=losses, start=history.flat(start))
     if reordered is None:
@@ -274,7 +274,7 @@ def losses_elsewhere(
     order = other_orders(seen.torch.problem.schedule)[reordered.note]
     batches = tuple(batch for batch, _ in zip(order, records, strict=False))
     there = [
-        seen.torch.pass_over(history.split(record.before), batch).loss
+        seen.torch.forward_backward(history.split(record.before), batch).loss
         for record, batch in zip(records, batches, strict=True)
     ]
     return Elsewhere(np.array(there), batches)
@@ -282,7 +282,7 @@ def losses_elsewhere(
 
 def strengths(torch: NumpyTrainer, rule: Problem, history: History) -> Mapping[str, float]:
     """Give κ of each tensor by a rule, at the first step."""
-    return torch.by(rule).strengths(next(history.records()).batch)
+    return torch.by(rule).effective_decays(next(history.records()).batch)
 
 
 def losses_after(seen: Observed, elsewhere: Elsewhere) -> Array | None:
@@ -292,7 +292,7 @@ def losses_after(seen: Observed, elsewhere: Elsewhere) -> Array | None:
     records = list(seen.history.records())
     batches = elsewhere.batches or tuple(record.batch for record in records)
     losses = [
-        seen.torch.pass_over(seen.history.split(record.scratch), batch).loss
+        seen.torch.forward_backward(seen.history.split(record.scratch), batch).loss
         for record, batch in zip(records, batches, strict=True)
     ]
     return np.array(losses)

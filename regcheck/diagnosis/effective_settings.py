@@ -96,8 +96,8 @@ def shifts(
         before = replay.history.split(record.before)
         update = trainer.step(state._replace(parameters=before), record.batch, seen)
         state = update.state
-        assert update.step.shift is not None
-        found.append(replay.history.flat(update.step.shift))
+        assert update.step.delta is not None
+        found.append(replay.history.flat(update.step.delta))
         if len(found) == at.stop:
             break
     return np.array(found)[at]

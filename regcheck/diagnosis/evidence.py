@@ -359,7 +359,7 @@ def is_floored(seen: Observed, record: Record) -> bool:
     problem = seen.torch.problem
     if not seen.sees_rows or problem.loss != "bce":
         return False
-    there = seen.torch.pass_over(seen.history.split(record.before), record.batch)
+    there = seen.torch.forward_backward(seen.history.split(record.before), record.batch)
     return any(bool((np.abs(z) > FLOORED).any()) for z in there.outputs)
 
 

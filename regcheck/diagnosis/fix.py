@@ -122,7 +122,8 @@ def reports(history: History, torch: NumpyTrainer, loss: str) -> bool:
     """Say whether the scratch side reports a loss of torch's, which may be another than its own."""
     rule = torch.by(replace(torch.problem, loss=loss))
     values = [
-        rule.pass_over(history.split(one.before), one.batch).loss for one in history.records()
+        rule.forward_backward(history.split(one.before), one.batch).loss
+        for one in history.records()
     ]
     return bool(np.allclose(history.loss("scratch"), values, rtol=1e-6, atol=0))
 

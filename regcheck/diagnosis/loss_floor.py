@@ -125,7 +125,7 @@ TORCHS = {
 
 def outputs_of(seen: Observed, record: Record) -> list[tuple[Array, Array]]:
     """Give z and y of a step's micro-batches."""
-    outputs = seen.torch.pass_over(seen.history.split(record.before), record.batch).outputs
+    outputs = seen.torch.forward_backward(seen.history.split(record.before), record.batch).outputs
     return [(z, seen.torch.y[index]) for z, index in zip(outputs, record.batch.parts, strict=True)]
 
 

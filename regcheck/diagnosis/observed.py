@@ -25,7 +25,7 @@ class Observed(NamedTuple):
         limits: bounds that each tensor, and the loss, may differ by.
         parted: whether the parameters and the reported losses parted.
         visible: the causes that the run could have shown; None where it is not known.
-        single: whether all that the scratch side gave are numbers of float32, in a float64 run.
+        fits_float32: whether the scratch side of a float64 run gave numbers of float32 alone.
         starts_apart: whether the sides started apart.
         leads: whether the scratch side leads, so that its start is not known.
         loss_at: gives torch's loss at any parameters.
@@ -43,7 +43,7 @@ class Observed(NamedTuple):
     parted: bool
     loss_parted: bool
     visible: frozenset[str] | None
-    single: bool
+    fits_float32: bool
     starts_apart: bool
     leads: bool
     loss_at: Callable[[Parameters, Batch], float] | None

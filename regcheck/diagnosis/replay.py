@@ -27,7 +27,7 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.causes import Change, put_in
 from regcheck.rules.convention import Convention, Faults
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 
 FIRST_LOOK = 4
 """Informative steps after which a fit that does not hold is given up."""
@@ -178,7 +178,7 @@ class Replay:
             known = np.isfinite(wider)
         return record._replace(bound=np.where(known, wider, record.bound))
 
-    def seen(self, problem: Problem, record: Record) -> Pass | None:
+    def seen(self, problem: Problem, record: Record) -> ForwardBackward | None:
         """Give what a rule makes of torch's gradient; None where it must see the rows itself."""
         scale = pass_scale(problem.convention, problem.faults, record.batch, problem)
         if scale is None:
@@ -186,9 +186,9 @@ class Replay:
         return self.seen_as(self.history, scale * record.gradient)
 
     @staticmethod
-    def seen_as(history: History, gradient: Array) -> Pass:
+    def seen_as(history: History, gradient: Array) -> ForwardBackward:
         """Give a pass over rows of which only the gradient is known."""
-        return Pass((), (), math.nan, history.split(gradient))
+        return ForwardBackward((), (), math.nan, history.split(gradient))
 
     def ratios(self, record: Record, after: Array) -> Array:
         """Give each entry's difference from the scratch side, in limits; 0 where not judged."""

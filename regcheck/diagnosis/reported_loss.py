@@ -270,7 +270,7 @@ def looked_up(history: History, losses: Losses, rule: Problem) -> Array | None:
     trainer = NumpyTrainer(rule)
     return np.array(
         [
-            trainer.pass_over(history.split(entries), batch).loss
+            trainer.forward_backward(history.split(entries), batch).loss
             for entries, batch in zip(losses.before, losses.batches, strict=True)
         ]
     )
@@ -303,7 +303,7 @@ def named_penalties(losses: Losses, scale: float, rules: Sequence[Rule]) -> Iter
 def strengths_of(rule: Problem, batches: Sequence[Batch]) -> dict[str, Array]:
     """Give κ of each tensor by a rule, at each step."""
     trainer = NumpyTrainer(rule)
-    found = [trainer.strengths(batch) for batch in batches]
+    found = [trainer.effective_decays(batch) for batch in batches]
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 

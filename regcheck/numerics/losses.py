@@ -33,7 +33,7 @@ class RowLosses(NamedTuple):
     """The rows' losses and their slopes with respect to z."""
 
     values: Array
-    slopes: Array
+    dloss_dz: Array
 
 
 def sigmoid(z: Array) -> Array:
@@ -66,7 +66,7 @@ def bce(z: Array, y: Array) -> RowLosses:
 
 def bce_plain(z: Array, y: Array) -> RowLosses:
     """ℓ as `bce` has it; dℓ/dz = p − y, as a derivation by hand gives it: no floor."""
-    return bce(z, y)._replace(slopes=sigmoid(z) - y)
+    return bce(z, y)._replace(dloss_dz=sigmoid(z) - y)
 
 
 def saturated(z: Array) -> NDArray[np.bool_]:

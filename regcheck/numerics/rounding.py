@@ -61,7 +61,7 @@ class Bounds(NamedTuple):
     loss: float
     gradient: Parameters
     penalty: Parameters
-    shift: Parameters
+    delta: Parameters
     after: Parameters
 
 
@@ -111,7 +111,7 @@ class RoundingModel:
         self.own_sigmoid = "framework" in own and self.u < DENOMINATOR_FLOOR
         if self.own_sigmoid:
             self.edge = 0.0
-        self.single = coarser.dtype == np.dtype(np.float32)
+        self.fits_float32 = coarser.dtype == np.dtype(np.float32)
         X = problem.X
         self.row_norms, column_norms, peaks = norms(X)
         # A bias is the weight of a column of ones.
@@ -143,11 +143,11 @@ class RoundingModel:
             slopes: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
         u, lr = self.u, batch.lr
-        assert step.shift is not None
+        assert step.delta is not None
         with np.errstate(all="ignore"):
             largest = self.largest_sizes(batch, step)
             outputs, loss, gradient = self.pass_bounds(batch, step, slopes, largest.output)
-            size, moved = np.abs(flat(step.before)), np.abs(flat(step.shift))
+            size, moved = np.abs(flat(step.before)), np.abs(flat(step.delta))
             pull = self.decay * size
             penalty = (4 * u * lr) * pull + self.floor * (1 + lr)
             coupled = self.clipped(gradient, step) + (5 * u) * pull + self.floor
@@ -330,7 +330,7 @@ class RoundingModel:
                 return error
             case "logistic", "bce":
                 of_log = (y < 1) * self.log_rounding(z, dz, LOG_FLOOR)
-                if self.single:
+                if self.fits_float32:
                     of_log += 15.0 * ((z < -85) & (y > 0))
                 return float(np.add.reduce(of_log)) / rows + 4 * u
         return 0.0
@@ -426,7 +426,7 @@ def unknown_where_infinite(bounds: Bounds) -> Bounds:
 
     tensors = (
         {name: unknown(bound) for name, bound in part.items()}
-        for part in (bounds.gradient, bounds.penalty, bounds.shift, bounds.after)
+        for part in (bounds.gradient, bounds.penalty, bounds.delta, bounds.after)
     )
     loss = bounds.loss if math.isfinite(bounds.loss) else math.nan
     return Bounds(tuple(map(unknown, bounds.outputs)), loss, *tensors)
@@ -436,7 +436,7 @@ def unbounded(bounds: Bounds) -> Bounds:
     """Give bounds of the same shapes that allow everything."""
     tensors = (
         {name: np.full_like(bound, math.inf) for name, bound in part.items()}
-        for part in (bounds.gradient, bounds.penalty, bounds.shift, bounds.after)
+        for part in (bounds.gradient, bounds.penalty, bounds.delta, bounds.after)
     )
     return Bounds(tuple(np.full_like(dz, math.inf) for dz in bounds.outputs), math.inf, *tensors)
 

@@ -24,10 +24,10 @@ from regcheck.spec.training import Sgd
 Array = NDArray[np.floating]
 
 
-class Moved(NamedTuple):
+class TensorUpdate(NamedTuple):
     """What a step made of one tensor; all have its shape.
 
-    `penalty` and `shift` are displacements: what the penalty alone and what the whole step
+    `penalty` and `delta` are displacements: what the penalty alone and what the whole step
     subtract from w, learning rate included. So they can be compared between conventions that
     scale them by lr and ones that do not, at any lr.
     """
@@ -35,7 +35,7 @@ class Moved(NamedTuple):
     parameter: Array
     velocity: Array | None
     penalty: Array
-    shift: Array
+    delta: Array
 
 
 def sgd(
@@ -46,7 +46,7 @@ def sgd(
     g: Array,
     penalize: Callable[[Array], Array],
     velocity: Array | None,
-) -> Moved:
+) -> TensorUpdate:
     """Take one step from w.
 
     Args:
@@ -67,16 +67,16 @@ def sgd(
     step = d if convention.momentum_form == "lr-inside" and options.momentum else lr * d
     match convention.decay:
         case "gradient" | "before-clipping":
-            return Moved(w - step, velocity, lr * pull, step)
+            return TensorUpdate(w - step, velocity, lr * pull, step)
         case "after-update":
             u = w - step
             decay = lr * penalize(u)
-            return Moved(u - decay, velocity, decay, step + decay)
+            return TensorUpdate(u - decay, velocity, decay, step + decay)
         case "decoupled-unscaled":
             decay = pull
         case "decoupled" | "after-momentum":
             decay = lr * pull
-    return Moved(w - decay - step, velocity, decay, decay + step)
+    return TensorUpdate(w - decay - step, velocity, decay, decay + step)
 
 
 def direction(

@@ -100,7 +100,7 @@ class Step(NamedTuple):
         gradient: the data gradient, as the loss gives it: before clipping, without the penalty.
         penalty: what the penalty alone subtracts from each parameter, learning rate included.
         velocity: the momentum buffer after the update, in this side's form; empty without momentum.
-        shift: what the optimizer subtracts in all.
+        delta: what the optimizer subtracts in all.
     """
 
     before: Parameters
@@ -109,7 +109,7 @@ class Step(NamedTuple):
     gradient: Parameters | None
     penalty: Parameters | None
     velocity: Parameters
-    shift: Parameters | None
+    delta: Parameters | None
     after: Parameters
 
 

@@ -474,7 +474,7 @@ def step_dict(step: Step) -> dict[str, Any]:
         "loss": None if step.loss is None else number(step.loss),
         "gradient": step.gradient and tensors_dict(step.gradient),
         "penalty": step.penalty and tensors_dict(step.penalty),
-        "shift": step.shift and tensors_dict(step.shift),
+        "shift": step.delta and tensors_dict(step.delta),
         "after": tensors_dict(step.after),
     }
 

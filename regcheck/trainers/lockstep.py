@@ -13,7 +13,7 @@ import numpy as np
 
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 from regcheck.trainers.torch_trainer import TorchTrainer
 from regcheck.user_code.generator import ScratchSteps
 
@@ -25,15 +25,17 @@ class Lockstep:
         self.trainer = trainer
         self.own = self.local = trainer.start()
 
-    def step_alone(self, batch: Batch) -> Update:
+    def step_own(self, batch: Batch) -> Update:
         """Take the next step of its own trajectory."""
         update = self.trainer.step(self.own, batch)
         self.own = update.state
         return update
 
-    def step_beside(self, parameters: Parameters, batch: Batch, seen: Pass | None = None) -> Update:
+    def step_from(
+        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
+    ) -> Update:
         """Take a step from the leader's parameters, its optimizer fed by them all along."""
-        update = self.trainer.step(self.local._replace(parameters=parameters), batch, seen)
+        update = self.trainer.step(self.local._replace(parameters=parameters), batch, known)
         self.local = update.state
         return update
 
@@ -47,16 +49,16 @@ class Steps(NamedTuple):
     """One step of both sides.
 
     Attributes:
-        own, alone: the scratch side's and torch's, each on its own trajectory.
+        scratch_own, framework_own: the scratch side's and torch's, each on its own trajectory.
         scratch, framework: both from the leader's parameters.
-        seen: the NumPy side's pass over the rows there; None where it has taken none.
+        forward_backward: the NumPy side's pass over the rows there; None where it has taken none.
     """
 
-    own: Step
-    alone: Step
+    scratch_own: Step
+    framework_own: Step
     scratch: Step
     framework: Step
-    seen: Pass | None
+    forward_backward: ForwardBackward | None
 
 
 class Pair(Protocol):
@@ -78,7 +80,7 @@ class Pair(Protocol):
         """Give the parameters where both are now, each on its own trajectory."""
 
 
-class FrameworkLeads:
+class NumpyFollowsTorch:
     """The built-in scratch side follows torch."""
 
     def __init__(self, trainer: NumpyTrainer, framework: TorchTrainer) -> None:
@@ -91,9 +93,9 @@ class FrameworkLeads:
     def advance(self, batch: Batch) -> Steps:
         """Take the next step of both."""
         framework = self.framework.step(batch)
-        own = self.rule.step_alone(batch)
-        local = self.rule.step_beside(framework.before, batch)
-        return Steps(own.step, framework, local.step, framework, local.seen)
+        own = self.rule.step_own(batch)
+        local = self.rule.step_from(framework.before, batch)
+        return Steps(own.step, framework, local.step, framework, local.forward_backward)
 
     def ends(self) -> tuple[Parameters, Parameters]:
         """Give where both are now, each on its own trajectory."""
@@ -106,7 +108,7 @@ class FrameworkLeads:
         """Nothing is held."""
 
 
-class ScratchLeads:
+class TorchFollowsScratch:
     """Torch follows a user's scratch code.
 
     It has no start of its own to be compared: it is handed torch's.
@@ -116,7 +118,7 @@ class ScratchLeads:
         """Take the code, and torch twice: for its own trajectory, and beside the code."""
         self.code, self.framework, self.beside = code, framework, beside
         self.now = framework.parameters()
-        self.single = True
+        self.fits_float32 = True
 
     def start(self) -> tuple[Parameters, Parameters]:
         """Give the parameters that the scratch side and torch start from."""
@@ -153,7 +155,7 @@ class ScratchLeads:
         """Take the code's next step, as far as it tells it."""
         yielded = self.code.next()
         before, self.now = self.now, yielded.parameters
-        self.single = self.single and yielded.single
+        self.fits_float32 = self.fits_float32 and yielded.fits_float32
         return Step(
             before=before,
             outputs=None,
@@ -161,7 +163,7 @@ class ScratchLeads:
             gradient=yielded.gradient,
             penalty=None,
             velocity={},
-            shift=None,
+            delta=None,
             after=self.now,
         )
 

@@ -153,7 +153,7 @@ class MeasuredBounds:
         """Bound what casting the start to each side's dtype can do."""
         return {name: self.u * np.abs(w) + self.tiny for name, w in start.items()}
 
-    def bounds(self, batch: Batch, steps: Steps, seen: object) -> Bounds:  # noqa: ARG002
+    def bounds(self, batch: Batch, steps: Steps, forward_backward: object) -> Bounds:  # noqa: ARG002
         """Bound what rounding can do in a step."""
         self.carried = self.proposed
         self.noise = None

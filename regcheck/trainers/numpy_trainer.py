@@ -14,7 +14,7 @@ import numpy as np
 
 from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain
 from regcheck.numerics.models import gradient, predict
-from regcheck.numerics.sgd import Moved, sgd
+from regcheck.numerics.sgd import TensorUpdate, sgd
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import Faults, is_bias, penalized
@@ -33,7 +33,7 @@ class State(NamedTuple):
     unzeroed: Parameters | None = None
 
 
-class Pass(NamedTuple):
+class ForwardBackward(NamedTuple):
     """One pass over a step's rows: z and row losses of each micro-batch, loss and gradient."""
 
     outputs: tuple[Array, ...]
@@ -47,12 +47,12 @@ class Update(NamedTuple):
 
     state: State
     step: Step
-    seen: Pass
+    forward_backward: ForwardBackward
 
     @property
-    def slopes(self) -> tuple[Array, ...]:
-        """The rows' slopes dℓ_i/dz_i of each micro-batch."""
-        return tuple(part.slopes for part in self.seen.rows)
+    def dloss_dz(self) -> tuple[Array, ...]:
+        """The rows' dℓ_i/dz_i of each micro-batch."""
+        return tuple(part.dloss_dz for part in self.forward_backward.rows)
 
 
 class NumpyTrainer:
@@ -82,13 +82,13 @@ class NumpyTrainer:
             velocities = {name: np.zeros_like(tensor) for name, tensor in parameters.items()}
         return State(parameters, velocities)
 
-    def step(self, state: State, batch: Batch, seen: Pass | None = None) -> Update:
+    def step(self, state: State, batch: Batch, known: ForwardBackward | None = None) -> Update:
         """Take one update from a state, whose parameters may be the other side's.
 
         Args:
             state: the parameters, and what the optimizer remembers.
             batch: the step's rows and lr.
-            seen: the pass over the rows at these parameters, where it is known already.
+            known: the pass over the rows at these parameters, where it is known already.
         """
         # Overflow is an outcome of the training, judged by the comparison.
         with np.errstate(all="ignore"):
@@ -99,33 +99,33 @@ class NumpyTrainer:
             }
             state = state._replace(parameters=before)
             batch = self.rescheduled(batch)
-            seen = self.pass_over(before, batch) if seen is None else seen
-            gradients = self.gradients(seen, state)
-            strengths = self.strengths(batch)
+            there = self.forward_backward(before, batch) if known is None else known
+            gradients = self.gradients(there, state)
+            effective_decays = self.effective_decays(batch)
             if convention.update_order == "bias-first":
                 first = tuple(filter(is_bias, before))
-                moves = self.move(state, batch, gradients, strengths, first)
+                moves = self.move(state, batch, gradients, effective_decays, first)
                 moved = before | {name: moves[name].parameter for name in first}
-                late = self.gradients(self.pass_over(moved, batch), state)
+                late = self.gradients(self.forward_backward(moved, batch), state)
                 gradients = late | {name: gradients[name] for name in first}
                 rest = tuple(name for name in before if name not in first)
-                moves |= self.move(state, batch, gradients, strengths, rest)
+                moves |= self.move(state, batch, gradients, effective_decays, rest)
             else:
-                moves = self.move(state, batch, gradients, strengths, tuple(before))
+                moves = self.move(state, batch, gradients, effective_decays, tuple(before))
             velocities = {name: moves[name].velocity for name in before}
             step = Step(
                 before=before,
-                outputs=seen.outputs,
-                loss=self.reported_loss(seen.loss, before, strengths),
+                outputs=there.outputs,
+                loss=self.reported_loss(there.loss, before, effective_decays),
                 gradient=gradients,
                 penalty={name: moves[name].penalty for name in before},
                 velocity={name: v for name, v in velocities.items() if v is not None},
-                shift={name: moves[name].shift for name in before},
+                delta={name: moves[name].delta for name in before},
                 after={name: moves[name].parameter for name in before},
             )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
             after = State(step.after, velocities, unzeroed)
-        return Update(after, step, seen)
+        return Update(after, step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:
         """Give the batch the lr at which this rule takes it."""
@@ -135,7 +135,7 @@ class NumpyTrainer:
         lr = self.problem.schedule.shifted_lr(batch.step, faults.lr_shift)
         return batch._replace(lr=faults.lr_factor * lr)
 
-    def pass_over(self, parameters: Parameters, batch: Batch) -> Pass:
+    def forward_backward(self, parameters: Parameters, batch: Batch) -> ForwardBackward:
         """Loss and gradient of a step's rows: the means over its micro-batches of each one's.
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
@@ -155,14 +155,14 @@ class NumpyTrainer:
             outputs.append(z)
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
-            gradients.append(gradient(X, scale * row.slopes, bias="bias" in parameters))
+            gradients.append(gradient(X, scale * row.dloss_dz, bias="bias" in parameters))
         parts = len(batch.parts)
         if parts == 1:
-            return Pass(tuple(outputs), tuple(rows), losses[0], gradients[0])
+            return ForwardBackward(tuple(outputs), tuple(rows), losses[0], gradients[0])
         total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
         if faults.accumulation == "mean":
             total = {name: g / parts for name, g in total.items()}
-        return Pass(tuple(outputs), tuple(rows), sum(losses) / parts, total)
+        return ForwardBackward(tuple(outputs), tuple(rows), sum(losses) / parts, total)
 
     def row_losses(self, z: Array, y: Array) -> RowLosses:
         """Give the rows' losses and slopes.
@@ -179,16 +179,16 @@ class NumpyTrainer:
         spread = y.var() if self.problem.loss == "mse" else 0
         return row._replace(values=row.values + spread)
 
-    def gradients(self, seen: Pass, state: State) -> Parameters:
+    def gradients(self, there: ForwardBackward, state: State) -> Parameters:
         """The gradient that the step takes: the pass's; with faults a multiple, or all so far."""
-        factor, gradients = self.problem.faults.gradient_factor, seen.gradient
+        factor, gradients = self.problem.faults.gradient_factor, there.gradient
         if factor != 1:
             gradients = {name: factor * g for name, g in gradients.items()}
         if state.unzeroed is not None:
             gradients = {name: state.unzeroed[name] + g for name, g in gradients.items()}
         return gradients
 
-    def strengths(self, batch: Batch) -> dict[str, float]:
+    def effective_decays(self, batch: Batch) -> dict[str, float]:
         """κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
         convention = self.problem.convention
         divisor = {"nothing": 1, "batch": batch.size, "dataset": len(self.y)}
@@ -207,14 +207,14 @@ class NumpyTrainer:
         state: State,
         batch: Batch,
         gradients: Parameters,
-        strengths: dict[str, float],
+        effective_decays: dict[str, float],
         names: tuple[str, ...],
-    ) -> dict[str, Moved]:
+    ) -> dict[str, TensorUpdate]:
         """Move some of the tensors by the optimizer's rule."""
         convention = self.problem.convention
         if convention.decay == "before-clipping":
             gradients = {
-                name: g + self.penalty(strengths[name], state.parameters[name])
+                name: g + self.penalty(effective_decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
         clipped = self.clipped(gradients)
@@ -225,23 +225,23 @@ class NumpyTrainer:
                 batch.lr,
                 state.parameters[name],
                 clipped[name],
-                partial(self.penalty, strengths[name]),
+                partial(self.penalty, effective_decays[name]),
                 state.velocities[name],
             )
             for name in names
         }
 
-    def penalty(self, strength: float, w: Array) -> Array:
+    def penalty(self, effective_decay: float, w: Array) -> Array:
         """The penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
 
         A fault makes it κλ alone.
         """
         if self.problem.faults.penalty_form == "constant":
-            return np.full_like(w, strength)
+            return np.full_like(w, effective_decay)
         if self.problem.convention.penalty_norm == "squared":
-            return strength * w
+            return effective_decay * w
         norm = np.sqrt(np.sum(w * w))
-        return strength * w / norm if norm > 0 else 0 * w
+        return effective_decay * w / norm if norm > 0 else 0 * w
 
     def clipped(self, gradients: Parameters) -> Parameters:
         """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
@@ -262,7 +262,7 @@ class NumpyTrainer:
         return {name: g * factor for name, g in gradients.items()}
 
     def reported_loss(
-        self, loss: float, parameters: Parameters, strengths: dict[str, float]
+        self, loss: float, parameters: Parameters, effective_decays: dict[str, float]
     ) -> float:
         """The data loss; with `penalty_in_loss`, plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""
         convention = self.problem.convention
@@ -271,9 +271,9 @@ class NumpyTrainer:
         for name, w in parameters.items():
             squares = float(np.vdot(w, w))
             if convention.penalty_norm == "squared":
-                loss += strengths[name] / 2 * squares
+                loss += effective_decays[name] / 2 * squares
             else:
-                loss += strengths[name] * math.sqrt(squares)
+                loss += effective_decays[name] * math.sqrt(squares)
         return loss
 
 

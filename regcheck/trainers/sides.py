@@ -19,10 +19,16 @@ from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.spec import LoadedSpec
 from regcheck.spec.tolerance import weighed_limits
 from regcheck.trainers.altered_optimizers import AlteredOptimizers
-from regcheck.trainers.lockstep import FrameworkLeads, Pair, ScratchLeads, Steps
+from regcheck.trainers.lockstep import NumpyFollowsTorch, Pair, Steps, TorchFollowsScratch
 from regcheck.trainers.measured_bounds import MeasuredBounds
-from regcheck.trainers.numpy_trainer import NumpyTrainer, Pass
-from regcheck.trainers.torch_model import Module, import_compiler, initial_of, settings, users
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
+from regcheck.trainers.torch_model import (
+    Module,
+    import_compiler,
+    initial_of,
+    settings,
+    wrap_user_module,
+)
 from regcheck.trainers.torch_trainer import TorchTrainer
 from regcheck.user_code.generator import ScratchSteps, UserFunction, imported
 from regcheck.user_code.guard import Guard
@@ -38,8 +44,10 @@ class Bounder(Protocol):
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""
 
-    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
-        """Bound what rounding can do in a step; `seen` is torch's rule's pass over the rows."""
+    def bounds(
+        self, batch: Batch, steps: Steps, forward_backward: ForwardBackward | None
+    ) -> Bounds:
+        """Bound what rounding can do in a step; the pass over the rows is torch's rule's."""
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Bound the step at hand more closely, where it looks like a divergence; None if final."""
@@ -55,13 +63,15 @@ class ClosedBounds:
         """Bound what casting the start to each side's dtype can do."""
         return self.model.start_bounds(start)
 
-    def bounds(self, batch: Batch, steps: Steps, seen: Pass | None) -> Bounds:
+    def bounds(
+        self, batch: Batch, steps: Steps, forward_backward: ForwardBackward | None
+    ) -> Bounds:
         """Bound what rounding can do in a step."""
-        assert seen is not None
+        assert forward_backward is not None
         framework = steps.framework
         if framework.outputs is None:  # a user's model: its outputs may be any function of z
-            framework = framework._replace(outputs=seen.outputs)
-        return self.model.bounds(batch, framework, [row.slopes for row in seen.rows])
+            framework = framework._replace(outputs=forward_backward.outputs)
+        return self.model.bounds(batch, framework, [row.dloss_dz for row in forward_backward.rows])
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
         """Return nothing: these are final."""
@@ -112,12 +122,12 @@ def sides_of(
             problem = of_module(problem, module)
         given = with_settings(problem, spec.torch_settings)
         framework = TorchTrainer(given, module)
-        probe = TorchTrainer(given, twin_of(framework, again))
+        probe = TorchTrainer(given, clone_of(framework, again))
         torch = torch_rule(given, module)
         sees_rows = problem.model != OWN_MODEL
         pair: Pair
         if spec.scratch is None:
-            pair = FrameworkLeads(trainer(problem), framework)
+            pair = NumpyFollowsTorch(trainer(problem), framework)
             measured = framework
         else:
             function = user_function(stack, spec.scratch, loaded.folder, "scratch", timeout)
@@ -125,13 +135,13 @@ def sides_of(
             handed = user_problem(problem, spec, framework=False)
             fixed = {name: problem.initial[name] for name in framework.module.untrained()}
             leader = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
-            measured = TorchTrainer(given, twin_of(framework, again))
-            pair = ScratchLeads(leader, framework, measured)
+            measured = TorchTrainer(given, clone_of(framework, again))
+            pair = TorchFollowsScratch(leader, framework, measured)
         stack.callback(pair.close)
         if sees_rows and torch is not None:
             codes = {"scratch": spec.scratch, "framework": spec.own_framework}
             own = [side for side, code in codes.items() if code is not None]
-            bounder: Bounder = ClosedBounds(really(given, torch.problem), own)
+            bounder: Bounder = ClosedBounds(with_actual_settings(given, torch.problem), own)
         else:
             bounder = noisy(problem, measured)
         altered = None
@@ -194,12 +204,12 @@ def builder(
 
     def again() -> Module:
         made = build.call(user_problem(problem, loaded.spec, framework=True))
-        return users(made, build.label, guarded, problem)
+        return wrap_user_module(made, build.label, guarded, problem)
 
     return again
 
 
-def twin_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Module:
+def clone_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Module:
     """Give a trainer's module once more, in the same state, to train on its own.
 
     A user's is made anew where that can be: its loss function may hold on to its own model, as
@@ -213,15 +223,15 @@ def twin_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Module
         if not made.shares(trainer.module):
             made.take_state(trainer.module)
             return made
-    same = trainer.module.twin()
+    same = trainer.module.clone()
     if again is not None:
-        see_apart(trainer, same)
+        check_independent(trainer, same)
     return same
 
 
-def see_apart(trainer: TorchTrainer, copy: Module) -> None:
+def check_independent(trainer: TorchTrainer, copy: Module) -> None:
     """See that the loss of a copy does not depend on the parameters that it was copied from."""
-    trial = TorchTrainer(trainer.problem, copy.twin())
+    trial = TorchTrainer(trainer.problem, copy.clone())
     trainer.optimizer.zero_grad()
     for batch in islice(trainer.problem.schedule.batches(), 1):
         trial.backward(batch)
@@ -233,7 +243,7 @@ def see_apart(trainer: TorchTrainer, copy: Module) -> None:
         )
 
 
-def really(given: Problem, torch: Problem) -> Problem:
+def with_actual_settings(given: Problem, torch: Problem) -> Problem:
     """Put the settings in that torch's optimizer really has."""
     return replace(
         given, optimizer=torch.optimizer, weight_decay=torch.weight_decay, schedule=torch.schedule

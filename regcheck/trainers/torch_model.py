@@ -43,7 +43,7 @@ class Module:
         tensors: the parameters by regcheck's names.
         column: whether the targets are (B, 1), and not (B,).
         guard: calls what is the user's.
-        tells_outputs: whether the model's outputs are z of the one-layer models, (B, 1).
+        outputs_are_z: whether the model's outputs are z of the one-layer models, (B, 1).
     """
 
     model: nn.Module
@@ -52,9 +52,9 @@ class Module:
     tensors: dict[str, nn.Parameter]
     column: bool
     guard: Guard
-    tells_outputs: bool
+    outputs_are_z: bool
 
-    def twin(self) -> Module:
+    def clone(self) -> Module:
         """Copy it as it is; the copy trains on its own.
 
         Raises:
@@ -217,7 +217,7 @@ def built_in(problem: Problem) -> Module:
         dampening=options.dampening,
     )
     return Module(
-        model, OfLink(link, measure), optimizer, tensors, True, plainly, tells_outputs=True
+        model, OfLink(link, measure), optimizer, tensors, True, plainly, outputs_are_z=True
     )
 
 
@@ -246,7 +246,7 @@ def import_compiler() -> None:
     import torch._dynamo  # noqa: F401
 
 
-def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
+def wrap_user_module(made: object, label: str, guard: Guard, problem: Problem) -> Module:
     """Take what a user's function made: (model, loss_function, optimizer).
 
     Where the spec has a one-layer model, so has it: its one weight and its one bias go by these
@@ -274,7 +274,7 @@ def users(made: object, label: str, guard: Guard, problem: Problem) -> Module:
             raise UserCodeError(f"{label}: {found}; {returns}")
     tensors = named_tensors(model, label, problem)
     check_tensors(tensors, optimizer, label)
-    return Module(model, loss, optimizer, tensors, False, guard, tells_outputs=False)
+    return Module(model, loss, optimizer, tensors, False, guard, outputs_are_z=False)
 
 
 def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, nn.Parameter]:

@@ -234,7 +234,7 @@ class TorchTrainer:
             gradient=gradient,
             penalty=None,
             velocity=velocity,
-            shift=None,
+            delta=None,
             after=after,
         )
         if not self.groups:
@@ -243,7 +243,7 @@ class TorchTrainer:
         decays = {name: group["weight_decay"] for name, group in self.groups.items()}
         return step._replace(
             penalty={name: lrs[name] * (decays[name] * w) for name, w in before.items()},
-            shift={
+            delta={
                 name: lrs[name]
                 * self.direction(name, velocity.get(name), used[name] + decays[name] * w)
                 for name, w in before.items()
@@ -253,7 +253,7 @@ class TorchTrainer:
     def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
         outputs, loss = self.module.guard(self.passes, *self.pairs(batch))
-        if not self.module.tells_outputs:
+        if not self.module.outputs_are_z:
             return None, loss
         return tuple(z.detach().numpy()[:, 0] for z in outputs), loss
 

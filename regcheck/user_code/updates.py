@@ -49,13 +49,13 @@ class Yielded(NamedTuple):
         parameters: float64 copies, in torch's shapes.
         loss: the loss, where it is yielded.
         gradient: likewise, in torch's shapes.
-        single: whether float32 holds every parameter exactly.
+        fits_float32: whether float32 holds every parameter exactly.
     """
 
     parameters: dict[str, Array]
     loss: float | None
     gradient: dict[str, Array] | None
-    single: bool
+    fits_float32: bool
 
 
 class Refused(Exception):  # noqa: N818  # never leaves this module
@@ -85,7 +85,7 @@ def read(
             parameters,
             read_loss(value.get("loss")),
             read_gradient(value.get("grad"), layout, fixed),
-            all(map(is_single, parameters.values())),
+            all(map(fits_float32, parameters.values())),
         )
 
 
@@ -171,7 +171,7 @@ def forms(shape: tuple[int, ...], array: np.ndarray[Any, Any]) -> str:
     return ""
 
 
-def is_single(array: Array) -> bool:
+def fits_float32(array: Array) -> bool:
     """Say whether float32 holds every number exactly."""
     first = array.item(0)
     if first == first and float(np.float32(first)) != first:  # mostly one tells
