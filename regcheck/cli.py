@@ -15,6 +15,7 @@ import click
 from regcheck import __version__
 from regcheck.errors import RegcheckError, UsageError, UserCodeError
 from regcheck.report.spelling import spell
+from regcheck.rules.planned import is_planned, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +32,6 @@ INTERNAL_ERROR = (
     "internal error, and no verdict; please report it to the maintainers, with the lines above"
 )
 
-PLANNED = ("convert", "init", "schema")
-"""Commands that regcheck will have."""
-
 
 class Commands(click.Group):
     """The commands; planned ones are refused by name."""
@@ -42,10 +40,8 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the arguments name."""
-        if args and args[0] in PLANNED:
-            raise UsageError(
-                f"`regcheck {args[0]}` is planned, and not in this version of regcheck"
-            )
+        if args and is_planned("command", args[0]):
+            raise UsageError(refusal("command", args[0]))
         return super().resolve_command(ctx, args)
 
 
@@ -116,9 +112,7 @@ def run(
     A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, hidden ones aside.
     """
     if report:
-        raise UsageError(
-            "`--report` is planned, and not in this version; `--json` prints the report"
-        )
+        raise UsageError(f"{refusal('option', '--report')}; `--json` prints the report")
     from regcheck.report.output import JsonOutput, TextOutput
 
     found = [spec_files(spec) for spec in specs]

@@ -20,19 +20,12 @@ from regcheck.numerics.models import predict
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
-from regcheck.rules.causes import CAUSES, Change, put_in
+from regcheck.rules.causes import CAUSES, HIDING, Change, put_in
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
-
-
-class Circumstance(NamedTuple):
-    """Something that hides causes while it lasts: in words, and whether a step shows it."""
-
-    text: str
-    holds: Callable[[Problem, Batch, Step], bool]
 
 
 def zero(tensor: Array) -> bool:
@@ -76,59 +69,29 @@ def stands_still(problem: Problem, batch: Batch) -> bool:
     return batch.lr == 0 and not acts
 
 
-CIRCUMSTANCES: dict[str, Circumstance] = {
-    "bias-zero": Circumstance("the bias stays 0", lambda _, __, step: biases_zero(step)),
-    "equal-targets": Circumstance(
-        "all targets of a batch are equal", lambda problem, batch, _: equal_targets(problem, batch)
+HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
+    "bias-zero": lambda _, __, step: biases_zero(step),
+    "equal-targets": lambda problem, batch, _: equal_targets(problem, batch),
+    "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1, 1),
+    "lr-zero": lambda problem, batch, _: stands_still(problem, batch),
+    "never-clipped": lambda problem, _, step: not clips(problem, step),
+    "never-saturated": lambda problem, batch, step: (
+        not any(saturates(predict(problem.X[index], step.before)) for index in batch.parts)
     ),
-    "lr-unchanged": Circumstance(
-        "the lr does not change in these steps",
-        lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1, 1),
+    "no-bias-decay": lambda problem, _, __: not biases_decay(problem),
+    "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
+    "one-micro-batch": lambda _, batch, __: len(batch.parts) == 1,
+    "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
+    "one-row-batches": lambda _, batch, __: batch.size == 1,
+    "one-row-losses": lambda _, batch, __: batch.size == len(batch.parts),
+    "one-step": lambda _, batch, __: batch.step == 1,
+    "one-training-row": lambda problem, _, __: len(problem.y) == 1,
+    "penalized-zero": lambda problem, _, step: all(
+        zero(step.before[name]) for name, decay in problem.weight_decay.items() if decay
     ),
-    "lr-zero": Circumstance("the lr is 0", lambda problem, batch, _: stands_still(problem, batch)),
-    "never-clipped": Circumstance(
-        "no gradient is large enough to be clipped",
-        lambda problem, _, step: not clips(problem, step),
-    ),
-    "never-saturated": Circumstance(
-        "no output is saturated",
-        lambda problem, batch, step: (
-            not any(saturates(predict(problem.X[index], step.before)) for index in batch.parts)
-        ),
-    ),
-    "no-bias-decay": Circumstance(
-        "the bias has no weight_decay", lambda problem, _, __: not biases_decay(problem)
-    ),
-    "no-decay": Circumstance(
-        "weight_decay is 0", lambda problem, _, __: not any(problem.weight_decay.values())
-    ),
-    "one-micro-batch": Circumstance(
-        "each step has one micro-batch", lambda _, batch, __: len(batch.parts) == 1
-    ),
-    "one-plain-step": Circumstance(
-        "only one step is compared, and the velocity is the gradient in it",
-        lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
-    ),
-    "one-row-batches": Circumstance("each step sees one row", lambda _, batch, __: batch.size == 1),
-    "one-row-losses": Circumstance(
-        "each loss is taken over one row",
-        lambda _, batch, __: batch.size == len(batch.parts),
-    ),
-    "one-step": Circumstance("only one step is compared", lambda _, batch, __: batch.step == 1),
-    "one-training-row": Circumstance(
-        "there is one training row", lambda problem, _, __: len(problem.y) == 1
-    ),
-    "penalized-zero": Circumstance(
-        "what is penalized stays 0",
-        lambda problem, _, step: all(
-            zero(step.before[name]) for name, decay in problem.weight_decay.items() if decay
-        ),
-    ),
-    "zero-gradient": Circumstance(
-        "the gradient stays 0", lambda _, __, step: all(map(zero, (step.gradient or {}).values()))
-    ),
+    "zero-gradient": lambda _, __, step: all(map(zero, (step.gradient or {}).values())),
 }
-"""What can hide a cause; each must hold at every step to be the reason."""
+"""Whether a step leaves what hides a cause (`HIDING`) in force; only all steps make it a reason."""
 
 
 class Hidden(NamedTuple):
@@ -171,9 +134,7 @@ class Trial:
             return True
         self.largest = max(self.largest, largest)
         problem = self.rule.trainer.problem
-        self.holding = {
-            name for name in self.holding if CIRCUMSTANCES[name].holds(problem, batch, framework)
-        }
+        self.holding = {name for name in self.holding if HIDES[name](problem, batch, framework)}
         return False
 
     def reason(self, spec: Spec, steps: int) -> str:
@@ -185,7 +146,7 @@ class Trial:
             return "`compare` leaves the parameters out"
         for name in (*cause.hidden_by, "lr-zero"):
             if name in self.holding:
-                return CIRCUMSTANCES[name].text
+                return HIDING[name]
         if self.largest <= 0:
             return "the effect is 0 here"
         share = f"at most {self.largest:.0%}" if self.largest >= 0.01 else "less than 1%"

@@ -485,17 +485,6 @@ CAUSES: dict[str, Cause] = {
     ),
 }
 
-LATER = (
-    "adagrad-accumulator-initial",
-    "adam-bias-correction-compounded",
-    "adam-bias-correction-missing",
-    "adam-epsilon-uncorrected",
-    "decay-bias-corrected",
-    "penalty-coupled",
-    "rmsprop-epsilon-inside",
-)
-"""Causes that regcheck will know."""
-
 
 def put_in(change: Change, convention: Convention, faults: Faults) -> tuple[Convention, Faults]:
     """Put a cause's change into a rule."""

@@ -15,6 +15,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from regcheck.rules.planned import is_planned, refusal
+
 Path = tuple[str | int, ...]
 """Where a value stands in a spec: keys, and positions in lists from 0."""
 
@@ -48,9 +50,10 @@ def refuse_bias(value: Mapping[Any, object], keys: Iterable[str], info: Validati
         raise wrong_inside(((key,), text) for key in found)
 
 
-def not_yet(what: str) -> PydanticCustomError:
+def refuse_planned(kind: str, name: object) -> None:
     """Refuse what specs will hold, and this version does not do."""
-    return wrong(f"{what} is planned, and not in this version of regcheck")
+    if is_planned(kind, name):
+        raise wrong(refusal(kind, name))
 
 
 def whole(value: object) -> object:

@@ -40,8 +40,8 @@ from regcheck.spec.fields import (
     Positive,
     Section,
     has_bias,
-    not_yet,
     refuse_bias,
+    refuse_planned,
     shown,
     wrong,
     wrong_inside,
@@ -75,7 +75,6 @@ __all__ = [
 MODELS = {"linear": ("mse",), "logistic": ("bce", "bce_with_logits", "mse")}
 """Each model with the losses that go with it, its default first."""
 
-LATER_MODELS = ("softmax", "mlp")
 ModelName = Literal["linear", "logistic"]
 LossName = Literal["mse", "bce", "bce_with_logits"]
 
@@ -85,15 +84,13 @@ def model_form(value: object) -> object:
     if isinstance(value, PydanticCustomError):
         raise value
     named = next(iter(value), None) if isinstance(value, Mapping) else value
-    if named in LATER_MODELS:
-        raise not_yet(f"the model {named}")
+    refuse_planned("model", named)
     return value
 
 
 def loss_form(value: object) -> object:
     """Refuse the loss that goes with the models of later versions."""
-    if value == "cross_entropy":
-        raise not_yet("the loss cross_entropy")
+    refuse_planned("loss", value)
     return value
 
 

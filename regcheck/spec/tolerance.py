@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from regcheck.errors import suggest
-from regcheck.rules.causes import CAUSES, LATER
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.planned import refusal
 from regcheck.spec.fields import (
     Count,
     NotNegative,
     Positive,
     Section,
     Word,
-    not_yet,
     refuse_bias,
+    refuse_planned,
     shown,
     wrong,
 )
@@ -160,8 +161,9 @@ class Expect(Section):
     def known_cause(cls, cause: str | None) -> str | None:
         if cause is None or (cause in CAUSES and not CAUSES[cause].fitted):
             return cause
-        if cause in CAUSES or cause in LATER:
-            raise not_yet(f"recognising the cause {cause}")
+        refuse_planned("cause", cause)
+        if cause in CAUSES:
+            raise wrong(refusal("cause", cause))
         known: Iterable[str] = [name for name, one in CAUSES.items() if not one.fitted]
         raise wrong(f"no cause is called {shown(cause)}; {suggest(cause, known)}")
 

@@ -18,8 +18,8 @@ from regcheck.spec.fields import (
     has_bias,
     in_range,
     is_number,
-    not_yet,
     refuse_bias,
+    refuse_planned,
     shown,
     whole,
     wrong,
@@ -81,21 +81,6 @@ def init_form(value: object, info: ValidationInfo) -> object:
     return flat
 
 
-LATER_OPTIMIZERS = (
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adamw",
-    "asgd",
-    "muon",
-    "nadam",
-    "radam",
-    "rmsprop",
-)
-
-
 class Sgd(Section):
     """torch.optim.SGD's options."""
 
@@ -117,8 +102,7 @@ def optimizer_form(value: object) -> object:
     if isinstance(value, Sgd):
         return value
     name = value.get("name") if isinstance(value, Mapping) else value
-    if isinstance(name, str) and name.lower() in LATER_OPTIMIZERS:
-        raise not_yet(f"the optimizer {name}")
+    refuse_planned("optimizer", name)
     if value == "sgd":
         return {"name": value}
     if isinstance(value, str):
