@@ -217,7 +217,7 @@ class Run:
         report, tolerances = self.report, self.spec.tolerance
         steps = self.sides.pair.advance(batch)
         # What torch is given may not be what the scratch side is given.
-        batch = batch._replace(lr=self.schedule.lr_at(batch.step, batch.epoch))
+        batch = batch._replace(lr=self.schedule.lr_at(batch.step))
         seen = self.seen(steps, batch)
         bounds = self.sides.bounder.bounds(batch, steps, seen)
         row = compare_step(batch, steps, bounds, tolerances)

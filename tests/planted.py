@@ -98,7 +98,7 @@ class ByHand:
     def look(self, w: Parameters, batch: Batch) -> ForwardBackward:
         """Take the mean over the micro-batches of each one's loss and gradient."""
         outputs, rows, losses, gradients = [], [], [], []
-        for index in batch.parts:
+        for index in batch.micro_batches:
             z, found, loss, gradient = self.look_at(w, self.X[index], self.y[index])
             outputs.append(z)
             rows.append(found)
@@ -429,16 +429,14 @@ class ScheduleEarly(ByHand):
     """Calls scheduler.step() before optimizer.step()."""
 
     def lr(self, batch: Batch) -> float:
-        schedule = self.problem.schedule
-        return schedule.lr_at(batch.step + 1, 1 + batch.step // schedule.steps_per_epoch)
+        return self.problem.schedule.lr_at(batch.step + 1)
 
 
 class ScheduleLate(ByHand):
     """Calls scheduler.step() one step late: the first lr holds for two steps."""
 
     def lr(self, batch: Batch) -> float:
-        schedule, step = self.problem.schedule, max(1, batch.step - 1)
-        return schedule.lr_at(step, 1 + (step - 1) // schedule.steps_per_epoch)
+        return self.problem.schedule.lr_at(batch.step - 1)
 
 
 # --- causes that change no rule -----------------------------------------------------------------
@@ -602,7 +600,7 @@ class SumsMicroBatches(TorchTrainer):
         outputs, loss = super().backward(batch)
         for tensor in self.tensors.values():
             assert tensor.grad is not None
-            tensor.grad *= len(batch.parts)
+            tensor.grad *= len(batch.micro_batches)
         return outputs, loss
 
 

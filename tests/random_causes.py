@@ -719,7 +719,7 @@ def gain(seen: Seen, rule: Rule) -> float:
     largest *= spec["accumulate"] if rule.parts == "sum" else 1
     largest *= len(seen.run.history) if not rule.zeroed else 1
     if rule.early or rule.velocity == "lr inside":
-        rates = [seen.run.schedule.shifted_lr(step, 0) for step in range(1, seen.report.steps + 2)]
+        rates = [seen.run.schedule.lr_at(step) for step in range(1, seen.report.steps + 2)]
         largest *= max(rates) / min(rate for rate in rates if rate)
     if rule.velocity in ("none", "dampened"):
         largest /= 1 - spec["optimizer"].get("dampening", 0)

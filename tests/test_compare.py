@@ -34,7 +34,7 @@ from regcheck.trainers.lockstep import Steps
 
 Array = NDArray[np.floating]
 NAN, INF = math.nan, math.inf
-BATCH = Batch(step=3, epoch=2, batch=1, lr=0.1, size=4, parts=(slice(0, 4),))
+BATCH = Batch(step=3, epoch=2, batch=1, lr=0.1, size=4, micro_batches=(slice(0, 4),))
 LIMIT = 8.0
 DEFAULT = Tolerances()
 

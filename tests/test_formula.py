@@ -216,8 +216,10 @@ def gradients(case: Case, parameters: Parameters, batch: Batch) -> dict[str, dic
     for at, trainer in trainers.items():
         whole = trainer.forward_backward(parameters, batch)
         parts = []
-        for rows, z in zip(batch.parts, whole.outputs, strict=True):
-            one = trainer.forward_backward(parameters, batch._replace(parts=(rows,))).gradient
+        for rows, z in zip(batch.micro_batches, whole.outputs, strict=True):
+            one = trainer.forward_backward(
+                parameters, batch._replace(micro_batches=(rows,))
+            ).gradient
             parts.append({name: len(z) * g for name, g in one.items()})
         for name, g in whole.gradient.items():
             total = sum(part[name] for part in parts)
@@ -233,7 +235,7 @@ def at_mean_target(trainer: NumpyTrainer, batch: Batch) -> NumpyTrainer:
     """Put the mean of each loss's targets in the place of each of them."""
     other = copy(trainer)
     other.y = trainer.y.copy()
-    for rows in batch.parts:
+    for rows in batch.micro_batches:
         other.y[rows] = trainer.y[rows].mean()
     return other
 
@@ -252,7 +254,7 @@ def constants(case: Case, batch: Batch) -> dict[str, dict[str, Value]]:
         "B": batch.size,
         "m": training.loss_rows[0],
         "n": training.train_rows,
-        "k": len(batch.parts),
+        "k": len(batch.micro_batches),
         "batch_size": case.spec.get("batch_size", training.train_rows),
         "c": FACTOR,
     }
@@ -342,11 +344,11 @@ def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> fl
     shared = known["weight"]
     if head.endswith(")"):
         factor, inner = head.removesuffix(")").split("average(")
-        parts = [data_losses(case, parameters, (rows,)) for rows in batch.parts]
+        parts = [data_losses(case, parameters, (rows,)) for rows in batch.micro_batches]
         total = sum(Reader(inner, shared | part, unclipped).sum() for part in parts) / len(parts)
         total *= Reader(factor, {}, unclipped).sum() if factor else 1.0
     else:
-        whole = data_losses(case, parameters, batch.parts)
+        whole = data_losses(case, parameters, batch.micro_batches)
         total = Reader(head, shared | whole, unclipped).sum()
     for term in penalties:
         tensor = "weight" if "w" in term else "bias"

@@ -143,10 +143,10 @@ def test_batches_of_another_step_are_named(name: str) -> None:
 
 def test_moved_batches_are_those_of_the_schedule() -> None:
     schedule = Schedule(40, 4, 16, False, 1, 3, LR, None)
-    own = [tuple(batch.parts[0].tolist()) for batch in schedule.batches()]  # type: ignore[union-attr]
+    own = [tuple(batch.micro_batches[0].tolist()) for batch in schedule.batches()]  # type: ignore[union-attr]
     orders = other_orders(schedule)
     for name, (at, note) in MOVED.items():
-        rows = [tuple(batch.parts[0].tolist()) for batch in orders[note]]  # type: ignore[union-attr]
+        rows = [tuple(batch.micro_batches[0].tolist()) for batch in orders[note]]  # type: ignore[union-attr]
         assert rows == [own[at(step, len(own))] for step in range(len(own))], name
 
 

@@ -33,7 +33,7 @@ def schedule(rows: int = 10, **keys: Any) -> Schedule:
 
 def rows_of(batch: Batch, rows: int) -> list[list[int]]:
     """List the rows of each micro-batch."""
-    return [np.arange(rows)[part].tolist() for part in batch.parts]
+    return [np.arange(rows)[part].tolist() for part in batch.micro_batches]
 
 
 # --- lr -------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_every_row_is_seen_once_an_epoch(
             len(set(seen)) == len(seen) == (rows // batch_size * batch_size if drop_last else rows)
         )
         assert all(len(part) == batch_size for part in micro[:-1])
-        assert all(len(batch.parts) == accumulate for batch in own[:-1])
+        assert all(len(batch.micro_batches) == accumulate for batch in own[:-1])
     for batch in batches:
         assert batch.size == sum(len(part) for part in rows_of(batch, rows))
     sizes = {batch.size for batch in batches} or {0}
@@ -190,7 +190,7 @@ def test_rows_in_their_own_order_are_slices() -> None:
     assert all(
         isinstance(part, slice)
         for batch in schedule(batch_size=3).batches()
-        for part in batch.parts
+        for part in batch.micro_batches
     )
 
 

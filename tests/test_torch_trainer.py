@@ -97,7 +97,7 @@ def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
     for batch in problem.schedule.batches():
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = batch.lr
         total = 0.0
-        for rows in batch.parts:
+        for rows in batch.micro_batches:
             z = model(X[torch.arange(len(X))[rows]])
             target = y[torch.arange(len(X))[rows]]
             if problem.loss == "bce":
@@ -107,8 +107,8 @@ def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
             else:
                 p = z if problem.model == "linear" else torch.sigmoid(z)
                 loss = nn.functional.mse_loss(p, target)
-            (loss / len(batch.parts)).backward()  # type: ignore[no-untyped-call]
-            total += loss.item() / len(batch.parts)
+            (loss / len(batch.micro_batches)).backward()  # type: ignore[no-untyped-call]
+            total += loss.item() / len(batch.micro_batches)
         if problem.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), problem.clip_norm)
         if problem.clip_value is not None:

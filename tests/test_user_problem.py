@@ -110,7 +110,7 @@ def test_batches_are_the_schedules_rows(shuffle: Any, accumulate: int, drop_last
         epochs=3, batch_size=2, shuffle=shuffle, accumulate=accumulate, drop_last=drop_last
     )
     expected = [
-        [np.arange(ROWS)[part].tolist() for part in batch.parts]
+        [np.arange(ROWS)[part].tolist() for part in batch.micro_batches]
         for batch in problem.schedule.batches()
     ]
     assert [rows.tolist() for rows in user.batches] == [list(chain(*parts)) for parts in expected]

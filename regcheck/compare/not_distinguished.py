@@ -49,7 +49,7 @@ def saturates(z: Array) -> bool:
 
 def equal_targets(problem: Problem, batch: Batch) -> bool:
     """Say whether the targets that one loss is taken over are all the same."""
-    return all(float(np.ptp(problem.y[index])) == 0 for index in batch.parts)
+    return all(float(np.ptp(problem.y[index])) == 0 for index in batch.micro_batches)
 
 
 def biases_zero(step: Step) -> bool:
@@ -72,18 +72,18 @@ def stands_still(problem: Problem, batch: Batch) -> bool:
 HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "bias-zero": lambda _, __, step: biases_zero(step),
     "equal-targets": lambda problem, batch, _: equal_targets(problem, batch),
-    "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1, 1),
+    "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1),
     "lr-zero": lambda problem, batch, _: stands_still(problem, batch),
     "never-clipped": lambda problem, _, step: not clips(problem, step),
     "never-saturated": lambda problem, batch, step: (
-        not any(saturates(predict(problem.X[index], step.before)) for index in batch.parts)
+        not any(saturates(predict(problem.X[index], step.before)) for index in batch.micro_batches)
     ),
     "no-bias-decay": lambda problem, _, __: not biases_decay(problem),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
-    "one-micro-batch": lambda _, batch, __: len(batch.parts) == 1,
+    "one-micro-batch": lambda _, batch, __: len(batch.micro_batches) == 1,
     "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
     "one-row-batches": lambda _, batch, __: batch.size == 1,
-    "one-row-losses": lambda _, batch, __: batch.size == len(batch.parts),
+    "one-row-losses": lambda _, batch, __: batch.size == len(batch.micro_batches),
     "one-step": lambda _, batch, __: batch.step == 1,
     "one-training-row": lambda problem, _, __: len(problem.y) == 1,
     "penalized-zero": lambda problem, _, step: all(

@@ -202,7 +202,7 @@ def from_shifted(replay: Replay) -> Explanation | None:
             change = {"lr_shift": early}
             residual = replay.residual(change)
             # One lr in all steps is no schedule that is shifted, but none.
-            if residual <= 1 and len({schedule.shifted_lr(step, early) for step in taken}) > 1:
+            if residual <= 1 and len({schedule.lr_at(step + early) for step in taken}) > 1:
                 causes = ("schedule-shifted",)
                 note = shift_text(schedule, causes, change)
                 return Explanation(causes, change, residual, note=note)

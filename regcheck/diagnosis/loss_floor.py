@@ -126,7 +126,10 @@ TORCHS = {
 def outputs_of(seen: Observed, record: Record) -> list[tuple[Array, Array]]:
     """Give z and y of a step's micro-batches."""
     outputs = seen.torch.forward_backward(seen.history.split(record.before), record.batch).outputs
-    return [(z, seen.torch.y[index]) for z, index in zip(outputs, record.batch.parts, strict=True)]
+    return [
+        (z, seen.torch.y[index])
+        for z, index in zip(outputs, record.batch.micro_batches, strict=True)
+    ]
 
 
 def loss_by(form: Form, floor: float, parts: list[tuple[Array, Array]]) -> float:

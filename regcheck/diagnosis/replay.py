@@ -321,13 +321,13 @@ def gain(rule: Problem, batch: Batch) -> float:
     faults, options = rule.faults, rule.optimizer
     found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
     if rule.convention.loss_reduction == "sum":
-        found *= max(len_of(index, rule) for index in batch.parts)
+        found *= max(len_of(index, rule) for index in batch.micro_batches)
     if faults.accumulation == "sum":
-        found *= len(batch.parts)
+        found *= len(batch.micro_batches)
     if faults.zeroing == "never":
         found *= batch.step
     if faults.lr_shift and batch.lr:
-        shifted = rule.schedule.shifted_lr(batch.step, faults.lr_shift)
+        shifted = rule.schedule.lr_at(batch.step + faults.lr_shift)
         found *= max(1.0, shifted / batch.lr)
     if rule.convention.momentum_form == "dampened" and options.momentum:
         found *= 1 - options.momentum
@@ -349,7 +349,7 @@ def pass_scale(
         return None  # it must look at the rows again
     if faults.bce_slope != "floored":
         return None
-    sizes = {len_of(index, problem) for index in batch.parts}
+    sizes = {len_of(index, problem) for index in batch.micro_batches}
     scale = convention.loss_factor
     if convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size":
         if len(sizes) > 1:
@@ -358,7 +358,7 @@ def pass_scale(
         if faults.batch_divisor == "batch-size":
             scale /= problem.schedule.batch_size
     if faults.accumulation == "sum":
-        scale *= len(batch.parts)
+        scale *= len(batch.micro_batches)
     return scale
 
 

@@ -257,7 +257,7 @@ def own_losses(history: History, losses: Losses, rule: Problem) -> Iterator[Data
         if values is None:
             continue
         if accumulation == "sum":
-            values = values * [float(len(batch.parts)) for batch in losses.batches]
+            values = values * [float(len(batch.micro_batches)) for batch in losses.batches]
         with np.errstate(all="ignore"):
             scale = float(np.nan_to_num(np.abs(values / losses.framework), posinf=1).max())
         yield DataLoss((), values, scale)

@@ -171,11 +171,11 @@ class RoundingModel:
         self, batch: Batch, step: Step, slopes: Sequence[Array], largest_z: float
     ) -> tuple[tuple[Array, ...], float, Array]:
         """Bound outputs, loss and gradient; those of micro-batches add up, and are averaged."""
-        u, parts = self.u, len(batch.parts)
+        u, parts = self.u, len(batch.micro_batches)
         assert step.outputs is not None
         assert step.loss is not None
         outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
-        for index, z, s in zip(batch.parts, step.outputs, slopes, strict=True):
+        for index, z, s in zip(batch.micro_batches, step.outputs, slopes, strict=True):
             rows, y = len(s), self.y_sizes[index]
             dz = self.output_bound(index, step.before)
             if self.may_fade(dz, largest_z):

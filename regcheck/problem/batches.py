@@ -1,10 +1,16 @@
-"""Which rows and which lr at which step. Both sides train by the same schedule."""
+"""Which rows and which lr at which step: all that both trainers share about the way of a training.
+
+The lr is worked out here once and set on both sides. torch's own schedulers multiply it up from
+step to step, so their last bits differ from the formulas' (by up to 3e-14 of it), and each step
+of each run would differ by that. `tests/test_schedule.py` compares each kind with torch's.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.rules.settings import Training
@@ -22,8 +28,8 @@ if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
 class Batch(NamedTuple):
     """What one step trains on. Step, epoch and batch count from 1.
 
-    `parts` are the rows of its micro-batches, of which there is one unless gradients are
-    accumulated; `size` is the number of rows in all of them.
+    `micro_batches` are the rows of each, of which there is one unless gradients are accumulated;
+    `size` is the number of rows in all of them.
     """
 
     step: int
@@ -31,7 +37,7 @@ class Batch(NamedTuple):
     batch: int
     lr: float
     size: int
-    parts: tuple[RowIndex, ...]
+    micro_batches: tuple[RowIndex, ...]
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,16 @@ class Schedule:
     lr: float
     lr_schedule: LrSchedule | None
 
-    @property
-    def micro_batches(self) -> int:
+    @cached_property
+    def micro_batches_per_epoch(self) -> int:
         """Micro-batches in an epoch."""
         whole, rest = divmod(self.rows, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Steps in an epoch; the last may have fewer micro-batches."""
-        return math.ceil(self.micro_batches / self.accumulate)
+        return math.ceil(self.micro_batches_per_epoch / self.accumulate)
 
     @property
     def steps(self) -> int:
@@ -64,71 +70,71 @@ class Schedule:
         return self.epochs * self.steps_per_epoch
 
     def batches(self) -> Iterator[Batch]:
-        """Give the steps one at a time; nothing of earlier epochs is kept."""
+        """Yield the steps one at a time; nothing of earlier epochs is kept."""
         step = 0
         for epoch in range(1, self.epochs + 1):
             order = self.order(epoch)
             for batch in range(1, self.steps_per_epoch + 1):
                 step += 1
-                parts, size = self.parts(batch, order)
-                yield Batch(step, epoch, batch, self.lr_at(step, epoch), size, parts)
+                micro_batches, size = self.micro_batches(batch, order)
+                yield Batch(step, epoch, batch, self.lr_at(step), size, micro_batches)
 
     def order(self, epoch: int) -> NDArray[np.intp] | None:
-        """Give an epoch's order of the rows; None where they keep their own."""
+        """Return an epoch's order of the rows; None where they keep their own."""
         if self.shuffle_seed is None:
             return None
         import numpy as np
 
         return np.random.default_rng([self.shuffle_seed, epoch]).permutation(self.rows)
 
-    def parts(self, batch: int, order: NDArray[np.intp] | None) -> tuple[tuple[RowIndex, ...], int]:
-        """Give the micro-batches of a step, and the number of their rows."""
+    def micro_batches(
+        self, batch: int, order: NDArray[np.intp] | None
+    ) -> tuple[tuple[RowIndex, ...], int]:
+        """Return the micro-batches of a step, and the number of their rows."""
         first = (batch - 1) * self.accumulate
-        last = min(first + self.accumulate, self.micro_batches)
+        last = min(first + self.accumulate, self.micro_batches_per_epoch)
         stop = min(last * self.batch_size, self.rows)
-        parts = []
+        found = []
         for start in range(first * self.batch_size, stop, self.batch_size):
             rows = slice(start, min(start + self.batch_size, stop))
-            parts.append(rows if order is None else order[rows])
-        return tuple(parts), stop - first * self.batch_size
+            found.append(rows if order is None else order[rows])
+        return tuple(found), stop - first * self.batch_size
 
     def sizes(self) -> tuple[int, ...]:
-        """Give the distinct numbers of rows that steps see, the usual one first."""
+        """Return the distinct numbers of rows of steps, the usual one first."""
         return self.first_and_last(self.accumulate)
 
     def micro_sizes(self) -> tuple[int, ...]:
-        """Give the distinct numbers of rows of micro-batches, the usual one first."""
+        """Return the distinct numbers of rows of micro-batches, the usual one first."""
         return self.first_and_last(1)
 
     def first_and_last(self, together: int) -> tuple[int, ...]:
-        """Give the rows in an epoch's first and last group of micro-batches, where they differ.
+        """Return the rows in an epoch's first and last group of micro-batches, if they differ.
 
         The groups between are as large as the first.
         """
-        if not self.micro_batches:
+        if not self.micro_batches_per_epoch:
             return (0,)
-        rows = min(self.rows, self.micro_batches * self.batch_size)
+        rows = min(self.rows, self.micro_batches_per_epoch * self.batch_size)
         first = min(rows, together * self.batch_size)
         return tuple(dict.fromkeys((first, (rows - 1) % first + 1)))
 
-    def shifted_lr(self, step: int, early: int) -> float:
-        """Give the lr of a step when the schedule runs some steps early; step 1's before it."""
-        other = max(1, step + early)
-        return self.lr_at(other, (other - 1) // self.steps_per_epoch + 1)
-
-    def lr_at(self, step: int, epoch: int) -> float:
-        """Give the lr of a step: that of t = 0 at step 1, as torch's schedulers do.
+    def lr_at(self, step: int) -> float:
+        """Return the lr of a step: that of t = 0 at step 1 and before, as torch's schedulers do.
 
         (torch calls scheduler.step() after optimizer.step(), so step k uses f(k − 1).)
         """
-        schedule = self.lr_schedule
-        if schedule is None:
+        if self.lr_schedule is None:
             return self.lr
-        return scheduled_lr(self.lr, schedule, (step if schedule.per == "step" else epoch) - 1)
+        t = max(0, step - 1)
+        per_epoch = self.lr_schedule.per == "epoch"
+        return scheduled_lr(
+            self.lr, self.lr_schedule, t // self.steps_per_epoch if per_epoch else t
+        )
 
 
 def scheduled_lr(lr: float, schedule: LrSchedule, t: int) -> float:
-    """Give the lr after t steps or epochs; `LrSchedule` has the formulas."""
+    """Return the lr after t steps or epochs; `LrSchedule` has the formulas."""
     if schedule.kind in ("step", "exponential"):
         times = t // (schedule.every or 1)
         try:
@@ -138,15 +144,15 @@ def scheduled_lr(lr: float, schedule: LrSchedule, t: int) -> float:
     if schedule.kind == "list":
         values = schedule.values or [lr]
         return values[min(t, len(values) - 1)]
-    share = min(t, schedule.steps or 1) / (schedule.steps or 1)
+    steps = schedule.steps or 1
     if schedule.kind == "cosine":
         floor = schedule.floor or 0.0
-        return floor + (lr - floor) * (1 + math.cos(math.pi * share)) / 2
-    return lr * min(1.0, (t + 1) / (schedule.steps or 1))
+        return floor + (lr - floor) * (1 + math.cos(math.pi * (min(t, steps) / steps))) / 2
+    return lr * min(1.0, (t + 1) / steps)
 
 
 def schedule_of(spec: Spec, rows: int) -> Schedule:
-    """Make the schedule of a spec that trains on `rows` rows."""
+    """Return the schedule of a spec that trains on `rows` rows."""
     return Schedule(
         rows=rows,
         epochs=spec.epochs,
@@ -160,7 +166,7 @@ def schedule_of(spec: Spec, rows: int) -> Schedule:
 
 
 def training_of(spec: Spec, rows: int) -> Training:
-    """Take the numbers that enter the update formulas of a spec that trains on `rows` rows."""
+    """Return the numbers that enter the formulas of a spec that trains on `rows` rows."""
     schedule = schedule_of(spec, rows)
     return Training(
         lr=spec.lr,

@@ -218,9 +218,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
     scratch, framework = within.scratch, within.framework
     if divergence.stage == "penalty":
         does = "adds"
-        lr = schedule_of(report.spec, report.training.train_rows).lr_at(
-            divergence.step, divergence.epoch
-        )
+        lr = schedule_of(report.spec, report.training.train_rows).lr_at(divergence.step)
         finite = math.isfinite(scratch) and math.isfinite(framework)
         if lr and finite:
             scratch, framework = scratch / lr, framework / lr

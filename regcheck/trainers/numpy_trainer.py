@@ -132,7 +132,7 @@ class NumpyTrainer:
         faults = self.problem.faults
         if faults.lr_factor == 1 and faults.lr_shift == 0:
             return batch
-        lr = self.problem.schedule.shifted_lr(batch.step, faults.lr_shift)
+        lr = self.problem.schedule.lr_at(batch.step + faults.lr_shift)
         return batch._replace(lr=faults.lr_factor * lr)
 
     def forward_backward(self, parameters: Parameters, batch: Batch) -> ForwardBackward:
@@ -143,7 +143,7 @@ class NumpyTrainer:
         """
         outputs, rows, losses, gradients = [], [], [], []
         faults = self.problem.faults
-        for index in batch.parts:
+        for index in batch.micro_batches:
             X, y = self.X[index], self.y[index]
             z = predict(X, parameters)
             row = self.row_losses(z, y)
@@ -156,7 +156,7 @@ class NumpyTrainer:
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
             gradients.append(gradient(X, scale * row.dloss_dz, bias="bias" in parameters))
-        parts = len(batch.parts)
+        parts = len(batch.micro_batches)
         if parts == 1:
             return ForwardBackward(tuple(outputs), tuple(rows), losses[0], gradients[0])
         total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}

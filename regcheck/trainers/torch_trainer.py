@@ -210,7 +210,7 @@ class TorchTrainer:
         self.place(parameters)
         with torch.no_grad():
             losses = []
-            for index in batch.parts:
+            for index in batch.micro_batches:
                 rows = index if isinstance(index, slice) else torch.from_numpy(index)
                 losses.append(float(self.module.guard(self.forward, self.X[rows], self.y[rows])[1]))
         return sum(losses) / len(losses)
@@ -259,7 +259,7 @@ class TorchTrainer:
 
     def pairs(self, batch: Batch) -> list[torch.Tensor]:
         """Return X and y of each micro-batch in turn."""
-        rows = [i if isinstance(i, slice) else torch.from_numpy(i) for i in batch.parts]
+        rows = [i if isinstance(i, slice) else torch.from_numpy(i) for i in batch.micro_batches]
         pairs = [one[index] for index in rows for one in (self.X, self.y)]
         if not self.trapped:
             for place in range(0, len(pairs), 2):
@@ -359,7 +359,7 @@ class TorchTrainer:
         if schedule.lr_schedule is not None:
             for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                 # A user's own lr keeps its proportion to the spec's.
-                now = schedule.lr_at(batch.step, batch.epoch)
+                now = schedule.lr_at(batch.step)
                 now = now if lr == schedule.lr else lr * (now / schedule.lr)
                 # A schedule may outgrow float32, where torch would raise; NumPy's lr is inf then.
                 group["lr"] = now if now <= self.largest else math.inf

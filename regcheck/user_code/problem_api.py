@@ -67,7 +67,7 @@ class Lazy(Sequence[Item], Generic[Item]):
         epoch, batch = divmod(step, self.schedule.steps_per_epoch)
         if epoch + 1 != self.epoch:
             self.epoch, self.order = epoch + 1, self.schedule.order(epoch + 1)
-        parts, _ = self.schedule.parts(batch + 1, self.order)
+        parts, _ = self.schedule.micro_batches(batch + 1, self.order)
         return [fresh(part) for part in parts]
 
     @abstractmethod
@@ -178,8 +178,7 @@ def learning_rates(schedule: Schedule) -> NDArray[np.float64]:
     """List the learning rate of each step."""
     if schedule.lr_schedule is None:
         return np.full(schedule.steps, schedule.lr)
-    per_epoch = schedule.steps_per_epoch
-    rates = (schedule.lr_at(step + 1, step // per_epoch + 1) for step in range(schedule.steps))
+    rates = (schedule.lr_at(step) for step in range(1, schedule.steps + 1))
     return np.fromiter(rates, np.float64, schedule.steps)
 
 
