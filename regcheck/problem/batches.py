@@ -126,11 +126,8 @@ class Schedule:
         """
         if self.lr_schedule is None:
             return self.lr
-        t = max(0, step - 1)
-        per_epoch = self.lr_schedule.per == "epoch"
-        return scheduled_lr(
-            self.lr, self.lr_schedule, t // self.steps_per_epoch if per_epoch else t
-        )
+        unit = self.steps_per_epoch if self.lr_schedule.per == "epoch" else 1
+        return scheduled_lr(self.lr, self.lr_schedule, max(0, step - 1) // unit)
 
 
 def scheduled_lr(lr: float, schedule: LrSchedule, t: int) -> float:

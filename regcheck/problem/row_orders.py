@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from regcheck.problem.batches import Batch, Schedule
 
+Order = Callable[[int], NDArray[np.intp] | None]
+"""Returns an epoch's order of the rows."""
+
 NOT_SHUFFLED = "in the order of the data, not shuffled"
 
 SEEDS = (0, 1, 42)
@@ -17,57 +20,63 @@ SEEDS = (0, 1, 42)
 
 def other_orders(schedule: Schedule) -> dict[str, Iterator[Batch]]:
     """Return the steps of a schedule with its rows in other orders: what they are → the steps."""
-    plain, own, steps = np.arange(schedule.rows), schedule.shuffle_seed, schedule.steps
+    own, rows = schedule.shuffle_seed, schedule.rows
+    found: dict[str, Iterator[Batch]] = {}
+    if own is not None:
+        orders: dict[str, Order] = {
+            NOT_SHUFFLED: lambda _: np.arange(rows),
+            "in the first epoch's order in every epoch": lambda _: shuffled(schedule, 1),
+            "in the order of the epoch before": lambda epoch: shuffled(schedule, epoch - 1),
+            "in the order of the epoch after": lambda epoch: shuffled(schedule, epoch + 1),
+        }
+        found = {note: taken(schedule, order) for note, order in orders.items()}
+    others = other_steps(schedule.steps, schedule.steps_per_epoch)
+    found |= {note: taken(schedule, schedule.order, other) for note, other in others.items()}
+    found["in the reverse order"] = taken(schedule, lambda epoch: shuffled(schedule, epoch)[::-1])
+    found["all rows at every step"] = (
+        batch._replace(micro_batches=(slice(0, rows),), size=rows) for batch in schedule.batches()
+    )
+    found["the first batch at every step"] = taken(schedule, lambda _: None, lambda _: 1)
+    for seed in dict.fromkeys(SEEDS if own is None else (own, *SEEDS)):
+        generators: dict[str, np.random.Generator | np.random.RandomState] = {
+            f"default_rng({seed})": np.random.default_rng(seed),
+            f"seed({seed})": np.random.RandomState(seed % 2**32),
+        }
+        for name, random in generators.items():
+            found[f"shuffled by numpy.random.{name}"] = taken(schedule, drawn(random, rows))
+    return found
 
-    def shuffled(epoch: int) -> NDArray[np.intp]:
-        order = schedule.order(max(0, epoch))
-        return plain if order is None else order
+
+def other_steps(steps: int, per_epoch: int) -> dict[str, Callable[[int], int]]:
+    """Return whose rows each step takes, of so many steps; the ends go round, or stay."""
 
     def within(step: int, by: int) -> int:
-        """Return the step so many later in its epoch, round whose end it goes."""
-        epoch, batch = divmod(step - 1, schedule.steps_per_epoch)
-        return epoch * schedule.steps_per_epoch + (batch + by) % schedule.steps_per_epoch + 1
+        epoch, batch = divmod(step - 1, per_epoch)
+        return epoch * per_epoch + (batch + by) % per_epoch + 1
 
-    orders: dict[str, Callable[[int], NDArray[np.intp]]] = {
-        NOT_SHUFFLED: lambda _: plain,
-        "in the first epoch's order in every epoch": lambda _: shuffled(1),
-        "in the order of the epoch before": lambda epoch: shuffled(epoch - 1),
-        "in the order of the epoch after": lambda epoch: shuffled(epoch + 1),
-    }
-    found = {} if own is None else {note: taken(schedule, order) for note, order in orders.items()}
-    others: dict[str, Callable[[int], int]] = {
+    return {
         "each batch one step early": lambda step: step % steps + 1,
         "each batch one step early, within its epoch": lambda step: within(step, 1),
         "each batch one step late, the first one twice": lambda step: max(1, step - 1),
         "each batch one step late, the last one first": lambda step: (step - 2) % steps + 1,
         "each batch one step late, within its epoch": lambda step: within(step, -1),
     }
-    found |= {note: taken(schedule, schedule.order, other) for note, other in others.items()}
-    found["in the reverse order"] = taken(schedule, lambda epoch: shuffled(epoch)[::-1])
-    rows, size = (slice(0, schedule.rows),), schedule.rows
-    found["all rows at every step"] = (
-        batch._replace(micro_batches=rows, size=size) for batch in schedule.batches()
-    )
-    found["the first batch at every step"] = taken(schedule, lambda _: None, lambda _: 1)
-    for seed in dict.fromkeys((*(() if own is None else (own,)), *SEEDS)):
-        new, old = np.random.default_rng(seed), np.random.RandomState(seed % 2**32)
-        found[f"shuffled by numpy.random.default_rng({seed})"] = taken(
-            schedule, drawn(new, schedule.rows)
-        )
-        found[f"shuffled by numpy.random.seed({seed})"] = taken(schedule, drawn(old, schedule.rows))
-    return found
 
 
-def drawn(
-    random: np.random.Generator | np.random.RandomState, rows: int
-) -> Callable[[int], NDArray[np.intp]]:
-    """Draw one order of the rows after the other."""
+def shuffled(schedule: Schedule, epoch: int) -> NDArray[np.intp]:
+    """Return an epoch's own order."""
+    order = schedule.order(max(0, epoch))
+    return np.arange(schedule.rows) if order is None else order
+
+
+def drawn(random: np.random.Generator | np.random.RandomState, rows: int) -> Order:
+    """Draw one order of the rows after the other, whatever the epoch."""
     return lambda _: random.permutation(rows)
 
 
 def taken(
     schedule: Schedule,
-    order: Callable[[int], NDArray[np.intp] | None],
+    order: Order,
     other: Callable[[int], int] = lambda step: step,
 ) -> Iterator[Batch]:
     """Yield the steps, each with the rows of another, each epoch's rows in an order."""
