@@ -47,7 +47,6 @@ from regcheck.report.result import (
 )
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.equivalent import Matching
-from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, from_mapping, read_spec
 from regcheck.spec.tolerance import Tolerances, Verdict, weighed_limits
 from regcheck.trainers.lockstep import Steps, TorchFollowsScratch
@@ -143,7 +142,7 @@ def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
     """Begin the report of a run."""
     training = training_of(loaded.spec, len(sides.problem.y))
     if sides.torch is not None and loaded.spec.framework is not None:
-        training = really(training, sides.torch.problem)
+        training = training._replace(sgd=sides.torch.problem.sgd)
     return Report(
         name=loaded.name,
         spec=loaded.spec,
@@ -155,18 +154,6 @@ def new_report(loaded: LoadedSpec, sides: Sides) -> Report:
         plain_sgd=sides.torch is not None,
         dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),
         random=sides.random,
-    )
-
-
-def really(training: Training, problem: Problem) -> Training:
-    """Put the settings in that a user's own optimizer has."""
-    options = problem.optimizer
-    return training._replace(
-        lr=problem.schedule.lr,
-        weight_decay=problem.weight_decay,
-        momentum=options.momentum,
-        dampening=options.dampening,
-        nesterov=options.nesterov,
     )
 
 
@@ -398,17 +385,9 @@ def undiagnosed(sides: Sides) -> Diagnosis:
 def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
     """Give torch's rule with the settings that match the scratch side."""
     problem = torch.problem
-    options = problem.optimizer.model_copy(
-        update={
-            "momentum": match.momentum,
-            "dampening": match.dampening,
-            "nesterov": match.nesterov,
-        }
-    )
     faults = problem.faults._replace(lr_factor=match.lr_factor)
-    return torch.by(
-        replace(problem, optimizer=options, weight_decay=dict(match.weight_decay), faults=faults)
-    )
+    matched = problem.with_sgd(match.sgd._replace(lr=problem.sgd.lr))
+    return torch.by(replace(matched, faults=faults))
 
 
 def conclusion(report: Report) -> tuple[Verdict, str]:

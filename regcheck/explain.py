@@ -26,22 +26,14 @@ from regcheck.rules.formula import (
     symbols,
     torch_call,
 )
-from regcheck.rules.settings import Training
+from regcheck.rules.settings import SgdSettings, Training
 from regcheck.rules.worked_example import one_step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 EXAMPLE = Training(
-    lr=0.1,
-    lr_varies=False,
-    weight_decay={"weight": 1.0, "bias": 1.0},
-    momentum=0.0,
-    dampening=0.0,
-    nesterov=False,
-    clipped=False,
-    batch_rows=(2,),
-    train_rows=2,
+    SgdSettings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
 )
 EXAMPLE_WEIGHT, EXAMPLE_GRADIENT = 1.0, -32.0
 
@@ -100,7 +92,7 @@ def worked_example(names: list[str]) -> list[str]:
     longest = max(len(written) for written, _ in sums)
     given = (
         f"One step: w = {number(EXAMPLE_WEIGHT)}, g = {number(EXAMPLE_GRADIENT)}, "
-        f"lr = {number(EXAMPLE.lr)}, λ = 1, B = n = {EXAMPLE.train_rows}"
+        f"lr = {number(EXAMPLE.sgd.lr)}, λ = 1, B = n = {EXAMPLE.train_rows}"
     )
     lines = [given]
     for name, (written, result) in zip(names, sums, strict=True):
@@ -175,18 +167,18 @@ def wrapped(sentence: str) -> list[str]:
 
 def concerned() -> Iterator[Training]:
     """Give trainings with more and more settings; the first that has a cause's explains it."""
-    moving = EXAMPLE._replace(momentum=0.9)
     yield EXAMPLE
-    yield EXAMPLE._replace(weight_decay={"weight": 1.0, "bias": 0.0})
+    yield EXAMPLE.with_decays({"weight": 1.0, "bias": 0.0})
     yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
     yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
     yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
-    yield moving
-    yield moving._replace(dampening=0.1)
-    yield moving._replace(nesterov=True)
-    yield moving._replace(lr_varies=True)
+    momentum = EXAMPLE.sgd._replace(momentum=0.9)
+    yield EXAMPLE._replace(sgd=momentum)
+    yield EXAMPLE._replace(sgd=momentum._replace(dampening=0.1))
+    yield EXAMPLE._replace(sgd=momentum._replace(nesterov=True))
+    yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
 
 
 def sgd_entry() -> Entry:
@@ -297,12 +289,12 @@ def side_entry(side: str, convention: Convention, training: Training) -> Entry:
     """Explain one side of a spec."""
     given = letters(training)
     title = (
-        torch_call(training)
+        torch_call(training.sgd)
         if side == "torch"
         else f"NumPy, {name_of(convention) or 'a convention of its own'}"
     )
     formulas = [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
-    differs = differences(convention, bias="bias" in training.weight_decay)
+    differs = differences(convention, bias="bias" in training.sgd.weight_decay)
     return Entry(side, "side", title, formulas, [], differs)
 
 
@@ -312,9 +304,9 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
         match = matching(convention, training)
     except NoMatchError as reason:
         return [f"No lr and weight_decay make torch match: {reason}."]
-    if match.lr == training.lr and match.weight_decay == training.weight_decay:
+    if match.sgd == training.sgd:
         return ["Both sides train by the same rule as it is."]
-    call = torch_call(training._replace(lr=match.lr, weight_decay=match.weight_decay))
+    call = torch_call(match.sgd)
     lines = ["torch matches the scratch side with", f"  {call}"]
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")

@@ -232,8 +232,8 @@ def test_cause_concerns_the_trainings_that_it_is_about(
     assert found == ALWAYS | UNCHANGING | concerning
 
     # The tensors of a deeper model go by other names, and concern the same.
-    decays = {f"layers.0.{name}": decay for name, decay in training.weight_decay.items()}
-    deeper = training._replace(weight_decay=decays)
+    decays = {f"layers.0.{name}": decay for name, decay in training.sgd.weight_decay.items()}
+    deeper = training.with_decays(decays)
     assert found == {name for name, cause in CAUSES.items() if cause.concerns(deeper, convention)}
 
 
@@ -243,9 +243,7 @@ def test_every_cause_concerns_some_training() -> None:
 
 
 def test_bias_that_a_model_has_not_is_penalized_by_neither_side() -> None:
-    training = training_of(from_mapping(PLAIN).spec, 11)._replace(
-        weight_decay={"layers.0.weight": 1}
-    )
+    training = training_of(from_mapping(PLAIN).spec, 11).with_decays({"layers.0.weight": 1})
 
     assert CAUSES["penalty-halved"].concerns(training, TORCH)
     assert not CAUSES["bias-penalized"].concerns(training, TORCH)

@@ -44,7 +44,7 @@ from regcheck.rules.formula import (
     torch_call,
     update_lines,
 )
-from regcheck.rules.settings import Training
+from regcheck.rules.settings import SgdSettings, Training
 from regcheck.rules.worked_example import one_step
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
@@ -249,8 +249,8 @@ def constants(case: Case, batch: Batch) -> dict[str, dict[str, Value]]:
         "lr": batch.lr,
         "lr₊₁": rates[batch.step],
         "lr₋₁": rates[max(0, batch.step - 2)],
-        "μ": training.momentum,
-        "τ": training.dampening,
+        "μ": training.sgd.momentum,
+        "τ": training.sgd.dampening,
         "B": batch.size,
         "m": training.loss_rows[0],
         "n": training.train_rows,
@@ -259,7 +259,7 @@ def constants(case: Case, batch: Batch) -> dict[str, dict[str, Value]]:
         "c": FACTOR,
     }
     own = {f"clip_{letter}": own_clip(case) for letter in "wb"}
-    decays = training.weight_decay
+    decays = training.sgd.weight_decay
     # A penalty on a bias that has no λ of its own is by that of the weight.
     return {name: shared | own | {"λ": decays[name] or decays["weight"]} for name in decays}
 
@@ -858,19 +858,10 @@ def test_rule_is_written_as(convention: Convention, given: Letters, lines: list[
 
 
 def training(**changes: Any) -> Training:
-    """Make a plain training of 8 rows with momentum options."""
-    numbers: dict[str, Any] = {
-        "lr": 0.1,
-        "lr_varies": False,
-        "weight_decay": {"weight": 0.5, "bias": 0.5},
-        "momentum": 0.0,
-        "dampening": 0.0,
-        "nesterov": False,
-        "clipped": False,
-        "batch_rows": (8,),
-        "train_rows": 8,
-    }
-    return Training(**(numbers | changes))
+    """Make a plain training of 8 rows; changes of torch's settings are put into these."""
+    given = SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
+    sgd = given._replace(**{key: changes.pop(key) for key in given._fields if key in changes})
+    return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -1003,7 +994,7 @@ def test_one_step_of_the_answer_is_4_10_against_4_15() -> None:
     ],
 )
 def test_torch_call_is_written_as(changes: dict[str, Any], call: str) -> None:
-    assert torch_call(training(**changes)) == call
+    assert torch_call(training(**changes).sgd) == call
 
 
 def test_numbers_are_short_for_reading_and_exact_for_copying() -> None:

@@ -15,7 +15,7 @@ from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, Parameters, Problem, build_problem, with_settings
 from regcheck.rules.convention import Convention, Decay, Faults, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
-from regcheck.rules.settings import Training
+from regcheck.rules.settings import SgdSettings, Training
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.schema import TorchSettings
 from regcheck.spec.training import WeightDecay
@@ -75,11 +75,10 @@ def by_numpy(problem: Problem) -> Iterator[Parameters]:
 
 def by_torch(problem: Problem, match: Matching) -> Iterator[Parameters]:
     """Train in torch with the matched settings in the place of the spec's."""
-    options = {"momentum": match.momentum, "dampening": match.dampening, "nesterov": match.nesterov}
     matched = TorchSettings(
         lr=problem.schedule.lr * match.lr_factor,
-        weight_decay=WeightDecay(**match.weight_decay),
-        optimizer=problem.optimizer.model_copy(update=options),
+        weight_decay=WeightDecay(**match.sgd.weight_decay),
+        optimizer=problem.optimizer.model_copy(update=match.sgd.options()),
     )
     trainer = TorchTrainer(with_settings(problem, matched))
     for batch in problem.schedule.batches():
@@ -258,24 +257,15 @@ def test_match_by_hand(
 ) -> None:
     found = matching(convention, training(**changes))
     # One or two roundings.
-    assert found.lr == pytest.approx(lr, rel=1e-15)
-    assert found.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
+    assert found.sgd.lr == pytest.approx(lr, rel=1e-15)
+    assert found.sgd.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
 
 
 def training(**changes: Any) -> Training:
-    """Make a plain training of 8 rows."""
-    numbers: dict[str, Any] = {
-        "lr": 0.1,
-        "lr_varies": False,
-        "weight_decay": {"weight": 0.5, "bias": 0.5},
-        "momentum": 0.0,
-        "dampening": 0.0,
-        "nesterov": False,
-        "clipped": False,
-        "batch_rows": (8,),
-        "train_rows": 8,
-    }
-    return Training(**(numbers | changes))
+    """Make a plain training of 8 rows; changes of torch's settings are put into these."""
+    given = SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
+    sgd = given._replace(**{key: changes.pop(key) for key in given._fields if key in changes})
+    return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
 
 
 def test_changing_lr_is_matched_by_a_factor_on_each() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from regcheck.numerics.sgd import Array, TensorUpdate, sgd
 from regcheck.rules.convention import Convention, Decay, MomentumForm
-from regcheck.spec.training import Sgd
+from regcheck.rules.settings import SgdSettings
 
-PLAIN = Sgd(name="sgd")
+PLAIN = SgdSettings(0.1, {})
 TORCH_OPTIONS: list[dict[str, Any]] = [
     {},
     {"momentum": 0.9},
@@ -29,7 +29,7 @@ def moved(
     w: float,
     g: float,
     strength: float = 0.5,
-    options: Sgd = PLAIN,
+    options: SgdSettings = PLAIN,
     velocity: float | None = None,
     lr: float = 0.1,
 ) -> TensorUpdate:
@@ -78,7 +78,7 @@ def test_decay_by_hand(decay: Decay, after: float, penalty: float) -> None:
 def test_momentum_form_by_hand(
     form: MomentumForm, first: float, second: float, steps: tuple[float, float]
 ) -> None:
-    convention, options = Convention(momentum_form=form), Sgd(name="sgd", momentum=0.5)
+    convention, options = Convention(momentum_form=form), SgdSettings(0.1, {}, momentum=0.5)
     one = moved(convention, 0.0, 4.0, options=options, strength=0.0)
     assert one.velocity is not None
     two = moved(
@@ -103,7 +103,7 @@ def test_lr_inside_differs_from_torch_once_the_lr_changes() -> None:
                 w,
                 1.0,
                 strength=0.0,
-                options=Sgd(name="sgd", momentum=0.9),
+                options=SgdSettings(0.1, {}, momentum=0.9),
                 velocity=velocity,
                 lr=lr,
             )
@@ -142,7 +142,13 @@ def test_torchs_convention_is_torch_optim_sgd(
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         found = sgd(
-            Sgd(name="sgd", **options), Convention(), lr, w, g, lambda at: strength * at, velocity
+            SgdSettings(0.1, {}, **options),
+            Convention(),
+            lr,
+            w,
+            g,
+            lambda at: strength * at,
+            velocity,
         )
         w, velocity = found.parameter, found.velocity
         assert w.dtype == found.penalty.dtype == found.delta.dtype == dtype
@@ -165,7 +171,7 @@ def test_shift_is_the_whole_step_and_penalty_its_part(
     decay: Decay, form: MomentumForm, options: dict[str, Any]
 ) -> None:
     convention = Convention(decay=decay, momentum_form=form)
-    given_options = Sgd(name="sgd", **options)
+    given_options = SgdSettings(0.1, {}, **options)
     with_penalty = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25)
     without = moved(convention, 2.0, 3.0, options=given_options, velocity=0.25, strength=0.0)
     # A few roundings of numbers of order 1 to 10.
@@ -185,7 +191,7 @@ def test_step_writes_into_nothing_that_it_was_given(
         array.flags.writeable = False
     w, g, velocity = given_arrays
     found = sgd(
-        Sgd(name="sgd", **options),
+        SgdSettings(0.1, {}, **options),
         Convention(decay=decay, momentum_form=form),
         0.1,
         w,

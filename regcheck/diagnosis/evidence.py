@@ -105,7 +105,7 @@ def recursion_clues(
             "gradient anew, from the parameters as they are."
         )
         return [text], "gradient"
-    if not seen.training.momentum:
+    if not seen.training.sgd.momentum:
         return [], ""
     size = abs(rule.now) + abs(rule.last)
     parts = {
@@ -117,7 +117,7 @@ def recursion_clues(
     told = [f"{value:.6g} {what}" for what, value in parts.items() if abs(value) > 1e-9 * size]
     text = (
         f"The steps are those of an optimizer all the same, which subtracts {' + '.join(told)}; "
-        f"torch's momentum is {seen.training.momentum:g}."
+        f"torch's momentum is {seen.training.sgd.momentum:g}."
     )
     return [text], "optimizer"
 
@@ -233,7 +233,7 @@ def scale_clues(scales: Mapping[str, EffectiveSettings], training: Training) -> 
     """
     told: dict[str, list[str]] = {}
     for name, one in scales.items():
-        told.setdefault(scale_text(one, training.weight_decay.get(name, 0.0)), []).append(name)
+        told.setdefault(scale_text(one, training.sgd.weight_decay.get(name, 0.0)), []).append(name)
     if not any(told.keys() - {NEITHER}):
         return []
     return [

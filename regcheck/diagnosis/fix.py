@@ -131,20 +131,15 @@ def reports(history: History, torch: NumpyTrainer, loss: str) -> bool:
 def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     """Give torch's settings as a spec has them: those that are not the spec's own."""
     found: dict[str, Any] = {}
-    if match.lr != spec.lr:
-        found["lr"] = match.lr
-    decays = dict(match.weight_decay)
-    if decays != spec.decays:
+    own, sgd = spec.optimizer.settings(spec.lr, spec.decays), match.sgd
+    if sgd.lr != own.lr:
+        found["lr"] = sgd.lr
+    decays = dict(sgd.weight_decay)
+    if decays != own.weight_decay:
         same = len(set(decays.values())) == 1
         found["weight_decay"] = next(iter(decays.values())) if same else decays
-    own = (spec.optimizer.momentum, spec.optimizer.dampening, spec.optimizer.nesterov)
-    if (match.momentum, match.dampening, match.nesterov) != own:
-        found["optimizer"] = {
-            "name": "sgd",
-            "momentum": match.momentum,
-            "dampening": match.dampening,
-            "nesterov": match.nesterov,
-        }
+    if sgd.options() != own.options():
+        found["optimizer"] = {"name": "sgd", **sgd.options()}
     return found
 
 

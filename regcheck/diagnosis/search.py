@@ -27,7 +27,7 @@ class Named(NamedTuple):
 
 def named_factors(cause: str, training: Training) -> dict[float, Named]:
     """Give the factors with names that a cause's open factor may turn out to be."""
-    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.momentum
+    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.sgd.momentum
     found: dict[float, Named] = {}
     if cause == "penalty-scaled":
         found = {

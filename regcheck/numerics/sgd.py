@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.rules.convention import Convention
-from regcheck.spec.training import Sgd
+from regcheck.rules.settings import SgdSettings
 
 Array = NDArray[np.floating]
 
@@ -39,7 +39,7 @@ class TensorUpdate(NamedTuple):
 
 
 def sgd(
-    options: Sgd,
+    options: SgdSettings,
     convention: Convention,
     lr: float,
     w: Array,
@@ -80,7 +80,7 @@ def sgd(
 
 
 def direction(
-    options: Sgd, convention: Convention, lr: float, g: Array, velocity: Array | None
+    options: SgdSettings, convention: Convention, lr: float, g: Array, velocity: Array | None
 ) -> tuple[Array, Array | None]:
     """Turn a gradient into a direction by the convention's momentum; the new velocity with it."""
     mu, tau = options.momentum, options.dampening

@@ -166,16 +166,12 @@ def training_of(spec: Spec, rows: int) -> Training:
     """Return the numbers that enter the formulas of a spec that trains on `rows` rows."""
     schedule = schedule_of(spec, rows)
     return Training(
-        lr=spec.lr,
-        lr_varies=spec.lr_schedule is not None,
-        weight_decay=spec.decays,
-        momentum=spec.optimizer.momentum,
-        dampening=spec.optimizer.dampening,
-        nesterov=spec.optimizer.nesterov,
-        clipped=spec.clip_norm is not None or spec.clip_value is not None,
+        sgd=spec.optimizer.settings(spec.lr, spec.decays),
         batch_rows=schedule.sizes(),
         train_rows=rows,
         micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),
+        lr_varies=spec.lr_schedule is not None,
+        clipped=spec.clip_norm is not None or spec.clip_value is not None,
         clipped_by_norm=spec.clip_norm is not None,
         loss=spec.loss or "",
     )

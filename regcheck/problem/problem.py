@@ -17,6 +17,7 @@ from regcheck.problem.batches import Schedule, schedule_of
 from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.settings import SgdSettings
 from regcheck.spec import LoadedSpec
 from regcheck.spec.schema import TorchSettings
 from regcheck.spec.training import Init, Sgd
@@ -56,6 +57,20 @@ class Problem:
     scratch_dtype: str
     framework_dtype: str
     faults: Faults = NO_FAULTS
+
+    @property
+    def sgd(self) -> SgdSettings:
+        """All settings of the optimizer."""
+        return self.optimizer.settings(self.schedule.lr, self.weight_decay)
+
+    def with_sgd(self, sgd: SgdSettings) -> Problem:
+        """Return the problem with other settings; a schedule's own lrs stay as they are."""
+        return replace(
+            self,
+            optimizer=self.optimizer.model_copy(update=sgd.options()),
+            weight_decay=dict(sgd.weight_decay),
+            schedule=replace(self.schedule, lr=sgd.lr),
+        )
 
 
 OWN_MODEL = "module"

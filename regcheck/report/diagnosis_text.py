@@ -63,8 +63,8 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
     convention, faults = put_in(best.change, TORCH, NO_FAULTS)
     given = letters(report.rule_training)
     own = report.rule_training
-    if best.weight_decay is not None and best.weight_decay.keys() == own.weight_decay.keys():
-        own = own._replace(weight_decay=best.weight_decay)
+    if best.weight_decay is not None and best.weight_decay.keys() == own.sgd.weight_decay.keys():
+        own = own.with_decays(best.weight_decay)
     rules = {
         "scratch": rule_lines(convention, letters(own), faults),
         "torch": rule_lines(TORCH, given),
@@ -202,13 +202,13 @@ def measured_text(report: Report, found: Diagnosis) -> str:
     fits = {name: effective(scales) for name, scales in found.scales.items()}
     if not fits or any(rate is None for rate, _ in fits.values()):
         return ""
-    decays = report.training.weight_decay
+    decays = report.training.sgd.weight_decay
     rates: dict[str, list[str]] = {}
     penalties: dict[str, list[str]] = {}
     for name, (rate, decay) in fits.items():
         assert rate is not None
         alpha = 1.0 if rate.is_near(1.0) else rate.factor
-        rates.setdefault(f"lr {alpha * report.training.lr:.6g}", []).append(name)
+        rates.setdefault(f"lr {alpha * report.training.sgd.lr:.6g}", []).append(name)
         if decay is not None and any(decays.values()):
             sure = f" ± {decay.deviation:.0e}"
             lost = abs(decay.factor) < 1e-9 * decays.get(name, 0.0)
@@ -216,7 +216,7 @@ def measured_text(report: Report, found: Diagnosis) -> str:
             penalties.setdefault(told, []).append(f"{name}{sure}")
     texts = [of_tensors(text, at, rates) for text, at in rates.items()]
     texts += [of_tensors(text, at, penalties) for text, at in penalties.items()]
-    torch = f"lr {report.training.lr:g}"
+    torch = f"lr {report.training.sgd.lr:g}"
     if any(decays.values()):
         values = " and ".join(f"{value:g}" for value in dict.fromkeys(decays.values()))
         torch += f", weight_decay {values}"
@@ -253,7 +253,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
     if not changed:
         return ways + spec_ways(report)
     if isinstance(match, Matching):
-        lines = [torch_call(match.put_in(report.training))]
+        lines = [torch_call(match.sgd)]
         if report.training.lr_varies and match.lr_factor != 1:
             lines.append(f"and every lr of the schedule times {match.lr_factor!r}")
         ways.append(("or in torch", lines))

@@ -69,7 +69,7 @@ def hidden_remark(report: Report) -> str:
     if divergence.stage == "penalty" and not report.previous.framework.before[tensor].any():
         was = "the bias was" if is_bias(tensor) else "the weights were"
         return f"{earlier} could not show it: {was} still zero, and so was the penalty."
-    if divergence.stage == "optimizer" and divergence.step == 2 and report.training.momentum:
+    if divergence.stage == "optimizer" and divergence.step == 2 and report.training.sgd.momentum:
         return "Step 1 could not show it: the velocity held nothing from before."
     return ""
 

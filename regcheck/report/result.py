@@ -126,13 +126,13 @@ class Report:
     @property
     def rule_training(self) -> Training:
         """Give the training with one weight and at most one bias, as formulas have it."""
-        decays = self.training.weight_decay
+        decays = self.training.sgd.weight_decay
         kinds = {
             kind: [decay for name, decay in decays.items() if is_bias(name) == bias]
             for kind, bias in (("weight", False), ("bias", True))
         }
         largest = {kind: max(found) for kind, found in kinds.items() if found}
-        return self.training._replace(weight_decay={"weight": 0.0, **largest})
+        return self.training.with_decays({"weight": 0.0, **largest})
 
     @property
     def limit_within(self) -> float:
@@ -305,18 +305,18 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
             "scratch": {
                 name: fitted(effective(scales)[1]) for name, scales in found.scales.items()
             },
-            "framework": {name: number(w) for name, w in report.training.weight_decay.items()},
+            "framework": {name: number(w) for name, w in report.training.sgd.weight_decay.items()},
         },
         "effective_lr": {
             "scratch": {
-                name: fitted(effective(scales)[0], report.training.lr)
+                name: fitted(effective(scales)[0], report.training.sgd.lr)
                 for name, scales in found.scales.items()
             },
-            "framework": number(report.training.lr),
+            "framework": number(report.training.sgd.lr),
         },
         "deviation": {
             name: {
-                "lr": deviation(effective(scales)[0], report.training.lr),
+                "lr": deviation(effective(scales)[0], report.training.sgd.lr),
                 "weight_decay": deviation(effective(scales)[1]),
             }
             for name, scales in found.scales.items()
@@ -324,10 +324,10 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "matching": None
         if not isinstance(match, Matching)
         else {
-            "weight_decay": decay_dict(match.weight_decay),
-            "lr": number(match.lr),
-            "momentum": number(match.momentum),
-            "nesterov": match.nesterov,
+            "weight_decay": decay_dict(match.sgd.weight_decay),
+            "lr": number(match.sgd.lr),
+            "momentum": number(match.sgd.momentum),
+            "nesterov": match.sgd.nesterov,
         },
         "no_match_because": match if isinstance(match, str) else None,
         "fixed_spec": report.fix.changes if isinstance(report.fix, SpecFix) else None,
@@ -360,9 +360,13 @@ def own_decays_formula(report: Report, cause: str) -> str:
     """Write the rule of a weight and a bias whose decays were each fitted; empty where none was."""
     best = report.diagnosis.best if report.diagnosis else None
     decays, training = best.weight_decay if best else None, report.rule_training
-    if cause != "penalty-scaled" or decays is None or decays.keys() != training.weight_decay.keys():
+    if (
+        cause != "penalty-scaled"
+        or decays is None
+        or decays.keys() != training.sgd.weight_decay.keys()
+    ):
         return ""
-    return "; ".join(rule_lines(TORCH, letters(training._replace(weight_decay=decays))))
+    return "; ".join(rule_lines(TORCH, letters(training.with_decays(decays))))
 
 
 BY_ENTRY_FIXES = {
@@ -381,7 +385,7 @@ def fix_of(report: Report, cause: str) -> str:
     if best is None:
         return fix
     if cause == "penalty-scaled" and best.weight_decay is not None:
-        own = alike(report.training.weight_decay)
+        own = alike(report.training.sgd.weight_decay)
         each = [
             f"{formula_number(decay)} for {' and '.join(names)}" for decay, names in own.items()
         ]
@@ -448,7 +452,7 @@ def equivalent_settings(report: Report, *, loss: str = "bce") -> Matching | str 
         faults = faults._replace(bce_slope="floored")
     training = report.training
     if found.best.weight_decay is not None:
-        training = training._replace(weight_decay=found.best.weight_decay)
+        training = training.with_decays(found.best.weight_decay)
     try:
         match = matching(convention, training, faults)
     except NoMatchError as reason:

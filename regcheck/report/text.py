@@ -107,12 +107,12 @@ def framework_side(report: Report) -> Side:
     given = letters(report.rule_training)
     rule, loss = rule_lines(TORCH, given), loss_text(TORCH, given)
     if report.spec.own_framework is None:
-        return Side("torch", torch_call(report.training), rule, loss)
+        return Side("torch", torch_call(report.training.sgd), rule, loss)
     title = f"{named(report.spec.own_framework)}, your model, loss and optimizer"
     if not report.plain_sgd:
         return Side("torch", title, [], "your loss")
     one_layer = report.spec.model is not None
-    call = [torch_call(report.training)] if one_layer else []
+    call = [torch_call(report.training.sgd)] if one_layer else []
     return Side("torch", title, [*call, *rule] if one_layer else [], "your loss")
 
 

@@ -36,8 +36,8 @@ def scratch_formula(
         loss_scale: the factor on the data loss that is reported, for a cause of the reporting;
             None where it is not known.
 
-    >>> training = Training(0.05, False, {"weight": 0.1}, 0.0, 0.0, False, False, (32,), 273)
-    >>> training = training._replace(weight_decay={"weight": 0.1, "bias": 0.1})
+    >>> from regcheck.rules.settings import SgdSettings
+    >>> training = Training(SgdSettings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
     >>> scratch_formula("penalty-divided-by-batch", training)
     'w ← w − 0.05 (g + 0.1/32 w), b likewise'
     >>> scratch_formula("learning-rate-scaled", training, 2.0)
@@ -53,7 +53,8 @@ def scratch_formula(
 def framework_formula(name: str, training: Training) -> str:
     """Write the lines of torch's rule that a cause changes, with a training's numbers.
 
-    >>> training = Training(0.05, False, {"weight": 0.1, "bias": 0.0}, 0, 0, False, False, (2,), 2)
+    >>> from regcheck.rules.settings import SgdSettings
+    >>> training = Training(SgdSettings(0.05, {"weight": 0.1, "bias": 0.0}), (2,), 2)
     >>> framework_formula("penalty-in-loss", training)
     'reports  mean ℓ'
     """
@@ -63,7 +64,8 @@ def framework_formula(name: str, training: Training) -> str:
 def scaled_loss(training: Training, scale: float) -> Convention:
     """Give torch's rule with another data loss: `scale` times the mean, or the sum of the rows'.
 
-    >>> training = Training(0.1, False, {"weight": 0.0}, 0, 0, False, False, (32, 17), 273)
+    >>> from regcheck.rules.settings import SgdSettings
+    >>> training = Training(SgdSettings(0.1, {"weight": 0.0}), (32, 17), 273)
     >>> loss_text(scaled_loss(training, 16.0), letters(training))
     '0.5 Σℓ'
     """

@@ -22,7 +22,7 @@ def always(training: Training, convention: Convention) -> bool:  # noqa: ARG001
 
 def penalized(training: Training, convention: Convention) -> bool:
     """Concern trainings with a penalty, and specs whose convention says something about one."""
-    decays = any(decay > 0 for decay in training.weight_decay.values())
+    decays = any(decay > 0 for decay in training.sgd.weight_decay.values())
     return decays or not PENALTY_KEYS.isdisjoint(differences(convention))
 
 
@@ -39,19 +39,19 @@ def bias_penalized(training: Training, convention: Convention) -> bool:
 
 def bias_free(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings whose weights torch penalizes, and not the bias that they have."""
-    weights = [decay for name, decay in training.weight_decay.items() if not is_bias(name)]
+    weights = [decay for name, decay in training.sgd.weight_decay.items() if not is_bias(name)]
     biases = bias_decays(training)
     return any(weights) and bool(biases) and not any(biases)
 
 
 def bias_decays(training: Training) -> list[float]:
     """List the weight decay of each bias."""
-    return [decay for name, decay in training.weight_decay.items() if is_bias(name)]
+    return [decay for name, decay in training.sgd.weight_decay.items() if is_bias(name)]
 
 
 def penalized_with_momentum(training: Training, convention: Convention) -> bool:
     """Concern trainings with a penalty and momentum."""
-    return training.momentum > 0 and penalized(training, convention)
+    return training.sgd.momentum > 0 and penalized(training, convention)
 
 
 def penalized_with_clipping(training: Training, convention: Convention) -> bool:
@@ -61,27 +61,27 @@ def penalized_with_clipping(training: Training, convention: Convention) -> bool:
 
 def momentum(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings with momentum."""
-    return training.momentum > 0
+    return training.sgd.momentum > 0
 
 
 def dampened(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings with momentum and dampening."""
-    return training.momentum > 0 and training.dampening != 0
+    return training.sgd.momentum > 0 and training.sgd.dampening != 0
 
 
 def nesterov(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings with Nesterov's momentum."""
-    return training.momentum > 0 and training.nesterov
+    return training.sgd.momentum > 0 and training.sgd.nesterov
 
 
 def plain_momentum(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings with momentum that is not Nesterov's."""
-    return training.momentum > 0 and not training.nesterov
+    return training.sgd.momentum > 0 and not training.sgd.nesterov
 
 
 def momentum_with_schedule(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings with momentum whose lr changes."""
-    return training.momentum > 0 and training.lr_varies
+    return training.sgd.momentum > 0 and training.lr_varies
 
 
 def scheduled(training: Training, convention: Convention) -> bool:  # noqa: ARG001
@@ -111,4 +111,4 @@ def accumulating(training: Training, convention: Convention) -> bool:  # noqa: A
 
 def clipped_by_norm(training: Training, convention: Convention) -> bool:  # noqa: ARG001
     """Concern trainings that clip the norm of several tensors' gradients."""
-    return training.clipped_by_norm and len(training.weight_decay) > 1
+    return training.clipped_by_norm and len(training.sgd.weight_decay) > 1

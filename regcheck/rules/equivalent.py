@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
-from regcheck.rules.settings import Training, gradient_gain, penalty_strength
+from regcheck.rules.settings import SgdSettings, Training, as_set, gradient_gain, penalty_strength
 
 
 class NoMatchError(Exception):
@@ -19,22 +19,8 @@ class Matching(NamedTuple):
     `lr_factor` is what every lr is multiplied by, those of a schedule included.
     """
 
-    lr: float
-    weight_decay: Mapping[str, float]
+    sgd: SgdSettings
     lr_factor: float
-    momentum: float
-    dampening: float
-    nesterov: bool
-
-    def put_in(self, training: Training) -> Training:
-        """Give a training with these settings in the place of its own."""
-        return training._replace(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            dampening=self.dampening,
-            nesterov=self.nesterov,
-        )
 
 
 def matching(convention: Convention, training: Training, faults: Faults = NO_FAULTS) -> Matching:
@@ -53,53 +39,48 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
     """
     refuse(fault_obstacles(training, faults))
-    training = as_set(training, faults)
-    own_lr, training = training.lr, training._replace(lr=training.lr * faults.lr_factor)
+    training = torch_training(training, faults)
+    own_lr = training.sgd.lr
+    training = training._replace(sgd=training.sgd._replace(lr=own_lr * faults.lr_factor))
     gain = gradient_gain(convention, training) * faults.gradient_factor
     if faults.accumulation == "sum":
         gain *= micro_batches(training)
     strengths = {
-        name: penalty_strength(convention, training, name) for name in training.weight_decay
+        name: penalty_strength(convention, training, name) for name in training.sgd.weight_decay
     }
     decaying = any(strengths.values())
     refuse(gradient_obstacles(convention, training, gain))
     if decaying:
         refuse(penalty_obstacles(convention, training, gain))
         if convention.decay == "decoupled-unscaled":
-            strengths = {name: strength / training.lr for name, strength in strengths.items()}
+            strengths = {name: strength / training.sgd.lr for name, strength in strengths.items()}
         elif convention.decay == "after-update":
-            gain *= common_shrink(training.lr, strengths)
+            gain *= common_shrink(training.sgd.lr, strengths)
     weight_decay = {
         name: strength / gain if strength else 0.0 for name, strength in strengths.items()
     }
     # The penalty goes through the same velocity as the gradient, so λ keeps its share.
-    dampened = convention.momentum_form == "dampened" and training.momentum
-    lr_factor = gain * (1 - training.momentum) if dampened else gain
+    dampened = convention.momentum_form == "dampened" and training.sgd.momentum
+    lr_factor = gain * (1 - training.sgd.momentum) if dampened else gain
     refuse(
         {
             "torch takes no negative lr": lr_factor < 0,
             "torch takes no negative weight decay": min(weight_decay.values()) < 0,
         }
     )
+    lr = training.sgd.lr * lr_factor
     return Matching(
-        training.lr * lr_factor,
-        weight_decay,
-        training.lr * lr_factor / own_lr if own_lr else lr_factor,
-        training.momentum,
-        training.dampening,
-        training.nesterov,
+        training.sgd._replace(lr=lr, weight_decay=weight_decay),
+        lr / own_lr if own_lr else lr_factor,
     )
 
 
-def as_set(training: Training, faults: Faults) -> Training:
+def torch_training(training: Training, faults: Faults) -> Training:
     """Put those faults into a training that are settings of torch's."""
-    if faults.momentum == "ignored":
-        training = training._replace(momentum=0.0, dampening=0.0, nesterov=False)
-    if faults.nesterov != "as-set":
-        training = training._replace(nesterov=faults.nesterov == "added")
+    training = training._replace(sgd=as_set(training.sgd, faults))
     if faults.bias_decay == "of-weight":
-        largest = max(training.weight_decay.values())
-        training = training._replace(weight_decay=dict.fromkeys(training.weight_decay, largest))
+        decays = training.sgd.weight_decay
+        training = training.with_decays(dict.fromkeys(decays, max(decays.values())))
     return training
 
 
@@ -130,7 +111,7 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch does not dampen the first step": faults.first_step != "undampened",
         "with a dampening of its own, Nesterov's step is none of torch's": (
-            faults.nesterov == "added" and training.dampening != 0
+            faults.nesterov == "added" and training.sgd.dampening != 0
         ),
         "clipping acts on the scaled gradient": (
             training.clipped and (faults.gradient_factor != 1 or faults.accumulation == "sum")
@@ -159,7 +140,7 @@ def common_shrink(lr: float, strengths: Mapping[str, float]) -> float:
 
 def gradient_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
     """Say what keeps the gradient and its momentum from matching."""
-    moving = bool(training.momentum)
+    moving = bool(training.sgd.momentum)
     dampened = moving and convention.momentum_form == "dampened"
     lr_inside = moving and convention.momentum_form == "lr-inside"
     uneven = len(training.loss_rows) > 1
@@ -172,10 +153,10 @@ def gradient_obstacles(convention: Convention, training: Training, gain: float) 
         ),
         "clipping acts on the scaled gradient": training.clipped and gain != 1,
         "Nesterov's step of a dampened velocity is no multiple of torch's": (
-            dampened and training.nesterov
+            dampened and training.sgd.nesterov
         ),
         "torch does not dampen the first step, and dampens by another factor": (
-            dampened and training.dampening != 0
+            dampened and training.sgd.dampening != 0
         ),
         "the lr changes, and torch's velocity does not hold the lr": (
             lr_inside and training.lr_varies
@@ -196,10 +177,10 @@ def penalty_obstacles(convention: Convention, training: Training, gain: float) -
             convention.decay == "before-clipping" and training.clipped
         ),
         "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD": (
-            not inside and bool(training.momentum)
+            not inside and bool(training.sgd.momentum)
         ),
         "the lr changes, and this decay does not change with it as torch's does": (
             training.lr_varies and (unscaled or convention.decay == "after-update")
         ),
-        "the lr is 0, where torch decays nothing": unscaled and training.lr == 0,
+        "the lr is 0, where torch decays nothing": unscaled and training.sgd.lr == 0,
     }

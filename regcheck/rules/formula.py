@@ -17,7 +17,7 @@ from keyword import iskeyword
 from typing import NamedTuple
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
-from regcheck.rules.settings import Training
+from regcheck.rules.settings import SgdSettings, Training
 
 TENSOR_LETTER = {"weight": "w", "bias": "b"}
 
@@ -89,13 +89,14 @@ SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "
 
 
 def symbols(training: Training) -> Letters:
-    """Give the letters of what a training has: no μ without momentum, no λ where it is 0."""
+    """Return the letters of what a training has: no μ without momentum, no λ where it is 0."""
+    sgd = training.sgd
     return Letters(
         lr="lr",
-        weight_decay={name: "λ" if value else "" for name, value in training.weight_decay.items()},
-        momentum="μ" if training.momentum else "",
-        dampening="τ" if training.dampening else "",
-        nesterov=training.nesterov,
+        weight_decay={name: "λ" if value else "" for name, value in sgd.weight_decay.items()},
+        momentum="μ" if sgd.momentum else "",
+        dampening="τ" if sgd.dampening else "",
+        nesterov=sgd.nesterov,
         clipped=training.clipped,
         batch_rows="B",
         loss_rows=loss_rows_letter(training),
@@ -104,25 +105,20 @@ def symbols(training: Training) -> Letters:
 
 
 def letters(training: Training) -> Letters:
-    """Put a training's numbers in the places of the letters."""
-    return Letters(
-        lr="lr" if training.lr_varies else number(training.lr),
+    """Return a training's numbers in the places of the letters."""
+    sgd, batch_rows, loss_rows = training.sgd, training.batch_rows, training.loss_rows
+    return symbols(training)._replace(
+        lr="lr" if training.lr_varies else number(sgd.lr),
         weight_decay={
-            name: number(value) if value else "" for name, value in training.weight_decay.items()
+            name: number(value) if value else "" for name, value in sgd.weight_decay.items()
         },
-        momentum=number(training.momentum) if training.momentum else "",
-        dampening=number(training.dampening) if training.dampening else "",
-        nesterov=training.nesterov,
-        clipped=training.clipped,
-        batch_rows=str(training.batch_rows[0]) if len(training.batch_rows) == 1 else "B",
-        loss_rows=(
-            str(training.loss_rows[0])
-            if len(training.loss_rows) == 1
-            else loss_rows_letter(training)
-        ),
+        momentum=number(sgd.momentum) if sgd.momentum else "",
+        dampening=number(sgd.dampening) if sgd.dampening else "",
+        batch_rows=str(batch_rows[0]) if len(batch_rows) == 1 else "B",
+        loss_rows=str(loss_rows[0]) if len(loss_rows) == 1 else loss_rows_letter(training),
         train_rows=str(training.train_rows),
         micro_batches=micro_batches(training),
-        batch_size=str(training.loss_rows[0]),
+        batch_size=str(loss_rows[0]),
     )
 
 
@@ -394,29 +390,26 @@ def data_loss_text(convention: Convention, given: Letters, faults: Faults) -> st
     return data if alike and given.loss_rows != UNEVEN else f"average({data})"
 
 
-def torch_call(training: Training) -> str:
-    """Write the call of torch's optimizer that a training stands for.
+def torch_call(sgd: SgdSettings) -> str:
+    """Write the call of torch's optimizer with some settings.
 
-    >>> torch_call(Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2))
+    >>> torch_call(SgdSettings(0.1, {"weight": 1.0, "bias": 1.0}))
     'torch.optim.SGD(lr=0.1, weight_decay=1)'
     """
-    options = [f"lr={exact(training.lr)}"]
-    if training.momentum:
-        options.append(f"momentum={exact(training.momentum)}")
-    if training.dampening:
-        options.append(f"dampening={exact(training.dampening)}")
-    if training.nesterov:
-        options.append("nesterov=True")
-    decays = dict(training.weight_decay)
-    if len(set(decays.values())) == 1:
-        decay = decays.popitem()[1]
+    options = [f"lr={exact(sgd.lr)}"]
+    for key, value in sgd.options().items():
+        if value:
+            options.append(f"{key}={value if value is True else exact(value)}")
+    groups = alike(sgd.weight_decay)
+    if len(groups) == 1:
+        [decay] = groups
         options += [f"weight_decay={exact(decay)}"] if decay else []
         return f"torch.optim.SGD({', '.join(options)})"
-    groups = [
+    written = [
         f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
-        for decay, names in alike(decays).items()
+        for decay, names in groups.items()
     ]
-    return f"torch.optim.SGD([{', '.join(groups)}], {', '.join(options)})"
+    return f"torch.optim.SGD([{', '.join(written)}], {', '.join(options)})"
 
 
 def alike(decays: Mapping[str, float]) -> dict[float, list[str]]:

@@ -12,11 +12,12 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
 
     Without momentum and clipping; g is the gradient of the mean loss.
 
-    >>> two = Training(0.1, False, {"weight": 1.0, "bias": 1.0}, 0, 0, False, False, (2,), 2)
+    >>> from regcheck.rules.settings import SgdSettings
+    >>> two = Training(SgdSettings(0.1, {"weight": 1.0, "bias": 1.0}), (2,), 2)
     >>> one_step(Convention(divide_penalty_by="batch"), two, 1.0, -32.0)
     ('1 − 0.1 (-32 + 1/2·1)', 4.15)
     """
-    lr, strength = training.lr, penalty_strength(convention, training, "weight")
+    lr, strength = training.sgd.lr, penalty_strength(convention, training, "weight")
     text = strength_text(convention, letters(training), "weight")
     slope = gradient_gain(convention, training) * g
     moved = w - lr * slope

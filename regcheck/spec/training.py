@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from regcheck.errors import suggest
+from regcheck.rules.settings import SgdSettings
 from regcheck.spec.fields import (
     Count,
     NotNegative,
@@ -95,6 +96,10 @@ class Sgd(Section):
             text = "needs a momentum above 0 and no dampening, as in torch"
             raise wrong_inside([(("nesterov",), text)])
         return self
+
+    def settings(self, lr: float, weight_decay: Mapping[str, float]) -> SgdSettings:
+        """Return all settings of the optimizer, with the lr and λ of each tensor."""
+        return SgdSettings(lr, weight_decay, **self.model_dump(exclude={"name"}))
 
 
 def optimizer_form(value: object) -> object:

@@ -17,8 +17,8 @@ from regcheck.numerics.models import gradient, predict
 from regcheck.numerics.sgd import TensorUpdate, sgd
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
-from regcheck.rules.convention import Faults, is_bias, penalized
-from regcheck.spec.training import Sgd
+from regcheck.rules.convention import is_bias, penalized
+from regcheck.rules.settings import as_set
 
 
 class State(NamedTuple):
@@ -63,13 +63,13 @@ class NumpyTrainer:
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
         self.y = problem.y.astype(self.dtype, copy=False)
-        self.options = used_options(problem.optimizer, problem.faults)
+        self.options = as_set(problem.sgd, problem.faults)
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
         other = copy(self)
         other.problem = problem
-        other.options = used_options(problem.optimizer, problem.faults)
+        other.options = as_set(problem.sgd, problem.faults)
         return other
 
     def start(self) -> State:
@@ -275,13 +275,3 @@ class NumpyTrainer:
             else:
                 loss += effective_decays[name] * math.sqrt(squares)
         return loss
-
-
-def used_options(options: Sgd, faults: Faults) -> Sgd:
-    """Give the optimizer's options as this rule takes them."""
-    changed: dict[str, object] = {}
-    if faults.nesterov != "as-set":
-        changed |= {"nesterov": faults.nesterov == "added"}
-    if faults.momentum == "ignored":
-        changed |= {"momentum": 0.0, "nesterov": False}
-    return options.model_copy(update=changed) if changed else options

@@ -141,7 +141,7 @@ def sides_of(
         if sees_rows and torch is not None:
             codes = {"scratch": spec.scratch, "framework": spec.own_framework}
             own = [side for side, code in codes.items() if code is not None]
-            bounder: Bounder = ClosedBounds(with_actual_settings(given, torch.problem), own)
+            bounder: Bounder = ClosedBounds(given.with_sgd(torch.problem.sgd), own)
         else:
             bounder = noisy(problem, measured)
         altered = None
@@ -241,13 +241,6 @@ def check_independent(trainer: TorchTrainer, copy: Module) -> None:
             "one each time the function is called\n  Make the model inside the function, so that "
             "each call gives a new one."
         )
-
-
-def with_actual_settings(given: Problem, torch: Problem) -> Problem:
-    """Put the settings in that torch's optimizer really has."""
-    return replace(
-        given, optimizer=torch.optimizer, weight_decay=torch.weight_decay, schedule=torch.schedule
-    )
 
 
 def of_module(problem: Problem, module: Module) -> Problem:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regcheck.errors import UserCodeError
 from regcheck.problem.problem import OWN_MODEL, Array, Problem
-from regcheck.spec.training import Sgd
+from regcheck.rules.settings import SGD_DEFAULTS, SgdSettings
 from regcheck.user_code.updates import EXAMPLES, kind_of
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
@@ -208,14 +208,7 @@ def built_in(problem: Problem) -> Module:
         {"params": [tensor], "weight_decay": problem.weight_decay[name]}
         for name, tensor in tensors.items()
     ]
-    options = problem.optimizer
-    optimizer = EagerSGD(
-        groups,
-        lr=problem.schedule.lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        dampening=options.dampening,
-    )
+    optimizer = EagerSGD(groups, lr=problem.schedule.lr, **problem.sgd.options())
     return Module(
         model, OfLink(link, measure), optimizer, tensors, True, plainly, outputs_are_z=True
     )
@@ -355,18 +348,14 @@ def settings(module: Module, problem: Problem) -> Problem | None:
     if not plain_sgd(module):
         return None
     common = {
-        (float(group["lr"]), group["momentum"], group["dampening"], group["nesterov"])
+        (float(group["lr"]), *(type(value)(group[key]) for key, value in SGD_DEFAULTS.items()))
         for group in groups.values()
     }
     if len(common) > 1:
         return None
-    lr, momentum, dampening, nesterov = common.pop()
-    options = Sgd(
-        name="sgd", momentum=float(momentum), dampening=float(dampening), nesterov=nesterov
-    )
+    [(lr, *options)] = common
     decays = {name: float(groups[name]["weight_decay"]) for name in module.tensors}
-    schedule = replace(problem.schedule, lr=lr)
-    return replace(problem, optimizer=options, weight_decay=decays, schedule=schedule)
+    return problem.with_sgd(SgdSettings(lr, decays, *options))
 
 
 def initial_of(module: Module) -> dict[str, Array]:
