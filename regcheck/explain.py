@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
+from regcheck.rules.cause import HIDING, ONE_PERCENT, Cause
 from regcheck.rules.cause_formula import formulas_of
-from regcheck.rules.causes import CAUSES, HIDING, ONE_PERCENT, Cause
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import (

@@ -14,8 +14,9 @@ import pytest
 
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Array, Parameters, build_problem
+from regcheck.rules.cause import Change, put_in
 from regcheck.rules.cause_formula import formulas_of, framework_formula, scratch_formula
-from regcheck.rules.causes import CAUSES, Change, put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import (
     NO_FAULTS,
     TORCH,

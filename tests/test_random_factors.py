@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from regcheck.diagnosis.replay import Fit, Replay
-from regcheck.rules.causes import Change
+from regcheck.rules.cause import Change
 from tests.random_factors import PLACES, Seen, outcome, random_case, run_case
 
 SEEDS = range(40)

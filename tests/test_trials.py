@@ -17,7 +17,8 @@ from regcheck.checking import Run, check, conclusion
 from regcheck.compare.not_distinguished import Hidden
 from regcheck.problem.batches import Batch, training_of
 from regcheck.report.result import Report
-from regcheck.rules.causes import CAUSES, HIDING
+from regcheck.rules.cause import HIDING
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem

@@ -20,7 +20,8 @@ from regcheck.numerics.models import predict
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
-from regcheck.rules.causes import CAUSES, HIDING, Change, put_in
+from regcheck.rules.cause import HIDING, Change, put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec

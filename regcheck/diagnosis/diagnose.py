@@ -22,7 +22,8 @@ from regcheck.diagnosis.reported_loss import Elsewhere, Reporting, Rule, explain
 from regcheck.diagnosis.search import Search, shift_text
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.problem.row_orders import other_orders
-from regcheck.rules.causes import CAUSES, put_in
+from regcheck.rules.cause import put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.formula import decays_text
 from regcheck.trainers.numpy_trainer import NumpyTrainer

@@ -14,7 +14,7 @@ import numpy as np
 
 from regcheck.diagnosis.replay import Explanation
 from regcheck.problem.problem import OWN_MODEL, Array, Parameters, Problem
-from regcheck.rules.causes import put_in
+from regcheck.rules.cause import put_in
 from regcheck.rules.convention import is_bias
 from regcheck.spec.training import LrSchedule, Sgd
 from regcheck.trainers.numpy_trainer import NumpyTrainer

@@ -21,7 +21,8 @@ from regcheck.diagnosis.replay import Explanation, Replay
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters
 from regcheck.problem.row_orders import other_orders
-from regcheck.rules.causes import CAUSES, Change
+from regcheck.rules.cause import Change
+from regcheck.rules.causes import CAUSES
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from regcheck.compare.history import History, Record
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
-from regcheck.rules.causes import Change, put_in
+from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import Convention, Faults
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 

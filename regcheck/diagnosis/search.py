@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from regcheck.diagnosis.replay import Explanation, Fit, Replay, merged
 from regcheck.problem.batches import Schedule
-from regcheck.rules.causes import CAUSES, Change
+from regcheck.rules.cause import Change
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
 

@@ -14,7 +14,8 @@ from regcheck.diagnosis.reported_loss import Reporting
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.report.numbers import upward
 from regcheck.report.result import Report, effective, equivalent_settings, factor_number, fix_of
-from regcheck.rules.causes import CAUSES, put_in
+from regcheck.rules.cause import put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import exact, letters, loss_text, rule_lines, torch_call

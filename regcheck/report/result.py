@@ -25,8 +25,9 @@ from regcheck.diagnosis.fix import SpecFix
 from regcheck.diagnosis.replay import Explanation, Fit
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.problem.problem import Array, Parameters, Step
+from regcheck.rules.cause import put_in
 from regcheck.rules.cause_formula import framework_formula, scratch_formula
-from regcheck.rules.causes import CAUSES, put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH, differences, is_bias
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.formula import alike, letters, rule_lines

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from regcheck.rules.causes import CAUSES, Change, put_in
+from regcheck.rules.cause import Change, put_in
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention
 from regcheck.rules.formula import Letters, letters, loss_text, rule_lines
 from regcheck.rules.settings import Training

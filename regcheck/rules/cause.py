@@ -1,0 +1,91 @@
+"""What a cause is: a named difference of the scratch side from torch, and what can hide it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.settings import Training
+
+Change = Mapping[str, object]
+"""Keys of `Convention` and `Faults`, and the values that a cause gives them."""
+
+Stage = Literal["initial", "forward", "gradient", "penalty", "optimizer", "update", "loss"]
+"""The stages of a step in their order, and the loss that is reported beside it."""
+
+ONE_PERCENT = 1.01
+"""What a factor that may be anything is tried with: a run that misses one percent shows none."""
+
+HIDING: dict[str, str] = {
+    "bias-zero": "the bias stays 0",
+    "equal-targets": "all targets of a batch are equal",
+    "lr-unchanged": "the lr does not change in these steps",
+    "lr-zero": "the lr is 0",
+    "never-clipped": "no gradient is large enough to be clipped",
+    "never-saturated": "no output is saturated",
+    "no-bias-decay": "the bias has no weight_decay",
+    "no-decay": "weight_decay is 0",
+    "one-micro-batch": "each step has one micro-batch",
+    "one-plain-step": "only one step is compared, and the velocity is the gradient in it",
+    "one-row-batches": "each step sees one row",
+    "one-row-losses": "each loss is taken over one row",
+    "one-step": "only one step is compared",
+    "one-training-row": "there is one training row",
+    "penalized-zero": "what is penalized stays 0",
+    "zero-gradient": "the gradient stays 0",
+}
+"""What can hide a cause from a run; `compare.not_distinguished` tests each, and lr 0 for all."""
+
+AT_ONCE = "from step 1 on"
+
+
+def always(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+    """Concern every training."""
+    return True
+
+
+class Cause(NamedTuple):
+    """One entry of the catalogue; both sides' formulas are made from its changes.
+
+    Attributes:
+        title: what the scratch side does, where torch does not.
+        changes: what makes torch's rule the cause's; each alone. A family has several, or one
+            that stands for the rest. One that changes no rule, as another start, has none.
+        concerns: whether a training, with torch's settings and the scratch side's convention, has
+            what the cause is about.
+        stage: the first at which the sides differ. What changes the lr differs in the optimizer;
+            where there is a penalty too, its lr·λ w shows that first.
+        since: when it shows, to follow "it shows".
+        fix: what to change in the scratch code, as a request.
+        hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
+        fitted: whether the change is a factor that may be anything, and is fitted.
+        reports: the reported loss where no change makes it, with {} for torch's.
+    """
+
+    title: str
+    stage: Stage
+    since: str
+    fix: str
+    changes: tuple[Change, ...] = ()
+    concerns: Callable[[Training, Convention], bool] = always
+    hidden_by: tuple[str, ...] = ()
+    fitted: bool = False
+    reports: str = ""
+
+    @property
+    def kind(self) -> Literal["update", "reporting"]:
+        """Whether the training differs, or only the loss that is reported."""
+        return "reporting" if self.stage == "loss" else "update"
+
+    @property
+    def factor_key(self) -> str | None:
+        """The key of the factor that is fitted."""
+        return next(iter(self.changes[0])) if self.fitted else None
+
+
+def put_in(change: Change, convention: Convention, faults: Faults) -> tuple[Convention, Faults]:
+    """Return a rule with a cause's change in it."""
+    chosen = {key: value for key, value in change.items() if key in Convention._fields}
+    faulty = {key: value for key, value in change.items() if key in Faults._fields}
+    return convention._replace(**chosen), faults._replace(**faulty)  # type: ignore[arg-type]
