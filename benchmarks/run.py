@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,16 +164,19 @@ def diagnosis() -> float:
 
     taken = []
 
-    class Timed(checking.Run):
-        def diagnose(self) -> None:
-            taken.append(seconds(super().diagnose))
+    plain = checking.diagnose
 
-    plain = checking.Run
-    checking.Run = Timed  # type: ignore[misc]
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        found = plain(*arguments)
+        taken.append(time.perf_counter() - started)
+        return found
+
+    checking.diagnose = timed
     try:
         whole = seconds(lambda: check(QUESTION))
     finally:
-        checking.Run = plain  # type: ignore[misc]
+        checking.diagnose = plain
     return taken[0] / (whole - taken[0])
 
 

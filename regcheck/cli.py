@@ -174,7 +174,7 @@ def run_one(path: Path, show: Output, how: How) -> int:
     try:
         loaded = read_spec(path)  # a bad spec is told before torch is loaded
         load_trainers()
-        from regcheck.checking import check_loaded, strictly
+        from regcheck.checking import check_loaded, strict
         from regcheck.report.terminal import progress
         from regcheck.user_code.generator import TIMEOUT
 
@@ -182,7 +182,7 @@ def run_one(path: Path, show: Output, how: How) -> int:
         with progress(path.name) as advance:
             report = check_loaded(loaded, advance, timeout)
         if how.strict:
-            strictly(report)
+            report = strict(report)
         show.report(report)
         if how.fixed is not None:
             show.note(write_fix(loaded, report, how.fixed, timeout))
@@ -211,12 +211,13 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
     from pathlib import Path
 
     from regcheck.checking import check_loaded, no_progress
-    from regcheck.diagnosis.fix import SpecFix, write_fixed
+    from regcheck.diagnosis.fix import write_fixed
+    from regcheck.diagnosis.records import SpecFix
     from regcheck.report.diagnosis_text import not_written
     from regcheck.report.text import sentence
     from regcheck.spec import read_spec
 
-    fix, path = report.fix, Path(name)
+    fix, path = report.diagnosis and report.diagnosis.fix, Path(name)
     if not isinstance(fix, SpecFix):
         return f"{path}: not written: {not_written(report)}"
     write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), fix, path)

@@ -35,7 +35,10 @@ SMALL: dict[str, Any] = {
 def agrees(report: Report) -> bool:
     """Return whether nothing differs: equivalent, or a run of which rounding leaves nothing."""
     if report.verdict == "inconclusive":
-        return report.power is not None and report.reason == report.power.reason() != ""
+        return (
+            report.comparison.power is not None
+            and report.reason == report.comparison.power.reason() != ""
+        )
     return report.verdict == "equivalent"
 
 

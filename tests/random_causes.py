@@ -25,10 +25,14 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.compare.comparison import Comparison, compare
+from regcheck.compare.history import History
+from regcheck.diagnosis.diagnose import diagnose
+from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.replay import ByEntry, Explanation
 from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
+from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem, user_problem
 from tests.random_specs import (
     KINDS,
@@ -443,7 +447,8 @@ class Seen:
 
     case: Case
     report: Report
-    run: checking.Run
+    sides: Sides
+    history: History
     problem: UserProblem
     seconds: float
     diagnosing: float
@@ -462,28 +467,29 @@ class Seen:
 
 def see(case: Case) -> Seen:
     """Check a case, and keep what passes by."""
-    runs: list[checking.Run] = []
+    compared: list[tuple[Sides, History]] = []
     took = [0.0, 0.0]
 
-    class Watched(checking.Run):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            runs.append(self)
+    def watched(sides: Sides, *rest: Any) -> tuple[Comparison, History]:
+        found, history = compare(sides, *rest)
+        compared.append((sides, history))
+        return found, history
 
-        def diagnose(self) -> None:
-            start, used = time.perf_counter(), time.process_time()
-            super().diagnose()
-            took[:] = time.perf_counter() - start, time.process_time() - used
+    def timed(*arguments: Any) -> Diagnosis:
+        start, used = time.perf_counter(), time.process_time()
+        found = diagnose(*arguments)
+        took[:] = time.perf_counter() - start, time.process_time() - used
+        return found
 
-    with patch.object(checking, "Run", Watched):
+    with patch.object(checking, "compare", watched), patch.object(checking, "diagnose", timed):
         start = time.perf_counter()
         report = check(case.spec, scratch=case.code.train)
         seconds = time.perf_counter() - start
     report.to_dict()
-    (run,) = runs
-    problem = user_problem(run.problem, report.spec, framework=False)
+    ((sides, history),) = compared
+    problem = user_problem(sides.problem, report.spec, framework=False)
     problem = replace(problem, X=case.X.astype(np.longdouble), y=case.y.astype(np.longdouble))
-    return Seen(case, report, run, problem, seconds, *took)
+    return Seen(case, report, sides, history, problem, seconds, *took)
 
 
 def exact_training(seen: Seen, rule: Rule, wrong: Wrong | None = None) -> Training:
@@ -513,14 +519,14 @@ def exactly(
     The first is taken from a start, where that is not the spec's. Some entries may have numbers of
     their own.
     """
-    history = seen.run.history
+    history = seen.history
     wrong = of_entries(seen, by_entry, bias="bias" in history.shapes)
     training = exact_training(seen, rule, wrong)
     rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else 1.0
     limits = np.concatenate(
         [np.full(math.prod(shape), seen.limits(name)) for name, shape in history.shapes.items()]
     )
-    dtypes = (seen.run.problem.scratch_dtype, seen.run.problem.framework_dtype)
+    dtypes = seen.report.dtypes
     u = max(float(np.finfo(dtype).eps) for dtype in dtypes) / 2
     for step, record in enumerate(history.records()):
         before = training.entries(record.before)
@@ -619,7 +625,7 @@ def is_telling(seen: Seen, one: Explanation) -> bool:
     A mistake that has no name may come to the very steps of a cause that has one, as where a wrong
     slope is 0.9 times the right one at every row. By luck it never does.
     """
-    history = seen.run.history
+    history = seen.history
     steps = slice(1, None) if "initial-parameters" in one.causes else slice(None)
     shown = history.all("scratch") - history.all("framework" if one.fits else "before")
     limits = history.all("bound") * seen.limits("weight")
@@ -640,10 +646,10 @@ def must_be_named(seen: Seen) -> bool:
         return False  # nor is one on a gradient that is taken after it has acted
     if "initial-parameters" in seen.case.causes:
         # The first step may start anywhere: later ones must move.
-        history = seen.run.history
+        history = seen.history
         moved = np.abs(history.all("framework") - history.all("before"))[1:]
         return bool((moved > history.all("bound")[1:] * seen.limits("weight")).any())
-    return all(np.isfinite(record.bound).all() for record in seen.run.history.records())
+    return all(np.isfinite(record.bound).all() for record in seen.history.records())
 
 
 def is_planted(case: Case, one: Explanation) -> bool:
@@ -717,9 +723,10 @@ def gain(seen: Seen, rule: Rule) -> float:
     largest = abs(rule.half * rule.gradient * rule.rate)
     largest *= batch_of(spec, rows) if rule.reduce == "sum" else 1
     largest *= spec["accumulate"] if rule.parts == "sum" else 1
-    largest *= len(seen.run.history) if not rule.zeroed else 1
+    largest *= len(seen.history) if not rule.zeroed else 1
     if rule.early or rule.velocity == "lr inside":
-        rates = [seen.run.schedule.lr_at(step) for step in range(1, seen.report.steps + 2)]
+        steps = range(1, seen.report.comparison.steps + 2)
+        rates = [seen.history.schedule.lr_at(step) for step in steps]
         largest *= max(rates) / min(rate for rate in rates if rate)
     if rule.velocity in ("none", "dampened"):
         largest /= 1 - spec["optimizer"].get("dampening", 0)
@@ -728,7 +735,7 @@ def gain(seen: Seen, rule: Rule) -> float:
 
 def faults_of_losses(seen: Seen, torch: list[float]) -> list[str]:
     """Say what is wrong with what is said of the reported losses."""
-    history, found = seen.run.history, []
+    history, found = seen.history, []
     scratch, bound = history.loss("scratch"), history.loss("bound") * seen.limits("loss")
     with np.errstate(all="ignore"):
         off = np.abs(scratch - np.array(torch)) / bound
@@ -756,7 +763,7 @@ def faults_of_losses(seen: Seen, torch: list[float]) -> list[str]:
 
 def penalty_shows(seen: Seen) -> bool:
     """Say whether a penalty in the loss, if there is one, is more than the loss's rounding."""
-    report, history = seen.case.code.report, seen.run.history
+    report, history = seen.case.code.report, seen.history
     if not any(report.strengths):
         return True
     before = history.all("before")
@@ -775,7 +782,7 @@ def penalty_shows(seen: Seen) -> bool:
 
 def losses_must_be_explained(seen: Seen) -> bool:
     """Say whether the losses are those of a rule that is known, and the steps tell the rest."""
-    report, history = seen.case.code.report, seen.run.history
+    report, history = seen.case.code.report, seen.history
     torch = report.base != "own" or not (seen.case.wrong or seen.case.causes)
     told = [set(one.causes) for one in seen.diagnosis.explanations]
     explained = seen.report.first_divergence is None or any(seen.case.causes <= one for one in told)

@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 
 from regcheck import checking
 from regcheck.checking import check
+from regcheck.compare.comparison import Comparison, compare
+from regcheck.compare.history import History
 from regcheck.diagnosis.replay import Explanation
 from regcheck.report.result import Report
+from regcheck.spec import Spec
 from regcheck.user_code.problem_api import UserProblem
 from tests.random_specs import SpecDict, chance, data_of, power_of_ten, random_batches
 
@@ -135,24 +138,23 @@ class Seen:
 
 def see(case: Case) -> Seen:
     """Check a case, and measure what its factor does."""
-    runs: list[checking.Run] = []
+    histories: list[History] = []
 
-    class Watched(checking.Run):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            runs.append(self)
+    def watched(*arguments: Any) -> tuple[Comparison, History]:
+        found, history = compare(*arguments)
+        histories.append(history)
+        return found, history
 
-    with patch.object(checking, "Run", Watched):
+    with patch.object(checking, "compare", watched):
         report = check(case.spec, scratch=case.train)
-    return Seen(case, report, float(effect(case, runs[0]).max(initial=0.0)))
+    return Seen(case, report, float(effect(case, report.spec, *histories).max(initial=0.0)))
 
 
-def effect(case: Case, run: checking.Run) -> Array:
+def effect(case: Case, spec: Spec, history: History) -> Array:
     """Give what the factor adds to each step, in limits.
 
     d_t = μ d_(t−1) + (α − 1) g_t + (κ − 1) λ w_t, and the step differs by lr d_t.
     """
-    history, spec = run.history, run.spec
     alpha, kappa = case.factors
     added = (alpha - 1) * history.all("gradient")
     added = added + (kappa - 1) * case.spec["weight_decay"] * history.all("before")

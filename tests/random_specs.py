@@ -22,13 +22,14 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from regcheck import checking
 from regcheck.checking import check
+from regcheck.compare import comparison
+from regcheck.compare.comparison import LossDivergence
 from regcheck.compare.differences import Difference, Divergence, Row, compare_step
 from regcheck.numerics.rounding import Bounds, RoundingModel
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
-from regcheck.report.result import LossDivergence, Report
+from regcheck.report.result import Report
 from regcheck.rules.convention import TORCH, Convention
 from regcheck.trainers import sides
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
@@ -358,7 +359,7 @@ def observe(spec: SpecDict) -> Observed:
 
     with (
         patch.object(sides, "RoundingModel", Recording),
-        patch.object(checking, "compare_step", comparing),
+        patch.object(comparison, "compare_step", comparing),
     ):
         seen.report = check(spec)
     return seen
@@ -455,9 +456,9 @@ def matched_faults(observed: Observed) -> list[str]:
         found.append(f"diverged at step {first.step}, {first.stage}: {first.at}")
     if report.first_loss_divergence is not None:
         found.append(f"loss diverged: {report.first_loss_divergence}")
-    if report.first_by_stage:
-        found.append(f"stages part: {report.first_by_stage}")
-    swallowed = report.power is not None and report.power.reason()
+    if report.comparison.first_by_stage:
+        found.append(f"stages part: {report.comparison.first_by_stage}")
+    swallowed = report.comparison.power is not None and report.comparison.power.reason()
     if report.verdict == "inconclusive" and not swallowed and not blown_up(observed):
         found.append(f"inconclusive: {report.reason}")
     return found
@@ -493,7 +494,7 @@ def blown_up(observed: Observed) -> bool:
 def mismatched_faults(observed: Observed) -> list[str]:
     """Say what is wrong with the run of a mismatched spec: missed, late, early, wrong stage."""
     report = observed.report
-    if report.saturation is not None and "float32" in report.dtypes:
+    if report.comparison.saturation is not None and "float32" in report.dtypes:
         return []  # the effects are worked out in float64, where σ is not 1 from z = 17 on
     divergence, loss = report.first_divergence, report.first_loss_divergence
     seen = list(effects(observed))

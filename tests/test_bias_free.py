@@ -84,10 +84,10 @@ def test_sides_agree_on_one_weight(model: str, loss: str, name: str) -> None:
 
     assert report.verdict == "equivalent"
     for side in ("scratch", "framework"):
-        assert {key: w.shape for key, w in report.final[side].parameters.items()} == {
+        assert {key: w.shape for key, w in report.comparison.final[side].parameters.items()} == {
             "weight": (1, FEATURES)
         }
-    assert (report.final["scratch"].accuracy == {}) == (model == "linear")
+    assert (report.comparison.final["scratch"].accuracy == {}) == (model == "linear")
 
 
 @pytest.mark.parametrize("name", ["plain", "momentum", "nesterov", "clipped"])

@@ -482,7 +482,7 @@ def first_stage(report: Report) -> str:
         return "loss"
     if first.stage == "initial":
         return "initial"
-    parted = (name for name, step in report.first_by_stage.items() if step == first.step)
+    parted = (name for name, step in report.comparison.first_by_stage.items() if step == first.step)
     return min(parted, key=STAGES.index, default="update")
 
 
@@ -541,4 +541,4 @@ def test_reported_loss_parts_since_when_its_row_says(
     monkeypatch.setattr(checking, "NumpyTrainer", PLANTED[cause])
     report = check(PLAIN | {"batch_size": 4, "epochs": 2})
 
-    assert [row.step for row in report.trace if row.loss_ratio > 8] == steps
+    assert [row.step for row in report.comparison.trace if row.loss_ratio > 8] == steps

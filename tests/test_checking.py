@@ -133,7 +133,7 @@ def test_compare_loss_alone_judges_no_parameter(small: Spec) -> None:
 
 def test_tolerance_is_the_number_of_bounds_allowed(small: Spec) -> None:
     doubled = small | {"convention": "doubled"}
-    ratio = max(tensor.ratio for tensor in check(doubled).trace[0].tensors.values())
+    ratio = max(tensor.ratio for tensor in check(doubled).comparison.trace[0].tensors.values())
     above = check(doubled | {"epochs": 1, "tolerance": {"rounding": ratio * 1.01}})
     below = check(doubled | {"epochs": 1, "tolerance": {"rounding": ratio * 0.99}})
     assert (above.verdict, below.verdict) == ("equivalent", "diverged")
@@ -143,8 +143,12 @@ def test_both_sides_blowing_up_is_inconclusive_from_there(small: Spec) -> None:
     report = check(small | {"lr": 1e6, "epochs": 100})
     assert report.verdict == "inconclusive"
     assert report.first_divergence is None
-    assert report.first_unjudged is not None
-    assert report.compared == report.first_unjudged - 1 == len(report.trace) - 1
+    assert report.comparison.first_unjudged is not None
+    assert (
+        report.comparison.compared
+        == report.comparison.first_unjudged - 1
+        == len(report.comparison.trace) - 1
+    )
     assert "infinite, or too near it" in report.reason
 
 
@@ -153,7 +157,7 @@ def test_a_divergence_stands_whatever_blows_up_later(small: Spec) -> None:
     assert report.verdict == "diverged"
     assert report.first_divergence is not None
     assert report.first_divergence.step == 1
-    assert report.first_unjudged is not None
+    assert report.comparison.first_unjudged is not None
 
 
 def test_one_side_alone_not_finite_is_a_divergence(
@@ -182,8 +186,8 @@ def test_loss_that_is_infinite_on_both_sides_is_not_judged(small: Spec) -> None:
     spec = small | {"data": data, "init": "zeros", "lr": 1e-3, "epochs": 2}
     report = check(spec)
     assert report.verdict == "inconclusive"
-    assert report.first_loss_unjudged == 1
-    assert report.first_unjudged is None
+    assert report.comparison.first_loss_unjudged == 1
+    assert report.comparison.first_unjudged is None
     assert check(spec | {"compare": ["parameters"]}).verdict == "equivalent"
 
 
@@ -210,9 +214,9 @@ def test_final_holds_parameters_loss_and_accuracies() -> None:
         "epochs": 30,
     }
     report = check(spec)
-    final = report.final["framework"]
+    final = report.comparison.final["framework"]
     assert final.parameters["weight"].shape == (1, 2)
-    assert final.loss == report.trace[-1].framework_loss
+    assert final.loss == report.comparison.trace[-1].framework_loss
     train, test = final.accuracy["train"], final.accuracy["test"]
     assert train is not None
     assert test is not None
@@ -243,8 +247,10 @@ def test_lockstep_feeds_the_velocity_with_the_frameworks_parameters(
     report = check(small | momentum)
     assert report.first_divergence is not None
     assert report.first_divergence.stage == "initial"
-    assert all(tensor.ratio < 1 for row in report.trace for tensor in row.tensors.values())
-    assert report.max_drift > 1e-4
+    assert all(
+        tensor.ratio < 1 for row in report.comparison.trace for tensor in row.tensors.values()
+    )
+    assert report.comparison.drift.largest > 1e-4
 
 
 @pytest.mark.parametrize(("digits", "stage"), [(3, None), (5, "initial")])
@@ -267,25 +273,25 @@ def test_start_is_judged_by_the_same_limit(
 
 def test_stages_of_a_step_that_cannot_be_judged_are_not_told(small: Spec) -> None:
     report = check(small | {"lr": 1e6, "epochs": 100})
-    assert report.first_unjudged is not None
-    assert report.first_by_stage == {}
+    assert report.comparison.first_unjudged is not None
+    assert report.comparison.first_by_stage == {}
 
 
 def test_sample_is_step_1_where_nothing_diverges(small: Spec) -> None:
     report = check(small)
-    assert report.sample is not None
-    assert report.sample.step == 1
+    assert report.comparison.sample is not None
+    assert report.comparison.sample.step == 1
     assert report.to_dict()["sample"]["step"] == 1
 
 
 def test_max_drift_of_a_blow_up_is_no_number(small: Spec) -> None:
     report = check(small | {"lr": 1e6, "epochs": 1000})
-    last = [tensor.drift for tensor in report.trace[-1].tensors.values()]
+    last = [tensor.drift for tensor in report.comparison.trace[-1].tensors.values()]
     if any(np.isnan(last)):
-        assert np.isnan(report.max_drift)
+        assert np.isnan(report.comparison.drift.largest)
     else:
-        assert report.max_drift == max(
-            tensor.drift for row in report.trace for tensor in row.tensors.values()
+        assert report.comparison.drift.largest == max(
+            tensor.drift for row in report.comparison.trace for tensor in row.tensors.values()
         )
 
 
@@ -313,5 +319,5 @@ def test_check_takes_arrays_and_numpys_numbers(small: Spec) -> None:
     data = {"X": np.array(small["data"]["X"]), "y": np.array(small["data"]["y"])}
     report = check(small | {"data": data, "lr": np.float64(0.1), "epochs": np.int64(3)})
     assert report.verdict == "equivalent"
-    same = check(small).final["framework"].parameters["weight"]
-    assert np.array_equal(report.final["framework"].parameters["weight"], same)
+    same = check(small).comparison.final["framework"].parameters["weight"]
+    assert np.array_equal(report.comparison.final["framework"].parameters["weight"], same)

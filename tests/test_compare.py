@@ -14,6 +14,7 @@ from regcheck.compare.differences import (
     compare_start,
     compare_step,
     difference_of,
+    differs,
     diverges,
     drift,
     each,
@@ -22,7 +23,6 @@ from regcheck.compare.differences import (
     in_limits,
     injected,
     locate,
-    parts,
     within_tolerance,
     worst,
 )
@@ -347,8 +347,8 @@ def test_stage_of_a_drift_tolerance_parts_beyond_rounding() -> None:
         (Tolerances(exact=True), 8.0),
     ):
         at = difference_of("output", (0,), smallest, 0.0, 1.0)
-        assert not parts(at, tolerances)
-        assert parts(at._replace(ratio=smallest + 0.1), tolerances)
+        assert not differs(at, tolerances)
+        assert differs(at._replace(ratio=smallest + 0.1), tolerances)
 
 
 def test_injected_is_what_one_step_puts_in() -> None:
@@ -544,7 +544,7 @@ def test_a_row_is_judged_only_if_every_parameter_is() -> None:
         assert not diverges(row, DEFAULT)
 
 
-# --- where a step parts -------------------------------------------------------------------------
+# --- where a step differs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("part", "stage"), STAGE_PARTS)
@@ -559,7 +559,7 @@ def test_locate_names_the_first_stage_and_tells_the_same_entry(part: str, stage:
 
     assert (found.step, found.stage) == (3, stage)
     assert (found.at.tensor, found.at.index, found.at.scratch) == ("weight", (0, 1), 50.0)
-    # The bias parts further there, but it is the weight that parts most after the update.
+    # The bias differs further there, but it is the weight that differs most after the update.
     assert (found.within.tensor, found.within.index, found.within.scratch) == (
         "weight",
         (0, 1),

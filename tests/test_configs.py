@@ -40,7 +40,7 @@ def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]
     report = reports["stackoverflow"]
     found = report.first_divergence
     assert found is not None
-    assert (report.steps, report.compared) == (1000, 1000)
+    assert (report.comparison.steps, report.comparison.compared) == (1000, 1000)
     assert (found.step, found.epoch, found.batch, found.stage) == (2, 2, 1, "penalty")
     # λ w against λ/1096 w, times the lr; both from one w, so the ratio is 1096 to rounding.
     assert found.within.framework / found.within.scratch == pytest.approx(1096, rel=1e-12)
@@ -55,17 +55,17 @@ def test_stackoverflow_shows_nothing_at_step_1_because_the_weights_are_zero(
     reports: dict[str, Report],
 ) -> None:
     report = reports["stackoverflow"]
-    assert report.previous is not None
-    assert report.previous.step == 1
-    assert not report.previous.framework.before["weight"].any()
-    assert all(tensor.ratio < 1 for tensor in report.trace[0].tensors.values())
+    assert report.comparison.previous is not None
+    assert report.comparison.previous.step == 1
+    assert not report.comparison.previous.framework.before["weight"].any()
+    assert all(tensor.ratio < 1 for tensor in report.comparison.trace[0].tensors.values())
 
 
 def test_stackoverflow_fixed_agrees_over_1000_steps(reports: dict[str, Report]) -> None:
     report = reports["stackoverflow-fixed"]
-    assert report.compared == 1000
+    assert report.comparison.compared == 1000
     # Rounding of 1,000 steps of a contraction: a few units of the last place of 1.
-    assert report.max_drift < 1e-14
+    assert report.comparison.drift.largest < 1e-14
 
 
 def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> None:
@@ -116,7 +116,9 @@ def test_question_is_explained_by_the_division_and_the_penalty_in_its_loss(
 
 
 def test_question_s_own_code_trains_as_the_built_in_side(reports: dict[str, Report]) -> None:
-    own, built_in = (reports[name].final["scratch"] for name in ("question", "stackoverflow"))
+    own, built_in = (
+        reports[name].comparison.final["scratch"] for name in ("question", "stackoverflow")
+    )
     # 1,000 steps of a contraction, each rounded otherwise.
     assert own.parameters["weight"] == pytest.approx(built_in.parameters["weight"], abs=1e-13)
     assert own.loss == pytest.approx(built_in.loss, abs=1e-13)
@@ -125,11 +127,11 @@ def test_question_s_own_code_trains_as_the_built_in_side(reports: dict[str, Repo
 def test_penguins_have_a_smaller_last_batch_and_learn(reports: dict[str, Report]) -> None:
     report = reports["penguins"]
     assert report.training.batch_rows == (32, 17)
-    assert report.final["framework"].accuracy["test"] == 1.0
+    assert report.comparison.final["framework"].accuracy["test"] == 1.0
     assert len(report.features) == 4
 
 
 def test_mixed_precision_drifts_but_does_not_diverge(reports: dict[str, Report]) -> None:
     report = reports["mixed-precision"]
     # More than float64 could drift, less than float32's rounding over the run.
-    assert 1e-9 < report.max_drift < 1e-5
+    assert 1e-9 < report.comparison.drift.largest < 1e-5

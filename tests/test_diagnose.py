@@ -365,7 +365,8 @@ def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> Non
     text = " ".join(report_text(report).split())
     assert "not explained: no cause that regcheck knows" in text
     assert all(" ".join(clue.split()) in text for clue in found["clues"])
-    assert report.fix is None
+    assert report.diagnosis is not None
+    assert report.diagnosis.fix is None
 
 
 def mlp_framework(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
@@ -545,7 +546,7 @@ def test_reported_loss_is_told_from_the_training(name: str) -> None:
         f"DIVERGED at step {first} of 12, in the reported loss; the training itself agree" in text
     )
     alone = check(BASE | spec | {"compare": ["parameters"]}, scratch=code(TORCHS, loss))
-    assert (alone.verdict, alone.compared) == ("equivalent", 12)
+    assert (alone.verdict, alone.comparison.compared) == ("equivalent", 12)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_chaos_is_equivalent_and_told_as_amplified_rounding(
     report = check(SEED_3 | {"lr": lr, "loss": loss, "dtype": dtype, "epochs": 140})
     assert report.verdict == "equivalent"
     assert report.first_divergence is None
-    found = report.amplification
+    found = report.comparison.drift.amplification
     assert found is not None
     assert found.first_step <= found.step
     assert found.factor > AMPLIFIED
@@ -265,9 +265,11 @@ def test_chaos_is_equivalent_and_told_as_amplified_rounding(
     assert text.count("The drift is amplified rounding") == 1
     assert f"from step {found.first_step:,} on" in text
     assert f"After step {found.step:,} " in text
-    assert found.drift == max(one.drift for one in report.trace[found.step - 1].tensors.values())
+    assert found.drift == max(
+        one.drift for one in report.comparison.trace[found.step - 1].tensors.values()
+    )
     # Nothing before: each step's drift is within ten times what one step alone can put in.
-    before = [report.trace[index].tensors for index in range(found.first_step - 1)]
+    before = [report.comparison.trace[index].tensors for index in range(found.first_step - 1)]
     most = max((one.drift / one.bound for row in before for one in row.values()), default=0.0)
     assert most < 1e4
 
@@ -276,18 +278,18 @@ def test_large_rounding_in_single_steps_is_not_called_amplified() -> None:
     # In float32 σ(z) is 1 from z = 17 on, where BCELoss has no slope: float64 has one up to 28.
     # A single step rounds that much; nothing is amplified where the drift is no more than the sum.
     report = check(SEED_3 | {"lr": 60, "loss": "bce", "dtype": MIXED, "epochs": 140})
-    single = sum(max(one.local for one in row.tensors.values()) for row in report.trace)
+    single = sum(max(one.local for one in row.tensors.values()) for row in report.comparison.trace)
     assert report.verdict == "equivalent"
-    assert 1 < report.max_drift < AMPLIFIED * single
-    assert report.amplification is None
+    assert 1 < report.comparison.drift.largest < AMPLIFIED * single
+    assert report.comparison.drift.amplification is None
 
 
 def test_chaos_of_the_squared_error_ends_with_other_numbers_altogether() -> None:
     # Otherwise the above would be about nothing: in a table the two trainings look unrelated.
     report = check(SEED_3 | {"lr": 200, "loss": "mse", "epochs": 140})
-    assert report.max_drift > 1
-    assert report.amplification is not None
-    assert report.amplification.factor > 1e10
+    assert report.comparison.drift.largest > 1
+    assert report.comparison.drift.amplification is not None
+    assert report.comparison.drift.amplification.factor > 1e10
     assert (
         check(
             SEED_3
@@ -319,15 +321,15 @@ def test_linear_beyond_the_stability_limit_amplifies_and_within_it_does_not() ->
     # From the optimum on, rounding is all that grows: by 1 − 2·1.3 = −1.6 a step.
     beyond = check(linear_at(1.3, epochs=60))
     assert beyond.verdict == "equivalent"
-    assert beyond.amplification is not None
+    assert beyond.comparison.drift.amplification is not None
     # Growth by 1.6 reaches ten times the sum of all rounding within 20 steps of its first bit.
-    assert beyond.amplification.first_step < 30
-    assert beyond.amplification.step == 60
+    assert beyond.comparison.drift.amplification.first_step < 30
+    assert beyond.comparison.drift.amplification.step == 60
     within = check(linear_at(0.95, epochs=60))
     # Each step from the optimum is rounding: any lr would do.
     assert within.verdict == "inconclusive"
     assert "any lr or gradient would pass" in within.reason
-    assert within.amplification is None
+    assert within.comparison.drift.amplification is None
     assert "amplified" not in told(within)
 
 
@@ -355,8 +357,8 @@ def test_stable_random_specs_with_and_without_momentum_scare_nobody(tmp_path: Pa
     assert 70 < sum(spec["optimizer"] != "sgd" for spec in specs) < 130
     for spec in specs:
         report = check(spec)
-        assert report.amplification is None, spec
-        assert report.first_lost is None
+        assert report.comparison.drift.amplification is None, spec
+        assert report.comparison.drift.first_lost is None
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-12])
@@ -365,8 +367,8 @@ def test_start_that_float32_rounds_is_no_amplification(small: Spec, lr: float) -
     dtype = {"scratch": "float64", "framework": "float32"}
     report = check(small | {"lr": lr, "dtype": dtype, "epochs": 5})
     assert report.verdict == "equivalent"
-    assert report.max_drift > 1e-9
-    assert report.amplification is None
+    assert report.comparison.drift.largest > 1e-9
+    assert report.comparison.drift.amplification is None
     assert "The two trajectories are never more than 1.2e-08 apart, " in told(report)
 
 
@@ -397,15 +399,21 @@ def test_own_trajectory_that_is_lost_alone_is_inconclusive_with_its_reason(
     monkeypatch.setattr(NumpyTrainer, "step", poisoned)
     report = check(small | {"epochs": 5})
     assert (report.verdict, report.verdict_step) == ("inconclusive", 2)
-    assert (report.first_lost, report.first_unjudged, report.first_divergence) == (2, None, None)
-    assert report.compared == 5
+    assert (
+        report.comparison.drift.first_lost,
+        report.comparison.first_unjudged,
+        report.first_divergence,
+    ) == (2, None, None)
+    assert report.comparison.compared == 5
     text = told(report)
     assert (
         "INCONCLUSIVE: from step 2 on the scratch side's own training is not finite, though every "
         "step agrees; step 1 agrees." in text
     )
     assert "Traceback" not in text
-    assert math.isnan(report.max_drift) or report.max_drift == math.inf
+    assert (
+        math.isnan(report.comparison.drift.largest) or report.comparison.drift.largest == math.inf
+    )
 
 
 def test_own_trajectory_that_is_lost_alone_diverges_where_the_drift_is_judged(

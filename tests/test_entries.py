@@ -13,7 +13,7 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.compare.history import History
 from regcheck.diagnosis.by_entry import named
-from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text

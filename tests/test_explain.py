@@ -49,7 +49,7 @@ def test_worked_step_is_what_the_scratch_side_does(name: str) -> None:
         "weight_decay": 1.0,
         "convention": name,
     }
-    trained = check(spec).final["scratch"].parameters["weight"][0, 0]
+    trained = check(spec).comparison.final["scratch"].parameters["weight"][0, 0]
     line = next(line for line in explain_all().after if line.split()[0] == name)
     assert line.endswith(f"= {trained:.2f}")
 

@@ -12,6 +12,7 @@ import pytest
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.compare import history
+from regcheck.diagnosis.diagnose import diagnose
 from regcheck.report.terminal import report_text
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.user_code.problem_api import UserProblem
@@ -59,12 +60,14 @@ def steps_of_diagnosis(steps: int, first: int = 1) -> tuple[int, int]:
         counted += 1
         return step(*arguments)
 
-    class Counted(checking.Run):
-        def diagnose(self) -> None:
-            with patch.object(NumpyTrainer, "step", counting):
-                super().diagnose()
+    def counted_diagnosis(*arguments: Any) -> Any:
+        with patch.object(NumpyTrainer, "step", counting):
+            return diagnose(*arguments)
 
-    with patch.object(checking, "Run", Counted), patch.object(history, "MOST_AFTER", 100):
+    with (
+        patch.object(checking, "diagnose", counted_diagnosis),
+        patch.object(history, "MOST_AFTER", 100),
+    ):
         report = check(BASE | {"epochs": steps}, scratch=code(first, bent))
     assert report.diagnosis is not None
     assert not report.diagnosis.explained

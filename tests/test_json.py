@@ -86,7 +86,7 @@ def test_json_divergence_agrees_with_its_row(small: Spec) -> None:
 def test_json_keeps_full_precision(small: Spec) -> None:
     report = check(small)
     read = strict("".join(json_chunks(report)))
-    final = report.final["framework"]
+    final = report.comparison.final["framework"]
     assert np.array_equal(
         np.array(read["final"]["framework"]["weight"]), final.parameters["weight"]
     )

@@ -91,13 +91,13 @@ def test_loss_from_p_beside_torchs_raises_no_alarm(
     report = check(spec | {"compare": ["loss"]}, scratch=code(own))
 
     assert report.verdict == "equivalent"
-    assert report.first_loss_unjudged is None
+    assert report.comparison.first_loss_unjudged is None
 
 
 def test_the_outlier_of_which_the_cancellation_showed() -> None:
     spec = classes(25.0, 60)
     report = check(spec, scratch=code(textbook))
-    rows = list(report.trace)
+    rows = list(report.comparison.trace)
 
     assert report.verdict == "equivalent"
     assert max(abs(row.scratch_loss - row.framework_loss) for row in rows) > 1e-9
@@ -145,7 +145,7 @@ def test_loss_summed_by_its_gram_matrix_raises_no_alarm(
 
 def test_gram_matrix_s_rounding_is_larger_than_that_of_a_mean_of_squares() -> None:
     # Else the test above could not fail: (Σ ‖x‖ |θ|)² is some 1e14 times the residuals' square.
-    row = next(iter(check(line(100, 1.0, 1e-6), scratch=code(gram)).trace))
+    row = next(iter(check(line(100, 1.0, 1e-6), scratch=code(gram)).comparison.trace))
 
     assert abs(row.scratch_loss - row.framework_loss) > 1e-5 * row.framework_loss
 
@@ -170,4 +170,4 @@ def test_built_in_losses_keep_their_sharper_bounds() -> None:
     report = check(spec | {"convention": {"loss_factor": 1 + 1e-10}})
 
     assert report.verdict == "diverged"
-    assert math.isfinite(report.trace[0].loss_ratio)
+    assert math.isfinite(report.comparison.trace[0].loss_ratio)

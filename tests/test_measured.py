@@ -384,7 +384,7 @@ def test_models_of_every_kind(name: str, dtype: torch.dtype) -> None:
     right, wrong = run(build, spec=spec), run(build, spec=spec, lost=last)
 
     assert (right.verdict, right.reason) == ("equivalent", "")
-    assert not right.random
+    assert not right.comparison.random
     assert wrong.verdict == "diverged"
     assert wrong.first_divergence is not None
     assert (wrong.first_divergence.step, wrong.first_divergence.at.tensor) == (1, last)
@@ -444,7 +444,7 @@ def test_a_random_model_is_inconclusive_before_anything_is_judged(name: str) -> 
     assert report.verdict == "inconclusive"
     assert "is random" in report.reason
     assert "model.eval()" in report.reason
-    assert report.compared == 0
+    assert report.comparison.compared == 0
     assert report.first_divergence is None
 
 
@@ -459,7 +459,7 @@ def test_randomness_of_later_batches_is_found_too() -> None:
         framework=builder(loss=later),
     )
 
-    assert (report.verdict, report.random) == ("inconclusive", True)
+    assert (report.verdict, report.comparison.random) == ("inconclusive", True)
 
 
 def test_a_model_that_seeds_itself_is_not_random() -> None:
@@ -671,7 +671,7 @@ def test_where_both_overflow_what_is_left_is_not_judged(side: str) -> None:
     report = check(spec, scratch=train, framework=build)
 
     assert report.verdict == "inconclusive"
-    assert report.first_unjudged == 1
+    assert report.comparison.first_unjudged == 1
 
 
 def test_noise_is_infinite_where_a_sample_is_no_number() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal import report_text

@@ -69,8 +69,8 @@ def test_little_data_agree_where_the_rules_do_and_diverge_where_they_do_not(
 ) -> None:
     spec = SMALL | LITTLE[name][0] | {"dtype": dtype}
     same = check(spec)
-    assert (same.verdict, same.compared) == ("equivalent", 3)
-    assert same.max_drift < 1e-4
+    assert (same.verdict, same.comparison.compared) == ("equivalent", 3)
+    assert same.comparison.drift.largest < 1e-4
     # The start is not zero, so that the penalty shows at once, whatever the data.
     other = check(spec | {"convention": "doubled"})
     assert (other.verdict, step_of(other.first_divergence)) == ("diverged", 1)
@@ -101,8 +101,8 @@ def test_all_zero_data_from_zeros_agree_and_show_next_to_nothing(dtype: Any) -> 
     spec = SMALL | data(np.zeros((4, 2)), np.zeros(4)) | {"init": "zeros", "dtype": dtype}
     report = check(spec)
     assert report.verdict == "equivalent"
-    assert report.needed["weight"].exact
-    assert report.max_drift == 0
+    assert report.comparison.drift.needed["weight"].exact
+    assert report.comparison.drift.largest == 0
     found = hidden(report)
     assert found["penalty-doubled"] == "what is penalized stays 0"
     assert found["loss-summed"] == "the gradient stays 0"
@@ -151,8 +151,8 @@ def test_settings_that_are_no_numbers_or_negative_are_refused(key: str, value: f
 @every_dtype
 def test_zero_lr_agrees_moves_nothing_and_says_that_it_shows_nothing(dtype: Any) -> None:
     report = check(SMALL | {"lr": 0, "dtype": dtype})
-    assert (report.verdict, report.compared) == ("equivalent", 3)
-    weight = report.final["framework"].parameters["weight"]
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 3)
+    weight = report.comparison.final["framework"].parameters["weight"]
     assert weight == pytest.approx(np.array([[0.5, -0.3]]), rel=1e-7)
     reasons = hidden(report)
     assert reasons["penalty-missing"] == reasons["update-sequential"] == "the lr is 0"
@@ -167,7 +167,7 @@ def test_zero_lr_agrees_moves_nothing_and_says_that_it_shows_nothing(dtype: Any)
 def test_zero_decay_agrees_and_no_cause_of_a_penalty_concerns_it(dtype: Any) -> None:
     report = check(SMALL | {"weight_decay": 0, "dtype": dtype})
     assert report.verdict == "equivalent"
-    assert report.not_distinguished == []
+    assert report.not_distinguished == ()
     # Asked about a penalty, it says that there is none.
     asked = check(SMALL | {"weight_decay": 0, "dtype": dtype, "convention": "doubled"})
     assert asked.verdict == "equivalent"
@@ -196,11 +196,11 @@ def test_zero_decay_agrees_and_no_cause_of_a_penalty_concerns_it(dtype: Any) -> 
 )
 def test_denormal_numbers_raise_no_alarm(changes: Spec, dtype: Any) -> None:
     report = check(SMALL | changes | {"dtype": dtype})
-    assert (report.verdict == "diverged", report.compared) == (False, 3)
+    assert (report.verdict == "diverged", report.comparison.compared) == (False, 3)
     if report.verdict == "inconclusive":  # nothing but rounding is left of these
         assert "rounding here may be as large as" in report.reason
-    assert report.amplification is None
-    assert math.isfinite(report.max_drift)
+    assert report.comparison.drift.amplification is None
+    assert math.isfinite(report.comparison.drift.largest)
 
 
 @pytest.mark.parametrize("tiny", [1e-310, 1e-40])
@@ -218,7 +218,7 @@ def test_denormal_parameters_of_another_rule_are_told_from_torchs(dtype: str) ->
     spec |= {"init": {"constant": tiny}, "lr": 1.0, "weight_decay": 0.5}
     same = check(spec)
     assert same.verdict == "inconclusive"  # by bounds as large as the steps
-    assert 0 < float(same.final["framework"].parameters["weight"][0, 0]) <= tiny
+    assert 0 < float(same.comparison.final["framework"].parameters["weight"][0, 0]) <= tiny
     # Bounds are absolute there, and as large as what differs; the bits tell.
     exact = check(spec | {"convention": "doubled", "tolerance": "exact"})
     assert (exact.verdict, step_of(exact.first_divergence)) == ("diverged", 1)
@@ -232,7 +232,7 @@ def test_huge_numbers_that_stay_in_range_agree(dtype: str) -> None:
     big = {"float32": 1e15, "float64": 1e150}[dtype]
     spec = SMALL | data(X * big, Y) | {"lr": 0.01 / big**2, "dtype": dtype}
     report = check(spec | {"init": "zeros"})
-    assert (report.verdict, report.compared) == ("equivalent", 3)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 3)
     summed = check(spec | {"init": "zeros", "convention": {"loss_reduction": "sum"}})
     assert (summed.verdict, step_of(summed.first_divergence)) == ("diverged", 1)
 
@@ -243,7 +243,11 @@ def test_huge_data_whose_gradients_are_out_of_range_are_inconclusive_at_once(
 ) -> None:
     changes = data(X * big, Y * big) | {"dtype": dtype}
     report = check(SMALL | changes)
-    assert (report.verdict, report.compared, report.first_unjudged) == ("inconclusive", 0, 1)
+    assert (report.verdict, report.comparison.compared, report.comparison.first_unjudged) == (
+        "inconclusive",
+        0,
+        1,
+    )
     text = told(report)
     assert (
         "INCONCLUSIVE: from step 1 on the numbers are infinite, or too near it to be judged."
@@ -288,12 +292,16 @@ def test_losses_alone_out_of_range_are_told_as_the_losses(
     # Residuals of 1e300 square beyond float64, and their gradients do not.
     changes = data(X, Y * 1e300)
     report = check(SMALL | changes)
-    assert (report.verdict, report.first_loss_unjudged, report.first_unjudged) == (
+    assert (
+        report.verdict,
+        report.comparison.first_loss_unjudged,
+        report.comparison.first_unjudged,
+    ) == (
         "inconclusive",
         1,
         None,
     )
-    assert report.compared == 3
+    assert report.comparison.compared == 3
     assert "from step 1 on the reported losses are out of range" in told(report)
     # The parameters are judged all the same.
     doubled = check(SMALL | changes | {"convention": {"loss_factor": 0.5}})
@@ -309,7 +317,7 @@ def test_losses_alone_out_of_range_are_told_as_the_losses(
 def test_saturated_sigmoids_of_huge_data_agree(dtype: Any) -> None:
     spec = SMALL | data(X * 1e30, [1, 0, 0, 1]) | {"model": "logistic", "dtype": dtype}
     report = check(spec | {"lr": 1e-31})
-    assert (report.verdict, report.compared) == ("equivalent", 3)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 3)
 
 
 # --- trainings that blow up ---------------------------------------------------------------------
@@ -330,17 +338,17 @@ def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_i
     report = check(SMALL | BLOW_UPS[name] | {"dtype": dtype, "compare": ["parameters"]})
     assert report.verdict == "inconclusive"
     assert report.first_divergence is None
-    last = report.first_unjudged
+    last = report.comparison.first_unjudged
     assert last is not None
     assert last > 3
-    assert report.compared == last - 1 == len(report.trace) - 1
+    assert report.comparison.compared == last - 1 == len(report.comparison.trace) - 1
     assert report.verdict_step == last
     assert report.reason == (
         f"from step {last} on the numbers are infinite, or too near it to be judged"
     )
     assert f"; steps 1 to {last - 1} agree." in told(report)
     # Every step before is judged, by a number.
-    for row in list(report.trace)[:-1]:
+    for row in list(report.comparison.trace)[:-1]:
         assert all(tensor.ratio < 8 for tensor in row.tensors.values())
     data_ = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data_["first_unjudged"] == last
@@ -352,8 +360,10 @@ def test_blow_up_of_a_rule_that_differs_before_is_still_a_divergence(name: str, 
     spec = SMALL | BLOW_UPS[name] | {"dtype": dtype, "convention": "doubled"}
     report = check(spec)
     assert (report.verdict, step_of(report.first_divergence)) == ("diverged", 1)
-    assert report.first_unjudged is not None
-    assert f"From step {report.first_unjudged} on the numbers are infinite" in told(report)
+    assert report.comparison.first_unjudged is not None
+    assert f"From step {report.comparison.first_unjudged} on the numbers are infinite" in told(
+        report
+    )
 
 
 @single_dtype
@@ -377,14 +387,17 @@ def test_blow_up_of_a_rule_that_is_seen_later_is_a_divergence_at_that_step(
 def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     report = check(SMALL | BLOW_UPS["fast"] | {"dtype": dtype})
     assert report.verdict == "inconclusive"
-    assert report.first_loss_unjudged is not None
-    assert report.first_unjudged is not None
-    assert report.first_loss_unjudged < report.first_unjudged
+    assert report.comparison.first_loss_unjudged is not None
+    assert report.comparison.first_unjudged is not None
+    assert report.comparison.first_loss_unjudged < report.comparison.first_unjudged
     text = told(report)
-    before = report.first_loss_unjudged - 1
+    before = report.comparison.first_loss_unjudged - 1
     assert f"; steps 1 to {before} agree." in text
     losses = f"from step {before + 1} on the reported losses are out of range"
-    assert f"{losses}, and from step {report.first_unjudged} on the numbers are infinite" in text
+    assert (
+        f"{losses}, and from step {report.comparison.first_unjudged} on the numbers are infinite"
+        in text
+    )
     assert report.verdict_step == before + 1
 
 
@@ -412,7 +425,7 @@ def test_blow_up_of_float32_alone_is_a_divergence_at_that_step(name: str, dtype:
     sides = {"scratch": first.at.scratch, "framework": first.at.framework}
     finite = sides["scratch" if dtype is F64_FIRST else "framework"]
     assert abs(finite) > 1e30
-    before = list(report.trace)[: first.step - 1]
+    before = list(report.comparison.trace)[: first.step - 1]
     assert before
     assert all(tensor.ratio < 8 for row in before for tensor in row.tensors.values())
     side = "scratch" if dtype is F32_FIRST else "torch"

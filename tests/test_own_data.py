@@ -167,7 +167,7 @@ def test_own_module_with_labels_trains_on_both_sides(tmp_path: Path, make: Make)
     }
     report = regcheck.check(spec, scratch=train_of(make), framework=build_of(make))
     # The same operations of torch on both sides: to the last bit.
-    assert (report.compared, report.max_drift) == (9, 0.0)
+    assert (report.comparison.compared, report.comparison.drift.largest) == (9, 0.0)
     assert report.verdict in ("equivalent", "inconclusive")  # by what rounding may do here
     json.dumps(report.to_dict())
 

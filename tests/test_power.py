@@ -284,8 +284,8 @@ def test_nor_does_a_step_of_which_rounding_is_some_percent() -> None:
     assert report.verdict == "inconclusive"
     assert "% of the step of weight; a wrong lr of" in report.reason
     # And so it is.
-    assert report.power is not None
-    share = report.power.shares["weight"]
+    assert report.comparison.power is not None
+    share = report.comparison.power.shares["weight"]
     assert 0.01 < share < 1
     assert run(2e-6, times=1 + 3 * share, dtype="float32").verdict == "diverged"
 
@@ -377,9 +377,9 @@ def test_a_bias_before_batch_norm_leaves_the_rest_judged() -> None:
         SPEC | {"epochs": 6}, scratch=lambda problem: train(problem, 0.0101), framework=build
     )
 
-    assert right.power is not None
-    assert "0.bias" in right.power.swallowed
-    assert "0.bias" not in right.power.clear
+    assert right.comparison.power is not None
+    assert "0.bias" in right.comparison.power.swallowed
+    assert "0.bias" not in right.comparison.power.clear
     assert (right.verdict, right.reason) == ("equivalent", "")
     assert wrong.verdict == "diverged"
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from regcheck import checking
+from regcheck.compare import comparison
 from regcheck.diagnosis import search
 from regcheck.diagnosis.replay import Replay
 from regcheck.rules.causes import CAUSES
@@ -79,7 +79,7 @@ def test_user_code_does_what_the_catalogue_says(cause: str, tmp_path: Path) -> N
     shown = 0
     for case in planted_alone(cause, tmp_path):
         seen = see(case)
-        torch, history = seen.run.sides.torch, seen.run.history
+        torch, history = seen.sides.torch, seen.history
         assert torch is not None
         limits = dict.fromkeys(history.shapes, 8.0)
         replay = Replay(history, torch, limits, sees_rows=True)
@@ -137,7 +137,7 @@ def wrong_of(seed: int) -> str:
 
 
 def test_divergence_that_is_not_found_is_caught(tmp_path: Path) -> None:
-    with patch.object(checking, "diverges", lambda row, tolerances: False):
+    with patch.object(comparison, "diverges", lambda row, tolerances: False):
         faults = faults_with("penalty-missing", tmp_path)
 
     assert any(fault.startswith("not found") for fault in faults)
@@ -145,7 +145,7 @@ def test_divergence_that_is_not_found_is_caught(tmp_path: Path) -> None:
 
 def test_false_alarm_is_caught(tmp_path: Path) -> None:
     (case, *_) = planted_alone("learning-rate-scaled", tmp_path)
-    with patch.object(checking, "diverges", lambda row, tolerances: True):
+    with patch.object(comparison, "diverges", lambda row, tolerances: True):
         faults = faults_of(see(case))
 
     assert any(fault.startswith("diverged") for fault in faults)

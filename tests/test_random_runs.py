@@ -29,9 +29,9 @@ def test_matched_spec_raises_no_alarm(seed: int, tmp_path: Path) -> None:
     observed = observe(matched_spec(seed, tmp_path))
 
     assert matched_faults(observed) == []
-    assert observed.report.compared + (observed.report.first_unjudged is not None) == len(
-        observed.rows
-    )
+    assert observed.report.comparison.compared + (
+        observed.report.comparison.first_unjudged is not None
+    ) == len(observed.rows)
 
 
 @pytest.mark.parametrize("seed", range(500 * TIMES))

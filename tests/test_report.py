@@ -142,8 +142,8 @@ def test_way_out_gives_torch_the_numbers_that_match(small: Spec) -> None:
     text = " ".join(printed(spec).split())
     assert "torch.optim.SGD(lr=0.05, weight_decay=0.25)" in text
     matched = small | {"lr": 0.05, "weight_decay": 0.25}
-    scratch = check(spec).final["scratch"].parameters["weight"]
-    framework = check(matched).final["framework"].parameters["weight"]
+    scratch = check(spec).comparison.final["scratch"].parameters["weight"]
+    framework = check(matched).comparison.final["framework"].parameters["weight"]
     # Three steps of numbers about 1 in float64.
     assert scratch == pytest.approx(framework, abs=1e-15)
 
@@ -288,7 +288,7 @@ def test_loss_that_parts_late_is_shown(small: Spec) -> None:
 def test_losses_that_differ_by_rounding_alone_are_not_marked(small: Spec) -> None:
     spec = small | {"dtype": {"scratch": "float64", "framework": "float32"}, "epochs": 20}
     report = check(spec)
-    assert any(row.scratch_loss != row.framework_loss for row in report.trace)
+    assert any(row.scratch_loss != row.framework_loss for row in report.comparison.trace)
     assert "≠" not in printed(spec, rows=None)
 
 
@@ -302,8 +302,8 @@ def test_final_entries_listed_are_those_that_differ_most(small: Spec) -> None:
     apart = [
         abs(float(a) - float(b))
         for a, b in zip(
-            report.final["scratch"].parameters["weight"][0],
-            report.final["framework"].parameters["weight"][0],
+            report.comparison.final["scratch"].parameters["weight"][0],
+            report.comparison.final["framework"].parameters["weight"][0],
             strict=True,
         )
     ]
@@ -374,7 +374,7 @@ def test_long_feature_names_are_cut_and_numbers_are_not(tmp_path: Path, width: i
         "epochs": 3,
     }
     text = printed(spec, width=width)
-    final = check(spec).final["framework"].parameters["weight"][0, 0]
+    final = check(spec).comparison.final["framework"].parameters["weight"][0, 0]
     line = next(line for line in text.splitlines() if line.startswith("weight[0, 0]"))
     assert "…" in line
     assert f"{final:.9g}" in line

@@ -739,7 +739,7 @@ def test_saturated_sigmoid_is_no_divergence(
         }
     )
 
-    assert (agrees(report), report.first_by_stage) == (True, {})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -801,7 +801,7 @@ def test_blow_up_is_inconclusive_and_what_came_before_stays_judged(
     assert report.verdict == "inconclusive"
     assert report.first_divergence is None
     assert report.first_loss_divergence is None
-    assert report.compared > 2
+    assert report.comparison.compared > 2
 
 
 @pytest.mark.parametrize("coarse", ["scratch", "framework"])
@@ -868,7 +868,7 @@ def test_a_bound_that_is_no_number_passes_nothing(value: float, part: str, tenso
     with spoiled(part, tensor, value, 3):
         report = check(spec)
 
-    assert (report.verdict, report.compared) == ("inconclusive", 2)
+    assert (report.verdict, report.comparison.compared) == ("inconclusive", 2)
 
 
 def test_bounds_end_where_numbers_may_overflow() -> None:
@@ -1039,11 +1039,11 @@ def test_what_a_sigmoid_loses_where_it_underflows_is_multiplied_by_the_data() ->
         "dtype": {"scratch": "float32", "framework": "float64"},
     }
     report = check({"lr": 0.5, **settings})
-    assert report.sample is not None
-    lost = told(report.sample.framework.gradient)["weight"].item()
-    assert told(report.sample.scratch.gradient)["weight"].item() == 0
+    assert report.comparison.sample is not None
+    lost = told(report.comparison.sample.framework.gradient)["weight"].item()
+    assert told(report.comparison.sample.scratch.gradient)["weight"].item() == 0
     assert lost > 1e-36 > 8 * TINY32
-    assert report.first_by_stage == {}
+    assert report.comparison.first_by_stage == {}
 
 
 def test_what_a_denormal_loses_is_multiplied_by_the_learning_rate() -> None:
@@ -1101,7 +1101,7 @@ def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:
         }
     )
 
-    assert (agrees(report), report.first_by_stage) == (True, {})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-30, 1e-3, 1e3, 1e15])
@@ -1124,7 +1124,7 @@ def test_denormal_and_huge_data_raise_no_alarm(
         }
     )
 
-    assert (agrees(report), report.first_by_stage) == (True, {})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -1143,7 +1143,7 @@ def test_equal_rows_in_great_number_raise_no_alarm(kind: tuple[str, str], dtype:
         }
     )
 
-    assert (agrees(report), report.first_by_stage) == (True, {})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -1165,7 +1165,7 @@ def test_equal_features_in_great_number_raise_no_alarm(
         }
     )
 
-    assert (agrees(report), report.first_by_stage) == (True, {})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
 
 
 def test_zero_learning_rate_in_a_schedule_is_no_divergence() -> None:
@@ -1175,4 +1175,4 @@ def test_zero_learning_rate_in_a_schedule_is_no_divergence() -> None:
     )
 
     assert report.verdict == "equivalent"
-    assert report.compared == 3
+    assert report.comparison.compared == 3

@@ -92,7 +92,10 @@ def found(report: Report) -> tuple[int, str, str]:
 def agrees(report: Report, until: int) -> bool:
     """Say whether no step before the given one had a difference beyond rounding."""
     ratios = [
-        tensor.ratio for row in report.trace if row.step < until for tensor in row.tensors.values()
+        tensor.ratio
+        for row in report.comparison.trace
+        if row.step < until
+        for tensor in row.tensors.values()
     ]
     return all(ratio <= 8 for ratio in ratios)  # the default tolerance
 
@@ -256,7 +259,7 @@ def test_planted_cause_is_caught_at_its_own_first_step(
     if first.stage == "loss":
         assert report.verdict == "diverged"
         assert report.first_divergence is None
-        assert report.first_by_stage == {}
+        assert report.comparison.first_by_stage == {}
         assert report.first_loss_divergence is not None
         assert report.first_loss_divergence.step == step
         return
@@ -266,8 +269,8 @@ def test_planted_cause_is_caught_at_its_own_first_step(
     assert agrees(report, until=step)
     if first.tensor is not None:
         [other] = {"weight", "bias"} - {first.tensor}
-        assert report.trace[step - 1].tensors[other].ratio <= 8
-    assert report.max_drift > 0
+        assert report.comparison.trace[step - 1].tensors[other].ratio <= 8
+    assert report.comparison.drift.largest > 0
 
 
 def as_code(bug: type[ByHand], spec: Spec, *, tells_loss: bool) -> Callable[[Any], Any]:
@@ -328,7 +331,7 @@ def test_trainer_by_hand_without_a_bug_raises_no_alarm(
     for start, setting in product(STARTS, {repr(one): one for one in settings}.values()):
         report = check(spec_of(model, dtype, batches, start) | setting)
         assert report.verdict == "equivalent"
-        assert report.first_by_stage == {}
+        assert report.comparison.first_by_stage == {}
 
 
 def test_clipping_bug_waits_for_the_first_clipped_step(scratch: Use) -> None:
@@ -364,7 +367,7 @@ def test_other_start_is_caught_before_step_1(scratch: Use) -> None:
     assert found(report) == (1, "initial", "weight")
     assert report.first_divergence is not None
     assert report.first_divergence.at.index == (0, 1)
-    assert report.first_by_stage == {}  # each step from the same parameters is right
+    assert report.comparison.first_by_stage == {}  # each step from the same parameters is right
 
 
 @pytest.mark.parametrize("entry", [(0, 0), (0, 1), (0, 2), None])
@@ -396,7 +399,7 @@ def test_other_order_within_a_batch_shows_in_the_outputs_alone(scratch: Use) -> 
     scratch(planted.OtherRows)  # the full batch's sum is the same in any order
     report = check(spec_of(batches="full"))
     assert report.verdict == "equivalent"
-    assert report.first_by_stage == {"forward": 1}
+    assert report.comparison.first_by_stage == {"forward": 1}
 
 
 # --- torch's side -------------------------------------------------------------------------------
@@ -500,8 +503,8 @@ def test_one_number_at_one_step_is_caught_there(
     first = report.first_divergence
     assert first is not None
     assert (first.at.index, first.within.tensor, first.within.index) == (index, tensor, index)
-    assert report.first_by_stage == ({} if stage == "update" else {stage: TIMES[time]})
-    for row in report.trace:
+    assert report.comparison.first_by_stage == ({} if stage == "update" else {stage: TIMES[time]})
+    for row in report.comparison.trace:
         for name, at in row.tensors.items():
             assert (at.ratio > 8) == ((row.step, name) == (TIMES[time], tensor))
 
@@ -516,7 +519,7 @@ def test_one_number_told_wrong_shows_at_its_stage_alone(
     scratch(tampering(TIMES[time], (QUANTITIES[stage], tensor, index)))
     report = check(spec_of(batches="mini"))
     assert report.verdict == "equivalent"
-    assert report.first_by_stage == {stage: TIMES[time]}
+    assert report.comparison.first_by_stage == {stage: TIMES[time]}
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -537,7 +540,7 @@ def test_one_output_of_one_micro_batch_shows_at_its_stage_alone(
     # Steps 1, 3 and 5 have two micro-batches of four rows.
     report = check(spec_of(batches="mini") | {"accumulate": 2, "epochs": 3})
     assert report.verdict == "equivalent"
-    assert report.first_by_stage == {"forward": step}
+    assert report.comparison.first_by_stage == {"forward": step}
 
 
 @pytest.mark.parametrize("side", ["scratch", "framework"])
@@ -563,10 +566,10 @@ def test_loss_told_wrong_at_one_step_is_caught_in_the_loss_alone(
     report = check(spec_of(batches="mini"))
     assert report.verdict == "diverged"
     assert report.first_divergence is None
-    assert report.first_by_stage == {}
+    assert report.comparison.first_by_stage == {}
     assert report.first_loss_divergence is not None
     assert report.first_loss_divergence.step == TIMES[time]
-    parted = [row.step for row in report.trace if row.loss_ratio > 8]
+    parted = [row.step for row in report.comparison.trace if row.loss_ratio > 8]
     assert parted == [TIMES[time]]
 
 
@@ -604,10 +607,10 @@ def test_scale_to_which_a_cosine_is_blind_is_caught(scratch: Use, model: str, ba
     scratch(AllGradientsScaled)
     report = check(spec_of(model, batches=batches))
     assert found(report)[:2] == (1, "gradient")
-    assert report.sample is not None
+    assert report.comparison.sample is not None
     sides = [
         np.concatenate([g.ravel() for g in (side.gradient or {}).values()])
-        for side in (report.sample.scratch, report.sample.framework)
+        for side in (report.comparison.sample.scratch, report.comparison.sample.framework)
     ]
     cosine = np.vdot(*sides) / math.prod(float(np.linalg.norm(side)) for side in sides)
     assert cosine == pytest.approx(1, abs=4e-16)  # two roundings: nothing to see
@@ -630,9 +633,10 @@ def test_errors_whose_mean_is_zero_are_caught(scratch: Use) -> None:
     scratch(CancellingPair)
     report = check(spec_of())
     assert found(report) == (1, "update", "weight")
-    assert report.sample is not None
+    assert report.comparison.sample is not None
     means = [
-        side.after["weight"].mean() for side in (report.sample.scratch, report.sample.framework)
+        side.after["weight"].mean()
+        for side in (report.comparison.sample.scratch, report.comparison.sample.framework)
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-15)  # 1e-8 would be 1e-7 of it
 
@@ -649,7 +653,11 @@ def test_bug_at_one_step_of_forty_is_caught_there(scratch: Use, dtype: str, sett
     report = check(spec_of(dtype=dtype) | settings | {"epochs": 40})
     assert found(report)[:2] == (17, "penalty")
     assert agrees(report, until=17)
-    parted = [row.step for row in report.trace if max(t.ratio for t in row.tensors.values()) > 8]
+    parted = [
+        row.step
+        for row in report.comparison.trace
+        if max(t.ratio for t in row.tensors.values()) > 8
+    ]
     # A velocity remembers what it was fed; plain gradient descent does not.
     assert parted == [17] if not settings else parted[:2] == [17, 18]
 
@@ -664,7 +672,11 @@ def test_bug_in_the_last_batch_of_each_epoch_is_caught_in_the_first_one(scratch:
     scratch(DoubledInTheLastBatch)
     report = check(spec_of(batches="mini"))
     assert found(report)[:2] == (3, "penalty")
-    parted = [row.step for row in report.trace if max(t.ratio for t in row.tensors.values()) > 8]
+    parted = [
+        row.step
+        for row in report.comparison.trace
+        if max(t.ratio for t in row.tensors.values()) > 8
+    ]
     assert parted == [3, 6]
 
 
@@ -680,7 +692,7 @@ def test_bug_in_the_reported_loss_alone_leaves_the_parameters_alone(scratch: Use
     assert report.first_divergence is None
     assert report.first_loss_divergence is not None
     assert report.first_loss_divergence.step == 1
-    assert all(t.ratio <= 8 for row in report.trace for t in row.tensors.values())
+    assert all(t.ratio <= 8 for row in report.comparison.trace for t in row.tensors.values())
     assert check(spec_of() | {"compare": ["parameters"]}).verdict == "equivalent"
 
 
@@ -737,8 +749,8 @@ def test_not_finite_on_both_sides_from_one_step_is_inconclusive_from_there(
     scratch(Poisoned)
     framework(PoisonedTorch)
     report = check(spec_of())
-    assert (report.verdict, report.first_unjudged) == ("inconclusive", 5)
-    assert report.compared == 4
+    assert (report.verdict, report.comparison.first_unjudged) == ("inconclusive", 5)
+    assert report.comparison.compared == 4
     assert agrees(report, until=5)
     with pytest.raises(AssertionError, match="INCONCLUSIVE"):
         assert_equivalent(spec_of())
@@ -763,7 +775,7 @@ def test_divergence_before_both_are_not_finite_stays(scratch: Use, framework: Us
     framework(PoisonedTorch)
     report = check(spec_of())
     assert found(report)[:2] == (1, "penalty")
-    assert report.first_unjudged == 5
+    assert report.comparison.first_unjudged == 5
 
 
 def nan_loss(batch: Batch) -> float:
@@ -794,7 +806,7 @@ def test_loss_not_finite_on_one_side_is_caught_and_on_both_inconclusive(
     assert report.first_loss_divergence.step == 3
     framework(TorchLossNan)
     report = check(spec_of())
-    assert (report.verdict, report.first_loss_unjudged) == ("inconclusive", 3)
+    assert (report.verdict, report.comparison.first_loss_unjudged) == ("inconclusive", 3)
 
 
 def without_bias(tensors: Parameters) -> Parameters:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from regcheck.checking import check
+from regcheck.compare.comparison import Saturation
 from regcheck.report.diagnosis_text import ways_out
 from regcheck.report.remarks import remarks
-from regcheck.report.result import Report, Saturation
+from regcheck.report.result import Report
 from tests.conftest import ROOT, agrees
 
 Array = NDArray[Any]
@@ -135,7 +136,10 @@ def test_saturated_rows_raise_no_alarm(seed: int) -> None:
     spec = saturated_spec(random)
     for dtype in ("float64", "float32", MIXED, {"scratch": "float32", "framework": "float64"}):
         report = check(spec | {"dtype": dtype})
-        assert (agrees(report), report.first_by_stage) == (True, {}), (dtype, report.reason)
+        assert (agrees(report), report.comparison.first_by_stage) == (True, {}), (
+            dtype,
+            report.reason,
+        )
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -192,8 +196,8 @@ def test_one_percent_of_the_penalty_does_not_hide_behind_saturated_rows(momentum
     assert causes(report)[0] == ("penalty-scaled",)
     assert report.first_divergence is not None
     assert report.first_divergence.step == 2
-    assert report.saturation is not None
-    assert report.saturation.last_share > 0.99
+    assert report.comparison.saturation is not None
+    assert report.comparison.saturation.last_share > 0.99
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -215,8 +219,8 @@ def test_p_minus_y_on_raw_data_names_the_floor_and_nothing_else(sigma: str, dtyp
     report = check(spec, scratch=code(sigma=sigma))
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.saturation == Saturation(2, 1.0, 20, 1.0)
-    assert report.to_dict()["saturation"] == report.saturation._asdict()
+    assert report.comparison.saturation == Saturation(2, 1.0, 20, 1.0)
+    assert report.to_dict()["saturation"] == report.comparison.saturation._asdict()
     assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
 
 
@@ -243,8 +247,8 @@ def test_floor_is_named_beside_another_penalty(factor: float, cause: str, batche
     report = check(RAW | batches, scratch=code(penalty=factor))
 
     assert causes(report) == [("bce-saturated", cause)]
-    assert report.fix is not None
-    changes = report.fix.changes  # type: ignore[union-attr]
+    assert report.diagnosis is not None
+    changes = report.diagnosis.fix.changes  # type: ignore[union-attr]
     assert changes["loss"] == "bce_with_logits"
     assert changes["framework"] == {"weight_decay": pytest.approx(factor * 0.01)}
     assert check(RAW | batches | changes, scratch=code(penalty=factor)).verdict == "equivalent"
@@ -287,8 +291,8 @@ def test_floor_is_named_where_some_rows_alone_are_saturated(
     assert causes(report) == [("bce-saturated",)]
     assert report.first_divergence is not None
     assert report.first_divergence.step == 1
-    assert report.saturation is not None
-    assert report.saturation.first_share == 4 / 60
+    assert report.comparison.saturation is not None
+    assert report.comparison.saturation.first_share == 4 / 60
     assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
 
 
@@ -342,5 +346,5 @@ def test_fixed_spec_compares_the_losses_that_can_be_compared(loss: str, compares
     report = check(some_rows(28, 30, 0.0), scratch=code(loss=loss))
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.fix is not None
-    assert report.fix.changes.get("compare") == compares  # type: ignore[union-attr]
+    assert report.diagnosis is not None
+    assert report.diagnosis.fix.changes.get("compare") == compares  # type: ignore[union-attr]

@@ -173,7 +173,7 @@ def test_first_divergence_on_the_drift_where_no_stage_parts_is_told_as_the_updat
     first = report.to_dict()["first_divergence"]
     assert (first["stage"], first["on"]) == ("update", "drift")
     assert first["within"] == {key: first[key] for key in first["within"]}
-    assert report.first_by_stage == {}
+    assert report.comparison.first_by_stage == {}
 
 
 def test_first_divergence_at_the_start_is_told_at_the_start() -> None:
@@ -192,7 +192,7 @@ def test_rounding_tolerance_is_on_single_steps_and_not_on_the_drift(small: Spec)
     spec = small | {"lr": 0.5, "epochs": 60}
     report = check(spec | {"tolerance": {"rounding": 1.0}})
     assert report.verdict == "equivalent"
-    assert report.max_drift > 1e-3
+    assert report.comparison.drift.largest > 1e-3
     assert check(spec | {"tolerance": {"atol": 1e-3}}).verdict == "diverged"
 
 
@@ -230,8 +230,8 @@ def test_exact_passes_where_all_bits_are_the_same(dtype: str) -> None:
         assert all(scratch[name].tobytes() == framework[name].tobytes() for name in scratch)
     report = check(spec | {"tolerance": "exact", "compare": ["parameters"]})
     assert report.verdict == "equivalent"
-    assert report.needed["weight"].exact
-    assert report.needed["bias"].exact
+    assert report.comparison.drift.needed["weight"].exact
+    assert report.comparison.drift.needed["bias"].exact
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -248,7 +248,9 @@ def test_exact_diverges_at_the_first_bit_that_differs(case: str) -> None:
     report = check(SMALL | CASES[case] | {"tolerance": "exact"})
     expected = max(unlike[0], 1) if unlike else None
     assert step_of(report.first_divergence) == expected
-    assert all(report.needed[name].exact for name in ("weight", "bias")) == (not unlike)
+    assert all(report.comparison.drift.needed[name].exact for name in ("weight", "bias")) == (
+        not unlike
+    )
 
 
 def nudge(monkeypatch: pytest.MonkeyPatch, tensor: str, value: float, step: int = 2) -> None:
@@ -275,8 +277,8 @@ def test_exact_tells_zeros_of_different_sign_apart(monkeypatch: pytest.MonkeyPat
     assert (first["step"], first["tensor"], first["index"]) == (2, "weight", [0, 0])
     assert (str(first["scratch"]), str(first["framework"])) == ("0.0", "-0.0")
     assert (first["difference"], first["bound"], first["ratio"]) == (0.0, 0.0, "inf")
-    assert not report.needed["weight"].exact
-    assert report.needed["bias"].exact
+    assert not report.comparison.drift.needed["weight"].exact
+    assert report.comparison.drift.needed["bias"].exact
     assert check(spec).verdict == check(spec | {"tolerance": {"rtol": 0}}).verdict == "equivalent"
 
 
@@ -342,7 +344,7 @@ def parted(report: Report) -> set[str]:
 
 def beyond(report: Report, name: str) -> bool:
     limit = report.spec.tolerance.of(name).limit
-    return any(row.tensors[name].judged > limit for row in report.trace)
+    return any(row.tensors[name].judged > limit for row in report.comparison.trace)
 
 
 def test_two_kinds_at_once_name_the_tensor_that_breaks_its_own(small: Spec) -> None:
@@ -358,7 +360,7 @@ def test_two_kinds_at_once_name_the_tensor_that_breaks_its_own(small: Spec) -> N
     loose = check(spec | {"tolerance": {"rounding": 8, "bias": {"atol": 1.0}}})
     # The weights follow the same rule at every step; that the bias has drifted is allowed.
     assert loose.verdict == "equivalent"
-    assert loose.max_drift > 1e-3
+    assert loose.comparison.drift.largest > 1e-3
 
 
 def test_loss_tolerance_on_the_drift_compares_the_losses_of_both_trajectories() -> None:
@@ -403,7 +405,7 @@ def test_torch_alone_not_finite_passes_under_no_tolerance(
     assert report.verdict == "diverged"
     assert report.first_divergence is not None
     assert (report.first_divergence.step, report.first_divergence.at.tensor) == (2, tensor)
-    assert report.needed[tensor][:3] == (math.inf, math.inf, math.inf)
+    assert report.comparison.drift.needed[tensor][:3] == (math.inf, math.inf, math.inf)
     assert report.smallest_tolerance()[:3] == (math.inf, math.inf, math.inf)
     assert re.search(rf"pass(es)?:.* ({tensor} )?none[.;]", " ".join(report_text(report).split()))
 
@@ -463,7 +465,7 @@ def test_both_sides_not_finite_is_no_pass_either(
     nudge(monkeypatch, "weight", value)
     report = check(small | {"tolerance": tolerance})
     assert report.verdict == "inconclusive"
-    assert (report.first_unjudged, report.compared) == (2, 1)
+    assert (report.comparison.first_unjudged, report.comparison.compared) == (2, 1)
 
 
 # --- the smallest tolerance ---------------------------------------------------------------------
@@ -554,7 +556,7 @@ def test_smallest_atol_beside_an_rtol_is_taken_in_float64_where_parameters_are_f
     # In float32 rtol |w| would be off by 6e-8 of itself, far more than is left.
     spec = SMALL | {"dtype": "float32", "epochs": 1, "convention": "doubled"}
     spec |= {"compare": ["parameters"], "init": {"weight": [0.5, -0.3], "bias": [0.0]}}
-    free = check(spec | {"tolerance": {"rtol": 0.0}}).needed["weight"]
+    free = check(spec | {"tolerance": {"rtol": 0.0}}).comparison.drift.needed["weight"]
     beside = {"rtol": free.rtol * (1 - 1e-9)}
     left = check(spec | {"tolerance": beside}).smallest_tolerance().atol
     assert 0 < left < 1e-8

@@ -23,7 +23,7 @@ from regcheck.report.json import json_chunks
 
 
 def test_trace_gives_back_what_was_compared(small: dict[str, Any]) -> None:
-    trace = check(small | {"batch_size": 3, "convention": "doubled"}).trace
+    trace = check(small | {"batch_size": 3, "convention": "doubled"}).comparison.trace
     assert len(trace) == 6
     assert [(row.step, row.epoch, row.batch) for row in trace] == [
         (1, 1, 1),
@@ -112,5 +112,5 @@ def test_json_of_a_trace_in_a_file_is_that_of_one_in_memory(
     held = "".join(json_chunks(check(small | {"batch_size": 1})))
     monkeypatch.setattr(trace_module, "MOST_NUMBERS", 40)
     filed = check(small | {"batch_size": 1})
-    assert filed.trace.filed
+    assert filed.comparison.trace.filed
     assert "".join(json_chunks(filed)) == held

@@ -13,14 +13,18 @@ import torch
 from torch import nn
 
 from regcheck import checking
-from regcheck.checking import Run, check, conclusion
+from regcheck.checking import check
+from regcheck.compare import comparison
+from regcheck.compare.comparison import Comparing
 from regcheck.compare.not_distinguished import Hidden
 from regcheck.problem.batches import Batch, training_of
 from regcheck.report.result import Report
 from regcheck.rules.cause import HIDING
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
+from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
+from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem
 from tests.planted import BUGS, OtherStart, PenaltyDoubled
 from tests.random_specs import matched_spec
@@ -62,7 +66,7 @@ def test_run_in_which_everything_acts_could_have_shown_every_cause(
     report = check(ACTING | momentum | decay)
 
     assert report.verdict == "equivalent"
-    assert report.not_distinguished == []
+    assert report.not_distinguished == ()
 
 
 def test_runs_in_which_everything_acts_concern_every_cause() -> None:
@@ -302,11 +306,16 @@ class Untried:
         return []
 
 
-class Brief(Run):
+class Brief(Comparing):
     """Ends a run where it diverges."""
 
+    def __init__(self, sides: Sides, spec: Any, training: Training) -> None:
+        super().__init__(sides, spec, training)
+        self.judged = spec.compare
+
     def advance(self, batch: Batch) -> bool:
-        return super().advance(batch) and conclusion(self.report)[0] != "diverged"
+        found = {"parameters": self.first, "loss": self.first_loss}
+        return super().advance(batch) and not any(found[what] for what in self.judged)
 
 
 def passing(spec: Spec, rows: int) -> list[str]:
@@ -320,7 +329,7 @@ def passing(spec: Spec, rows: int) -> list[str]:
         and cause.concerns(training, convention)
         and (cause.kind == "update" or "loss" in loaded.spec.compare)
     ]
-    with patch.object(checking, "Trials", Untried), patch.object(checking, "Run", Brief):
+    with patch.object(comparison, "Trials", Untried), patch.object(comparison, "Comparing", Brief):
         return [name for name in concerning if any(passes(spec, bug) for bug in BUGS[name])]
 
 

@@ -346,7 +346,7 @@ def test_matching_settings_make_torch_do_as_the_users_code(name: str, way: str) 
         momentum = {"momentum": match["momentum"], "nesterov": match["nesterov"]}
         settings["optimizer"] = {"name": "sgd"} | momentum
     again = run(name, way, framework=settings)
-    assert (again.verdict, again.compared) == ("equivalent", 10)
+    assert (again.verdict, again.comparison.compared) == ("equivalent", 10)
     assert ended(again, "framework") == pytest.approx(case.scratch[1], rel=0, abs=TOLERANCE)
 
 
@@ -356,7 +356,7 @@ def test_velocity_that_holds_the_lr_is_the_same_rule_at_a_constant_lr(way: str) 
     for epochs, numbers in zip((1, 10), HEAVY_BALL, strict=True):
         spec = BASE | {"lr": 0.01, "optimizer": MOMENTUM, "epochs": epochs}
         report = check(spec, scratch=WAYS[way](keras))
-        assert (report.verdict, report.compared) == ("equivalent", epochs)
+        assert (report.verdict, report.comparison.compared) == ("equivalent", epochs)
         assert report.diagnosis is None
         for side in ("scratch", "framework"):
             assert ended(report, side) == pytest.approx(numbers, rel=0, abs=TOLERANCE)
@@ -395,7 +395,9 @@ def test_answers_two_points_by_hand(way: str) -> None:
     # The last digit is float64's own: 1 − 0.1 (−32 + 1) and so on, with a rounding or two.
     assert ended(report, "framework") == pytest.approx([4.1, 1.9], rel=4e-16)
     assert ended(report, "scratch") == pytest.approx([4.15, 1.95], rel=4e-16)
-    assert report.final["scratch"].loss == report.final["framework"].loss == 26.0
+    assert (
+        report.comparison.final["scratch"].loss == report.comparison.final["framework"].loss == 26.0
+    )
     found = report.to_dict()["diagnosis"]
     assert [cause["id"] for cause in found["causes"]] == ["penalty-divided-by-batch"]
     # With two rows in all, B and n are 2, and ½ λ is λ/2.

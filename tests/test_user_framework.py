@@ -127,7 +127,7 @@ def test_same_training_is_equivalent_to_the_built_in_scratch_side(name: str) -> 
     spec, own = SAME[name]
     report = check(BASE | spec, framework=own)
     assert (report.verdict, report.diagnosis) == ("equivalent", None)
-    assert report.compared == report.steps > 0
+    assert report.comparison.compared == report.comparison.steps > 0
     assert report.first_loss_divergence is None
 
 
@@ -136,8 +136,8 @@ def test_same_training_follows_the_built_in_framework_side_bit_for_bit(name: str
     spec, own = SAME[name]
     if name == "float32":
         spec = {"dtype": {"scratch": "float64", "framework": "float32"}}
-    theirs = check(BASE | spec, framework=own).final["framework"]
-    ours = check(BASE | spec).final["framework"]
+    theirs = check(BASE | spec, framework=own).comparison.final["framework"]
+    ours = check(BASE | spec).comparison.final["framework"]
     assert theirs.loss == ours.loss
     for tensor, values in ours.parameters.items():
         # Bit for bit but for the shapes that torch's kernels are given: (n,) here, (n, 1) there.
@@ -148,14 +148,14 @@ def test_same_training_follows_the_built_in_framework_side_bit_for_bit(name: str
 def test_own_code_on_both_sides_is_equivalent(spec: Spec) -> None:
     report = check(BASE | spec, framework=build(), scratch=scratch())
     assert (report.verdict, report.diagnosis) == ("equivalent", None)
-    assert report.compared == report.steps
+    assert report.comparison.compared == report.comparison.steps
 
 
 def test_float32_module_widens_what_rounding_may_do() -> None:
     report = check(BASE, framework=build(torch.float32))
     # At the framework's 24 bits, and not at 53: the drift is far above float64's 1e-16.
-    assert 1e-9 < report.max_drift < 1e-5
-    assert check(BASE | {"dtype": "float64"}, framework=build()).max_drift < 1e-13
+    assert 1e-9 < report.comparison.drift.largest < 1e-5
+    assert check(BASE | {"dtype": "float64"}, framework=build()).comparison.drift.largest < 1e-13
 
 
 # --- what trains by other settings ----------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_other_settings_of_the_optimizer_are_told(
     found = match["weight_decay"], match["lr"]
     assert found == pytest.approx(matching, rel=1e-9)
     own_side = "the framework side is your own" if code is None else "both sides are your own"
-    assert own_side in str(report.fix)
+    assert own_side in str(report.diagnosis.fix)
 
 
 def test_nesterov_that_only_the_framework_has_is_told() -> None:
@@ -511,8 +511,8 @@ def test_what_cannot_be_used_is_told(name: str) -> None:
 
 def test_parameters_of_a_sequential_go_by_the_models_names() -> None:
     report = check(BASE, framework=build())
-    assert set(report.final["framework"].parameters) == {"weight", "bias"}
-    assert report.final["framework"].parameters["weight"].shape == (1, 3)
+    assert set(report.comparison.final["framework"].parameters) == {"weight", "bias"}
+    assert report.comparison.final["framework"].parameters["weight"].shape == (1, 3)
 
 
 class Own(nn.Module):
@@ -540,7 +540,7 @@ def named(shape: tuple[int, ...]) -> Build:
 def test_one_weight_and_one_bias_are_found_whatever_their_names() -> None:
     report = check(BASE, framework=named((1, 3)))
     assert report.verdict == "equivalent"
-    assert set(report.final["framework"].parameters) == {"weight", "bias"}
+    assert set(report.comparison.final["framework"].parameters) == {"weight", "bias"}
 
 
 def test_weight_of_another_shape_is_told() -> None:
@@ -553,9 +553,9 @@ def test_weight_of_another_shape_is_told() -> None:
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3,)], ids=str)
 def test_parameters_keep_their_own_names_without_the_specs_model(shape: tuple[int, ...]) -> None:
     report = check(NO_MODEL, framework=named(shape), scratch=own_names)
-    assert (report.verdict, report.compared) == ("equivalent", 8)
-    assert report.final["framework"].parameters["beta"].shape == shape
-    assert set(report.final["scratch"].parameters) == {"beta", "offset"}
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 8)
+    assert report.comparison.final["framework"].parameters["beta"].shape == shape
+    assert set(report.comparison.final["scratch"].parameters) == {"beta", "offset"}
 
 
 def own_names(problem: UserProblem) -> Iterator[Spec]:
@@ -593,7 +593,7 @@ def with_penalty(problem: UserProblem) -> Iterator[Spec]:
 @pytest.mark.parametrize("spec", [{}, BATCHES], ids=["full", "batches"])
 def test_penalty_in_the_frameworks_own_loss_is_that_of_its_own_model(spec: Spec) -> None:
     report = check(BASE | spec, framework=penalty_in_torch, scratch=with_penalty)
-    assert (report.verdict, report.compared) == ("equivalent", report.steps)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", report.comparison.steps)
     assert report.first_loss_divergence is None
 
 
@@ -686,9 +686,9 @@ def mlp_by_hand(strength: Callable[[int], float]) -> Train:
 @pytest.mark.parametrize("spec", [{}, BATCHES | {"epochs": 3}], ids=["full", "batches"])
 def test_any_module_agrees_with_the_users_own_scratch(spec: Spec) -> None:
     report = check(NO_MODEL | spec, framework=mlp, scratch=mlp_by_hand(lambda rows: 0.1))
-    assert (report.verdict, report.compared) == ("equivalent", report.steps)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", report.comparison.steps)
     names = {"0.weight", "0.bias", "2.weight", "2.bias"}
-    assert set(report.final["framework"].parameters) == names
+    assert set(report.comparison.final["framework"].parameters) == names
     assert set(report.to_dict()["rows"][0]["tensors"]) == names
 
 
@@ -786,7 +786,7 @@ def by(optimizer: type[torch.optim.Optimizer], **settings: Any) -> Build:
 )
 def test_own_adam_agrees_with_torchs(own: Build, code: Train, epochs: int) -> None:
     report = check(ADAM | {"epochs": epochs}, framework=own, scratch=code)
-    assert (report.verdict, report.compared) == ("equivalent", epochs)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", epochs)
     # Measured noise bounds it; agreement is not for want of a bound.
     rows = report.to_dict()["rows"]
     bounds = [tensor["bound"] for row in rows for tensor in row["tensors"].values()]
@@ -861,7 +861,7 @@ def test_reported_adams_diverge_at_once_and_no_cause_is_made_up(name: str) -> No
             1,
         )
         for side, numbers in (("framework", framework), ("scratch", scratch_ends)):
-            ends = report.final[side].parameters
+            ends = report.comparison.final[side].parameters
             found = [*ends["weight"].ravel(), *ends["bias"].ravel()]
             # Ten steps of some 30 roundings of numbers below 5, divided by √v no smaller than 0.1.
             assert found == pytest.approx(numbers[at], rel=0, abs=1e-12)

@@ -329,8 +329,8 @@ def in_limits(difference: Difference, tolerances: Tolerances) -> float:
     return difference.ratio / tolerances.of(difference.tensor).limit
 
 
-def parts(stage: Difference, tolerances: Tolerances) -> bool:
-    """Say whether the sides have parted at a stage within a step."""
+def differs(stage: Difference, tolerances: Tolerances) -> bool:
+    """Whether the sides differ at a stage within a step."""
     return exceeds(stage, tolerances.of(stage.tensor).limit_within)
 
 
@@ -376,7 +376,9 @@ def locate(
         (row.judged[name] for name in row.local),
         key=lambda one: in_limits(one, tolerances),
     )
-    stage = next((name for name, found in row.within.items() if parts(found, tolerances)), "update")
+    stage = next(
+        (name for name, found in row.within.items() if differs(found, tolerances)), "update"
+    )
     if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
         stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
     within = at if stage == "update" else row.within[stage]
@@ -384,5 +386,5 @@ def locate(
     if stage in told:
         values = [float(tensors[at.tensor][at.index]) for tensors in told[stage] if tensors]
         same = difference_of(at.tensor, at.index, *values)
-        within = same if parts(same, tolerances) or not parts(within, tolerances) else within
+        within = same if differs(same, tolerances) or not differs(within, tolerances) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

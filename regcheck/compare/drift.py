@@ -147,12 +147,27 @@ class Amplification(NamedTuple):
     drift: float
 
 
+class Drift(NamedTuple):
+    """How far two trajectories are from each other.
+
+    Attributes:
+        largest: the largest difference of any parameter's entry after any step.
+        needed: the smallest tolerances with which each tensor, and the loss, would have passed.
+        amplification: drift beyond what rounding adds up to; None where there is none.
+        first_lost: the first step after which the scratch side's own trajectory alone is not
+            finite, although the step itself agrees.
+    """
+
+    largest: float
+    needed: dict[str, Needed]
+    amplification: Amplification | None
+    first_lost: int | None
+
+
 class DriftMeter:
     """Watches the drift of a run: the tolerance that it needs, and whether it is amplified.
 
-    `rounding` is what the start and all steps so far have put in. `first_lost` is the first step
-    after which the scratch side's own trajectory alone is not finite, although the step itself
-    agrees.
+    `rounding` is what the start and all steps so far have put in.
     """
 
     def __init__(self, tolerances: Tolerances) -> None:
@@ -229,6 +244,10 @@ class DriftMeter:
             self.need("loss", row.loss, here, there)
         self.rounding += coarsest(own.after, framework.after)
         self.amplify(row.step, furthest(row))
+
+    def result(self) -> Drift:
+        """Return what the steps so far come to."""
+        return Drift(self.largest, self.needed, self.amplification, self.first_lost)
 
     def amplify(self, step: int, drift: float) -> None:
         """Note drift beyond what rounding adds up to."""

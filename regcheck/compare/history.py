@@ -63,8 +63,8 @@ class History:
         self.numbers: Array = np.empty((self.most, len(KEPT), self.entries))
         self.losses = array("d")
 
-    def parts(self) -> None:
-        """Note that the next step to be kept is the first at which the sides part."""
+    def note_divergence(self) -> None:
+        """Note that the next step to be kept is the first at which the sides diverge."""
         self.most = min(self.most, len(self) + MOST_AFTER)
 
     def append(self, steps: Steps, bounds: Bounds) -> None:

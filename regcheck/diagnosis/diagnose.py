@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import numpy as np
 
+from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History
 from regcheck.diagnosis.by_entry import by_entries
 from regcheck.diagnosis.distinguish import telling_apart
-from regcheck.diagnosis.effective_settings import EffectiveSettings, effective_settings_of
+from regcheck.diagnosis.effective_settings import effective_settings_of
 from regcheck.diagnosis.evidence import without_cause
+from regcheck.diagnosis.fix import equivalent_settings, verified_fix
 from regcheck.diagnosis.loss_floor import logarithm_clue
-from regcheck.diagnosis.observed import Observed
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
+from regcheck.diagnosis.records import Diagnosis, Observed
 from regcheck.diagnosis.replay import Explanation, Fit, Replay
 from regcheck.diagnosis.reported_loss import Elsewhere, Reporting, Rule, explain_losses
 from regcheck.diagnosis.search import Search, shift_text
@@ -26,60 +28,86 @@ from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.formula import decays_text
+from regcheck.rules.settings import Training
+from regcheck.spec import Spec
+from regcheck.trainers.lockstep import TorchFollowsScratch
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.sides import Sides
 
 SINGLE = 2.0**29
 """How much coarser float32 rounds than float64."""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What explains a divergence.
+def diagnose(
+    comparison: Comparison, history: History, sides: Sides, spec: Spec, training: Training
+) -> Diagnosis:
+    """Find why two sides differ: the causes, what is equivalent, and the change of the spec.
 
-    Attributes:
-        explained: whether all that parted is explained.
-        explanations: the sets of causes that explain the update, the plainest first; the rest
-            are alternatives. Empty where nothing explains it, or the updates agree.
-        apart: what would tell each explanation from the first; empty for the first.
-        reporting: what explains the reported losses; None where they agree, or nothing does.
-        loss_clue: what is known of the reported losses where no cause explains them.
-        scales: the effective lr and weight decay of each tensor.
-        steps: how many steps were replayed.
-        stage: the stage within a step at which the sides part, by the diagnosis; None if unknown.
-        clues: what is known where nothing explains the update, in sentences.
-        start: where the scratch side started, if elsewhere than the spec says.
+    Args:
+        comparison: what the steps came to.
+        history: the recorded steps.
+        sides: both sides, and torch's rule in NumPy.
+        spec: of the run.
+        training: with the settings that the framework side really has.
     """
-
-    explained: bool
-    explanations: tuple[Explanation, ...] = ()
-    apart: tuple[str, ...] = ()
-    reporting: Reporting | None = None
-    loss_parted: bool = False
-    loss_clue: str = ""
-    scales: Mapping[str, EffectiveSettings] = field(default_factory=dict)
-    steps: int = 0
-    stage: str | None = None
-    clues: tuple[str, ...] = ()
-    start: Parameters | None = None
-
-    @property
-    def best(self) -> Explanation | None:
-        """Give the plainest explanation."""
-        return self.explanations[0] if self.explanations else None
-
-    @property
-    def causes(self) -> tuple[str, ...]:
-        """Name the causes of the plainest explanation, and those of the reporting."""
-        own = self.best.causes if self.best else ()
-        return (*own, *(self.reporting.causes if self.reporting else ()))
-
-    def names(self, cause: str) -> bool:
-        """Say whether a cause is in any explanation, or in that of the losses."""
-        told = self.reporting.causes if self.reporting else ()
-        return cause in told or any(cause in one.causes for one in self.explanations)
+    if sides.torch is None:
+        return unknown_rule(sides.probe.optimizer)
+    run = observed(comparison, history, sides, spec, training)
+    found = explained(run)
+    return replace(
+        found,
+        matching=equivalent_settings(found.best, training),
+        fix=verified_fix(spec, run, found) if found.explained else None,
+    )
 
 
-def diagnose(seen: Observed) -> Diagnosis:
+def observed(
+    comparison: Comparison, history: History, sides: Sides, spec: Spec, training: Training
+) -> Observed:
+    """Collect what the search for causes reads."""
+    assert sides.torch is not None
+    problem, tolerance, first = sides.problem, spec.tolerance, comparison.first_divergence
+    hidden = {one.cause for one in comparison.not_distinguished}
+    leads = isinstance(sides.pair, TorchFollowsScratch)
+    sample = comparison.sample
+    return Observed(
+        history=history,
+        torch=sides.torch,
+        sees_rows=sides.sees_rows,
+        training=training,
+        convention=spec.named_convention(),
+        limits={name: tolerance.of(name).limit_within for name in (*problem.initial, "loss")},
+        parted=first is not None,
+        loss_parted=comparison.first_loss_divergence is not None,
+        visible=None if tolerance.on_drift else frozenset(CAUSES) - hidden,
+        fits_float32=isinstance(sides.pair, TorchFollowsScratch)
+        and sides.pair.fits_float32
+        and spec.dtype.scratch == "float64",
+        starts_apart=first is not None and first.stage == "initial",
+        leads=leads,
+        loss_at=sides.probe.loss_at,
+        gradient=sample.scratch.gradient if sample and leads else None,
+        gradient_bound=comparison.gradient_bound,
+        first=first.step if first else None,
+        dtypes_differ=problem.scratch_dtype != problem.framework_dtype,
+        losses_reported=comparison.losses_reported,
+    )
+
+
+def unknown_rule(optimizer: object) -> Diagnosis:
+    """Return that the framework side's rule is not in the catalogue."""
+    kind = type(optimizer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name == "torch.optim.sgd.SGD":
+        name = "torch.optim.SGD with `maximize`, or not on all tensors alike"
+    clue = (
+        f"The framework side's optimizer is {name}; causes are known for torch.optim.SGD going "
+        "downhill on all parameters, with one lr and one momentum."
+    )
+    return Diagnosis(explained=False, clues=(clue,))
+
+
+def explained(seen: Observed) -> Diagnosis:
     """Find what explains a divergence."""
     if not len(seen.history):
         return Diagnosis(explained=False)

@@ -17,7 +17,7 @@ from regcheck.diagnosis.effective_settings import (
     recursion,
     window,
 )
-from regcheck.diagnosis.observed import Observed
+from regcheck.diagnosis.records import Observed
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
 from regcheck.problem.problem import Array

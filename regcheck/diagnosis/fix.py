@@ -7,28 +7,25 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from regcheck.compare.history import History
-from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.diagnosis.records import Diagnosis, Observed, SpecFix
+from regcheck.diagnosis.replay import Explanation, Replay
 from regcheck.errors import UsageError, one_line
 from regcheck.problem.row_orders import NOT_SHUFFLED
-from regcheck.rules.equivalent import Matching
+from regcheck.rules.cause import put_in
+from regcheck.rules.convention import NO_FAULTS, TORCH
+from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.spec.rewriting import rewritten
 from regcheck.spec.tolerance import ROUNDING
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 WRITTEN = "# Written by `regcheck run --write-fixed`"
-
-
-class SpecFix(NamedTuple):
-    """Top-level keys of a spec with the values that fix it, and what that does in words."""
-
-    changes: dict[str, Any]
-    text: str
 
 
 def fix_spec(
@@ -73,6 +70,51 @@ def fix_spec(
     if not changes:
         return "nothing in the spec fixes it: change the code"
     return SpecFix(changes, "; ".join(told))
+
+
+def equivalent_settings(
+    best: Explanation | None, training: Training, *, loss: str = "bce"
+) -> Matching | str | None:
+    """Return the settings with which torch trains as an explanation says, or why there are none.
+
+    With the loss bce_with_logits on torch's side, p − y is its gradient too.
+    """
+    if best is None:
+        return None
+    convention, faults = put_in(best.change, TORCH, NO_FAULTS)
+    if loss == "bce_with_logits":
+        faults = faults._replace(bce_slope="floored")
+    if best.weight_decay is not None:
+        training = training.with_decays(best.weight_decay)
+    try:
+        return matching(convention, training, faults)
+    except NoMatchError as reason:
+        return str(reason)
+
+
+def verified_fix(spec: Spec, run: Observed, found: Diagnosis) -> SpecFix | str:
+    """Return the change of a spec that makes its sides agree, proved by replaying the steps."""
+    match = equivalent_settings(found.best, run.training, loss="bce_with_logits")
+    settings = match if isinstance(match, Matching) else None
+    plain = found.best is not None and "bce-saturated" in found.best.causes
+    reported = plain and run.losses_reported > 0
+    logits = not reported or reports(run.history, run.torch, "bce_with_logits")
+    fix = fix_spec(spec, found, settings, reports_logits=logits)
+    replayed = isinstance(fix, SpecFix) and "framework" in fix.changes
+    if replayed and settings is not None and found.start is None:
+        limits = {name: run.limits[name] for name in run.history.shapes}
+        replay = Replay(run.history, matched(run.torch, settings), limits, sees_rows=True)
+        if replay.residual({"bce_slope": "plain"} if plain else {}) > 1:
+            return "the settings that match are lost to rounding: change the code"
+    return fix
+
+
+def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
+    """Return torch's rule with the settings that match the scratch side."""
+    problem = torch.problem
+    faults = problem.faults._replace(lr_factor=match.lr_factor)
+    matched = problem.with_sgd(match.sgd._replace(lr=problem.sgd.lr))
+    return torch.by(replace(matched, faults=faults))
 
 
 def rounding_alone(spec: Spec, found: Diagnosis) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
-from regcheck.diagnosis.observed import Observed
+from regcheck.diagnosis.records import Observed
 from regcheck.numerics.losses import sigmoid
 
 Array = NDArray[np.floating]

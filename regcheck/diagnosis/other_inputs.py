@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
-from regcheck.diagnosis.observed import Observed
+from regcheck.diagnosis.records import Observed
 from regcheck.diagnosis.replay import Explanation, Replay
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters

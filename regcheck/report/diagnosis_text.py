@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.diagnosis.diagnose import Diagnosis
-from regcheck.diagnosis.fix import SpecFix
+from regcheck.diagnosis.records import Diagnosis, SpecFix
 from regcheck.diagnosis.replay import Explanation, Fit
 from regcheck.diagnosis.reported_loss import Reporting
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.report.numbers import upward
-from regcheck.report.result import Report, effective, equivalent_settings, factor_number, fix_of
+from regcheck.report.result import Report, effective, factor_number, fix_of
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
@@ -87,8 +86,8 @@ def factor_text(report: Report, cause: str, fit: Fit | None) -> str:
 def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
     """Say what putting the causes into torch's rule makes of the difference."""
     steps = "the one step agrees" if found.steps == 1 else f"all {found.steps:,} steps agree"
-    if found.steps < report.compared:
-        steps = f"all {found.steps:,} kept steps of {report.compared:,} agree"
+    if found.steps < report.comparison.compared:
+        steps = f"all {found.steps:,} kept steps of {report.comparison.compared:,} agree"
     left = (
         f"the largest difference left is {upward(best.residual * report.limit_within)} rounding "
         f"bounds, of {report.limit_within:g} allowed"
@@ -250,7 +249,7 @@ def ways_out(report: Report) -> list[tuple[str, list[str]]]:
         lines.append(f"reports  {loss}")
     if lines:
         ways.append(("in the scratch code", lines))
-    match = equivalent_settings(report)
+    match = found.matching
     if not changed:
         return ways + spec_ways(report)
     if isinstance(match, Matching):
@@ -273,8 +272,8 @@ def not_written(report: Report) -> str:
     if found is None or not found.causes:
         return "no cause was found"
     named = ", ".join(found.causes)
-    if isinstance(report.fix, str):
-        return f"{named}: {report.fix}"
+    if isinstance(found.fix, str):
+        return f"{named}: {found.fix}"
     rest = "the reported losses" if found.best else "the parameters"
     return (
         f"{named}: the fix is in the scratch code; why {rest} part is not explained, so that no "
@@ -284,9 +283,10 @@ def not_written(report: Report) -> str:
 
 def spec_ways(report: Report) -> list[tuple[str, list[str]]]:
     """Say what to change in the spec so that its sides agree."""
-    if not isinstance(report.fix, SpecFix):
+    fix = report.diagnosis and report.diagnosis.fix
+    if not isinstance(fix, SpecFix):
         return []
-    lines = [f"{key}: {written(value)}" for key, value in report.fix.changes.items()]
+    lines = [f"{key}: {written(value)}" for key, value in fix.changes.items()]
     return [("in the spec", lines)]
 
 

@@ -16,7 +16,7 @@ def json_chunks(report: Report) -> Iterator[str]:
     text = json.dumps(head(report), indent=1, ensure_ascii=False)
     yield text.removesuffix("\n}") + ',\n "rows": ['
     separator = "\n  "
-    for row in report.trace:
+    for row in report.comparison.trace:
         yield separator + json.dumps(row_dict(row))
         separator = ",\n  "
     yield "\n ]\n}"

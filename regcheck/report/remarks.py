@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
+from regcheck.compare.comparison import OUT_OF_RANGE
 from regcheck.report.numbers import both, short
-from regcheck.report.result import OUT_OF_RANGE, Report
+from regcheck.report.result import Report
 from regcheck.report.text import WHERE, differing_keys, judged
 from regcheck.rules.convention import is_bias
 
@@ -62,11 +63,14 @@ def overflow_remark(report: Report) -> str:
 def hidden_remark(report: Report) -> str:
     """Say why the steps before the divergence could not show it; empty where nothing is known."""
     divergence = report.first_divergence
-    if divergence is None or report.previous is None or not judged(report, "parameters"):
+    if divergence is None or report.comparison.previous is None or not judged(report, "parameters"):
         return ""
     earlier = "Step 1" if divergence.step == 2 else f"Step {divergence.step - 1:,}"
     tensor = divergence.within.tensor
-    if divergence.stage == "penalty" and not report.previous.framework.before[tensor].any():
+    if (
+        divergence.stage == "penalty"
+        and not report.comparison.previous.framework.before[tensor].any()
+    ):
         was = "the bias was" if is_bias(tensor) else "the weights were"
         return f"{earlier} could not show it: {was} still zero, and so was the penalty."
     if divergence.stage == "optimizer" and divergence.step == 2 and report.training.sgd.momentum:
@@ -76,7 +80,7 @@ def hidden_remark(report: Report) -> str:
 
 def floor_remark(report: Report) -> str:
     """Say from which step on BCELoss's floor is met, where the diagnosis names it."""
-    found = report.saturation
+    found = report.comparison.saturation
     if found is None or not report.names("bce-saturated"):
         return ""
     return (
@@ -87,7 +91,7 @@ def floor_remark(report: Report) -> str:
 
 def saturated_remark(report: Report) -> str:
     """Say that most rows are saturated, so that torch's side does not learn from them."""
-    found = report.saturation
+    found = report.comparison.saturation
     if found is None or found.last_share <= 1 / 2:
         return ""
     learns = "torch does not learn" if report.names("bce-saturated") else "neither side learns"
@@ -126,14 +130,18 @@ def loss_remark(report: Report) -> str:
 
 def untold_remark(report: Report) -> str:
     """Say that a user's code yields no loss, where the losses are to be compared."""
-    if report.spec.scratch is None or report.losses_told or not judged(report, "loss"):
+    if (
+        report.spec.scratch is None
+        or report.comparison.losses_reported
+        or not judged(report, "loss")
+    ):
         return ""
     return "Your code yields no loss, so that the reported losses are not compared."
 
 
 def unjudged_remark(report: Report) -> str:
     """Say from which step on something could not be judged, where the verdict does not say it."""
-    step, loss = report.first_unjudged, report.first_loss_unjudged
+    step, loss = report.comparison.first_unjudged, report.comparison.first_loss_unjudged
     told = []
     if step is not None and report.verdict != "inconclusive":
         told.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
@@ -145,9 +153,12 @@ def unjudged_remark(report: Report) -> str:
 
 def masked_remark(report: Report) -> str:
     """Tell of a stage that differs where the parameters do not: the step hides it."""
-    if report.first_divergence is not None or not report.first_by_stage:
+    if report.first_divergence is not None or not report.comparison.first_by_stage:
         return ""
-    found = [f"{WHERE[stage]} (step {step:,})" for stage, step in report.first_by_stage.items()]
+    found = [
+        f"{WHERE[stage]} (step {step:,})"
+        for stage, step in report.comparison.first_by_stage.items()
+    ]
     if report.spec.tolerance.on_drift:
         return (
             f"The rules differ all the same, {' and '.join(found)}, by more than rounding: the "
@@ -158,17 +169,21 @@ def masked_remark(report: Report) -> str:
 
 def drift_remark(report: Report) -> str:
     """Tell how far the trajectories part where the sides agree, and whether that is amplified."""
-    if report.verdict == "diverged" or report.first_divergence or not report.compared:
+    if report.verdict == "diverged" or report.first_divergence or not report.comparison.compared:
         return ""
-    amplified = report.amplification
+    amplified = report.comparison.drift.amplification
     if amplified is None:
         if report.verdict != "equivalent":
             return ""
-        if report.max_drift == 0:
+        if report.comparison.drift.largest == 0:
             return "The two trajectories are the same."
-        share = max(report.needed[name].rtol_alone for name in report.trace.tensors)
+        share = max(
+            report.comparison.drift.needed[name].rtol_alone
+            for name in report.comparison.trace.tensors
+        )
         size = f", {short(share)} of an entry's size" if share < 1e-3 else ""
-        return f"The two trajectories are never more than {short(report.max_drift)} apart{size}."
+        furthest = short(report.comparison.drift.largest)
+        return f"The two trajectories are never more than {furthest} apart{size}."
     return (
         f"The drift is amplified rounding: each step agrees, and the training magnifies what "
         f"rounding puts in, from step {amplified.first_step:,} on. After step {amplified.step:,} "
@@ -185,7 +200,7 @@ def blind_remark(report: Report) -> str:
     """Say which causes a run that agrees could not have told from its own rule, and why."""
     if not report.not_distinguished or report.first_divergence or report.verdict == "diverged":
         return ""
-    if not report.compared:
+    if not report.comparison.compared:
         return ""
     by_reason: dict[str, list[str]] = {}
     for hidden in report.not_distinguished:
@@ -204,7 +219,9 @@ def named(causes: list[str]) -> str:
 def undistinguished_remark(report: Report) -> str:
     """Say of a run that agrees that its conventions differ all the same: it could not show it."""
     keys = differing_keys(report)
-    shown = report.first_divergence or report.first_loss_divergence or report.first_by_stage
+    shown = (
+        report.first_divergence or report.first_loss_divergence or report.comparison.first_by_stage
+    )
     if report.verdict != "equivalent" or shown or not keys:
         return ""
     return f"The spec's convention differs in {keys}; nothing in this run tells the two apart."

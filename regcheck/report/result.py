@@ -8,121 +8,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from regcheck import __version__
-from regcheck.compare.detectability import Power
+from regcheck.compare.comparison import Comparison, Final, LossDivergence, Sample
 from regcheck.compare.differences import Difference, Divergence
-from regcheck.compare.drift import Amplification, Needed
+from regcheck.compare.drift import Needed
 from regcheck.compare.not_distinguished import Hidden
-from regcheck.compare.trace import Trace, TraceRow
-from regcheck.diagnosis.diagnose import Diagnosis
+from regcheck.compare.trace import TraceRow
 from regcheck.diagnosis.effective_settings import EffectiveSettings
-from regcheck.diagnosis.fix import SpecFix
+from regcheck.diagnosis.records import Diagnosis, SpecFix
 from regcheck.diagnosis.replay import Explanation, Fit
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.problem.problem import Array, Parameters, Step
-from regcheck.rules.cause import put_in
 from regcheck.rules.cause_formula import framework_formula, scratch_formula
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import NO_FAULTS, TORCH, differences, is_bias
-from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.convention import TORCH, differences, is_bias
+from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import alike, letters, rule_lines
 from regcheck.rules.formula import number as formula_number
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import Tolerances, Verdict
 
-OUT_OF_RANGE = "the numbers are infinite, or too near it to be judged"
-"""What ends a run before its last step."""
 
-LOST = "the scratch side's own training is not finite, though every step agrees"
-"""What rounding comes to where a training amplifies it without end."""
-
-
-class Final(NamedTuple):
-    """Where one side ended: parameters, the last reported loss, and accuracies (None: no rows)."""
-
-    parameters: Parameters
-    loss: float
-    accuracy: dict[str, float | None]
-
-
-class LossDivergence(NamedTuple):
-    """The first step at which the reported losses part, at the same parameters."""
-
-    step: int
-    at: Difference
-
-
-class Sample(NamedTuple):
-    """One step of both sides from the framework's parameters, kept to be shown."""
-
-    step: int
-    scratch: Step
-    framework: Step
-
-
-class Saturation(NamedTuple):
-    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
+@dataclass(frozen=True)
+class Report:
+    """What a run found: the comparison, its verdict, and the diagnosis of a divergence.
 
     Attributes:
-        first: the first step with any such row, and `first_share` its share of them.
-        last: the last step that was compared, and `last_share` likewise.
+        name: of the spec.
+        training: with the settings that the framework side really has.
+        features, row_shape: of the data.
+        dtypes: of the scratch and the framework side.
+        plain_sgd: whether the framework side's rule is that of torch.optim.SGD.
+        reason: of the verdict, where it is not plain from the rest.
     """
-
-    first: int
-    first_share: float
-    last: int
-    last_share: float
-
-    @classmethod
-    def noted(cls, earlier: Saturation | None, step: int, share: float) -> Saturation | None:
-        """Add a step to those before it."""
-        if earlier is not None:
-            return earlier._replace(last=step, last_share=share)
-        return cls(step, share, step, share) if share else None
-
-
-@dataclass
-class Report:
-    """What a run found."""
 
     name: str
     spec: Spec
     training: Training
     features: tuple[str, ...]
-    steps: int
-    trace: Trace
-    verdict: Verdict = "inconclusive"
-    reason: str = ""
-    compared: int = 0
-    first_divergence: Divergence | None = None
-    first_loss_divergence: LossDivergence | None = None
-    first_by_stage: dict[str, int] = field(default_factory=dict)
-    sample: Sample | None = None
-    previous: Sample | None = None
-    first_unjudged: int | None = None
-    first_loss_unjudged: int | None = None
-    first_lost: int | None = None
-    final: dict[str, Final] = field(default_factory=dict)
-    max_drift: float = 0.0
-    needed: dict[str, Needed] = field(default_factory=dict)
-    amplification: Amplification | None = None
-    not_distinguished: list[Hidden] = field(default_factory=list)
-    environment: dict[str, Any] = field(default_factory=dict)
-    diagnosis: Diagnosis | None = None
-    fix: SpecFix | str | None = None
-    losses_told: int = 0
-    saturation: Saturation | None = None
-    plain_sgd: bool = True
-    dtypes: tuple[str, str] = ("float64", "float64")
-    power: Power | None = None
-    random: bool = False
-    row_shape: tuple[int, ...] = ()
+    row_shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+    plain_sgd: bool
+    comparison: Comparison
+    verdict: Verdict
+    reason: str
+    diagnosis: Diagnosis | None
+    environment: Mapping[str, Any]
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The first step at which a parameter does not keep its tolerance.
+
+        A user's code reports its parameters alone: the stage is then what the diagnosis finds.
+        """
+        first = self.comparison.first_divergence
+        if first is None or first.stage != "update" or self.spec.scratch is None:
+            return first
+        stage = self.diagnosis.stage if self.diagnosis else None
+        return first if stage is None else first._replace(stage=stage)
+
+    @property
+    def first_loss_divergence(self) -> LossDivergence | None:
+        """The first step at which the reported losses differ, at the same parameters."""
+        return self.comparison.first_loss_divergence
+
+    @property
+    def not_distinguished(self) -> tuple[Hidden, ...]:
+        """The causes that the run could not have shown, and why."""
+        return self.comparison.not_distinguished
 
     @property
     def rule_training(self) -> Training:
@@ -138,7 +97,9 @@ class Report:
     @property
     def limit_within(self) -> float:
         """Give the largest number of rounding bounds that a tensor may differ by within a step."""
-        return max(self.spec.tolerance.of(name).limit_within for name in self.trace.tensors)
+        return max(
+            self.spec.tolerance.of(name).limit_within for name in self.comparison.trace.tensors
+        )
 
     @property
     def verdict_step(self) -> int | None:
@@ -147,16 +108,7 @@ class Report:
             if self.first_divergence is not None and "parameters" in self.spec.compare:
                 return self.first_divergence.step
             return self.first_loss_divergence.step if self.first_loss_divergence else None
-        return next(iter(self.verdict_stops.values()), None)
-
-    @property
-    def verdict_stops(self) -> dict[str, int]:
-        """Give what the run could not judge on from which step, the first first."""
-        stops = {OUT_OF_RANGE: self.first_unjudged, LOST: self.first_lost}
-        if "loss" in self.spec.compare and self.first_loss_unjudged != self.first_unjudged:
-            stops["the reported losses are out of range"] = self.first_loss_unjudged
-        found = {what: step for what, step in stops.items() if step is not None}
-        return dict(sorted(found.items(), key=lambda stop: stop[1]))
+        return next(iter(self.comparison.stops(self.spec.compare).values()), None)
 
     @property
     def expected(self) -> bool | None:
@@ -178,13 +130,13 @@ class Report:
     def smallest_tolerance(self) -> Needed:
         """Give the smallest tolerance of each kind with which all that is judged would pass."""
         smallest = Needed()
-        for name in self.spec.judged(self.needed):
-            smallest = smallest.joined(self.needed[name])
+        for name in self.spec.judged(self.comparison.drift.needed):
+            smallest = smallest.joined(self.comparison.drift.needed[name])
         return smallest
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as plain data: what `regcheck run --json` prints, read back."""
-        return head(self) | {"rows": [row_dict(row) for row in self.trace]}
+        return head(self) | {"rows": [row_dict(row) for row in self.comparison.trace]}
 
 
 def head(report: Report) -> dict[str, Any]:
@@ -197,8 +149,8 @@ def head(report: Report) -> dict[str, Any]:
         "reason": report.reason or None,
         "expected": report.expected,
         "dtypes": dict(zip(("scratch", "framework"), report.dtypes, strict=True)),
-        "steps": report.steps,
-        "compared": report.compared,
+        "steps": report.comparison.steps,
+        "compared": report.comparison.compared,
         "first_divergence": divergence_dict(report.first_divergence, report.spec.tolerance),
         "first_loss_divergence": loss
         and {
@@ -208,9 +160,9 @@ def head(report: Report) -> dict[str, Any]:
             "difference": number(loss.at.difference),
             "bound": number(loss.at.bound),
         },
-        "first_by_stage": report.first_by_stage,
-        "first_unjudged": report.first_unjudged,
-        "first_loss_unjudged": report.first_loss_unjudged,
+        "first_by_stage": report.comparison.first_by_stage,
+        "first_unjudged": report.comparison.first_unjudged,
+        "first_loss_unjudged": report.comparison.first_loss_unjudged,
         "convention_differences": {
             key: {"scratch": here, "framework": torch}
             for key, (here, torch) in differences(
@@ -221,18 +173,20 @@ def head(report: Report) -> dict[str, Any]:
         "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
         "not_distinguished_because": dict(report.not_distinguished),
         "tolerance": tolerance_dict(report),
-        "smallest_tolerance": {name: needed_dict(needed) for name, needed in report.needed.items()},
-        "amplification": report.amplification
-        and {
-            "first_step": report.amplification.first_step,
-            "step": report.amplification.step,
-            "factor": number(report.amplification.factor),
-            "drift": number(report.amplification.drift),
+        "smallest_tolerance": {
+            name: needed_dict(needed) for name, needed in report.comparison.drift.needed.items()
         },
-        "saturation": report.saturation and report.saturation._asdict(),
-        "sample": sample_dict(report.sample),
-        "final": {side: final_dict(final) for side, final in report.final.items()}
-        | {"max_drift": number(report.max_drift)},
+        "amplification": report.comparison.drift.amplification
+        and {
+            "first_step": report.comparison.drift.amplification.first_step,
+            "step": report.comparison.drift.amplification.step,
+            "factor": number(report.comparison.drift.amplification.factor),
+            "drift": number(report.comparison.drift.amplification.drift),
+        },
+        "saturation": report.comparison.saturation and report.comparison.saturation._asdict(),
+        "sample": sample_dict(report.comparison.sample),
+        "final": {side: final_dict(final) for side, final in report.comparison.final.items()}
+        | {"max_drift": number(report.comparison.drift.largest)},
         "environment": report.environment,
     }
 
@@ -240,7 +194,9 @@ def head(report: Report) -> dict[str, Any]:
 def tolerance_dict(report: Report) -> dict[str, Any]:
     """Give the tolerance of each tensor and of the loss."""
     tolerances = report.spec.tolerance
-    return {name: tolerances.of(name).as_used() for name in (*report.trace.tensors, "loss")}
+    return {
+        name: tolerances.of(name).as_used() for name in (*report.comparison.trace.tensors, "loss")
+    }
 
 
 def needed_dict(needed: Needed) -> dict[str, Any]:
@@ -293,7 +249,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
     if found is None:
         return None
     best = found.best
-    match = equivalent_settings(report)
+    match = found.matching
     return {
         "explained": found.explained,
         "causes": [cause_dict(report, cause) for cause in found.causes],
@@ -331,7 +287,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
             "nesterov": match.sgd.nesterov,
         },
         "no_match_because": match if isinstance(match, str) else None,
-        "fixed_spec": report.fix.changes if isinstance(report.fix, SpecFix) else None,
+        "fixed_spec": found.fix.changes if isinstance(found.fix, SpecFix) else None,
         "stage": found.stage,
         "clues": [*found.clues, *([found.loss_clue] if found.loss_clue else [])],
         "start": found.start and tensors_dict(found.start),
@@ -438,27 +394,6 @@ def decay_dict(weight_decay: Mapping[str, float]) -> Any:
     if len(values) == 1:
         return number(values.pop())
     return {name: number(value) for name, value in weight_decay.items()}
-
-
-def equivalent_settings(report: Report, *, loss: str = "bce") -> Matching | str | None:
-    """Give the settings with which torch matches the scratch side, or why there are none.
-
-    With the loss bce_with_logits on torch's side, p − y is its slope too.
-    """
-    found = report.diagnosis
-    if found is None or found.best is None:
-        return None
-    convention, faults = put_in(found.best.change, TORCH, NO_FAULTS)
-    if loss == "bce_with_logits":
-        faults = faults._replace(bce_slope="floored")
-    training = report.training
-    if found.best.weight_decay is not None:
-        training = training.with_decays(found.best.weight_decay)
-    try:
-        match = matching(convention, training, faults)
-    except NoMatchError as reason:
-        return str(reason)
-    return match
 
 
 def sample_dict(sample: Sample | None) -> dict[str, Any] | None:

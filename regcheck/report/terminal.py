@@ -56,12 +56,12 @@ def print_report(report: Report, console: Console, rows: int | None) -> None:
     """Print a report; `rows` is how many steps the table shows, None for all."""
     with console.capture() as capture:
         print_heading(report, console)
-        if len(report.trace):
+        if len(report.comparison.trace):
             console.print()
             print_table(report, console, rows)
         console.print()
         print_verdict(report, console)
-        if report.compared:
+        if report.comparison.compared:
             console.print()
             print_final(report, console)
     # rich fills its lines with blanks; in a file or a pipe they are only in the way.
@@ -109,7 +109,7 @@ def print_heading(report: Report, console: Console) -> None:
 
 def print_table(report: Report, console: Console, rows: int | None) -> None:
     """Print the steps, one line a tensor; the first divergence is marked with `>`."""
-    last = report.trace[-1]
+    last = report.comparison.trace[-1]
     shown = chosen(report, rows)
     widths = Widths(
         step=max(4, len(str(last.step))),
@@ -118,7 +118,10 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
         loss=max(
             len(loss_number(loss))
             for index in shown
-            for loss in (report.trace[index].scratch_loss, report.trace[index].framework_loss)
+            for loss in (
+                report.comparison.trace[index].scratch_loss,
+                report.comparison.trace[index].framework_loss,
+            )
         ),
         tensor=max(6, *(len(name) for name in last.tensors)),
     )
@@ -131,9 +134,9 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
     previous = -1
     for index in shown:
         lines += gap(widths, index - previous - 1)
-        lines += step_lines(report, report.trace[index], widths)
+        lines += step_lines(report, report.comparison.trace[index], widths)
         previous = index
-    lines += gap(widths, len(report.trace) - previous - 1)
+    lines += gap(widths, len(report.comparison.trace) - previous - 1)
     for line in lines:
         console.print(line, no_wrap=True, overflow="ignore", crop=False)
     for text in (LEGEND, *judgement.ratio_legend(report)):
@@ -142,7 +145,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
 
 def chosen(report: Report, rows: int | None) -> list[int]:
     """Choose the rows to show: around the first divergences, and the first and last steps."""
-    total = len(report.trace)
+    total = len(report.comparison.trace)
     if rows is None or rows >= total:
         return list(range(total))
     anchors = [0, total - 1]
@@ -180,7 +183,7 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
         f"{mark:<1} {row.step:>{widths.step}} "
         f"{row.epoch:>{widths.epoch}} {row.batch:>{widths.batch}}   "
     )
-    own = loss_number(row.scratch_loss) if report.losses_told else "-"
+    own = loss_number(row.scratch_loss) if report.comparison.losses_reported else "-"
     line.append(
         f"{own:>{widths.loss}} {'≠' if beyond else ' '} "
         f"{loss_number(row.framework_loss):>{widths.loss}}  ",
@@ -237,7 +240,9 @@ def print_verdict(report: Report, console: Console) -> None:
             for position, line in enumerate(lines):
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
         console.print(grid)
-    told = report.compared and (report.verdict != "inconclusive" or report.verdict_stops)
+    told = report.comparison.compared and (
+        report.verdict != "inconclusive" or report.comparison.stops(report.spec.compare)
+    )
     rest = remarks(report) + ([judgement.smallest_line(report)] if told else [])
     if ways or report.diagnosis is not None:
         console.print("Besides", style="bold")
@@ -300,10 +305,10 @@ def print_drift(report: Report, at: Difference, console: Console) -> None:
 def print_final(report: Report, console: Console) -> None:
     """Print where both sides ended, side by side."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column(f"after step {report.trace[-1].step:,}", no_wrap=True)
+    table.add_column(f"after step {report.comparison.trace[-1].step:,}", no_wrap=True)
     for name in ("scratch", "torch", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    scratch, framework = report.final["scratch"], report.final["framework"]
+    scratch, framework = report.comparison.final["scratch"], report.comparison.final["framework"]
     entries = [
         (
             name,
@@ -326,7 +331,7 @@ def print_final(report: Report, console: Console) -> None:
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
         table.add_row(Text(f"… {rest} more, that differ less", "dim"))
-    if report.losses_told:
+    if report.comparison.losses_reported:
         add_pair(table, "loss reported in it", scratch.loss, framework.loss)
     for part, here in scratch.accuracy.items():
         there = framework.accuracy[part]

@@ -68,7 +68,7 @@ def training_size(report: Report) -> str:
     spec, training = report.spec, report.training
     rows = training.train_rows
     batch, *rest = training.batch_rows
-    if report.steps == 0:
+    if report.comparison.steps == 0:
         batches = "no batch"
     elif batch == rows and not rest:
         batches = "full batch"
@@ -80,7 +80,7 @@ def training_size(report: Report) -> str:
     return (
         f"{count(rows, 'training row')} of {row_size(report)}, "
         f"{count(spec.epochs, 'epoch')}, "
-        f"{count(report.steps, 'step')}, {batches}"
+        f"{count(report.comparison.steps, 'step')}, {batches}"
     )
 
 
@@ -124,7 +124,7 @@ def named(code: object) -> str:
 def scratch_side(report: Report) -> Side:
     """Tell the scratch side."""
     if report.spec.scratch is not None:
-        loss = "its own loss" if report.losses_told else "no loss"
+        loss = "its own loss" if report.comparison.losses_reported else "no loss"
         return Side("scratch", f"{named(report.spec.scratch)}, your code", [], loss)
     convention = report.spec.named_convention()
     given = letters(report.training)
@@ -163,21 +163,20 @@ def sentence(report: Report) -> str:
     """Say the verdict in one sentence."""
     if report.verdict == "equivalent":
         what = "" if judged(report, "parameters") else " in the reported loss"
-        return f"EQUIVALENT{what} over {count(report.compared, 'step')}: {kept(report)}"
+        return f"EQUIVALENT{what} over {count(report.comparison.compared, 'step')}: {kept(report)}"
     if report.verdict == "inconclusive":
-        before = min(report.verdict_stops.values(), default=1) - 1
+        before = min(report.comparison.stops(report.spec.compare).values(), default=1) - 1
         until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
         agree = f"; {until}" if before else ""
         return f"INCONCLUSIVE: {report.reason}{agree}"
+    steps = f"{report.comparison.steps:,}"
     divergence = report.first_divergence
     if divergence is not None and judged(report, "parameters"):
-        return (
-            f"DIVERGED at step {divergence.step:,} of {report.steps:,}: {part(report, divergence)}"
-        )
+        return f"DIVERGED at step {divergence.step:,} of {steps}: {part(report, divergence)}"
     loss = report.first_loss_divergence
     assert loss is not None
     agree = "; the training itself agrees" if divergence is None else ""
-    return f"DIVERGED at step {loss.step:,} of {report.steps:,}, in the reported loss{agree}"
+    return f"DIVERGED at step {loss.step:,} of {steps}, in the reported loss{agree}"
 
 
 def part(report: Report, divergence: Divergence) -> str:

@@ -12,7 +12,7 @@ from regcheck.spec.tolerance import Tolerance
 
 def kept(report: Report) -> str:
     """Say how well a run that agrees keeps its tolerances."""
-    tensors = report.spec.judged([*report.trace.tensors, "loss"])
+    tensors = report.spec.judged([*report.comparison.trace.tensors, "loss"])
     tolerances = {tolerance_text(report.spec.tolerance.of(name)) for name in tensors}
     if any(report.spec.tolerance.of(name).on_drift for name in tensors):
         return f"every step keeps {' and '.join(sorted(tolerances))}"
@@ -27,17 +27,19 @@ def kept(report: Report) -> str:
 
 def ratio_head(report: Report) -> str:
     """Head the column of what is judged: `× bound`, `× tol` on the drift, `ratio` where mixed."""
-    drifts = {report.spec.tolerance.of(name).on_drift for name in report.trace.tensors}
+    drifts = {report.spec.tolerance.of(name).on_drift for name in report.comparison.trace.tensors}
     return "ratio" if len(drifts) > 1 else "× tol" if True in drifts else "× bound"
 
 
 def ratio_legend(report: Report) -> list[str]:
     """Say what that column holds, and above which number a step diverges; and so for the loss."""
     tolerances = report.spec.tolerance
-    same = any(tolerances.of("loss") == tolerances.of(name) for name in report.trace.tensors)
+    same = any(
+        tolerances.of("loss") == tolerances.of(name) for name in report.comparison.trace.tensors
+    )
     loss_alone = [] if same else report.spec.judged(["loss"])
     limits: dict[str, list[str]] = {}
-    for name in (*report.trace.tensors, *loss_alone):
+    for name in (*report.comparison.trace.tensors, *loss_alone):
         tolerance = report.spec.tolerance.of(name)
         if tolerance.exact:
             text = "drift, which must be 0 to the last bit"
@@ -67,14 +69,18 @@ def smallest_line(report: Report) -> str:
 
     Where all that is judged has one tolerance, so has what is told; else each its own.
     """
-    what = " what was judged" if report.first_unjudged or report.first_loss_unjudged else ""
-    names = report.spec.judged(report.needed)
+    what = (
+        " what was judged"
+        if report.comparison.first_unjudged or report.comparison.first_loss_unjudged
+        else ""
+    )
+    names = report.spec.judged(report.comparison.drift.needed)
     tolerances = [report.spec.tolerance.of(name) for name in names]
     if len(set(tolerances)) == 1:
         told = smallest_forms(report.smallest_tolerance(), tolerances[0])
         return f"Smallest tolerance that passes{what}: {told}."
     parts = [
-        f"{name} {smallest_forms(report.needed[name], tolerance)}"
+        f"{name} {smallest_forms(report.comparison.drift.needed[name], tolerance)}"
         for name, tolerance in zip(names, tolerances, strict=True)
     ]
     return f"Smallest tolerances that pass{what}: {'; '.join(parts)}."
