@@ -23,7 +23,7 @@ from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, sides_of
 from regcheck.trainers.torch_trainer import environment as torch_environment
 from regcheck.trainers.torch_trainer import torch_settings
-from regcheck.user_code.generator import TIMEOUT
+from regcheck.user_code.function import TIMEOUT
 from regcheck.user_code.updates import WANTED, kind_of
 
 Code = Callable[[Any], Any]

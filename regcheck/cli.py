@@ -176,7 +176,7 @@ def run_one(path: Path, show: Output, how: How) -> int:
         load_trainers()
         from regcheck.checking import check_loaded, strict
         from regcheck.report.terminal import progress
-        from regcheck.user_code.generator import TIMEOUT
+        from regcheck.user_code.function import TIMEOUT
 
         timeout = how.timeout or TIMEOUT
         with progress(path.name) as advance:

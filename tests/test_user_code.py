@@ -21,9 +21,11 @@ import torch
 from regcheck.errors import RegcheckError, UserCodeError
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
-from regcheck.user_code.alarm import Deadline, Ended, Timer
-from regcheck.user_code.generator import TIMEOUT, ScratchSteps, UserFunction, Yielded, imported
+from regcheck.user_code.alarm import Alarm, TimedOut
+from regcheck.user_code.function import TIMEOUT, UserFunction, imported
+from regcheck.user_code.generator import ScratchSteps
 from regcheck.user_code.problem_api import UserProblem, user_problem
+from regcheck.user_code.updates import Yielded
 from tests.conftest import ROOT
 
 STEPS = 4
@@ -116,8 +118,8 @@ def test_function_from_python_is_driven_likewise() -> None:
 
 
 def test_call_hands_arguments_in_and_the_result_out() -> None:
-    assert UserFunction(divmod, "divmod").call(7, 2) == (3, 1)
     assert UserFunction(lambda a, b=2: [a, b], "f").call(1) == [1, 2]
+    assert UserFunction(int, "int").call(1.5) == 1
 
 
 @pytest.mark.parametrize(
@@ -518,8 +520,8 @@ def test_error_is_one_that_the_command_line_tells() -> None:
 
 def test_call_with_arguments_that_do_not_fit_is_told() -> None:
     with pytest.raises(UserCodeError) as told:
-        UserFunction(lambda output: 0, "loss").call(1, 2)
-    expected = "loss: cannot be called with 2 arguments: its parameters are (output) (too many"
+        UserFunction(lambda: 0, "loss").call(1)
+    expected = "loss: cannot be called with the problem alone: its parameters are () (too many"
     assert str(told.value).startswith(expected)
 
 
@@ -826,7 +828,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from regcheck.errors import UserCodeError
-from regcheck.user_code.generator import ScratchSteps, imported
+from regcheck.user_code.function import imported
+from regcheck.user_code.generator import ScratchSteps
 from tests.test_user_code import SHAPES, STEPS, problem
 
 sys.stdout.write("begin,")
@@ -844,6 +847,9 @@ sys.stdout.write("end")
 """
 
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def run_apart(
     folder: Path, source: str, timeout: float = TIMEOUT, stdin: str = "typed\n"
 ) -> subprocess.CompletedProcess[str]:
@@ -852,7 +858,7 @@ def run_apart(
     return subprocess.run(
         [sys.executable, "-c", DRIVER, str(folder), str(timeout)],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        env=BUFFERED,
         input=stdin,
         capture_output=True,
         text=True,
@@ -921,6 +927,7 @@ def test_standard_error_may_be_closed(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
         cwd=ROOT,
+        env=BUFFERED,
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -935,6 +942,7 @@ def test_file_named_like_a_module_not_yet_loaded_is_no_problem(tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), "20"],
         cwd=ROOT,
+        env=BUFFERED,
         capture_output=True,
         text=True,
         check=False,
@@ -979,7 +987,7 @@ def test_torch_first_loaded_by_the_code_keeps_its_own_modes_outside(tmp_path: Pa
     """
     write(tmp_path / "mine.py", source)
     script = (
-        "import sys; from pathlib import Path; from regcheck.user_code.generator import imported\n"
+        "import sys; from pathlib import Path; from regcheck.user_code.function import imported\n"
         "with imported('mine.py:train', Path(sys.argv[1])) as function:\n"
         "    torch = sys.modules['torch']\n"
         "    print(torch.get_default_dtype(), torch.is_grad_enabled(), *function.call(0))"
@@ -987,6 +995,7 @@ def test_torch_first_loaded_by_the_code_keeps_its_own_modes_outside(tmp_path: Pa
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=ROOT,
+        env=BUFFERED,
         capture_output=True,
         text=True,
         check=False,
@@ -1084,7 +1093,7 @@ def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> 
 
 def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
     script = (
-        "import threading, time; from regcheck.user_code.generator import UserFunction\n"
+        "import threading, time; from regcheck.user_code.function import UserFunction\n"
         "function = UserFunction(time.sleep, 'mine.py:train', 0.3)\n"
         "threading.Thread(target=function.call, args=[1e6]).start()"
     )
@@ -1122,14 +1131,13 @@ def test_callers_timer_and_handler_come_back() -> None:
 
 
 def test_alarm_that_rings_after_the_call_raises_nothing() -> None:
-    deadline = Deadline(1.0, lambda: None)
-    deadline.begin()
-    with pytest.raises(Ended):
-        Timer(deadline).ring(signal.SIGALRM, sys._getframe())
-    deadline.begin()
-    deadline.running = False
-    Timer(deadline).ring(signal.SIGALRM, sys._getframe())
-    assert deadline.struck is None
+    alarm = Alarm(1.0, lambda: None)
+    alarm.running = True
+    with pytest.raises(TimedOut):
+        alarm.ring(signal.SIGALRM, sys._getframe())
+    alarm.running, alarm.expired = False, None
+    alarm.ring(signal.SIGALRM, sys._getframe())
+    assert alarm.expired is None
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
@@ -1161,8 +1169,8 @@ def test_training_works_in_another_thread(tmp_path: Path) -> None:
 
 
 def test_function_may_move_between_threads() -> None:
-    function = UserFunction(threading.get_ident, "ident", 0.5)
-    idents = [function.call(), in_thread(function.call), function.call()]
+    function = UserFunction(lambda problem: threading.get_ident(), "ident", 0.5)
+    idents = [function.call(0), in_thread(lambda: function.call(0)), function.call(0)]
     assert idents[0] == idents[2] == threading.get_ident() != idents[1]
 
 
@@ -1172,6 +1180,6 @@ def test_step_is_cheap_to_guard() -> None:
     for _ in range(20):
         begin = time.perf_counter()
         for _ in range(100):
-            function.run("", int)
+            function.guard.run("", int)
         rounds.append((time.perf_counter() - begin) / 100)
     assert min(rounds) < 1e-4  # 15 µs where nothing else runs

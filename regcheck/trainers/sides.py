@@ -30,9 +30,11 @@ from regcheck.trainers.torch_model import (
     wrap_user_module,
 )
 from regcheck.trainers.torch_trainer import TorchTrainer
-from regcheck.user_code.generator import ScratchSteps, UserFunction, imported
+from regcheck.user_code.function import UserFunction, imported
+from regcheck.user_code.generator import ScratchSteps
 from regcheck.user_code.guard import Guard
 from regcheck.user_code.problem_api import user_problem
+from regcheck.user_code.surroundings import descriptors_diverted
 
 Trainer = Callable[[Problem], NumpyTrainer]
 """Makes the built-in scratch side."""
@@ -156,6 +158,7 @@ def user_function(
 ) -> UserFunction:
     """Give a user's function, imported for as long as the stack lasts."""
     if callable(code):
+        stack.enter_context(descriptors_diverted())
         return UserFunction(code, f"{side} {label_of(code)}", timeout, side=side)
     return stack.enter_context(imported(code, folder, timeout, side))
 
@@ -170,7 +173,7 @@ def guarded_by(build: UserFunction, timeout: float) -> Callable[..., Any]:
 
     What they import, print and set is theirs, as it is the function's.
     """
-    guard = Guard("framework", timeout, build.guard.own.folder, build.guard.surroundings)
+    guard = Guard("framework", timeout, build.guard.folder, build.guard.surroundings)
 
     def guarded(function: Callable[..., Any], *args: Any) -> Any:
         if guard.surroundings.inside:  # within a larger piece of work that is watched as a whole

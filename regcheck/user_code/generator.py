@@ -1,7 +1,4 @@
-"""A user's scratch function, driven one update at a time.
-
-`UserFunction` and `imported` are handed on: they are what a user's code is called by.
-"""
+"""A user's scratch function, driven one update at a time."""
 
 from __future__ import annotations
 
@@ -13,11 +10,9 @@ from typing import TypeVar
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import layout_of
 from regcheck.problem.problem import Array
-from regcheck.user_code.function import TIMEOUT, UserFunction, called, imported
+from regcheck.user_code.function import UserFunction
 from regcheck.user_code.problem_api import UserProblem
 from regcheck.user_code.updates import Refused, Yielded, kind_of, pattern, read
-
-__all__ = ["TIMEOUT", "ScratchSteps", "UserFunction", "Yielded", "imported"]
 
 Result = TypeVar("Result")
 
@@ -26,14 +21,14 @@ class ScratchSteps:
     """The updates of a user's scratch function, one at a time.
 
     Args:
-        function: called with `problem`, it gives a generator.
+        function: called with `problem`, it returns a generator.
         problem: what it is called with.
         shapes: torch's shape of each parameter.
         steps: how many updates there must be.
         fixed: the parameters that nobody trains, which need not be yielded.
 
     Raises:
-        UserCodeError: the function gives no generator, or fails.
+        UserCodeError: the function returns no generator, or fails.
     """
 
     def __init__(
@@ -45,9 +40,9 @@ class ScratchSteps:
         fixed: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
         self.function, self.problem, self.fixed = function, problem, fixed
-        self.shapes, self.steps = dict(shapes), steps
-        self.layout = layout_of(self.shapes)
-        self.came = 0
+        self.layout, self.steps = layout_of(dict(shapes)), steps
+        self.pattern = pattern(shapes)
+        self.taken = 0
         self.generator = self.run("at its start", self.begin)
 
     def next(self) -> Yielded:
@@ -56,7 +51,7 @@ class ScratchSteps:
         Raises:
             UserCodeError: it fails, ends too early, or yields something else.
         """
-        return self.run(f"step {self.came + 1} of {self.steps}", self.advance)
+        return self.run(f"step {self.taken + 1} of {self.steps}", self.advance)
 
     def finish(self) -> None:
         """Let the function end after its last step.
@@ -71,76 +66,60 @@ class ScratchSteps:
         close = getattr(getattr(self, "generator", None), "close", None)
         if close is not None:
             with contextlib.suppress(UserCodeError):
-                self.function.run("at its end", close)
+                self.function.guard.run("at its end", close)
 
     def run(self, moment: str, work: Callable[[], Result]) -> Result:
         """Run a part of the function under guard; close it where that fails."""
         try:
-            return self.function.run(moment, work)
+            return self.function.guard.run(moment, work)
         except UserCodeError:
             self.close()
             raise
 
     def begin(self) -> Iterator[object]:
         """Call the function."""
-        made = called(self.function.label, self.function.function, (self.problem,), "scratch")
+        made = self.function.call_unguarded(self.problem)
         if isinstance(made, Iterator):
             return made
-        raise self.complaint("", no_generator(made, pattern(self.shapes)))
+        if isinstance(made, Coroutine):
+            made.close()
+        if isinstance(made, AsyncIterable | Coroutine):
+            text = "is an async function; write `def` for `async def`, and\n"
+            raise UserCodeError(f"{self.function.label}: {text}  `{self.pattern}` in it")
+        raise UserCodeError(
+            f"{self.function.label}: must be a generator, and returned {kind_of(made)}\n"
+            f"  Put `{self.pattern}` after each update, in place of what it returns at the end."
+        )
 
     def advance(self) -> Yielded:
         """Take one step and read what is yielded."""
         try:
             value = next(self.generator)
         except StopIteration:
-            raise self.complaint("", self.too_few()) from None
-        self.came += 1
+            taken = f"after {self.taken} of them" if self.taken else "without a single `yield`"
+            todo = f"`{self.pattern}` once after each update in `for rows in problem.batches:`."
+            raise self.wrong_count(f"ended {taken}", todo) from None
+        self.taken += 1
         try:
             return read(value, self.layout, self.fixed)
         except Refused as refused:
-            raise self.complaint(f"step {self.came} of {self.steps}: ", str(refused)) from None
+            where = f"{self.function.label}: step {self.taken} of {self.steps}"
+            raise UserCodeError(f"{where}: {refused}") from None
 
     def end(self) -> None:
         """Run what follows the last yield."""
         for _ in self.generator:
-            raise self.complaint("", self.too_many())
+            raise self.wrong_count(
+                "yields once more",
+                "yield once after each update and not before the first, and put no loop over "
+                "epochs\n  around `for rows in problem.batches:`.",
+            )
 
-    def complaint(self, moment: str, text: str) -> UserCodeError:
-        """Make an error about the function."""
-        return UserCodeError(f"{self.function.label}: {moment}{text}")
-
-    def too_few(self) -> str:
-        """Tell that the function ended early."""
-        came = "without a single `yield`" if not self.came else f"after {self.came} of them"
-        return (
-            f"must yield {self.steps} times, and ended {came}\n"
-            f"  There is one step for each of problem.batches, {self.epochs()}:\n"
-            f"  `{pattern(self.shapes)}` once after each update in "
-            "`for rows in problem.batches:`."
+    def wrong_count(self, found: str, todo: str) -> UserCodeError:
+        """Make the error of a function that does not yield once for each step."""
+        epochs = self.problem.epochs
+        of_all = f"over all {epochs:,} epochs" if epochs > 1 else "which are those of the one epoch"
+        return UserCodeError(
+            f"{self.function.label}: must yield {self.steps} times, and {found}\n"
+            f"  There is one step for each of problem.batches, {of_all}:\n  {todo}"
         )
-
-    def too_many(self) -> str:
-        """Tell that the function goes on."""
-        return (
-            f"must yield {self.steps} times, and yields once more\n"
-            f"  There is one step for each of problem.batches, {self.epochs()}:\n"
-            "  yield once after each update and not before the first, and put no loop over epochs\n"
-            "  around `for rows in problem.batches:`."
-        )
-
-    def epochs(self) -> str:
-        """Say which epochs the batches are of."""
-        count = self.problem.epochs
-        return "which are those of the one epoch" if count == 1 else f"over all {count:,} epochs"
-
-
-def no_generator(made: object, example: str) -> str:
-    """Tell that a function gave something else than a generator."""
-    if isinstance(made, Coroutine):
-        made.close()
-    if isinstance(made, AsyncIterable | Coroutine):
-        return f"is an async function; write `def` for `async def`, and\n  `{example}` in it"
-    return (
-        f"must be a generator, and returned {kind_of(made)}\n"
-        f"  Put `{example}` after each update, in place of what it returns at the end."
-    )

@@ -1,8 +1,4 @@
-"""Run code that is not regcheck's: it cannot print into the report, end the program or hang.
-
-`Guard.run` runs one call into a user's code in its own surroundings (`surroundings`), for so long
-as it may take (`alarm`), and tells what went wrong in the user's own lines (`telling`).
-"""
+"""Run code that is not regcheck's: it cannot print into the report, end the program or hang."""
 
 from __future__ import annotations
 
@@ -16,11 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from regcheck.errors import UserCodeError
-from regcheck.user_code.alarm import Deadline, Ended, alarm_here
+from regcheck.user_code.alarm import Alarm, TimedOut
 from regcheck.user_code.surroundings import Surroundings
-from regcheck.user_code.tracebacks import Own, hung, raised
-
-__all__ = ["Guard"]
+from regcheck.user_code.tracebacks import exception_text, timeout_text
 
 Result = TypeVar("Result")
 
@@ -42,15 +36,13 @@ class Guard:
         folder: str | None = None,
         surroundings: Surroundings | None = None,
     ) -> None:
-        self.label, self.timeout = label, timeout
-        self.own = Own(folder)
+        self.label, self.timeout, self.folder = label, timeout, folder
         self.surroundings = surroundings or Surroundings()
-        self.deadline = Deadline(timeout, self.last_words)
-        self.alarm = alarm_here(self.deadline)
+        self.alarm = Alarm(timeout, self.end_program)
         # NumPy's errstate and print options live in it: what the code sets stays in it, between
         # calls too, and what regcheck sets does not reach it.
         self.context = contextvars.copy_context()
-        self.context.run(numpy_defaults)
+        self.context.run(np.seterr, divide="warn", over="warn", under="ignore", invalid="warn")
 
     def run(self, moment: str, work: Callable[..., Result], *args: object) -> Result:
         """Run one call into the user's code.
@@ -63,53 +55,45 @@ class Guard:
         Raises:
             UserCodeError: the code raised something, tried to end the program, or took too long.
         """
-        self.moment = moment
-        self.alarm = self.alarm.here()
+        self.where = f"{self.label}: {moment}" if moment else self.label
         self.surroundings.swap_in()
         try:
             try:
                 self.alarm.start()
-                return self.context.run(self.told, work, args)
+                return self.context.run(self.call, work, args)
             finally:
                 self.alarm.stop()
-        except Ended:
+        except TimedOut:
             self.alarm.stop()
-            text = hung(self.where(), self.timeout, self.deadline.place, self.own)
-            raise UserCodeError(text) from None
+            raise UserCodeError(self.timeout_text()) from None
         finally:
             self.surroundings.swap_out()
 
-    def told(self, work: Callable[..., Result], args: tuple[object, ...]) -> Result:
-        """Run the call, and turn what it raises into a UserCodeError."""
+    def call(self, work: Callable[..., Result], args: tuple[object, ...]) -> Result:
+        """Call, and turn what is raised into a UserCodeError."""
         try:
             result = work(*args)
-            if self.deadline.struck is not None:  # it went on all the same
-                raise Ended
-            return result
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if self.deadline.struck is not None:  # whatever it made of being ended
-                raise Ended from None
+            if self.alarm.expired is not None:  # whatever it made of being interrupted
+                raise TimedOut from None
             if isinstance(error, UserCodeError):
                 raise
-            raise UserCodeError(raised(self.where(), error, self.own)) from error
+            raise UserCodeError(exception_text(self.where, error, self.folder)) from error
+        if self.alarm.expired is not None:  # it went on all the same
+            raise TimedOut
+        return result
 
-    def where(self) -> str:
-        """Say which code it is, and when."""
-        return f"{self.label}: {self.moment}" if self.moment else self.label
+    def timeout_text(self) -> str:
+        """Describe the call that took too long."""
+        return timeout_text(self.where, self.timeout, self.alarm.stack, self.folder)
 
-    def last_words(self) -> None:
+    def end_program(self) -> None:
         """End the program: the code catches even what is raised to end it."""
-        text = hung(self.where(), self.timeout, self.deadline.place, self.own)
         more = "It catches every exception, so regcheck has to end itself with it."
         self.surroundings.swap_out()
         with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stdout.flush()
-        os.write(2, f"{text}\n{more}\n".encode())
+        os.write(2, f"{self.timeout_text()}\n{more}\n".encode())
         os._exit(2)
-
-
-def numpy_defaults() -> None:
-    """Set NumPy's own error handling."""
-    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")

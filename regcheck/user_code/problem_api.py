@@ -6,10 +6,9 @@ place spoils its own training only.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,81 +18,61 @@ from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.convention import is_bias
 from regcheck.spec import Spec
 
-if TYPE_CHECKING:
-    from regcheck.problem.batches import RowIndex
-
 Rows = NDArray[np.intp]
 """Indices of rows of X."""
 
 Item = TypeVar("Item", covariant=True)
 
-ONE_LAYER = {"weight", "bias"}
-"""The names of the tensors of a linear or logistic model."""
 
+class PerStep(Sequence[Item]):
+    """One item a step, made when it is asked for; at most one epoch's order is held.
 
-class Lazy(Sequence[Item], Generic[Item]):
-    """One item a step, made when it is asked for; at most one epoch's order is held."""
+    Args:
+        schedule: which rows are whose.
+        item_of: makes a step's item of fresh index arrays of its micro-batches.
+        steps: which steps, from 0; all without it.
+    """
 
-    def __init__(self, schedule: Schedule, steps: range | None = None) -> None:
-        self.schedule = schedule
+    def __init__(
+        self,
+        schedule: Schedule,
+        item_of: Callable[[list[Rows]], Item],
+        steps: range | None = None,
+    ) -> None:
+        self.schedule, self.item_of = schedule, item_of
         self.steps = range(schedule.steps) if steps is None else steps
-        self.epoch: int = 0
+        self.epoch = 0
         self.order: Rows | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Self: ...
-
-    def __getitem__(self, index: int | slice) -> Item | Self:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return type(self)(self.schedule, self.steps[index])
+            return PerStep(self.schedule, self.item_of, self.steps[index])
         try:
             step = self.steps[index]
         except IndexError:
             text = f"there is no batch {index}: there are {len(self)}, one for each step"
             raise IndexError(text) from None
-        return self.made(self.parts(step))
+        epoch, batch = divmod(step, self.schedule.steps_per_epoch)
+        if epoch + 1 != self.epoch:
+            self.epoch, self.order = epoch + 1, self.schedule.order(epoch + 1)
+        micro_batches, _ = self.schedule.micro_batches(batch + 1, self.order)
+        return self.item_of(
+            [
+                np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.copy()
+                for rows in micro_batches
+            ]
+        )
 
     def __repr__(self) -> str:
         return f"<{len(self)} batches, one for each step>"
 
-    def parts(self, step: int) -> list[Rows]:
-        """Give fresh index arrays of a step's micro-batches; steps count from 0."""
-        epoch, batch = divmod(step, self.schedule.steps_per_epoch)
-        if epoch + 1 != self.epoch:
-            self.epoch, self.order = epoch + 1, self.schedule.order(epoch + 1)
-        parts, _ = self.schedule.micro_batches(batch + 1, self.order)
-        return [fresh(part) for part in parts]
 
-    @abstractmethod
-    def made(self, parts: list[Rows]) -> Item:
-        """Make a step's item of its micro-batches."""
-
-
-class Batches(Lazy[Rows]):
-    """The rows of each step."""
-
-    def made(self, parts: list[Rows]) -> Rows:
-        """Join the micro-batches."""
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class MicroBatches(Lazy[list[Rows]]):
-    """The rows of each step's micro-batches."""
-
-    def made(self, parts: list[Rows]) -> list[Rows]:
-        """Leave the micro-batches as they are."""
-        return parts
-
-
-def fresh(part: RowIndex) -> Rows:
-    """Make an index array of one's own."""
-    return np.arange(part.start, part.stop) if isinstance(part, slice) else part.copy()
+def joined(micro_batches: list[Rows]) -> Rows:
+    """Return the rows of all micro-batches."""
+    return micro_batches[0] if len(micro_batches) == 1 else np.concatenate(micro_batches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +120,15 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
     """
     schedule = problem.schedule
     dtype = problem.framework_dtype if framework else problem.scratch_dtype
+    initial = {name: tensor.astype(dtype) for name, tensor in problem.initial.items()}
+    if not framework and initial.keys() <= {"weight", "bias"} and "weight" in initial:
+        initial["weight"] = initial["weight"].reshape(-1)
     return UserProblem(
-        X=own_data(problem.X, dtype),
-        y=own_data(problem.y, dtype),
-        batches=Batches(schedule),
-        micro_batches=MicroBatches(schedule) if schedule.accumulate > 1 else None,
-        initial=own_start(problem.initial, dtype, framework=framework),
+        X=copied(problem.X, dtype),
+        y=copied(problem.y, dtype),
+        batches=PerStep(schedule, joined),
+        micro_batches=PerStep(schedule, list) if schedule.accumulate > 1 else None,
+        initial=initial,
         lr=schedule.lr,
         lrs=learning_rates(schedule),
         weight_decay=plain_decay(problem.weight_decay),
@@ -161,17 +143,9 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
     )
 
 
-def own_data(data: Array, dtype: str) -> Array:
+def copied(data: Array, dtype: str) -> Array:
     """Copy data to a dtype; integers, which are indices and labels, stay what they are."""
     return data.copy() if data.dtype.kind == "i" else data.astype(dtype)
-
-
-def own_start(initial: Parameters, dtype: str, *, framework: bool) -> Parameters:
-    """Copy the start to a dtype, the one-layer weight as the side writes it."""
-    start = {name: tensor.astype(dtype) for name, tensor in initial.items()}
-    if not framework and set(start) <= ONE_LAYER and "weight" in start:
-        start["weight"] = start["weight"].reshape(-1)
-    return start
 
 
 def learning_rates(schedule: Schedule) -> NDArray[np.float64]:

@@ -8,88 +8,60 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import io
 import os
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from itertools import takewhile
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, NoReturn
 
-from regcheck.user_code.own_modules import Modules
+import numpy as np
 
-SWAPPED: tuple[tuple[dict[str, Any], str], ...] = (
-    (vars(sys), "stdout"),
-    (vars(sys), "__stdout__"),
-    (vars(sys), "stderr"),
-    (vars(sys), "stdin"),
-    (vars(sys), "__stdin__"),
-    (vars(sys), "argv"),
-    (vars(sys), "path"),
-    (vars(sys), "dont_write_bytecode"),
-    (vars(os), "_exit"),
-    (vars(warnings), "filters"),
-    (vars(warnings), "showwarning"),
-)
-"""Names that the code has its own of."""
-
-
-class ToStandardError(io.RawIOBase):
-    """A stream to regcheck's standard error that the code may close or wrap."""
-
-    def __init__(self) -> None:
-        self.target: Any = None
-
-    def writable(self) -> bool:
-        """Say that it can be written to."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """Write bytes to whatever regcheck's standard error is."""
-        if self.target is not None:
-            self.target.write(bytes(data).decode("utf-8", "replace"))
-        return len(data)
-
-    def fileno(self) -> int:
-        """Give standard error's file descriptor."""
-        if self.target is None:
-            raise io.UnsupportedOperation("fileno")
-        return int(self.target.fileno())
-
-    def isatty(self) -> bool:
-        """Say whether standard error is a terminal."""
-        return self.target is not None and self.target.isatty()
+from regcheck.user_code.tracebacks import is_library
 
 
 class Surroundings:
-    """Swaps what the code finds around it in and out."""
+    """Swaps what the code finds around it in and out.
+
+    Args:
+        modules: those of the code's own folder; None where it has none.
+        argv: the code's sys.argv.
+    """
 
     def __init__(self, modules: Modules | None = None, argv: list[str] | None = None) -> None:
-        self.raw = ToStandardError(), ToStandardError()
+        self.modules = modules
+        self.raw = StandardError(), StandardError()
         # Held here too: a stream that the code replaces must not close what it wrote to.
         self.streams = out, error = text_stream(self.raw[0]), text_stream(self.raw[1])
         empty = io.TextIOWrapper(io.BytesIO())
-        self.modules = modules
-        path = ([modules.folder] if modules else []) + sys.path
-        argv = argv or sys.argv[:1]
-        filters = list(warnings.filters)
-        values = (out, out, error, empty, empty, argv, path, True, left_by(os.getpid()))
-        self.values: list[Any] = [*values, filters, warnings.showwarning]
-        self.folder: str | None = None
-        self.ours: str | None = None
-        self.our_modes: tuple[bool, Any] | None = None
-        self.their_modes: tuple[bool, Any] | None = None
-        self.saved: list[tuple[int, int]] = []
+        self.others: dict[tuple[ModuleType, str], Any] = {
+            (sys, "stdout"): out,
+            (sys, "__stdout__"): out,
+            (sys, "stderr"): error,
+            (sys, "stdin"): empty,
+            (sys, "__stdin__"): empty,
+            (sys, "argv"): argv or sys.argv[:1],
+            (sys, "path"): ([modules.folder] if modules else []) + sys.path,
+            (sys, "dont_write_bytecode"): True,
+            (os, "_exit"): exit_of_forks(),
+            (warnings, "filters"): list(warnings.filters),
+            (warnings, "showwarning"): warnings.showwarning,
+        }
+        self.own_settings = read_settings()
         self.inside = False
 
     def swap_in(self) -> None:
         """Give the code what is its own."""
         for raw in self.raw:
             raw.target = sys.stderr
-        self.divert()
-        self.swap()
-        self.enter_folder()
-        self.enter_torch()
+        self.swap_attributes()
+        self.regchecks_settings = read_settings()
+        if self.own_settings != self.regchecks_settings:
+            put_in_force(self.own_settings)
         if self.modules:
             self.modules.swap_in()
         self.pid = os.getpid()
@@ -101,86 +73,97 @@ class Surroundings:
             return
         self.inside = False
         if self.modules:
-            self.modules.swap_out(set(sys.path))
-        self.leave_torch()
-        self.leave_folder()
-        self.swap()
+            self.modules.swap_out()
+        self.own_settings = read_settings()
+        if self.own_settings != self.regchecks_settings:
+            put_in_force(self.regchecks_settings)
+        self.swap_attributes()
         if os.getpid() != self.pid:
             os._exit(0)
-        self.restore()
 
-    def swap(self) -> None:
-        """Exchange the attributes for the others."""
-        for index, (names, name) in enumerate(SWAPPED):
-            self.values[index], names[name] = names.get(name), self.values[index]
-
-    def divert(self) -> None:
-        """Send what is written to file descriptor 1 to 2, and let nothing be read from 0."""
-        self.saved.clear()
-        if is_stream_of(sys.stdout, 1):
-            self.redirect(2, 1)
-        if is_stream_of(sys.stdin, 0):
-            self.redirect(null_device(), 0)
-
-    def redirect(self, source: int, target: int) -> None:
-        """Put one file descriptor in another's place until `restore`."""
-        self.saved.append((copy_of(target), target))
-        os.dup2(source, target)
-
-    def restore(self) -> None:
-        """Put the file descriptors back; what C code still holds in its buffers goes first."""
-        for copy, target in self.saved:
-            if target == 1:
-                flush_c_streams()
-            os.dup2(copy, target)
-            os.close(copy)
-        self.saved.clear()
-
-    def enter_folder(self) -> None:
-        """Go to the folder that the code went to."""
-        self.ours = current_folder()
-        if self.folder is not None:
-            with contextlib.suppress(OSError):  # it is gone
-                os.chdir(self.folder)
-
-    def leave_folder(self) -> None:
-        """Go back, and note where the code was."""
-        theirs = current_folder()
-        self.folder = theirs if theirs != self.ours else None
-        if theirs != self.ours and self.ours is not None:
-            os.chdir(self.ours)
-
-    def enter_torch(self) -> None:
-        """Set the code's own modes of torch, where torch is loaded; they are global."""
-        torch = loaded_torch()
-        self.our_modes = torch and modes_of(torch)
-        if torch and self.their_modes:
-            set_modes(torch, self.their_modes)
-
-    def leave_torch(self) -> None:
-        """Set regcheck's modes again; torch's own where the code was the first to load it."""
-        torch = loaded_torch()
-        if torch:
-            self.their_modes = modes_of(torch)
-            set_modes(torch, self.our_modes or (True, torch.float32))
+    def swap_attributes(self) -> None:
+        """Exchange the modules' attributes for the others."""
+        for (module, name), other in self.others.items():
+            self.others[module, name] = getattr(module, name, None)
+            setattr(module, name, other)
 
 
-def loaded_torch() -> Any:
-    """Give torch if something has loaded it; it is never loaded for this."""
-    torch = sys.modules.get("torch")
-    return torch if hasattr(torch, "set_default_dtype") else None
+class Modules:
+    """The modules that code imports from its own folder, there only while the code runs.
+
+    Modules of the same names that were loaded from elsewhere make way meanwhile, but for the
+    libraries': those rely on each other.
+
+    Args:
+        folder: the code's folder; what else it puts on sys.path counts likewise.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.known_path = set(sys.path)
+        self.own: dict[str, ModuleType] = {}
+        self.displaced: dict[str, ModuleType] = {}
+        provided = {module.name for module in pkgutil.iter_modules([folder])}
+        foreign = {name for name in provided - {"__main__", "regcheck"} if self.is_foreign(name)}
+        self.to_displace = [name for name in sys.modules if name.partition(".")[0] in foreign]
+
+    def is_foreign(self, name: str) -> bool:
+        """Return whether a module of the name was loaded, neither from the folder nor a library."""
+        home = home_of(sys.modules.get(name))
+        return home is not None and home != self.folder and not is_library(home)
+
+    def swap_in(self) -> None:
+        """Put the code's modules into sys.modules."""
+        for name in self.to_displace:
+            if name in sys.modules:
+                self.displaced[name] = sys.modules.pop(name)
+        sys.modules.update(self.own)
+        self.last = next(reversed(sys.modules))
+
+    def swap_out(self) -> None:
+        """Take them out, with those that the code has imported meanwhile."""
+        added = {str(Path(folder).absolute()) for folder in set(sys.path) - self.known_path}
+        # sys.modules keeps the order in which modules were put in.
+        for name in takewhile(lambda name: name != self.last, reversed(sys.modules)):
+            if home_of(sys.modules.get(name.partition(".")[0])) in {self.folder, *added}:
+                self.own[name] = sys.modules[name]
+        for name in self.own:
+            sys.modules.pop(name, None)
+        sys.modules.update(self.displaced)
+        self.displaced = {}
 
 
-def modes_of(torch: Any) -> tuple[bool, Any]:
-    """Tell whether torch records gradients, and its default dtype."""
-    return torch.is_grad_enabled(), torch.get_default_dtype()
+def home_of(module: ModuleType | None) -> str | None:
+    """Return the folder that a top-level module was imported from."""
+    paths = getattr(module, "__path__", None)
+    place = next(iter(paths), None) if paths else getattr(module, "__file__", None)
+    return str(Path(place).absolute().parent) if isinstance(place, str) else None
 
 
-def set_modes(torch: Any, modes: tuple[bool, Any]) -> None:
-    """Set what `modes_of` tells."""
-    if modes != modes_of(torch):
-        torch.set_grad_enabled(modes[0])
-        torch.set_default_dtype(modes[1])
+class StandardError(io.RawIOBase):
+    """A stream to whatever regcheck's standard error is, which the code may close or wrap."""
+
+    target: Any = None
+
+    def writable(self) -> bool:
+        """Return that it can be written to."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes as text."""
+        if self.target is not None:
+            self.target.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+    def fileno(self) -> int:
+        """Return standard error's file descriptor."""
+        if self.target is None:
+            raise io.UnsupportedOperation("fileno")
+        return int(self.target.fileno())
+
+    def isatty(self) -> bool:
+        """Return whether standard error is a terminal."""
+        return self.target is not None and self.target.isatty()
 
 
 def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
@@ -189,9 +172,9 @@ def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
     return io.TextIOWrapper(buffer, "utf-8", "backslashreplace", write_through=True)
 
 
-def left_by(pid: int) -> Callable[[int], NoReturn]:
-    """Make what stands for os._exit; processes that the code has forked do end."""
-    end = os._exit
+def exit_of_forks() -> Callable[[int], NoReturn]:
+    """Make what stands for os._exit: only processes that the code has forked end by it."""
+    end, pid = os._exit, os.getpid()
 
     def leave(status: int) -> NoReturn:
         if os.getpid() != pid:
@@ -201,65 +184,94 @@ def left_by(pid: int) -> Callable[[int], NoReturn]:
     return leave
 
 
+class Settings(NamedTuple):
+    """What is set for the whole process.
+
+    Attributes:
+        folder: the working directory; None where it is gone.
+        torch: whether it records gradients, and its default dtype; None where it is not loaded.
+    """
+
+    folder: str | None
+    torch: tuple[bool, Any] | None
+
+
+def read_settings() -> Settings:
+    """Return what is set now."""
+    try:
+        folder = os.getcwd()  # noqa: PTH109  # Path.cwd() takes longer, and this runs each step
+    except OSError:
+        folder = None
+    torch = loaded_torch()
+    modes = (torch.is_grad_enabled(), torch.get_default_dtype()) if torch else None
+    return Settings(folder, modes)
+
+
+def put_in_force(settings: Settings) -> None:
+    """Set all again; where torch was loaded only since, its own modes."""
+    if settings.folder is not None:
+        with contextlib.suppress(OSError):  # it is gone
+            os.chdir(settings.folder)
+    torch = loaded_torch()
+    if torch:
+        records_gradients, dtype = settings.torch or (True, torch.float32)
+        torch.set_grad_enabled(records_gradients)
+        torch.set_default_dtype(dtype)
+
+
+def loaded_torch() -> Any:
+    """Return torch if something has loaded it; it is never loaded for this."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "set_default_dtype") else None
+
+
+@contextlib.contextmanager
+def descriptors_diverted() -> Iterator[None]:
+    """Send what is written to file descriptor 1 to 2 meanwhile, and let nothing be read from 0.
+
+    Code that reaches past `sys.stdout`, and processes that it starts, cannot print into the report;
+    nor can code that closes descriptors take the report's away.
+    """
+    # A standard descriptor that is closed leads nowhere from now on: the copy of another would
+    # take its place.
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    copies = []
+    streams = ((sys.stderr, 2, 2), (sys.stdout, 1, 2), (sys.stdin, 0, null))
+    for stream, descriptor, source in streams:
+        if is_stream_of(stream, descriptor):
+            stream.flush()
+            copies.append((descriptor, os.dup(descriptor)))
+            os.dup2(source, descriptor)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # it has another name
+            ctypes.CDLL(None).fflush(None)  # what C code has printed and not yet written
+        for descriptor, copy in copies:
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(null)
+
+
 def is_stream_of(stream: Any, descriptor: int) -> bool:
-    """Say whether a stream writes to or reads from a file descriptor."""
+    """Return whether a stream writes to or reads from a file descriptor."""
     try:
         return bool(stream.fileno() == descriptor)
     except (AttributeError, OSError, ValueError):
         return False
 
 
-def current_folder() -> str | None:
-    """Give the working directory; None where it is gone."""
-    try:
-        return os.getcwd()  # noqa: PTH109  # Path.cwd() takes longer, and this runs each step
-    except OSError:
-        return None
-
-
-def copy_of(descriptor: int) -> int:
-    """Copy a file descriptor; a standard one that is closed leads nowhere from then on.
-
-    Otherwise the copy would take its place, and be standard error.
-    """
-    copy = os.dup(descriptor)
-    while copy <= 2:
-        os.dup2(null_device(), copy)
-        copy = os.dup(descriptor)
-    return copy
-
-
-@functools.cache
-def null_device() -> int:
-    """Open the null device once."""
-    return os.open(os.devnull, os.O_RDWR)
-
-
-@functools.cache
-def c_flush() -> Any:
-    """Find C's fflush; None where it has another name."""
-    try:
-        return ctypes.CDLL(None).fflush
-    except (AttributeError, OSError, TypeError):
-        return None
-
-
-def flush_c_streams() -> None:
-    """Write out what C code has printed and not yet written."""
-    flush = c_flush()
-    if flush is not None:
-        flush(None)
-
-
 @contextlib.contextmanager
 def environment_restored() -> Iterator[None]:
-    """Undo what the code does to os.environ and to Python's memory of folders."""
-    before, folders = dict(os.environ), set(sys.path_importer_cache)
+    """Undo what the code does to os.environ, NumPy's printing and Python's memory of folders."""
+    environment, importers = dict(os.environ), set(sys.path_importer_cache)
     try:
-        yield
+        with np.printoptions():
+            yield
     finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update({k: v for k, v in before.items() if os.environ.get(k) != v})
-        for folder in set(sys.path_importer_cache) - folders:
+        if os.environ != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        for folder in set(sys.path_importer_cache) - importers:
             del sys.path_importer_cache[folder]

@@ -1,10 +1,9 @@
-"""Tell what a user's code did, in the user's own lines."""
+"""Describe what a user's code did, in the user's own lines."""
 
 from __future__ import annotations
 
 import sysconfig
 import traceback
-from collections.abc import Iterable
 from pathlib import Path
 
 from regcheck.errors import one_line, shortened
@@ -54,110 +53,76 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "",
         "Modules beside your file can be imported, and what is installed where regcheck is.",
     ),
+    (BaseException, "", "Your own code raised it: fix it there."),
 )
-"""What to do about an exception whose text holds some words."""
-
-MEND = "Your own code raised it: fix it there."
+"""What to do about an exception whose text holds some words; the first that fits."""
 
 
-class Own:
-    """Tells the user's own frames from those of libraries and of regcheck."""
-
-    def __init__(self, folder: str | None) -> None:
-        self.folder = folder
-
-    def __call__(self, frame: traceback.FrameSummary) -> bool:
-        """Say whether a frame is the user's."""
-        file = frame.filename
-        if within(file, PACKAGE) or file.startswith("<frozen "):
-            return False
-        if self.folder and str(Path(file).parent) == self.folder:
-            return True
-        return not is_library(file)
-
-    def frames(self, stack: traceback.StackSummary) -> traceback.StackSummary:
-        """Keep the user's frames; where there are none, all but regcheck's."""
-        kept = [frame for frame in stack if self(frame)] or [
-            frame for frame in stack if not within(frame.filename, PACKAGE)
-        ]
-        return traceback.StackSummary.from_list(kept)
-
-
-def is_library(place: str) -> bool:
-    """Say whether a file or folder belongs to what is installed."""
-    return any(place == library or within(place, library) for library in LIBRARIES)
-
-
-def within(file: str, folder: str) -> bool:
-    """Say whether a file lies below a folder."""
-    return file.startswith((folder + "/", folder + "\\"))
-
-
-def raised(where: str, error: BaseException, own: Own) -> str:
-    """Tell what a call raised."""
-    told = traceback.TracebackException.from_exception(error)
-    keep_own(told, own, set())
+def exception_text(where: str, error: BaseException, folder: str | None) -> str:
+    """Describe what a call raised, with the frames of the user's code, which is in `folder`."""
+    described = traceback.TracebackException.from_exception(error)
+    chain = [described]
+    for one in chain:
+        one.stack = own_frames(one.stack, folder)
+        # Python itself writes the frames of a recursion in a few lines.
+        places = {(frame.filename, frame.lineno) for frame in one.stack}
+        if len(one.stack) > MOST_FRAMES and len(places) > MOST_FRAMES // 3:
+            del one.stack[MOST_FRAMES // 2 : -MOST_FRAMES // 2]
+        chain += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
     if isinstance(error, SystemExit):
         first = "tried to end the program, with sys.exit(), quit() or the like"
     else:
-        first = "raised " + shortened(one_line(summary(told)), 200)
-    lines = tidy("".join(told.format()).splitlines())
-    return "\n".join([f"{where}: {first}", f"  {hint(error, str(told))}", *lines])
+        lines = "".join(described.format_exception_only()).splitlines()
+        # Of a SyntaxError the place stands before it.
+        summary = next(line for line in lines if not line.startswith(" "))
+        first = "raised " + shortened(one_line(summary), 200)
+    text = str(described)
+    hint = next(todo for kind, words, todo in HINTS if isinstance(error, kind) and words in text)
+    return "\n".join([f"{where}: {first}", f"  {hint}", *tidy("".join(described.format()))])
 
 
-def summary(told: traceback.TracebackException) -> str:
-    """Give an exception's name and the first line of its text."""
-    lines = "".join(told.format_exception_only()).splitlines()
-    return next(line for line in lines if not line.startswith(" "))  # a place stands before it
-
-
-def hint(error: BaseException, text: str) -> str:
-    """Say what to do about an exception."""
-    for kind, words, todo in HINTS:
-        if isinstance(error, kind) and words in text:
-            return todo
-    return MEND
-
-
-def keep_own(told: traceback.TracebackException, own: Own, seen: set[int]) -> None:
-    """Leave only the user's frames in a traceback and in those it came from."""
-    if id(told) in seen:
-        return
-    seen.add(id(told))
-    told.stack = own.frames(told.stack)
-    if len(told.stack) > MOST_FRAMES and not repeats(told.stack):
-        half = MOST_FRAMES // 2
-        del told.stack[half:-half]
-    others = (told.__cause__, told.__context__, *(getattr(told, "exceptions", None) or ()))
-    for other in others:
-        if other is not None:
-            keep_own(other, own, seen)
-
-
-def repeats(stack: traceback.StackSummary) -> bool:
-    """Say whether Python itself tells the frames in a few lines, as it does in a recursion."""
-    return len({(frame.filename, frame.lineno) for frame in stack}) <= MOST_FRAMES // 3
-
-
-def hung(where: str, timeout: float, place: traceback.StackSummary | None, own: Own) -> str:
-    """Tell that a call took too long, and where it was."""
-    stack = own.frames(place) if place else []
-    found = traceback.StackSummary.from_list(stack[-1:])
+def timeout_text(
+    where: str, timeout: float, stack: traceback.StackSummary | None, folder: str | None
+) -> str:
+    """Describe a call that took too long, and where it was."""
+    last = own_frames(stack or traceback.StackSummary(), folder)[-1:]
     return "\n".join(
         [
             f"{where}: took longer than {timeout:g} seconds, and was ended",
             "  Does a loop never end, or wait for something? If it only needs more time, give it",
             "  more with `--timeout SECONDS` on the command line, or `timeout=` in Python.",
-            *(["It was at"] if found else []),
-            *tidy("".join(found.format()).splitlines()),
+            *(["It was at"] if last else []),
+            *tidy("".join(traceback.StackSummary.from_list(last).format())),
         ]
     )
 
 
-def tidy(lines: Iterable[str]) -> list[str]:
+def own_frames(stack: traceback.StackSummary, folder: str | None) -> traceback.StackSummary:
+    """Keep the frames of the user's code; where there are none, all but regcheck's."""
+    others = [frame for frame in stack if not within(frame.filename, PACKAGE)]
+    own = [
+        frame
+        for frame in others
+        if str(Path(frame.filename).parent) == folder
+        or not (frame.filename.startswith("<frozen ") or is_library(frame.filename))
+    ]
+    return traceback.StackSummary.from_list(own or others)
+
+
+def is_library(place: str) -> bool:
+    """Return whether a file or folder belongs to what is installed."""
+    return any(place == library or within(place, library) for library in LIBRARIES)
+
+
+def within(file: str, folder: str) -> bool:
+    """Return whether a file lies below a folder."""
+    return file.startswith((folder + "/", folder + "\\"))
+
+
+def tidy(text: str) -> list[str]:
     """Cut what is too long, and write control characters as escapes."""
-    kept = [shortened(one_line(line.expandtabs()), LONGEST_LINE) for line in lines]
-    if len(kept) > MOST_LINES:
+    lines = [shortened(one_line(line.expandtabs()), LONGEST_LINE) for line in text.splitlines()]
+    if len(lines) > MOST_LINES:
         half = MOST_LINES // 2
-        kept[half:-half] = [f"  ... {len(kept) - 2 * half} lines left out ..."]
-    return kept
+        lines[half:-half] = [f"  ... {len(lines) - 2 * half} lines left out ..."]
+    return lines
