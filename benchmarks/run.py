@@ -128,7 +128,7 @@ LARGE = {
 def judging() -> float:
     from regcheck.compare.differences import compare_step, injected
     from regcheck.compare.drift import DriftMeter
-    from regcheck.numerics.rounding import RoundingModel
+    from regcheck.numerics.rounding import RoundingModel, RoundingState
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
     from regcheck.trainers.lockstep import Steps
@@ -140,7 +140,7 @@ def judging() -> float:
     with torch_settings(problem.X.size):
         torch, scratch = TorchTrainer(problem), NumpyTrainer(problem)
         started = time.perf_counter()
-        rounding = RoundingModel(problem)
+        rounding, carried = RoundingModel(problem), RoundingState()
         judged, trained = time.perf_counter() - started, 0.0
         drift, state = DriftMeter(spec.tolerance), scratch.start()
         for batch in problem.schedule.batches():
@@ -150,7 +150,7 @@ def judging() -> float:
             update = scratch.step(state._replace(parameters=theirs.before), batch)
             state, ours = update.state, update.step
             started = time.perf_counter()
-            bounds = rounding.bounds(batch, theirs, update.dloss_dz)
+            bounds, carried = rounding.bounds(carried, batch, theirs, update.dloss_dz)
             steps = Steps(ours, theirs, ours, theirs, update.forward_backward)
             row = compare_step(batch, steps, bounds, spec.tolerance)
             drift.measure(row, injected(ours, theirs))

@@ -26,7 +26,7 @@ from regcheck.checking import check
 from regcheck.compare import comparison
 from regcheck.compare.comparison import LossDivergence
 from regcheck.compare.differences import Difference, Divergence, Row, compare_step
-from regcheck.numerics.rounding import Bounds, RoundingModel
+from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.report.result import Report
@@ -347,10 +347,12 @@ def observe(spec: SpecDict) -> Observed:
             super().__init__(problem, own)
             seen.problem = problem
 
-        def bounds(self, batch: Batch, step: Step, slopes: Sequence[Array]) -> Bounds:
-            found = super().bounds(batch, step, slopes)
+        def bounds(
+            self, state: RoundingState, batch: Batch, step: Step, dloss_dz: Sequence[Array]
+        ) -> tuple[Bounds, RoundingState]:
+            found, state = super().bounds(state, batch, step, dloss_dz)
             seen.steps.append((batch, step, found))
-            return found
+            return found, state
 
     def comparing(*arguments: Any) -> Row:
         row = compare_step(*arguments)

@@ -18,8 +18,9 @@ from regcheck.checking import check
 from regcheck.diagnosis.distinguish import small
 from regcheck.errors import InputError, UserCodeError
 from regcheck.explain import explain_spec
-from regcheck.numerics.models import gradient, predict
-from regcheck.numerics.rounding import RoundingModel, flat, split
+from regcheck.numerics.losses import gradient, predict
+from regcheck.numerics.packing import flat
+from regcheck.numerics.rounding import RoundingModel, RoundingState, split
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
@@ -189,7 +190,8 @@ def test_bounds_are_those_of_a_weight_beside_a_bias_that_is_nothing() -> None:
         trainer = NumpyTrainer(problem)
         batch = next(problem.schedule.batches())
         update = trainer.step(trainer.start(), batch)
-        found.append(RoundingModel(problem).bounds(batch, update.step, update.dloss_dz))
+        model, state = RoundingModel(problem), RoundingState()
+        found.append(model.bounds(state, batch, update.step, update.dloss_dz)[0])
     without, other = found
     assert without.after.keys() == {"weight"}
     for name in ("gradient", "penalty", "delta", "after"):

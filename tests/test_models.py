@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.numerics.models import Array, Parameters, accuracy, gradient, predict
+from regcheck.numerics.losses import Array, Parameters, accuracy, gradient, predict
 
 
 def drawn(rows: int, features: int, seed: int, dtype: str) -> tuple[Array, Array, Parameters]:

@@ -26,8 +26,7 @@ from regcheck.compare.drift import Drift, DriftMeter
 from regcheck.compare.history import History
 from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
 from regcheck.compare.trace import Trace
-from regcheck.numerics.losses import saturated
-from regcheck.numerics.models import accuracy
+from regcheck.numerics.losses import accuracy, saturated
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step

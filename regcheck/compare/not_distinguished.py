@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.compare.differences import in_limits, judge, local_differences
-from regcheck.numerics.losses import saturated
-from regcheck.numerics.models import predict
+from regcheck.numerics.losses import predict, saturated
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step

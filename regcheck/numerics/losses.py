@@ -1,7 +1,8 @@
-"""Losses of one row and their slopes, as functions of the model's output z.
+"""The one-layer models, and the losses of one row with their derivatives, as functions of z.
 
-Each takes z and y of shape (B,), and gives the rows' losses ℓ_i and slopes dℓ_i/dz_i, both (B,),
-in the dtype of z. Sums, means and factors are the trainer's, because conventions differ in them.
+z = X wᵀ + b, with X (B, d), `weight` (1, d) and `bias` (1,) as in torch.nn.Linear; without a bias,
+z = X wᵀ. Each loss takes z and y of shape (B,) and returns the rows' losses ℓ_i and dℓ_i/dz_i, both
+(B,) and in z's dtype. Sums, means and factors are the trainer's: conventions differ in them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
+Parameters = dict[str, Array]
+"""Tensors by torch's names."""
 
 LOG_FLOOR = -100.0
 """torch.nn.BCELoss takes no logarithm below this (torch's docs; aten/native/Loss.cpp)."""
@@ -23,14 +26,36 @@ DENOMINATOR_FLOOR = float(np.float32(1e-12))
 There it is `constexpr float EPSILON`: float32's 1e-12, which is 4e-9 of it less, in float64 too.
 """
 
-
 UNSATURATED = 16.0
 """The |z| up to which p (1 − p) is far above that floor in float32 too: e^(−16) is 1.9 units of 1's
 last place there."""
 
 
+def predict(X: Array, parameters: Parameters) -> Array:
+    """Z = X wᵀ + b, or X wᵀ where there is no bias."""
+    z: Array = X @ parameters["weight"][0]
+    return z + parameters["bias"][0] if "bias" in parameters else z
+
+
+def gradient(X: Array, dL_dz: Array, *, bias: bool = True) -> Parameters:
+    """∂L/∂w = (∂L/∂z)ᵀ X and ∂L/∂b = Σ ∂L/∂z_i, for ∂L/∂z of shape (B,)."""
+    of_weight: Parameters = {"weight": (dL_dz @ X)[None, :]}
+    return of_weight | {"bias": dL_dz.sum(keepdims=True)} if bias else of_weight
+
+
+def accuracy(X: Array, y: Array, parameters: Parameters) -> float | None:
+    """Return the share of rows on whose side of ½ the logistic model is right.
+
+    σ(z) > ½ just where z > 0. None without rows, NaN where some z is no number.
+    """
+    if len(y) == 0:
+        return None
+    z = predict(X, parameters)
+    return float("nan") if np.isnan(z).any() else float(np.mean((z > 0) == (y > 0.5)))
+
+
 class RowLosses(NamedTuple):
-    """The rows' losses and their slopes with respect to z."""
+    """The rows' losses, and their derivatives with respect to z."""
 
     values: Array
     dloss_dz: Array
@@ -51,17 +76,17 @@ def mse(z: Array, y: Array) -> RowLosses:
 def bce(z: Array, y: Array) -> RowLosses:
     """ℓ = −y log p − (1 − y) log(1 − p) with p = σ(z); dℓ/dz = p − y.
 
-    torch.nn.BCELoss's floors are part of it: logarithms stop at −100, and the slope is
+    torch.nn.BCELoss's floors are part of it: logarithms stop at −100, and dℓ/dz is
     (p − y) q/max(q, 1e-12) with q = p (1 − p), which fades out where p is 0 or 1 to rounding.
     """
     p = sigmoid(z)
     other = 1 - p
-    log_p, log_other, slopes = np.log(p), np.log(other), p - y
+    log_p, log_other, dloss_dz = np.log(p), np.log(other), p - y
     q = p * other
     if not q.min() >= DENOMINATOR_FLOOR:  # else no floor is met, since log 1e-12 > −100
         log_p, log_other = np.maximum(log_p, LOG_FLOOR), np.maximum(log_other, LOG_FLOOR)
-        slopes = slopes * q / np.maximum(q, DENOMINATOR_FLOOR)
-    return RowLosses((y - 1) * log_other - y * log_p, slopes)
+        dloss_dz = dloss_dz * q / np.maximum(q, DENOMINATOR_FLOOR)
+    return RowLosses((y - 1) * log_other - y * log_p, dloss_dz)
 
 
 def bce_plain(z: Array, y: Array) -> RowLosses:
@@ -70,7 +95,7 @@ def bce_plain(z: Array, y: Array) -> RowLosses:
 
 
 def saturated(z: Array) -> NDArray[np.bool_]:
-    """Say of which rows BCELoss passes less than the slope p − y: where p (1 − p) < 1e-12.
+    """Return of which rows BCELoss passes less than p − y: where p (1 − p) < 1e-12.
 
     That is beyond z = ±27.6; in float32 from z = 17.3 on, where p is 1 to rounding.
     """

@@ -38,7 +38,7 @@ def norms(X: Array) -> Norms:
     peak = float(np.abs(X).max())
     if peak == 0:
         return found
-    return Norms(*(peak * part for part in plain_norms(X / peak)))
+    return Norms(*(peak * each for each in plain_norms(X / peak)))
 
 
 def plain_norms(X: Array) -> Norms:
@@ -85,7 +85,7 @@ def spread(rows: int, count: int) -> NDArray[np.intp]:
 
 
 def close_pairs(tolerance: float, *tables: Array) -> Array:
-    """Give the share of pairs of rows that are close in all tables, column by column.
+    """Return the share of pairs of rows that are close in all tables, column by column.
 
     Close are two entries that differ by at most tolerance times the column's largest. A table of
     one column goes with every column of the others.

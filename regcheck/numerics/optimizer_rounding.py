@@ -100,13 +100,13 @@ def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried
         dv = carry["max_exp_avg_sq"] = np.maximum(dv, carried.get("max_exp_avg_sq", zero))
     correction = 1 - beta2**t
     rate = option["lr"] / (1 - beta1**t)
-    moved = quotient(u, m, dm, v, dv, option["eps"], math.sqrt(correction))
+    ddelta = quotient(u, m, dm, v, dv, option["eps"], math.sqrt(correction))
     ratio = beta1 * beta1 / beta2 if beta2 else 1.0
     steepest = (1 - beta1) / math.sqrt(max((1 - beta2) * (1 - ratio), 1e-30))
     most = 2 * steepest * math.sqrt(correction)
-    np.minimum(moved, most, out=moved)
-    moved *= rate
-    return Propagated(settled(u, step, moved), carry)
+    np.minimum(ddelta, most, out=ddelta)
+    ddelta *= rate
+    return Propagated(settled(u, step, ddelta), carry)
 
 
 def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
@@ -125,14 +125,14 @@ def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carr
         carry["grad_avg"] = dmean = dmean + 3 * u * (mean + (1 - alpha) * G)
         dv = dv + (2 * mean + dmean) * dmean + 2 * u * v
         v = np.maximum(v - mean * mean, 0.0)
-    moved = quotient(u, G, error, v, dv, option["eps"])
+    ddelta = quotient(u, G, error, v, dv, option["eps"])
     if "grad_avg" not in step.state:  # |G| ≤ √(v/(1 − α))
-        moved = np.minimum(moved, 2 / math.sqrt(max(1 - alpha, 1e-30)))
+        ddelta = np.minimum(ddelta, 2 / math.sqrt(max(1 - alpha, 1e-30)))
     if np.any(momentum):
         buffer = np.abs(step.state["momentum_buffer"])
-        moved = momentum * carried.get("momentum_buffer", zero) + moved + 2 * u * buffer
-        carry["momentum_buffer"] = moved
-    return Propagated(settled(u, step, option["lr"] * moved), carry)
+        ddelta = momentum * carried.get("momentum_buffer", zero) + ddelta + 2 * u * buffer
+        carry["momentum_buffer"] = ddelta
+    return Propagated(settled(u, step, option["lr"] * ddelta), carry)
 
 
 def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
@@ -142,8 +142,8 @@ def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carr
     s = step.state["sum"]
     ds = carried.get("sum", np.zeros(())) + (2 * G + error) * error + 3 * u * s
     rate = option["lr"] / (1 + (step.t - 1) * option["lr_decay"])
-    moved = np.minimum(quotient(u, G, error, s, ds, option["eps"]), 2.0)  # |G| ≤ √s
-    return Propagated(settled(u, step, rate * moved), {"sum": ds})
+    ddelta = np.minimum(quotient(u, G, error, s, ds, option["eps"]), 2.0)  # |G| ≤ √s
+    return Propagated(settled(u, step, rate * ddelta), {"sum": ds})
 
 
 def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
@@ -182,37 +182,33 @@ def quotient(
     return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
 
 
-def settled(u: float, step: OptimizerStep, moved: Array) -> Array:
+def settled(u: float, step: OptimizerStep, ddelta: Array) -> Array:
     """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|.
 
     A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
     """
     option = step.options
     decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
-    shift = step.after - step.before
-    bound: Array = np.abs(shift, out=shift)
+    delta = step.after - step.before
+    bound: Array = np.abs(delta, out=delta)
     bound *= 6 * u
     bound += ((4 if decays else 2) * u) * np.abs(step.before)
-    bound += moved
+    bound += ddelta
     return bound
 
 
 Rule = Callable[[float, OptimizerStep, Array, Carried], Propagated]
 
-RULES: dict[str, Rule] = {
-    "torch.optim.adagrad.Adagrad": propagate_adagrad,
-    "torch.optim.adam.Adam": propagate_adam,
-    "torch.optim.adamw.AdamW": propagate_adam,
-    "torch.optim.rmsprop.RMSprop": propagate_rmsprop,
-    "torch.optim.sgd.SGD": propagate_sgd,
-}
-"""By the optimizer's class."""
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
-STATE: dict[str, tuple[str, ...]] = {
-    "torch.optim.adagrad.Adagrad": ("sum",),
-    "torch.optim.adam.Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "torch.optim.adamw.AdamW": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    "torch.optim.rmsprop.RMSprop": ("square_avg", "grad_avg", "momentum_buffer"),
-    "torch.optim.sgd.SGD": ("momentum_buffer",),
+RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
+    "torch.optim.adagrad.Adagrad": (propagate_adagrad, ("sum",)),
+    "torch.optim.adam.Adam": (propagate_adam, ADAM_STATE),
+    "torch.optim.adamw.AdamW": (propagate_adam, ADAM_STATE),
+    "torch.optim.rmsprop.RMSprop": (
+        propagate_rmsprop,
+        ("square_avg", "grad_avg", "momentum_buffer"),
+    ),
+    "torch.optim.sgd.SGD": (propagate_sgd, ("momentum_buffer",)),
 }
-"""What each remembers, by torch's names."""
+"""By the optimizer's class: its propagation, and what it remembers, by torch's names."""

@@ -27,9 +27,8 @@ Array = NDArray[np.floating]
 class TensorUpdate(NamedTuple):
     """What a step made of one tensor; all have its shape.
 
-    `penalty` and `delta` are displacements: what the penalty alone and what the whole step
-    subtract from w, learning rate included. So they can be compared between conventions that
-    scale them by lr and ones that do not, at any lr.
+    `penalty` and `delta` are what the penalty alone and what the whole step subtract from w,
+    learning rate included, so that conventions with and without lr in them can be compared.
     """
 
     parameter: Array
@@ -55,34 +54,30 @@ def sgd(
         lr: this step's learning rate.
         w: the parameter before the step.
         g: the clipped gradient, in which the penalty is where `decay` is before-clipping.
-        penalize: gives the penalty's gradient at a parameter: λ w, or what the convention makes
-            of it.
+        penalize: the penalty's gradient at a parameter: λ w, or what the convention makes of it.
         velocity: that of the last step; None before the first.
     """
-    pull = penalize(w)
+    decay = penalize(w)
     if convention.decay == "gradient":
-        g = g + pull
+        g = g + decay
     d, velocity = direction(options, convention, lr, g, velocity)
     # lr-inside: the velocity holds the lr already.
     step = d if convention.momentum_form == "lr-inside" and options.momentum else lr * d
     match convention.decay:
         case "gradient" | "before-clipping":
-            return TensorUpdate(w - step, velocity, lr * pull, step)
+            return TensorUpdate(w - step, velocity, lr * decay, step)
         case "after-update":
-            u = w - step
-            decay = lr * penalize(u)
-            return TensorUpdate(u - decay, velocity, decay, step + decay)
-        case "decoupled-unscaled":
-            decay = pull
+            decay = lr * penalize(w - step)
+            return TensorUpdate(w - step - decay, velocity, decay, step + decay)
         case "decoupled" | "after-momentum":
-            decay = lr * pull
+            decay = lr * decay  # decoupled-unscaled: without lr
     return TensorUpdate(w - decay - step, velocity, decay, decay + step)
 
 
 def direction(
     options: SgdSettings, convention: Convention, lr: float, g: Array, velocity: Array | None
 ) -> tuple[Array, Array | None]:
-    """Turn a gradient into a direction by the convention's momentum; the new velocity with it."""
+    """Return the direction that the convention's momentum makes of a gradient, and the velocity."""
     mu, tau = options.momentum, options.dampening
     if mu == 0:
         return g, None

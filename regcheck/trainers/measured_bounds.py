@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.optimizer_rounding import RULES, STATE, Carried, OptimizerStep, Propagated
+from regcheck.numerics.optimizer_rounding import RULES, Carried, OptimizerStep, Propagated
 from regcheck.numerics.packing import finite, flat, parts_of
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
@@ -360,7 +360,7 @@ class MeasuredBounds:
         kept = self.trainer.optimizer.state
         each = [kept.get(w, {}) for w in self.trainer.tensors.values()]
         found: dict[str, list[Array]] = {}
-        for what in STATE[class_name(self.trainer.optimizer)]:
+        for what in RULES[class_name(self.trainer.optimizer)][1]:
             tensors = [own.get(what) for own in each]
             if any(x is not None for x in tensors):
                 found[what] = [
@@ -398,4 +398,4 @@ def rule_of(trainer: TorchTrainer) -> Any:
     options = [{k: v for k, v in one.items() if k not in ONLY_LR_AND_DECAY} for one in groups]
     alike = all(one == options[0] for one in options)
     plain = all(not isinstance(value, torch.Tensor) for one in groups for value in one.values())
-    return RULES.get(class_name(trainer.optimizer)) if alike and plain else None
+    return RULES.get(class_name(trainer.optimizer), (None,))[0] if alike and plain else None

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain
-from regcheck.numerics.models import gradient, predict
+from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain, gradient, predict
 from regcheck.numerics.sgd import TensorUpdate, sgd
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step

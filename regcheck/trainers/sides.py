@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from regcheck.errors import UserCodeError
-from regcheck.numerics.rounding import Bounds, RoundingModel
+from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, with_settings
 from regcheck.rules.convention import NO_FAULTS, TORCH
@@ -59,7 +59,7 @@ class ClosedBounds:
     """The bounds of the one-layer models, worked out."""
 
     def __init__(self, problem: Problem, own: Collection[str]) -> None:
-        self.model = RoundingModel(problem, own)
+        self.model, self.state = RoundingModel(problem, own), RoundingState()
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each side's dtype can do."""
@@ -73,7 +73,9 @@ class ClosedBounds:
         framework = steps.framework
         if framework.outputs is None:  # a user's model: its outputs may be any function of z
             framework = framework._replace(outputs=forward_backward.outputs)
-        return self.model.bounds(batch, framework, [row.dloss_dz for row in forward_backward.rows])
+        dloss_dz = [rows.dloss_dz for rows in forward_backward.rows]
+        bounds, self.state = self.model.bounds(self.state, batch, framework, dloss_dz)
+        return bounds
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
         """Return nothing: these are final."""

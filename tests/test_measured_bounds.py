@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from regcheck.checking import check
 from regcheck.numerics.optimizer_rounding import propagate_sgd
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel
+from regcheck.numerics.rounding import RoundingModel, RoundingState
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
@@ -82,7 +82,11 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     problem = build_problem(from_mapping(spec))
     framework = TorchTrainer(problem)
     pair = NumpyFollowsTorch(NumpyTrainer(problem), framework)
-    closed, dtypes = RoundingModel(problem), {problem.scratch_dtype, problem.framework_dtype}
+    closed, carried, dtypes = (
+        RoundingModel(problem),
+        RoundingState(),
+        {problem.scratch_dtype, problem.framework_dtype},
+    )
     coarser = "float32" if "float32" in dtypes else "float64"
     measured = MeasuredBounds(framework, coarser, mixed=len(dtypes) > 1)
     assert measured.rule is propagate_sgd
@@ -93,7 +97,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
             taken = pair.advance(batch)
             assert taken.forward_backward is not None
             slopes = [row.dloss_dz for row in taken.forward_backward.rows]
-            bounds = closed.bounds(batch, taken.framework, slopes)
+            bounds, carried = closed.bounds(carried, batch, taken.framework, slopes)
             found = measured.bounds(batch, taken, None)
             for name, size in found.after.items():
                 one, other = taken.scratch.after[name], taken.framework.after[name]
