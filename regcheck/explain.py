@@ -269,7 +269,7 @@ def explain_spec(path: str | Path) -> Explanation:
     from pathlib import Path
 
     from regcheck.problem.batches import training_of
-    from regcheck.problem.csv_rows import train_rows
+    from regcheck.problem.files import train_rows
     from regcheck.spec import read_spec
 
     loaded = read_spec(Path(path))

@@ -15,11 +15,10 @@ from regcheck.problem.csv_columns import (
     MISSING,
     OTHER,
     POSITIVE,
-    plain_cells,
     plain_rows,
     read_columns,
 )
-from regcheck.problem.csv_rows import Row, is_missing, read_rows, to_number
+from regcheck.problem.files import Row, is_missing, read_rows, to_number
 
 
 def csv_file(folder: Path, text: str) -> Path:
@@ -146,13 +145,13 @@ def rest(path: Path) -> list[Row]:
 
 @settings(derandomize=True, deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 30))
-def test_plain_cells_rounds_decimal_numbers_as_float_does(bits: int, zeros: int) -> None:
+def test_plain_rows_round_decimal_numbers_as_float_does(bits: int, zeros: int) -> None:
     (number,) = struct.unpack("d", struct.pack("Q", bits))
     if not np.isfinite(number):
         return
     between = (np.longdouble(number) + np.longdouble(np.nextafter(number, np.inf))) / 2
-    cells = [repr(number), f"{number:.30e}", f"{between:.40e}", str(bits) + "0" * zeros]
-    assert same_bits(plain_cells(cells), [float(cell) for cell in cells])
+    cells = [repr(number), f"{number:.30e}", f"{between:.40e}", str(bits * 10**zeros)]
+    assert same_bits(plain_rows(",".join(cells).encode(), 4), [float(cell) for cell in cells])
 
 
 def test_read_columns_of_a_file_that_changes_meanwhile(

@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcheck.errors import Complaint, InputError, Place
-from regcheck.problem.csv_rows import (
+from regcheck.problem.files import (
     count_rows,
+    data_file,
     held_out,
     is_missing,
+    raise_some,
     read_rows,
     resembles_number,
     survey,
     to_number,
     train_rows,
 )
-from regcheck.problem.files import data_file, raise_some
-from regcheck.problem.npz import literal_header, open_npz, read_shape
+from regcheck.problem.npz import open_npz, read_shape
 from regcheck.spec import LoadedSpec, from_mapping
 
 
@@ -181,8 +182,3 @@ def test_read_shape_agrees_with_numpy_on_any_header_version(tmp_path: Path) -> N
             np.lib.format.write_array(member, np.ones((4, 1)), version=version)
         with open_npz(path) as archive:
             assert read_shape(path, archive, "X") == (4, 1)
-
-
-def test_literal_header() -> None:
-    text = "{'shape': (3,), 'fortran_order': False, 'descr': '<f8'}"
-    assert literal_header(text) == ("<f8", (3,))

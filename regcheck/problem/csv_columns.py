@@ -1,11 +1,8 @@
 """CSV to columns of numbers, as fast as its text allows.
 
-Blocks of lines are read in one of three ways, each for what the one before it cannot read, and all
-with the same result, which is float(cell) for each cell:
-
-1. A block of plain numbers is an array in JSON, but for its line ends.
-2. In a block with text or quotes, a column of plain numbers is.
-3. What is left is read cell by cell, each different text once.
+A block of lines of plain numbers is an array in JSON, but for its line ends, and is read as that.
+Of any other block, so is each column that is plain numbers, and the rest cell by cell. The result
+is the same: float(cell) for each cell.
 """
 
 from __future__ import annotations
@@ -15,33 +12,31 @@ import io
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from regcheck.errors import InputError
-from regcheck.problem.csv_rows import (
+from regcheck.problem.files import (
     check_header,
     is_blank,
     is_missing,
     read_header,
+    refused,
     resembles_number,
     survey,
     to_number,
 )
-from regcheck.problem.files import refused
 
 BLOCK = 2**17
 """Bytes of a block, up to the end of a line: what fits into a processor's cache is read fastest."""
 
 MISSING, POSITIVE, OTHER = math.nan, math.inf, -math.inf
 """What stands for a cell that is no finite number: none at all, the positive label, other text."""
-
 
 NEGATIVE_ZERO = re.compile(rb"-0(?![.0-9eE])")
 
@@ -61,24 +56,21 @@ class Columns(NamedTuple):
     resembling: set[int]
 
     def numeric(self) -> list[int]:
-        """Find the columns that hold numbers, as against text.
+        """Return the columns that hold numbers, as against text.
 
-        A column of numbers with a few bad cells is found too, so that these are told: to leave out
+        A column of numbers with a few bad cells is one, so that these are reported: to leave out
         the column without a word would train on other features than the user thinks. So is one
         that is empty throughout.
         """
-        found = []
-        for index, name in enumerate(self.header):
-            if self.is_text(index):
-                continue
-            if not name:
+        found = [index for index in range(len(self.header)) if not self.is_text(index)]
+        for index in found:
+            if not self.header[index]:
                 text = f"column {index + 1} has no name; name it, or list the `features`"
                 raise refused(self.path, 1, f"{text} to train on")
-            found.append(index)
         return found
 
     def is_text(self, index: int) -> bool:
-        """Say whether a column has cells, and none of them is or resembles a number."""
+        """Whether a column has cells, and none of them is or resembles a number."""
         column = self.values[:, index]
         numbers = index in self.resembling or bool(np.isfinite(column).any())
         return not numbers and not bool(np.isnan(column).all())
@@ -97,7 +89,7 @@ def read_columns(path: Path, positive: str | None = None) -> Columns:
     reading = Reading(positive)
     try:
         with path.open("rb") as file:
-            for block in blocks(file):
+            while block := file.read(BLOCK) + file.readline():
                 reading.take(block, file)
         check_header(path, reading.header)
         if not reading.numbers:
@@ -109,12 +101,6 @@ def read_columns(path: Path, positive: str | None = None) -> Columns:
     return Columns(path, reading.header, values, reading.resembling)
 
 
-def blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Read a file in blocks of whole lines."""
-    while block := file.read(BLOCK) + file.readline():
-        yield block
-
-
 class Reading:
     """A CSV file while it is read."""
 
@@ -122,7 +108,6 @@ class Reading:
         self.positive = positive
         self.header: list[str] = []
         self.numbers = array("d")
-        self.texts: set[int] = set()  # columns in which something else than numbers came
         self.resembling: set[int] = set()
 
     def take(self, block: bytes, file: BinaryIO) -> None:
@@ -139,32 +124,20 @@ class Reading:
         if set(map(len, rows)) - {len(self.header)}:
             raise UnusualError
         if rows:
-            self.numbers.frombytes(self.values(rows).tobytes())
+            columns = enumerate(zip(*rows, strict=True))
+            values = np.array([self.column(index, cells) for index, cells in columns])
+            self.numbers.frombytes(values.T.tobytes())
 
-    def values(self, rows: list[list[str]]) -> NDArray[np.float64]:
-        """Read rows of cells: (rows, columns)."""
-        columns = list(zip(*rows, strict=True))
-        values = np.empty((len(columns), len(rows)))
-        plain = [index for index in range(len(columns)) if index not in self.texts]
-        numbers = plain_cells(list(chain.from_iterable(columns[index] for index in plain)))
-        if numbers:
-            values[plain] = np.frombuffer(numbers).reshape(-1, len(rows))
-            plain = []
-        for index in [*plain, *self.texts]:
-            values[index] = self.column(index, columns[index])
-        return values.T
-
-    def column(self, index: int, cells: Sequence[str]) -> NDArray[np.float64]:
+    def column(self, index: int, cells: Sequence[str]) -> Sequence[float]:
         """Read a column's cells."""
-        numbers = plain_cells(cells)
-        if numbers is not None:
-            return np.frombuffer(numbers)
-        self.texts.add(index)
+        numbers = plain_rows(",".join(cells).encode(), len(cells))
+        if numbers is not None and len(numbers) == len(cells):
+            return numbers
         codes = {cell: self.code(index, cell) for cell in set(cells)}
-        return np.array([codes[cell] for cell in cells])
+        return [codes[cell] for cell in cells]
 
     def code(self, index: int, cell: str) -> float:
-        """Give a cell's number, or what stands for it."""
+        """Return a cell's number, or what stands for it."""
         number = to_number(cell)
         if number is not None:
             return number
@@ -203,67 +176,27 @@ def split(block: bytes) -> Iterable[list[str]]:
 def plain_rows(block: bytes, width: int) -> array[float] | None:
     """Read lines of `width` plain numbers each, row by row; None where they are anything else.
 
-    A `null` in the place of each line end shows whether all rows have their cells.
+    pydantic's reader of JSON (github.com/pydantic/jiter) rounds decimal numbers correctly, as
+    float does, in a fifth of the time. A `null` in the place of each line end shows whether all
+    rows have their cells. The words true and false, which it would read, are no numbers, and JSON's
+    -0 is the integer 0, which has lost its sign: then there are more signs in the text than among
+    the numbers, as there are with negative exponents.
     """
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-        if b"\r" in block:
+    if b"\r" in block or b"t" in block or b"f" in block:
+        return None
+    try:
+        text = b"[" + block.rstrip().replace(b"\n", b",null,") + b",null]"
+        cells = from_json(text, allow_inf_nan=False)
+        ends = cells[width :: width + 1]
+        if ends.count(None) * (width + 1) != len(cells):
             return None
-    cells = in_json(block.rstrip().replace(b"\n", b",null,") + b",null")
-    ends = cells[width :: width + 1]
-    if not cells or ends.count(None) * (width + 1) != len(cells):
-        return None
-    del cells[width :: width + 1]
-    return exact(cells, block)
-
-
-def plain_cells(cells: Sequence[str]) -> array[float] | None:
-    """Read cells that are all numbers; None where one is anything else."""
-    text = ",".join(cells)
-    found = in_json(text.encode())
-    if found and len(found) == len(cells):
-        numbers = exact(found, text.encode())
-        if numbers is not None:
-            return numbers
-    if "_" in text:
-        return None
-    try:
-        numbers = array("d", map(float, cells))
-    except ValueError:
-        return None
-    return numbers if np.isfinite(np.frombuffer(numbers)).all() else None
-
-
-def in_json(text: bytes) -> list[Any]:
-    """Read text as the entries of an array in JSON; none where it is not.
-
-    pydantic's reader (github.com/pydantic/jiter) rounds decimal numbers correctly, as float does,
-    in a fifth of the time. The words true and false, which it would read, are no numbers.
-    """
-    if b"t" in text or b"f" in text:
-        return []
-    try:
-        found = from_json(b"[" + text + b"]", allow_inf_nan=False)
-    except ValueError:
-        return []
-    assert isinstance(found, list)
-    return found
-
-
-def exact(found: list[Any], text: bytes) -> array[float] | None:
-    """Give the numbers in `text`, as float reads them; None where one is no finite number.
-
-    JSON's -0 is the integer 0, which has lost its sign: then there are more signs in the text than
-    among the numbers, as there are with negative exponents.
-    """
-    try:
-        numbers = array("d", found)
-    except (OverflowError, TypeError):
+        del cells[width :: width + 1]
+        numbers = array("d", cells)
+    except (OverflowError, TypeError, ValueError):  # no JSON, or what is no number
         return None
     values = np.frombuffer(numbers)
-    if not np.isfinite(values).all():
-        return None
-    signs = np.count_nonzero(np.frombuffer(text, np.uint8) == ord("-"))
-    if signs != np.count_nonzero(np.signbit(values)) and NEGATIVE_ZERO.search(text):
-        return None
-    return numbers
+    signs = np.count_nonzero(np.frombuffer(block, np.uint8) == ord("-"))
+    lost = signs != np.count_nonzero(np.signbit(values)) and NEGATIVE_ZERO.search(block)
+    return None if lost or not np.isfinite(values).all() else numbers

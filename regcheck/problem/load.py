@@ -6,26 +6,30 @@ as they are there.
 
 from __future__ import annotations
 
-import zipfile
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.errors import Complaint, InputError, Place, shortened, suggest
 from regcheck.problem.csv_columns import MISSING, POSITIVE, Columns, read_columns
-from regcheck.problem.csv_rows import find_column, is_missing, read_header, read_rows, to_number
-from regcheck.problem.files import MOST_COMPLAINTS, data_file, raise_some, refused
-from regcheck.problem.npz import open_npz, read_shape
+from regcheck.problem.files import (
+    MOST_COMPLAINTS,
+    data_file,
+    find_column,
+    is_missing,
+    raise_some,
+    read_header,
+    read_rows,
+    refused,
+    to_number,
+)
+from regcheck.problem.npz import Numbers, open_npz, read_array
 from regcheck.spec import LoadedSpec
 from regcheck.spec.data import CsvData, InlineData, NpzData, Synthetic, SyntheticData
 from regcheck.spec.fields import shown
-
-Array = NDArray[np.float64]
-Numbers = NDArray[Any]
-"""Float64 or int64."""
 
 MOST_NUMBERS = 500_000_000
 """Features times rows that can be made: 4 GB in float64."""
@@ -53,8 +57,7 @@ def load_rows(loaded: LoadedSpec) -> Rows:
     if isinstance(data, CsvData):
         rows = from_csv(loaded, data)
     elif isinstance(data, NpzData):
-        path = data_file(loaded, "npz", data.npz)
-        rows = (as_it_is if loaded.spec.model is None else from_npz)(path, data.X, data.y)
+        rows = from_npz(loaded, data)
     elif isinstance(data, SyntheticData):
         rows = synthetic(loaded, data.synthetic)
     else:
@@ -95,24 +98,26 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     return Rows(X, y, tuple(header[index] for index in features))
 
 
-def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | None) -> Array:
+def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | None) -> Numbers:
     """Read the target: numbers as they stand, or 1 where the label is `positive` and else 0.
 
     Not finite where a cell is neither.
     """
-    path = columns.path
-    column: Array = columns.values[:, index].copy()
+    path, model = columns.path, loaded.spec.model
+    column: Numbers = columns.values[:, index].copy()
     if positive is None:
-        if loaded.spec.model == "logistic" and columns.is_text(index):
-            present = {label for label in labels_in(path, index) if not is_missing(label)}
-            raise InputError([loaded.complaint(("data", "target"), ask_for_positive(present))])
+        if model == "logistic" and columns.is_text(index):
+            present = sorted(one for one in labels_in(path, index) if not is_missing(one))
+            some = ", ".join(map(in_yaml, present[:5])) + (", .." if len(present) > 5 else "")
+            text = f"holds labels ({some}); say which one is 1 with `positive: LABEL`"
+            raise InputError([loaded.complaint(("data", "target"), text)])
         return column
-    if loaded.spec.model != "logistic":
-        text = f"only the model logistic has a positive label, not {loaded.spec.model}"
+    if model != "logistic":
+        text = f"only the model logistic has a positive label, not {model}"
         raise InputError([loaded.complaint(("data", "positive"), text)])
     missing, number = np.isnan(column), to_number(positive)
     marks = [POSITIVE] if number is None else [POSITIVE, number]
-    y: Array = np.isin(column, marks).astype(np.float64)
+    y: Numbers = np.isin(column, marks).astype(np.float64)
     if not y.any() and not (is_missing(positive) and missing.any()):
         name, hint = shortened(positive), suggest(positive, sorted(labels_in(path, index)))
         text = f"no row of {path.name} has the label `{name}`; {hint}"
@@ -123,9 +128,13 @@ def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | Non
 
 def labels_in(path: Path, index: int) -> set[str]:
     """Read the different texts of a column."""
-    rows = read_rows(path)
-    next(rows)
-    return {row.cells[index].strip() for row in rows}
+    return {row.cells[index].strip() for row in islice(read_rows(path), 1, None)}
+
+
+def in_yaml(label: str) -> str:
+    """Write a label as a spec must: in quotes where YAML has another meaning for the word."""
+    label = shortened(label)
+    return f"'{label}'" if label.lower() in ("true", "false", "null", "~") else label
 
 
 def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> None:
@@ -138,11 +147,11 @@ def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> N
     """
     rows = read_rows(path)
     header = read_header(next(rows).cells)
-    complaints, came = [], 0
+    complaints, read = [], 0
     for row, position in np.argwhere(bad)[:MOST_COMPLAINTS].tolist():
-        if row + 1 > came:
-            line, cells = next(islice(rows, row - came, None))
-            came = row + 1
+        if row + 1 > read:
+            line, cells = next(islice(rows, row - read, None))
+            read = row + 1
         index = columns[position]
         where = f"row {row + 1}, column `{shortened(header[index])}`"
         complaints.append(Complaint(Place(str(path), line), f"{where}: {bad_cell(cells[index])}"))
@@ -150,7 +159,7 @@ def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> N
 
 
 def bad_cell(cell: str) -> str:
-    """Say what is wrong with a cell that must be a number."""
+    """Describe what is wrong with a cell that must be a number."""
     if is_missing(cell):
         return f"missing value ({shown(cell)}); fill it in or remove the row"
     comma = to_number(cell.replace(",", ".")) is not None
@@ -158,93 +167,28 @@ def bad_cell(cell: str) -> str:
     return f"must be a finite number, got {shown(cell)}; {remedy}"
 
 
-def ask_for_positive(labels: set[str]) -> str:
-    """Ask which of a target's labels counts as 1."""
-    some = [in_yaml(shortened(label)) for label in sorted(labels)[:5]]
-    more = ", .." if len(labels) > 5 else ""
-    return f"holds labels ({', '.join(some)}{more}); say which one is 1 with `positive: LABEL`"
+def from_npz(loaded: LoadedSpec, data: NpzData) -> Rows:
+    """Read X (n, d) or (n,), and y (n,) or (n, 1), of an .npz file, in float64.
 
-
-def in_yaml(label: str) -> str:
-    """Write a label as a spec must: in quotes where YAML has another meaning for the word."""
-    return f"'{label}'" if label.lower() in ("true", "false", "null", "~") else label
-
-
-def from_npz(path: Path, X_key: str, y_key: str) -> Rows:
-    """Read X (n, d) or (n,), and y (n,) or (n, 1), from an .npz file, in float64."""
-    X, y = (array.astype(np.float64, copy=False) for array in read_both(path, X_key, y_key))
-    X = X[:, None] if X.ndim == 1 else X
-    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if X.ndim != 2 or y.ndim != 1 or len(X) != len(y):
-        text = f"`{X_key}` must be (n, d) and `{y_key}` (n,), got {X.shape} and {y.shape}"
-        raise refused(path, None, text)
-    check_size(path, X_key, X)
-    return named(X, y)
-
-
-def as_it_is(path: Path, X_key: str, y_key: str) -> Rows:
-    """Read X (n, ..) and y (n, ..) of any shapes from an .npz file."""
-    X, y = read_both(path, X_key, y_key)
-    if X.ndim < 1 or y.ndim < 1 or len(X) != len(y):
-        text = f"`{X_key}` and `{y_key}` must have a row for each sample, (n, ..) both"
-        raise refused(path, None, f"{text}, got {X.shape} and {y.shape}")
-    check_size(path, X_key, X)
-    return named(X, y)
-
-
-def check_size(path: Path, key: str, X: Numbers) -> None:
-    """Refuse an array without numbers."""
-    if X.size == 0:
-        raise refused(path, None, f"`{key}` holds no numbers: its shape is {X.shape}")
-
-
-def read_both(path: Path, X_key: str, y_key: str) -> tuple[Numbers, Numbers]:
-    """Read two arrays of an .npz file. Pickles are never loaded."""
+    For a model of the user's own: X (n, ..) and y (n, ..) as they are.
+    """
+    path = data_file(loaded, "npz", data.npz)
     with open_npz(path) as archive:
-        return read_array(path, archive, X_key), read_array(path, archive, y_key)
-
-
-def read_array(path: Path, archive: zipfile.ZipFile, key: str) -> Numbers:
-    """Read an array of finite real numbers: integers and booleans as int64, others as float64.
-
-    Raises:
-        InputError: a number is missing, infinite, or too large for its dtype; it says which.
-    """
-    shape = read_shape(path, archive, key)
-    with archive.open(f"{key}.npy") as member:
-        array = np.lib.format.read_array(member, allow_pickle=False)
-    if array.dtype.kind in "bi":
-        return array.astype(np.int64).reshape(shape)
-    if array.dtype.kind == "u" and array.max(initial=0) <= np.iinfo(np.int64).max:
-        return array.astype(np.int64).reshape(shape)
-    with np.errstate(over="ignore"):
-        values: Array = array.astype(np.float64).reshape(shape)
-    bad = np.argwhere(~np.isfinite(values))
-    told = bad[:MOST_COMPLAINTS]
-    raise_some(
-        [
-            Complaint(
-                Place(str(path)),
-                f"`{key}`{at(index)}: missing or infinite value ({values[tuple(index)]})",
-            )
-            for index in told
-        ],
-        left_out=len(bad) - len(told),
-    )
-    return values
-
-
-def at(index: NDArray[np.intp]) -> str:
-    """Write an index as row and column, counted from 1, or as NumPy does where it has more parts.
-
-    Nothing for a lone number.
-    """
-    if len(index) > 2:
-        return str(index.tolist())
-    names = ("row", "column")
-    return "".join(
-        f", {name} {part + 1}" for name, part in zip(names, index.tolist(), strict=False)
-    )
+        X, y = read_array(path, archive, data.X), read_array(path, archive, data.y)
+    if loaded.spec.model is None:
+        fit = X.ndim >= 1 and y.ndim >= 1
+        expected = f"`{data.X}` and `{data.y}` must have a row for each sample, (n, ..) both"
+    else:
+        X, y = X.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
+        X = X[:, None] if X.ndim == 1 else X
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        fit = X.ndim == 2 and y.ndim == 1
+        expected = f"`{data.X}` must be (n, d) and `{data.y}` (n,)"
+    if not fit or len(X) != len(y):
+        raise refused(path, None, f"{expected}, got {X.shape} and {y.shape}")
+    if X.size == 0:
+        raise refused(path, None, f"`{data.X}` holds no numbers: its shape is {X.shape}")
+    return named(X, y)
 
 
 def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
@@ -270,11 +214,10 @@ def check_labels(loaded: LoadedSpec, y: Numbers) -> None:
     outside = np.flatnonzero((y < 0) | (y > 1))
     if len(outside) == 0:
         return
-    first = int(outside[0])
-    path = ("data", "target") if isinstance(loaded.spec.data, CsvData) else ("data", "y")
+    first, of_csv = int(outside[0]), isinstance(loaded.spec.data, CsvData)
     found = f"got {y[first]:g} in row {first + 1}"
-    hint = "; turn -1 and 1 into 0 and 1" if set(np.unique(y)) <= {-1.0, 1.0} else ""
-    if isinstance(loaded.spec.data, CsvData):
-        hint = hint or "; name the label that is 1 with `positive`"
+    hint = "; name the label that is 1 with `positive`" if of_csv else ""
+    if set(np.unique(y)) <= {-1.0, 1.0}:
+        hint = "; turn -1 and 1 into 0 and 1"
     text = f"the model logistic needs targets from 0 to 1, {found}{hint}"
-    raise InputError([loaded.complaint(path, text)])
+    raise InputError([loaded.complaint(("data", "target" if of_csv else "y"), text)])

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.errors import InputError
-from regcheck.problem.csv_rows import held_out
-from regcheck.problem.load import Numbers, Rows
+from regcheck.problem.files import held_out
+from regcheck.problem.load import Rows
+from regcheck.problem.npz import Numbers
 from regcheck.spec import LoadedSpec
 
 

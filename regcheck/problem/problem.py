@@ -1,7 +1,7 @@
-"""A problem: everything that both trainers share, and nothing that either computes.
+"""A problem: all that both trainers share, which is what goes in, and nothing that is computed.
 
-Data in float64, the schedule of rows and learning rates, the start, and the settings. Each side
-casts the data and the start to its own dtype.
+That is the data in float64, the rows and the lr of each step, the start, and the settings. Each
+side casts the data and the start to its own dtype, and has its own code for all that follows.
 """
 
 from __future__ import annotations
@@ -78,28 +78,29 @@ OWN_MODEL = "module"
 
 
 def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
-    """Give the problem as torch is to train it, where a spec has settings for torch alone."""
+    """Return the problem as torch is to train it, where a spec has settings for torch alone."""
     if settings is None:
         return problem
-    decay, lr = settings.weight_decay, settings.lr
-    return replace(
-        problem,
-        optimizer=settings.optimizer or problem.optimizer,
-        weight_decay=problem.weight_decay
-        if decay is None
-        else {name: getattr(decay, name) for name in problem.weight_decay},
-        schedule=problem.schedule if lr is None else scaled(problem.schedule, lr),
-    )
+    decays, schedule = problem.weight_decay, problem.schedule
+    if settings.weight_decay is not None:
+        decays = {name: getattr(settings.weight_decay, name) for name in decays}
+    if settings.lr is not None:
+        schedule = scaled(schedule, settings.lr)
+    optimizer = settings.optimizer or problem.optimizer
+    return replace(problem, optimizer=optimizer, weight_decay=decays, schedule=schedule)
 
 
 def scaled(schedule: Schedule, lr: float) -> Schedule:
-    """Give a schedule with another lr: each lr of a list goes with it."""
+    """Return a schedule with another lr: a floor, and each lr of a list, go with it."""
     kind = schedule.lr_schedule
-    if kind is not None and kind.values and schedule.lr:
-        values = [lr / schedule.lr * value for value in kind.values]
-        kind = kind.model_copy(update={"values": values})
-    if kind is not None and kind.floor and schedule.lr:
-        kind = kind.model_copy(update={"floor": lr / schedule.lr * kind.floor})
+    if kind is not None and schedule.lr:
+        times = lr / schedule.lr
+        values, floor = kind.values, kind.floor
+        changes = {
+            "values": values and [times * value for value in values],
+            "floor": floor and times * floor,
+        }
+        kind = kind.model_copy(update=changes)
     return replace(schedule, lr=lr, lr_schedule=kind)
 
 
@@ -185,16 +186,8 @@ def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> 
     """Refuse data and a start that overflow in float32 where a side uses it."""
     if "float32" not in (loaded.spec.dtype.scratch, loaded.spec.dtype.framework):
         return
-    sizes = {
-        "data": max(largest(X), largest(y)),
-        "start": max(largest(tensor) for tensor in initial.values()),
-    }
-    for name, size in sizes.items():
-        if size > float(np.finfo(np.float32).max):
-            text = f"float32 cannot hold the {name}, whose largest number is {size:.3g}"
+    for name, arrays in {"data": (X, y), "start": tuple(initial.values())}.items():
+        largest = max(float(np.abs(numbers).max()) for numbers in arrays)
+        if largest > float(np.finfo(np.float32).max):
+            text = f"float32 cannot hold the {name}, whose largest number is {largest:.3g}"
             raise InputError([loaded.complaint(("dtype",), f"{text}; use float64")])
-
-
-def largest(numbers: Array) -> float:
-    """Give the largest number, whatever its sign."""
-    return float(np.abs(numbers).max())
