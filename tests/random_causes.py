@@ -34,6 +34,7 @@ from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
 from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem, user_problem
+from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.random_specs import (
     KINDS,
     SpecDict,
@@ -46,8 +47,9 @@ from tests.random_specs import (
     random_target,
     without_some_biases,
 )
-from tests.user_training import WRONG, Code, Rule, Training, Wrong, schedule_of
-from tests.user_training import Report as Reported
+from tests.reference import Training
+from tests.rule import Base, Kept, Moment, Pair, Reported, Rule, Wrong
+from tests.user_functions import WRONG, Code, schedule_of
 
 Array = NDArray[np.floating]
 Needs = frozenset[str]
@@ -61,71 +63,8 @@ class Facts(NamedTuple):
     mu: float
 
 
-class Plant(NamedTuple):
-    """How a cause is planted: what the spec must have, and what it changes of the rule.
-
-    `key` is the field of the rule that holds an open factor.
-    """
-
-    needs: Needs
-    changes: dict[str, Any]
-    key: str | None = None
-
-
-def plant(needs: str = "", key: str | None = None, **changes: Any) -> Plant:
-    """Make a plant; needs are words."""
-    return Plant(frozenset(needs.split()), changes, key)
-
-
-PLANTS: dict[str, Plant] = {
-    "accumulation-not-averaged": plant("parts", parts="sum"),
-    "bce-saturated": plant("saturated", slope="plain"),
-    "bias-not-penalized": plant("bias-decay", bias="none"),
-    "bias-penalized": plant("bias-free", bias="of weight"),
-    "clip-per-tensor": plant("clip-norm", clip="each"),
-    "dampening-on-first-step": plant("dampening", first="dampened"),
-    "decay-after-momentum": plant("decay momentum", decay="velocity"),
-    "decay-after-update": plant("decay", decay="late"),
-    "decay-before-clipping": plant("decay clip", decay="clipped"),
-    "decay-not-scaled-by-lr": plant("decay", decay="bare"),
-    "gradient-accumulated": plant("", zeroed=False),
-    "gradient-scaled": plant("", "gradient"),
-    "last-batch-divisor": plant("uneven", reduce="nominal"),
-    "learning-rate-scaled": plant("", "rate"),
-    "loss-halved": plant("", half=0.5),
-    "loss-summed": plant("", reduce="sum"),
-    "momentum-dampened": plant("momentum", velocity="dampened"),
-    "momentum-lr-inside": plant("momentum schedule", velocity="lr inside"),
-    "momentum-missing": plant("momentum", velocity="none"),
-    "nesterov-added": plant("momentum", nesterov="always"),
-    "nesterov-missing": plant("nesterov", nesterov="never"),
-    "penalty-constant": plant("decay", shape="constant"),
-    "penalty-decoupled": plant("decay momentum", decay="apart"),
-    "penalty-divided-by-batch": plant("decay", divide="rows"),
-    "penalty-divided-by-dataset": plant("decay", divide="all rows"),
-    "penalty-doubled": plant("decay", penalty=2.0),
-    "penalty-halved": plant("decay", penalty=0.5),
-    "penalty-missing": plant("decay", penalty=0.0),
-    "penalty-norm-not-squared": plant("decay", shape="unit"),
-    "penalty-scaled": plant("decay", "penalty"),
-    "penalty-sign-flipped": plant("decay", penalty=-1.0),
-    "schedule-shifted": plant("schedule", early=1),
-    "target-broadcast": plant("", target="broadcast"),
-    "update-sequential": plant("", order="bias first"),
-}
-"""The causes that change the rule, by the catalogue's names, in the words of `Rule`."""
-
-OUTSIDE: dict[str, Needs] = {
-    "initial-parameters": frozenset(),
-    "row-order": frozenset({"shuffle", "batches"}),
-    "precision": frozenset({"float64"}),
-}
-"""The causes of the update that change no rule."""
-
 BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "update-sequential"})
 """The causes that a model without a bias cannot have."""
-
-OPEN = frozenset(name for name, one in PLANTS.items() if one.key)
 
 
 @dataclass
@@ -195,7 +134,7 @@ def random_case(seed: int, folder: Path) -> Case:
 
 def needs_of(cause: str) -> Needs:
     """Say what a spec must have for a cause."""
-    return OUTSIDE[cause] if cause in OUTSIDE else PLANTS[cause].needs
+    return OUTSIDE[cause] if cause in OUTSIDE else FAULTS[cause].needs
 
 
 def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
@@ -205,7 +144,7 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
         return (), ""
     if kind < 0.22:
         return (), str(random.choice(sorted(WRONG)))
-    names = sorted(PLANTS)
+    names = sorted(FAULTS)
     if kind < 0.55:
         return (str(random.choice(names)),), ""
     if kind < 0.70:
@@ -219,7 +158,7 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
 
 def compatible(one: str, other: str) -> bool:
     """Say whether a pair can act at once, each with a meaning of its own."""
-    keys = [{*PLANTS[name].changes, PLANTS[name].key} - {None} for name in (one, other)]
+    keys = [{*FAULTS[name].changes, FAULTS[name].key} - {None} for name in (one, other)]
     needs = needs_of(one) | needs_of(other)
     alone = not {one, other} <= OPEN  # of two open factors no run tells the second's
     return keys[0].isdisjoint(keys[1]) and not {"bias-decay", "bias-free"} <= needs and alone
@@ -228,7 +167,9 @@ def compatible(one: str, other: str) -> bool:
 def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, Array, Array]:
     """Draw a spec that has what is needed."""
     model, loss = KINDS[random.integers(len(KINDS))]
-    X = random_columns(random, 6 if needs & {"parts", "uneven", "batches", "shuffle"} else 1)
+    X = random_columns(
+        random, 6 if needs & {"micro-batches", "uneven", "batches", "shuffle"} else 1
+    )
     y = random_target(random, model, X)
     rows, features = X.shape
     batch_size, parts = batches(random, rows, needs)
@@ -286,13 +227,13 @@ def random_columns(random: Generator, least: int) -> Array:
 
 def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
     """Draw a batch size, and how many of them make a step."""
-    if not needs & {"parts", "uneven", "batches"}:
+    if not needs & {"micro-batches", "uneven", "batches"}:
         return random_batches(random, rows)
     batch_size = max(2, rows // int(random.integers(2, 8)))
     if "uneven" in needs:
         uneven = [size for size in range(2, rows) if rows % size and rows / size < 20]
         batch_size = int(random.choice(uneven))
-    several = "parts" in needs or ("batches" not in needs and chance(random, 0.2))
+    several = "micro-batches" in needs or ("batches" not in needs and chance(random, 0.2))
     parts = int(random.integers(2, 4)) if several else 1
     return batch_size, parts
 
@@ -377,10 +318,10 @@ def planted(
     for cause in causes:
         if cause in OUTSIDE:
             continue
-        changes |= PLANTS[cause].changes
+        changes |= FAULTS[cause].changes
         if cause == "schedule-shifted" and chance(random, 0.5):
             changes["early"] = -1
-        key = PLANTS[cause].key
+        key = FAULTS[cause].key
         if key is not None:
             factors[cause] = changes[key] = random_factor(random, cause, facts)
     return Rule(**changes), factors
@@ -417,7 +358,7 @@ def random_report(
         return Reported("after"), frozenset({"loss-after-update"})
     both = decays_of(spec)
     if kind < 0.8 and spec["batch_size"] != "full":
-        base = "epoch" if chance(random, 0.5) else "epoch by rows"
+        base: Base = "epoch" if chance(random, 0.5) else "epoch by rows"
         return Reported(base), frozenset({"loss-epoch-mean"})
     if not any(both):
         return Reported("torch"), frozenset()
@@ -528,12 +469,13 @@ def exactly(
     )
     dtypes = seen.report.dtypes
     u = max(float(np.finfo(dtype).eps) for dtype in dtypes) / 2
+    kept = Kept()
     for step, record in enumerate(history.records()):
-        before = training.entries(record.before)
-        if step == 0 and start is not None:
-            before = training.entries(history.flat(start))
-        taken = training.step(before, step)
-        after = np.append(taken.weight, taken.bias if training.bias else [])
+        at = history.flat(start) if step == 0 and start is not None else record.before
+        before = training.pair(*(at[:-1], at[-1]) if training.bias else (at, None))
+        taken = training.step(kept, before, step)
+        kept = taken.kept
+        after = np.append(taken.after[0], taken.after[1] if training.bias else [])
         after = record.before + rates * (after - record.before) if by_entry else after
         with np.errstate(all="ignore"):
             moved = np.abs(after - record.before)
@@ -541,7 +483,7 @@ def exactly(
             off = np.abs(after - record.scratch) / (bound * limits)
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
         largest = np.where(np.isnan(off), np.where(known, math.inf, 0), off).max()
-        yield Exact(float(largest), taken.loss)
+        yield Exact(float(largest), taken.passed.loss)
 
 
 def of_entries(seen: Seen, by_entry: ByEntry | None, *, bias: bool) -> Wrong | None:
@@ -551,13 +493,14 @@ def of_entries(seen: Seen, by_entry: ByEntry | None, *, bias: bool) -> Wrong | N
     values = by_entry.values.astype(np.longdouble)
     weight, rest = (values[:-1], values[-1]) if bias else (values, np.longdouble(0))
     if by_entry.what == "gradient":
-        return lambda _, __, g, ___: (weight * g[0], rest * g[1])
-    decay = seen.case.spec["weight_decay"]
-    own = (decay["weight"], decay.get("bias", 0)) if isinstance(decay, dict) else (decay, decay)
-    return lambda _, at, g, ___: (
-        g[0] + (weight - own[0]) * at[0],
-        g[1] + (rest - own[1]) * at[1],
-    )
+        return lambda moment: (weight * moment.gradient[0], rest * moment.gradient[1])
+    own = decays_of(seen.case.spec)
+
+    def decayed(moment: Moment) -> Pair:
+        (gw, gb), (w, b) = moment.gradient, moment.at
+        return gw + (weight - own[0]) * w, gb + (rest - own[1]) * b
+
+    return decayed
 
 
 # --- what it must find --------------------------------------------------------------------------
@@ -698,8 +641,8 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
     changes: dict[str, Any] = {}
     for cause in one.causes:
         if cause not in OUTSIDE:
-            changes |= PLANTS[cause].changes
-            key = PLANTS[cause].key
+            changes |= FAULTS[cause].changes
+            key = FAULTS[cause].key
             if key is not None and cause in one.fits:
                 changes[key] = one.fits[cause].factor
         if cause == "schedule-shifted":
@@ -722,7 +665,7 @@ def gain(seen: Seen, rule: Rule) -> float:
     spec, rows = seen.case.spec, len(seen.case.y)
     largest = abs(rule.half * rule.gradient * rule.rate)
     largest *= batch_of(spec, rows) if rule.reduce == "sum" else 1
-    largest *= spec["accumulate"] if rule.parts == "sum" else 1
+    largest *= spec["accumulate"] if rule.micro_batches == "sum" else 1
     largest *= len(seen.history) if not rule.zeroed else 1
     if rule.early or rule.velocity == "lr inside":
         steps = range(1, seen.report.comparison.steps + 2)

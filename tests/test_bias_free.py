@@ -30,9 +30,10 @@ from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_model import built_in
 from regcheck.user_code.problem_api import UserProblem
-from tests.random_causes import BIASED, OPEN, PLANTS, Facts, planted
+from tests.faults import FAULTS, OPEN
+from tests.random_causes import BIASED, Facts, planted
 from tests.random_specs import KINDS
-from tests.user_training import Code
+from tests.user_functions import Code
 
 Spec = dict[str, Any]
 
@@ -203,7 +204,7 @@ def test_bounds_are_those_of_a_weight_beside_a_bias_that_is_nothing() -> None:
 # --- causes ---------------------------------------------------------------------------------------
 
 NEEDED: dict[str, Spec] = {
-    "parts": {"batch_size": 2, "accumulate": 2},
+    "micro-batches": {"batch_size": 2, "accumulate": 2},
     "momentum": {"optimizer": {"name": "sgd", "momentum": 0.9}},
     "nesterov": {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
     "dampening": {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.25}},
@@ -215,7 +216,7 @@ NEEDED: dict[str, Spec] = {
 def code_with(cause: str) -> tuple[Spec, Code]:
     """Write a user's code with a cause in it, and the spec that it is for."""
     spec = spec_of()
-    for need in sorted(PLANTS[cause].needs & NEEDED.keys()):
+    for need in sorted(FAULTS[cause].needs & NEEDED.keys()):
         spec |= NEEDED[need]
     spec["optimizer"] = spec.get("optimizer", {"name": "sgd"})
     spec.setdefault("accumulate", 1)
@@ -224,7 +225,7 @@ def code_with(cause: str) -> tuple[Spec, Code]:
     return spec, Code(spec, rule)
 
 
-@pytest.mark.parametrize("cause", sorted(PLANTS.keys() - BIASED - {"bce-saturated"}))
+@pytest.mark.parametrize("cause", sorted(FAULTS.keys() - BIASED - {"bce-saturated"}))
 def test_cause_in_a_users_code_is_named(cause: str) -> None:
     spec, code = code_with(cause)
     report = check(spec, scratch=code.train)

@@ -24,8 +24,7 @@ from regcheck.rules.planned import PLANNED
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, State, Update
-from tests import planted
-from tests.planted import BUGS, ByHand
+from tests.faults import BUGS, Planted
 
 Spec = dict[str, Any]
 
@@ -91,7 +90,7 @@ def steps_beside(trainer: Any, problem: Problem, path: list[Step]) -> Iterator[S
 
 def path_of(problem: Problem) -> list[Step]:
     """Train as torch does."""
-    trainer: Any = ByHand(problem)
+    trainer: Any = Planted(problem)
     state, steps = trainer.start(), []
     for batch in problem.schedule.batches():
         update = trainer.step(state, batch)
@@ -433,13 +432,13 @@ class StoresFloat32(NumpyTrainer):
         )
 
 
-PLANTED: dict[str, type] = {
-    "initial-parameters": planted.OtherStart,
+PLANTED: dict[str, Any] = {
+    "initial-parameters": BUGS["initial-parameters"][0],
     "loss-after-update": LossAfterUpdate,
     "loss-epoch-mean": LossEpochMean,
     "precision": StoresFloat32,
     "reported-loss-scaled": HalfLossReported,
-    "row-order": planted.OtherRows,
+    "row-order": BUGS["row-order"][0],
 }
 """Code that has a cause which changes no rule."""
 

@@ -19,9 +19,8 @@ from regcheck.compare import comparison
 from regcheck.diagnosis import search
 from regcheck.diagnosis.replay import Replay
 from regcheck.rules.causes import CAUSES
+from tests.faults import FAULTS, OUTSIDE
 from tests.random_causes import (
-    OUTSIDE,
-    PLANTS,
     Case,
     exactly,
     faults_of,
@@ -32,7 +31,8 @@ from tests.random_causes import (
     run_case,
     see,
 )
-from tests.user_training import Code, Rule
+from tests.rule import Rule
+from tests.user_functions import Code
 
 TIMES = int(os.environ.get("REGCHECK_RANDOM_RUNS", "1"))
 
@@ -50,7 +50,7 @@ def test_every_cause_of_the_update_is_planted() -> None:
     }
     update = {name for name, cause in CAUSES.items() if cause.kind == "update"}
 
-    assert PLANTS.keys() | OUTSIDE.keys() == update
+    assert FAULTS.keys() | OUTSIDE.keys() == update
     assert drawn == update
 
 
@@ -66,11 +66,11 @@ def planted_alone(cause: str, folder: Path) -> Iterator[Case]:
     for seed in range(6):
         random = np.random.default_rng(seed)
         spec, X, y = random_spec(random, needs_of(cause), folder / f"{cause}-{seed}.npz")
-        rule = Rule(**PLANTS[cause].changes)
+        rule = FAULTS[cause].rule()
         yield Case(spec, X, y, Code(spec, rule), frozenset({cause}), frozenset(), {})
 
 
-CLOSED = sorted(name for name, plant in PLANTS.items() if plant.key is None)
+CLOSED = sorted(name for name, one in FAULTS.items() if one.key is None)
 
 
 @pytest.mark.parametrize("cause", CLOSED)

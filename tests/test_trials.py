@@ -26,7 +26,7 @@ from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem
-from tests.planted import BUGS, OtherStart, PenaltyDoubled
+from tests.faults import BUGS, Plant
 from tests.random_specs import matched_spec
 from tests.test_causes import ALWAYS, BIAS, COUPLED, PENALTY
 from tests.test_random_runs import TIMES
@@ -333,7 +333,7 @@ def passing(spec: Spec, rows: int) -> list[str]:
         return [name for name in concerning if any(passes(spec, bug) for bug in BUGS[name])]
 
 
-def passes(spec: Spec, bug: type) -> bool:
+def passes(spec: Spec, bug: Plant) -> bool:
     """Say whether a spec does not diverge with a bug on the scratch side."""
     with patch.object(checking, "NumpyTrainer", bug):
         return check(spec | {"convention": "pytorch"}).verdict != "diverged"
@@ -374,7 +374,7 @@ def test_what_is_hidden_is_just_what_passes_once_it_is_planted(number: int, tmp_
 UPDATES = [name for name, cause in CAUSES.items() if cause.kind == "update" and cause.changes]
 
 
-def explaining(spec: Spec, bug: type) -> set[str]:
+def explaining(spec: Spec, bug: Plant) -> set[str]:
     """Plant a bug, and name the causes of which one alone explains all that comes of it."""
     with patch.object(checking, "NumpyTrainer", bug):
         diagnosis = check(spec).diagnosis
@@ -454,7 +454,7 @@ def test_cause_that_is_none_explains_nothing(convention: Spec, cause: str) -> No
 def test_other_start_is_explained_by_no_cause_that_does_nothing() -> None:
     # λ is 0: with the cause or without it, the steps agree; the starts do not.
     spec = spec_of() | {"weight_decay": 0, "expect": {"cause": "penalty-doubled"}}
-    with patch.object(checking, "NumpyTrainer", OtherStart):
+    with patch.object(checking, "NumpyTrainer", BUGS["initial-parameters"][0]):
         report = check(spec)
 
     assert report.verdict == "diverged"
@@ -487,7 +487,7 @@ def test_expected_cause_stands_beside_verdict_and_step() -> None:
 
     assert check(spec | {"expect": expected}).expected
     assert check(spec | {"expect": expected | {"step": 2}}).expected is False
-    with patch.object(checking, "NumpyTrainer", PenaltyDoubled):
+    with patch.object(checking, "NumpyTrainer", BUGS["penalty-doubled"][0]):
         assert verdict_of(spec_of(), "penalty-doubled")
         assert verdict_of(spec_of(), "penalty-halved") is False
 

@@ -1,0 +1,155 @@
+"""What the reference trainer does at each step, reports and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.user_code.problem_api import UserProblem
+
+Array = NDArray[np.floating]
+Pair = tuple[Array, Array]
+"""Something of the weight, (d,), and of the bias, a scalar."""
+
+Rows = NDArray[np.intp]
+
+
+class Rule(NamedTuple):
+    """What the code does at each step; the defaults are torch's.
+
+    Attributes:
+        divide: what λ is divided by: nothing, the step's rows, or all rows.
+        penalty: a factor on λ.
+        shape: the penalty's gradient: λ w, λ alone, or λ w/‖w‖.
+        bias: the bias has its own λ, none, or that of the weight.
+        decay: where λ w goes: into the gradient, past the momentum, past both and times lr,
+            past both and not times lr, onto the updated w, or into what is clipped.
+        reduce: rows' gradients are averaged, summed, or divided by the spec's batch size.
+        half, gradient, rate: factors on the loss, on its gradient, and on the lr.
+        early: how many steps early the lr's schedule is.
+        velocity: torch's, with 1 − μ on the gradient, with the lr in it, or none.
+        nesterov: as the spec says, always, or never.
+        first: the first step's velocity is the gradient, or dampened like all others.
+        clip: one norm over both tensors, or one for each.
+        micro_batches: their gradients are averaged or summed.
+        target: the row's own, or broadcast, each output against each target.
+        slope: BCELoss's as torch has it, or p − y.
+        zeroed: whether gradients are set to 0 after each step.
+        order: both tensors are updated together, or the bias first.
+    """
+
+    divide: Literal["nothing", "rows", "all rows"] = "nothing"
+    penalty: float = 1.0
+    shape: Literal["w", "constant", "unit"] = "w"
+    bias: Literal["own", "none", "of weight"] = "own"
+    decay: Literal["gradient", "velocity", "apart", "bare", "late", "clipped"] = "gradient"
+    reduce: Literal["mean", "sum", "nominal"] = "mean"
+    half: float = 1.0
+    gradient: float = 1.0
+    rate: float = 1.0
+    early: int = 0
+    velocity: Literal["torch", "dampened", "lr inside", "none"] = "torch"
+    nesterov: Literal["as set", "always", "never"] = "as set"
+    first: Literal["gradient", "dampened"] = "gradient"
+    clip: Literal["together", "each"] = "together"
+    micro_batches: Literal["mean", "sum"] = "mean"
+    target: Literal["row", "broadcast"] = "row"
+    slope: Literal["torch", "plain"] = "torch"
+    zeroed: bool = True
+    order: Literal["together", "bias first"] = "together"
+
+
+Base = Literal["none", "own", "torch", "epoch", "epoch by rows", "after"]
+
+
+class Reported(NamedTuple):
+    """What the code reports as its loss.
+
+    Attributes:
+        base: no loss, the loss of its own rule, torch's mean loss, the mean of the epoch's losses
+            so far (plain, or weighted by rows), or the loss after the update.
+        strengths: κ of weight and bias in κ/2 Σw², which is added.
+        plain: whether κ is λ, or λ times or over a plain number.
+        per_batch: whether κ is divided by each step's rows.
+        wobble: the size of a mistake that is no known one.
+        times: a factor on the base, or the rows of the batch.
+    """
+
+    base: Base = "own"
+    strengths: tuple[float, float] = (0.0, 0.0)
+    plain: bool = False
+    per_batch: bool = False
+    wobble: float = 0.0
+    times: float | Literal["rows"] = 1.0
+
+
+class Kept(NamedTuple):
+    """What is kept from step to step, besides the parameters.
+
+    Attributes:
+        velocities: of weight and bias; None before step 1.
+        total: the sum of all gradients so far, where they are never set to 0.
+        last: the data gradient of the step before.
+        losses, sizes: of the epoch's batches, this one among them.
+    """
+
+    velocities: tuple[Array | None, Array | None] = (None, None)
+    total: Pair | None = None
+    last: Pair | None = None
+    losses: tuple[float, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+class Passed(NamedTuple):
+    """A pass over a step's rows, by micro-batch: outputs, row losses and their slopes.
+
+    `own_loss` is the loss of the rule, `loss` torch's mean.
+    """
+
+    outputs: Sequence[Array]
+    rows: Sequence[Pair]
+    own_loss: float
+    loss: float
+    gradient: Pair
+
+
+class Moved(NamedTuple):
+    """What a step makes of one tensor, and what its penalty and all of it subtract."""
+
+    after: Array
+    velocity: Array | None
+    penalty: Array
+    delta: Array
+
+
+class Taken(NamedTuple):
+    """One step: the pass before it, the gradient that it took, and what came of it."""
+
+    passed: Passed
+    gradient: Pair
+    weight: Moved
+    bias: Moved
+    kept: Kept
+
+    @property
+    def after(self) -> Pair:
+        return self.weight.after, self.bias.after
+
+
+class Moment(NamedTuple):
+    """What a mistake in the gradient may see: the step's gradient, and that of the step before."""
+
+    problem: UserProblem
+    at: Pair
+    gradient: Pair
+    last: Pair
+    X: Array
+    y: Array
+    random: np.random.Generator
+
+
+Wrong = Callable[[Moment], Pair]
+"""Spoils a gradient."""

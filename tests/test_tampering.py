@@ -1,0 +1,420 @@
+"""Every stage, tensor, entry and step is looked at: one wrong number is caught where it stands.
+
+Also what is no number, what is not there, and faults too subtle for a table or a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regcheck import checking
+from regcheck.checking import check
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters, Problem, Step
+from regcheck.testing import assert_equivalent
+from regcheck.trainers import sides
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.faults import Planted
+from tests.rule import Moment, Pair, Rule
+from tests.test_sabotage import BATCHES, MOMENTUM, STEPS, TARGETS, Spec, agrees, found, spec_of
+
+Change = Callable[[Batch, Step], Step]
+Place = Callable[[Any], None]
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return lambda trainer: monkeypatch.setattr(checking, "NumpyTrainer", trainer)
+
+
+@pytest.fixture
+def framework(monkeypatch: pytest.MonkeyPatch) -> Place:
+    return lambda trainer: monkeypatch.setattr(sides, "TorchTrainer", trainer)
+
+
+class Altered:
+    """A trainer of the scratch side whose steps are changed as they are told, and goes on so."""
+
+    def __init__(self, problem: Problem, *, change: Change, of: Any = NumpyTrainer) -> None:
+        self.trainer, self.change = of(problem), change
+        self.problem, self.by, self.start = problem, self.trainer.by, self.trainer.start
+
+    def step(self, state: Any, batch: Batch, *seen: Any) -> Any:
+        update = self.trainer.step(state, batch, *seen)
+        step = self.change(batch, update.step)
+        return update._replace(state=update.state._replace(parameters=step.after), step=step)
+
+
+def altered(change: Change, of: Any = NumpyTrainer) -> Any:
+    return partial(Altered, change=change, of=of)
+
+
+def altered_torch(change: Change) -> type[TorchTrainer]:
+    """Make a torch side that tells its steps changed, and goes on unchanged."""
+
+    class Changed(TorchTrainer):
+        def step(self, batch: Batch) -> Step:
+            return change(batch, super().step(batch))
+
+    return Changed
+
+
+def with_entry(tensors: Parameters | None, tensor: str, index: Any, value: Any) -> Parameters:
+    """Change one entry of some tensors: to a value, or to a function of it."""
+    assert tensors is not None
+    wrong = {name: one.copy() for name, one in tensors.items()}
+    wrong[tensor][index] = value(wrong[tensor][index]) if callable(value) else value
+    return wrong
+
+
+# --- one number -----------------------------------------------------------------------------------
+
+ENTRIES = [("weight", (0, 0)), ("weight", (0, 1)), ("weight", (0, 2)), ("bias", (0,))]
+TIMES = {"first": 1, "middle": 3, "last": STEPS}
+QUANTITIES = {
+    "gradient": "gradient",
+    "penalty": "penalty",
+    "optimizer": "delta",
+    "update": "after",
+}
+"""By stage, what a step tells of it."""
+
+
+def a_little(value: Any) -> Any:
+    """Change a number by 1e-9 of its size and 1e-9: some 1e6 u, and nothing that a table shows."""
+    return value + 1e-9 * (abs(value) + 1)
+
+
+def tampering(step: int, tensor: str, index: tuple[int, ...], *quantities: str) -> Any:
+    """Make a trainer that tells one entry of some quantities wrong at one step."""
+
+    def change(batch: Batch, told: Step) -> Step:
+        if batch.step != step:
+            return told
+        put: dict[str, Any] = {
+            name: with_entry(getattr(told, name), tensor, index, a_little) for name in quantities
+        }
+        return told._replace(**put)
+
+    return altered(change)
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize("stage", QUANTITIES)
+def test_one_number_at_one_step_is_caught_there(
+    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], time: str
+) -> None:
+    # A wrong stage that reaches the parameter: both are caught, at that step, in that entry.
+    scratch(tampering(TIMES[time], tensor, index, *{QUANTITIES[stage], "after"}))
+    report = check(spec_of(batches="mini"))
+    assert found(report) == (TIMES[time], stage, tensor)
+    first = report.first_divergence
+    assert first is not None
+    assert (first.at.index, first.within.tensor, first.within.index) == (index, tensor, index)
+    assert report.comparison.first_by_stage == ({} if stage == "update" else {stage: TIMES[time]})
+    for row in report.comparison.trace:
+        for name, at in row.tensors.items():
+            assert (at.ratio > 8) == ((row.step, name) == (TIMES[time], tensor))
+
+
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize("stage", ["gradient", "penalty", "optimizer"])
+def test_one_number_told_wrong_shows_at_its_stage_alone(
+    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], time: str
+) -> None:
+    # The parameters are right, so that it is no divergence; but it is told.
+    scratch(tampering(TIMES[time], tensor, index, QUANTITIES[stage]))
+    report = check(spec_of(batches="mini"))
+    assert report.verdict == "equivalent"
+    assert report.comparison.first_by_stage == {stage: TIMES[time]}
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_one_output_of_one_micro_batch_shows_at_its_stage_alone(
+    scratch: Place, step: int, row: int, part: int
+) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        if batch.step == step:
+            assert told.outputs is not None
+            told.outputs[part][row] += 1e-9
+        return told
+
+    scratch(altered(change))
+    # Steps 1, 3 and 5 have two micro-batches of four rows.
+    report = check(spec_of(batches="mini") | {"accumulate": 2, "epochs": 3})
+    assert report.verdict == "equivalent"
+    assert report.comparison.first_by_stage == {"forward": step}
+
+
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+@pytest.mark.parametrize("time", TIMES)
+def test_loss_told_wrong_at_one_step_is_caught_in_the_loss_alone(
+    scratch: Place, framework: Place, time: str, side: str
+) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        assert told.loss is not None
+        wrong = batch.step == TIMES[time]
+        return told._replace(loss=told.loss * (1 + 1e-9)) if wrong else told  # some 1e6 u
+
+    if side == "scratch":
+        scratch(altered(change))
+    else:
+        framework(altered_torch(change))
+    report = check(spec_of(batches="mini"))
+    assert report.verdict == "diverged"
+    assert report.first_divergence is None
+    assert report.comparison.first_by_stage == {}
+    assert report.first_loss_divergence is not None
+    assert report.first_loss_divergence.step == TIMES[time]
+    assert [row.step for row in report.comparison.trace if row.loss_ratio > 8] == [TIMES[time]]
+
+
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_start_is_compared_entry_by_entry(
+    scratch: Place, dtype: str, tensor: str, index: tuple[int, ...]
+) -> None:
+    class Starts(NumpyTrainer):
+        def start(self) -> Any:
+            state = super().start()
+            state.parameters[tensor][index] *= 1 + 1e-5  # 1e-5 is 20 u and more of float32
+            return state
+
+    scratch(Starts)
+    report = check(spec_of(dtype=dtype))
+    assert found(report) == (1, "initial", tensor)
+    assert report.first_divergence is not None
+    assert report.first_divergence.at.index == index
+    assert report.comparison.first_by_stage == {}  # each step from the same parameters is right
+
+
+# --- subtle ones ----------------------------------------------------------------------------------
+
+
+def one_entry(moment: Moment) -> Pair:
+    """Make one weight's gradient 1e-10 of itself too large."""
+    return moment.gradient[0] * np.array([1, 1, 1 + 1e-10]), moment.gradient[1]
+
+
+@pytest.mark.parametrize("model", TARGETS)
+@pytest.mark.parametrize("batches", BATCHES)
+def test_one_entry_of_one_gradient_off_by_1e10th_is_caught(
+    scratch: Place, model: str, batches: str
+) -> None:
+    scratch(partial(Planted, wrong=one_entry))
+    report = check(spec_of(model, batches=batches))
+    assert found(report) == (1, "gradient", "weight")
+    assert report.first_divergence is not None
+    assert report.first_divergence.at.index == (0, 2)
+
+
+@pytest.mark.parametrize("model", TARGETS)
+@pytest.mark.parametrize("batches", BATCHES)
+def test_scale_to_which_a_cosine_is_blind_is_caught(
+    scratch: Place, model: str, batches: str
+) -> None:
+    scratch(partial(Planted, rule=Rule(gradient=1 + 1e-9)))
+    report = check(spec_of(model, batches=batches))
+    assert found(report)[:2] == (1, "gradient")
+    assert report.comparison.sample is not None
+    gradients = [
+        np.concatenate([g.ravel() for g in (side.gradient or {}).values()])
+        for side in (report.comparison.sample.scratch, report.comparison.sample.framework)
+    ]
+    cosine = np.vdot(*gradients) / math.prod(float(np.linalg.norm(g)) for g in gradients)
+    assert cosine == pytest.approx(1, abs=4e-16)  # two roundings: nothing to see
+
+
+def test_errors_whose_mean_is_zero_are_caught(scratch: Place) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        told.after["weight"] += [1e-8, -1e-8, 0.0]
+        return told
+
+    scratch(altered(change))
+    report = check(spec_of())
+    assert found(report) == (1, "update", "weight")
+    assert report.comparison.sample is not None
+    means = [
+        side.after["weight"].mean()
+        for side in (report.comparison.sample.scratch, report.comparison.sample.framework)
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-15)  # 1e-8 would be 1e-7 of it
+
+
+class DoubledAt(Planted):
+    """Doubles the penalty in some steps."""
+
+    def __init__(self, problem: Problem, *, when: Callable[[Batch], bool]) -> None:
+        super().__init__(problem)
+        self.when = when
+
+    def step(self, state: Any, batch: Batch, seen: Any = None) -> Any:
+        self.training.rule = Rule(penalty=2.0 if self.when(batch) else 1.0)
+        return super().step(state, batch, seen)
+
+
+def steps_apart(report: Any) -> list[int]:
+    """Return the steps in which a parameter differs by more than rounding."""
+    return [
+        row.step
+        for row in report.comparison.trace
+        if max(t.ratio for t in row.tensors.values()) > 8
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("settings", [{}, MOMENTUM], ids=["plain", "momentum"])
+def test_bug_at_one_step_of_forty_is_caught_there(
+    scratch: Place, dtype: str, settings: Spec
+) -> None:
+    scratch(partial(DoubledAt, when=lambda batch: batch.step == 17))
+    report = check(spec_of(dtype=dtype) | settings | {"epochs": 40})
+    assert found(report)[:2] == (17, "penalty")
+    assert agrees(report, until=17)
+    # A velocity remembers what it was fed; plain gradient descent does not.
+    assert steps_apart(report)[: 2 if settings else None] == ([17, 18] if settings else [17])
+
+
+def test_bug_in_the_last_batch_of_each_epoch_is_caught_in_the_first_one(scratch: Place) -> None:
+    scratch(partial(DoubledAt, when=lambda batch: batch.batch == 3))  # of 3
+    report = check(spec_of(batches="mini"))
+    assert found(report)[:2] == (3, "penalty")
+    assert steps_apart(report) == [3, 6]
+
+
+# --- what is no number, and what is not there -----------------------------------------------------
+
+
+def poisoned(
+    of: Any = NumpyTrainer,
+    step: int = 5,
+    tensor: str = "weight",
+    index: tuple[int, ...] = (0, 1),
+    value: float = math.nan,
+) -> Any:
+    """Make a trainer that has one entry not finite after one step."""
+
+    def change(batch: Batch, told: Step) -> Step:
+        if batch.step != step:
+            return told
+        return told._replace(after=with_entry(told.after, tensor, index, value))
+
+    return altered(change, of)
+
+
+class PoisonedTorch(TorchTrainer):
+    """Has one weight NaN after step 5, and so on."""
+
+    def step(self, batch: Batch) -> Step:
+        done = super().step(batch)
+        if batch.step == 5:
+            self.views["weight"][0, 1] = math.nan
+        return done._replace(after=self.parameters())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize("time", TIMES)
+def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
+    scratch: Place, time: str, tensor: str, index: tuple[int, ...], value: float
+) -> None:
+    scratch(poisoned(step=TIMES[time], tensor=tensor, index=index, value=value))
+    report = check(spec_of())
+    assert found(report) == (TIMES[time], "update", tensor)
+    assert report.first_divergence is not None
+    assert report.first_divergence.at.index == index
+    assert report.first_divergence.at.ratio == math.inf
+
+
+def test_one_entry_not_finite_on_torchs_side_is_caught_at_its_step(framework: Place) -> None:
+    framework(PoisonedTorch)
+    assert found(check(spec_of())) == (5, "update", "weight")
+
+
+def test_not_finite_on_both_sides_from_one_step_is_inconclusive_from_there(
+    scratch: Place, framework: Place
+) -> None:
+    scratch(poisoned())
+    framework(PoisonedTorch)
+    report = check(spec_of())
+    assert (report.verdict, report.comparison.first_unjudged) == ("inconclusive", 5)
+    assert report.comparison.compared == 4
+    assert agrees(report, until=5)
+    with pytest.raises(AssertionError, match="INCONCLUSIVE"):
+        assert_equivalent(spec_of())
+
+
+@pytest.mark.parametrize("first", [5, 1], ids=["other entry", "divergence before"])
+def test_not_finite_on_both_sides_hides_nothing_else(
+    scratch: Place, framework: Place, first: int
+) -> None:
+    scratch(poisoned(partial(DoubledAt, when=lambda batch: batch.step >= first)))
+    framework(PoisonedTorch)
+    report = check(spec_of())
+    assert found(report)[0] == first
+    assert report.comparison.first_unjudged == 5
+
+
+def test_loss_not_finite_on_one_side_is_caught_and_on_both_inconclusive(
+    scratch: Place, framework: Place
+) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        return told._replace(loss=math.nan) if batch.step == 3 else told
+
+    scratch(altered(change))
+    report = check(spec_of())
+    assert report.verdict == "diverged"
+    assert report.first_loss_divergence is not None
+    assert report.first_loss_divergence.step == 3
+    framework(altered_torch(change))
+    report = check(spec_of())
+    assert (report.verdict, report.comparison.first_loss_unjudged) == ("inconclusive", 3)
+
+
+MISSHAPEN: dict[str, Callable[[Parameters], Parameters]] = {
+    "without bias": lambda tensors: {"weight": tensors["weight"]},
+    "with another": lambda tensors: tensors | {"other": tensors["bias"]},
+    "flattened": lambda tensors: tensors | {"weight": tensors["weight"][0]},
+    "longer": lambda tensors: tensors | {"bias": np.repeat(tensors["bias"], 2)},
+    "emptied": lambda tensors: tensors | {"bias": tensors["bias"][:0]},
+}
+
+
+@pytest.mark.parametrize("shape", MISSHAPEN)
+@pytest.mark.parametrize("quantity", ["after", "gradient", "penalty", "delta"])
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+def test_tensor_that_is_missing_or_misshapen_never_passes(
+    scratch: Place, framework: Place, side: str, quantity: str, shape: str
+) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        put: dict[str, Any] = {quantity: MISSHAPEN[shape](getattr(told, quantity))}
+        return told._replace(**put)
+
+    if side == "scratch":
+        scratch(altered(change))
+    else:
+        framework(altered_torch(change))
+    with pytest.raises((ValueError, KeyError)):
+        check(spec_of())
+
+
+def test_rows_that_one_side_drops_never_pass(framework: Place) -> None:
+    class DropsTheLastRow(TorchTrainer):
+        def __init__(self, problem: Any, module: Any = None) -> None:
+            super().__init__(problem, module)
+            self.X, self.y = self.X[:-1], self.y[:-1]
+
+    framework(DropsTheLastRow)
+    with pytest.raises(ValueError, match="shape"):
+        check(spec_of())
