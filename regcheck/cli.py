@@ -211,16 +211,17 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
     from pathlib import Path
 
     from regcheck.checking import check_loaded, no_progress
-    from regcheck.diagnosis.fix import write_fixed
     from regcheck.diagnosis.records import SpecFix
     from regcheck.report.diagnosis_text import not_written
     from regcheck.report.text import sentence
     from regcheck.spec import read_spec
+    from regcheck.spec.rewriting import write_fixed
 
     fix, path = report.diagnosis and report.diagnosis.fix, Path(name)
     if not isinstance(fix, SpecFix):
         return f"{path}: not written: {not_written(report)}"
-    write_fixed(loaded, Path(loaded.document.file).read_text(encoding="utf-8"), fix, path)
+    text = Path(loaded.document.file).read_text(encoding="utf-8")
+    write_fixed(loaded, text, fix.changes, fix.text, path)
     again = check_loaded(read_spec(path), no_progress, timeout)
     return f"{path}: the spec with the fix ({fix.text}), run again: {sentence(again)}."
 

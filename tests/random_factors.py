@@ -186,7 +186,7 @@ def faults_of(seen: Seen) -> list[str]:
     told = [one.causes for one in diagnosis.explanations]
     if diagnosis.best is None:
         if seen.effect > SURE:
-            found.append(f"not explained: {seen.effect:.3g} limits, {diagnosis.clues}")
+            found.append(f"not explained: {seen.effect:.3g} limits, {diagnosis.evidence}")
     elif not any(named.issuperset(one) for one in told):
         found.append(f"taken for {told}: {seen.effect:.3g} limits")
     elif any(len(one) > 1 for one in told) or not is_factor(seen, diagnosis.best):

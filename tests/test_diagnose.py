@@ -409,7 +409,7 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert first is not None
     assert found is not None
     assert (first.step, first.stage, found.explained) == (1, "gradient", False)
-    told = " ".join(found.clues)
+    told = " ".join(found.evidence)
     assert "0.weight and 0.bias go by no multiple of torch's gradient" in told
     assert "2.weight and 2.bias go by torch's rule." in told
     assert "Finite differences of the loss side with torch" in told
@@ -454,8 +454,8 @@ def test_gradient_that_is_yielded_decides_the_stage(
     assert found is not None
     assert not found.explained
     assert (report.first_divergence.stage, found.stage) == (stage, stage)
-    assert sum(one.startswith(clue) for one in found.clues) == 1
-    assert sum(one.startswith("The gradient that your code yields") for one in found.clues) == (
+    assert sum(one.startswith(clue) for one in found.evidence) == 1
+    assert sum(one.startswith("The gradient that your code yields") for one in found.evidence) == (
         grad is not None
     )
 

@@ -72,7 +72,7 @@ def clues_of(loss: Any) -> tuple[str, ...]:
     report = check(BASE, scratch=bent, framework=framework)
     assert report.diagnosis is not None
     assert not report.diagnosis.explained
-    return report.diagnosis.clues
+    return report.diagnosis.evidence
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -110,5 +110,5 @@ def test_differences_of_a_floored_loss_side_with_nobody() -> None:
         data = {"X": X.tolist(), "y": labels.tolist()}
         report = check(spec | {"loss": loss, "data": data}, scratch=train)
         assert report.diagnosis is not None
-        clues = report.diagnosis.clues
+        clues = report.diagnosis.evidence
         assert any(clue.startswith("Finite differences") for clue in clues) == told, clues

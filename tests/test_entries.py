@@ -207,7 +207,7 @@ def test_sum_that_is_added_to_every_entry_is_told_as_a_penalty(name: str, spec: 
         "penalty",
         "penalty",
     )
-    (clue,) = (one for one in found.clues if "one number added" in one)
+    (clue,) = (one for one in found.evidence if "one number added" in one)
     assert text in clue
     assert "multiply λ by each weight, not by their sum" in clue
 

@@ -81,10 +81,10 @@ def test_the_floor_of_the_logarithms_is_named(form: str, floor: float, loss: str
 
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    assert said.format(f"{floor:.3g}") in report.diagnosis.loss_clue
-    assert report.diagnosis.loss_clue in report.to_dict()["diagnosis"]["clues"]
+    assert said.format(f"{floor:.3g}") in report.diagnosis.loss_evidence
+    assert report.diagnosis.loss_evidence in report.to_dict()["diagnosis"]["clues"]
     assert [line.text for line in loss_lines(report, report.diagnosis)] == [
-        report.diagnosis.loss_clue
+        report.diagnosis.loss_evidence
     ]
 
 
@@ -93,7 +93,9 @@ def test_forms_are_told_apart_where_p_comes_near_the_floor(form: str) -> None:
     report = run(SAID[form][0](1e-3), "bce_with_logits", scale=8.0)
 
     assert report.diagnosis is not None
-    told = {said for _, said in SAID.values() if said.format(0.001) in report.diagnosis.loss_clue}
+    told = {
+        said for _, said in SAID.values() if said.format(0.001) in report.diagnosis.loss_evidence
+    }
     assert told == {SAID[form][1]}
 
 
@@ -106,9 +108,9 @@ def test_a_logarithm_of_zero_is_named(loss: str) -> None:
     report = run(logarithms, loss)
 
     assert report.diagnosis is not None
-    assert report.diagnosis.loss_clue.startswith("the scratch side's loss is ")
-    assert "its logarithm is infinite" in report.diagnosis.loss_clue
-    assert "from step 2 on" in report.diagnosis.loss_clue
+    assert report.diagnosis.loss_evidence.startswith("the scratch side's loss is ")
+    assert "its logarithm is infinite" in report.diagnosis.loss_evidence
+    assert "from step 2 on" in report.diagnosis.loss_evidence
 
 
 OTHERS: dict[str, Logarithms] = {
@@ -123,5 +125,5 @@ def test_nothing_is_said_of_other_losses(name: str) -> None:
     report = run(OTHERS[name], "bce_with_logits")
 
     assert report.diagnosis is not None
-    assert report.diagnosis.loss_parted
-    assert report.diagnosis.loss_clue == ""
+    assert report.diagnosis.loss_diverged
+    assert report.diagnosis.loss_evidence == ""

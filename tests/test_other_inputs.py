@@ -208,7 +208,7 @@ def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
 
     assert not found.explained
     assert found.stage == "optimizer"
-    assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.clues)
+    assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.evidence)
 
 
 @pytest.mark.parametrize("momentum", [0, 0.9])
@@ -224,7 +224,7 @@ def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
 
     found = found_in(train, optimizer={"name": "sgd", "momentum": momentum})
 
-    (clue,) = (one for one in found.clues if "another lr in each" in one)
+    (clue,) = (one for one in found.evidence if "another lr in each" in one)
     # Step 1 agrees: the first that does not is step 2.
     assert "from step 2 on 0.025, 0.0166667, 0.0125, 0.01, 0.00833333, 0.00714286, .." in clue
     assert "where torch has 0.05, 0.05" in clue
@@ -234,4 +234,4 @@ def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
 def test_gradient_that_is_wrong_has_no_lr_of_each_step() -> None:
     found = found_in(code(data=(lambda A: A + 0.1, same)))
 
-    assert not any("lr in each" in one for one in found.clues)
+    assert not any("lr in each" in one for one in found.evidence)

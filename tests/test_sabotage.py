@@ -280,7 +280,7 @@ def assert_explained(report: Report, cause: str, spec: Spec) -> None:
     assert diagnosis is not None
     assert diagnosis.explained
     assert report.names(cause)
-    assert diagnosis.clues == ()
+    assert diagnosis.evidence == ()
     if CAUSES[cause].stage != "loss":
         sets = [one.causes for one in diagnosis.explanations]
         assert sets[0] == (named_first(cause, spec),)

@@ -86,7 +86,7 @@ def causes(report: Report) -> list[tuple[str, ...]]:
     """Name the sets of causes that explain a run."""
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    assert report.diagnosis.clues == ()
+    assert report.diagnosis.evidence == ()
     return [one.causes for one in report.diagnosis.explanations]
 
 

@@ -868,7 +868,7 @@ def test_reported_adams_diverge_at_once_and_no_cause_is_made_up(name: str) -> No
         found_by = report.diagnosis
         assert found_by is not None
         assert (found_by.explained, found_by.causes) == (False, ())
-        assert any("causes are known for torch.optim.SGD" in clue for clue in found_by.clues)
+        assert any("causes are known for torch.optim.SGD" in clue for clue in found_by.evidence)
 
 
 # --- what own code does besides, through the command line -----------------------------------------

@@ -104,7 +104,7 @@ def unknown_rule(optimizer: object) -> Diagnosis:
         f"The framework side's optimizer is {name}; causes are known for torch.optim.SGD going "
         "downhill on all parameters, with one lr and one momentum."
     )
-    return Diagnosis(explained=False, clues=(clue,))
+    return Diagnosis(explained=False, evidence=(clue,))
 
 
 def explained(seen: Observed) -> Diagnosis:
@@ -124,14 +124,14 @@ def explained(seen: Observed) -> Diagnosis:
     return Diagnosis(
         explained=agree and (explained or not seen.loss_parted),
         explanations=found,
-        apart=telling_apart(seen.torch.problem, found),
+        distinguished_by=telling_apart(seen.torch.problem, found),
         reporting=reporting,
-        loss_parted=seen.loss_parted,
-        loss_clue=logarithm_clue(seen, explained=explained) if seen.loss_parted else "",
-        scales=scales,
+        loss_diverged=seen.loss_parted,
+        loss_evidence=logarithm_clue(seen, explained=explained) if seen.loss_parted else "",
+        effective_settings=scales,
         steps=len(seen.history),
         stage=stage,
-        clues=tuple(clues),
+        evidence=tuple(clues),
         start=start,
     )
 

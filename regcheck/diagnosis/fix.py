@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +10,14 @@ import numpy as np
 from regcheck.compare.history import History
 from regcheck.diagnosis.records import Diagnosis, Observed, SpecFix
 from regcheck.diagnosis.replay import Explanation, Replay
-from regcheck.errors import UsageError, one_line
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.cause import put_in
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import Training
-from regcheck.spec import LoadedSpec, Spec
-from regcheck.spec.rewriting import rewritten
+from regcheck.spec import Spec
 from regcheck.spec.tolerance import ROUNDING
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-
-WRITTEN = "# Written by `regcheck run --write-fixed`"
 
 
 def fix_spec(
@@ -183,59 +175,3 @@ def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     if sgd.options() != own.options():
         found["optimizer"] = {"name": "sgd", **sgd.options()}
     return found
-
-
-def write_fixed(loaded: LoadedSpec, text: str, fix: SpecFix, path: Path) -> None:
-    """Write a spec with its fix; its comments stay, and so do its paths' meanings.
-
-    Raises:
-        UsageError: the file is there already and is not regcheck's own, or cannot be written.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: is no ordinary file; `--write-fixed` writes a new one")
-        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    if there.strip() and not there.startswith(WRITTEN):
-        raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
-    changes = {**moved(loaded, path), **fix.changes}
-    if loaded.spec.expect is not None:
-        changes["expect"] = {"verdict": "equivalent"}
-    head = one_line(f"{WRITTEN} from {loaded.name}: {fix.text}.") + "\n"
-    content = head + rewritten(text.removeprefix("\ufeff"), changes)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def moved(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
-    """Give the keys whose paths are relative, as they read from another folder."""
-    here, there = loaded.folder.resolve(), path.resolve().parent
-    content = loaded.document.content
-    if here == there or not isinstance(content, Mapping):
-        return {}
-    found: dict[str, Any] = {}
-    data = content.get("data")
-    if isinstance(data, Mapping):
-        for key in ("csv", "npz"):
-            if isinstance(data.get(key), str):
-                found["data"] = {**data, key: from_folder(here, there, data[key])}
-    for key in ("scratch", "framework"):
-        code = content.get(key)
-        if isinstance(code, str):
-            file, _, function = code.rpartition(":")
-            found[key] = f"{from_folder(here, there, file)}:{function}"
-    return found
-
-
-def from_folder(here: Path, there: Path, name: str) -> str:
-    """Write a path that is relative to one folder as relative to another."""
-    if Path(name).is_absolute():
-        return name
-    return Path(os.path.relpath(here / name, there)).as_posix()

@@ -75,13 +75,13 @@ class Diagnosis:
         explained: whether all that parted is explained.
         explanations: the sets of causes that explain the update, the plainest first; the rest
             are alternatives. Empty where nothing explains it, or the updates agree.
-        apart: what would tell each explanation from the first; empty for the first.
+        distinguished_by: what would tell each explanation from the first; empty for the first.
         reporting: what explains the reported losses; None where they agree, or nothing does.
-        loss_clue: what is known of the reported losses where no cause explains them.
-        scales: the effective lr and weight decay of each tensor.
+        loss_evidence: what is known of the reported losses where no cause explains them.
+        effective_settings: the effective lr and weight decay of each tensor.
         steps: how many steps were replayed.
         stage: the stage within a step at which the sides part, by the diagnosis; None if unknown.
-        clues: what is known where nothing explains the update, in sentences.
+        evidence: what is known where nothing explains the update, in sentences.
         start: where the scratch side started, if elsewhere than the spec says.
         matching: the settings with which torch trains as the scratch side does, or why there are
             none; None where nothing explains the update.
@@ -91,14 +91,14 @@ class Diagnosis:
 
     explained: bool
     explanations: tuple[Explanation, ...] = ()
-    apart: tuple[str, ...] = ()
+    distinguished_by: tuple[str, ...] = ()
     reporting: Reporting | None = None
-    loss_parted: bool = False
-    loss_clue: str = ""
-    scales: Mapping[str, EffectiveSettings] = field(default_factory=dict)
+    loss_diverged: bool = False
+    loss_evidence: str = ""
+    effective_settings: Mapping[str, EffectiveSettings] = field(default_factory=dict)
     steps: int = 0
     stage: str | None = None
-    clues: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
     start: Parameters | None = None
     matching: Matching | str | None = None
     fix: SpecFix | str | None = None

@@ -112,7 +112,7 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
 def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Tell the explanations that are as good, and what would tell them apart."""
     lines: list[Line] = []
-    others = list(zip(found.explanations[1:], found.apart[1:], strict=True))
+    others = list(zip(found.explanations[1:], found.distinguished_by[1:], strict=True))
     for one, apart in others[:MOST_ALTERNATIVES]:
         named = " with ".join(
             cause + factor_text(report, cause, one.fits.get(cause)).replace(": ", " by ", 1)
@@ -146,17 +146,17 @@ def unexplained_lines(found: Diagnosis) -> list[Line]:
     ]
     if found.stage in where:
         lines.append(Line("Where", where[found.stage]))
-    lines += [Line("Known" if not place else "", clue) for place, clue in enumerate(found.clues)]
+    lines += [Line("Known" if not place else "", clue) for place, clue in enumerate(found.evidence)]
     return lines
 
 
 def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Tell what explains the reported losses."""
-    if not found.loss_parted:
+    if not found.loss_diverged:
         return []
     if found.reporting is None:
         unknown = "why the reported losses part is not explained."
-        return [Line("Loss", found.loss_clue or unknown)]
+        return [Line("Loss", found.loss_evidence or unknown)]
     lines = [
         Line("Loss", f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same")
         for cause in found.reporting.causes
@@ -165,8 +165,8 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     if formula != TORCHS_LOSS:
         lines = lines or [Line("Loss", "the scratch side reports the loss that it trains by")]
         lines.append(Line("", f"scratch  {formula}", formula=True))
-    if found.loss_clue:
-        lines.append(Line("" if lines else "Loss", found.loss_clue))
+    if found.loss_evidence:
+        lines.append(Line("" if lines else "Loss", found.loss_evidence))
     return lines
 
 
@@ -199,7 +199,7 @@ def scale_text(report: Report, scale: float) -> str:
 
 def measured_text(report: Report, found: Diagnosis) -> str:
     """Tell the effective lr and weight decay that the scratch side's steps come to."""
-    fits = {name: effective(scales) for name, scales in found.scales.items()}
+    fits = {name: effective(scales) for name, scales in found.effective_settings.items()}
     if not fits or any(rate is None for rate, _ in fits.values()):
         return ""
     decays = report.training.sgd.weight_decay

@@ -254,29 +254,29 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "explained": found.explained,
         "causes": [cause_dict(report, cause) for cause in found.causes],
         "alternatives": [list(one.causes) for one in found.explanations[1:]],
-        "told_apart_by": [apart or None for apart in found.apart[1:]],
+        "told_apart_by": [apart or None for apart in found.distinguished_by[1:]],
         "alternative_factors": [factors_of(one) for one in found.explanations[1:]],
         "steps": found.steps,
         "residual_ratio": number(best.residual * report.limit_within) if best else None,
         "effective_weight_decay": {
             "scratch": {
-                name: fitted(effective(scales)[1]) for name, scales in found.scales.items()
+                name: fitted(effective(one)[1]) for name, one in found.effective_settings.items()
             },
             "framework": {name: number(w) for name, w in report.training.sgd.weight_decay.items()},
         },
         "effective_lr": {
             "scratch": {
-                name: fitted(effective(scales)[0], report.training.sgd.lr)
-                for name, scales in found.scales.items()
+                name: fitted(effective(one)[0], report.training.sgd.lr)
+                for name, one in found.effective_settings.items()
             },
             "framework": number(report.training.sgd.lr),
         },
         "deviation": {
             name: {
-                "lr": deviation(effective(scales)[0], report.training.sgd.lr),
-                "weight_decay": deviation(effective(scales)[1]),
+                "lr": deviation(effective(one)[0], report.training.sgd.lr),
+                "weight_decay": deviation(effective(one)[1]),
             }
-            for name, scales in found.scales.items()
+            for name, one in found.effective_settings.items()
         },
         "matching": None
         if not isinstance(match, Matching)
@@ -289,7 +289,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "no_match_because": match if isinstance(match, str) else None,
         "fixed_spec": found.fix.changes if isinstance(found.fix, SpecFix) else None,
         "stage": found.stage,
-        "clues": [*found.clues, *([found.loss_clue] if found.loss_clue else [])],
+        "clues": [*found.evidence, *([found.loss_evidence] if found.loss_evidence else [])],
         "start": found.start and tensors_dict(found.start),
     }
 

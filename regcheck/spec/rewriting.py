@@ -1,11 +1,79 @@
-"""A spec's text with some top-level keys changed; comments and all else stay as they are."""
+"""A spec's text with some keys changed, in a file; comments and all else stay as they are."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from regcheck.errors import UsageError, one_line
+from regcheck.spec import LoadedSpec
+
+WRITTEN = "# Written by `regcheck run --write-fixed`"
+"""How a file begins that may be overwritten."""
+
+
+def write_fixed(
+    loaded: LoadedSpec, text: str, changes: Mapping[str, Any], why: str, path: Path
+) -> None:
+    """Write a spec with changes to a file; its comments stay, and its paths mean what they meant.
+
+    Raises:
+        UsageError: the file is there already and is not regcheck's own, or cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no ordinary file; `--write-fixed` writes a new one")
+        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    if there.strip() and not there.startswith(WRITTEN):
+        raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
+    changes = {**relocated(loaded, path), **changes}
+    if loaded.spec.expect is not None:
+        changes["expect"] = {"verdict": "equivalent"}
+    head = one_line(f"{WRITTEN} from {loaded.name}: {why}.") + "\n"
+    content = head + rewritten(text.removeprefix("\ufeff"), changes)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def relocated(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
+    """Return the keys whose paths are relative, as they read from another file's folder."""
+    here, there = loaded.folder.resolve(), path.resolve().parent
+    content = loaded.document.content
+    if here == there or not isinstance(content, Mapping):
+        return {}
+
+    def from_there(name: str) -> str:
+        return (
+            name
+            if Path(name).is_absolute()
+            else Path(os.path.relpath(here / name, there)).as_posix()
+        )
+
+    found: dict[str, Any] = {}
+    data = content.get("data")
+    if isinstance(data, Mapping):
+        files = {key: data[key] for key in ("csv", "npz") if isinstance(data.get(key), str)}
+        if files:
+            found["data"] = {**data, **{key: from_there(name) for key, name in files.items()}}
+    for key in ("scratch", "framework"):
+        code = content.get(key)
+        if isinstance(code, str):
+            file, _, function = code.rpartition(":")
+            found[key] = f"{from_there(file)}:{function}"
+    return found
 
 
 def rewritten(text: str, changes: Mapping[str, Any]) -> str:
