@@ -14,20 +14,18 @@ from regcheck.rules.cause import HIDING, ONE_PERCENT, Cause
 from regcheck.rules.cause_formula import formulas_of
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
-from regcheck.rules.equivalent import NoMatchError, matching
-from regcheck.rules.formula import (
+from regcheck.rules.equivalent import NoMatchError, matching, torch_call
+from regcheck.rules.formula import loss_text, meanings, rule_lines
+from regcheck.rules.settings import (
     SYMBOLIC,
     Letters,
+    SgdSettings,
+    Training,
     exact,
     letters,
-    loss_text,
-    meanings,
     number,
-    rule_lines,
     symbols,
-    torch_call,
 )
-from regcheck.rules.settings import SgdSettings, Training
 from regcheck.rules.worked_example import one_step
 
 if TYPE_CHECKING:

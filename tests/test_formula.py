@@ -27,25 +27,28 @@ from regcheck.rules.convention import (
     PenaltyNorm,
     UpdateOrder,
 )
+from regcheck.rules.equivalent import torch_call
 from regcheck.rules.formula import (
-    SYMBOLIC,
-    Letters,
     bracketed,
-    exact,
+    decay_text,
+    delta_text,
     gradient_text,
-    letters,
     loss_text,
     meanings,
-    number,
     penalty_text,
     rule_lines,
-    shift_text,
-    strength_text,
-    symbols,
-    torch_call,
     update_lines,
 )
-from regcheck.rules.settings import SgdSettings, Training
+from regcheck.rules.settings import (
+    SYMBOLIC,
+    Letters,
+    SgdSettings,
+    Training,
+    exact,
+    letters,
+    number,
+    symbols,
+)
 from regcheck.rules.worked_example import one_step
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
@@ -578,14 +581,14 @@ def test_fault_is_written_as(faults: Faults, lines: list[str]) -> None:
 
 
 def test_fault_leaves_what_it_is_not_about_as_it_is() -> None:
-    assert shift_text(TORCH, SYMBOLIC, "weight", Faults(lr_factor=math.nan)) == "c·lr (g + λ w)"
+    assert delta_text(TORCH, SYMBOLIC, "weight", Faults(lr_factor=math.nan)) == "c·lr (g + λ w)"
     assert penalty_text(TORCH, SYMBOLIC, "bias", Faults(penalty_form="constant")) == "λ"
     free = SYMBOLIC._replace(weight_decay={"weight": "λ", "bias": ""})
-    assert strength_text(TORCH, free, "bias") == ""
-    assert strength_text(TORCH, free, "bias", Faults(bias_decay="of-weight")) == "λ"
+    assert decay_text(TORCH, free, "bias") == ""
+    assert decay_text(TORCH, free, "bias", Faults(bias_decay="of-weight")) == "λ"
     assert gradient_text(TORCH, SYMBOLIC, Faults(lr_factor=2.0)) == "g"
     assert loss_text(TORCH, SYMBOLIC, Faults(gradient_factor=2.0)) == "mean ℓ"
-    assert strength_text(Convention(penalty_factor=math.nan), SYMBOLIC, "weight") == "c·λ"
+    assert decay_text(Convention(penalty_factor=math.nan), SYMBOLIC, "weight") == "c·λ"
 
 
 def test_tensors_of_other_names_have_their_letters() -> None:
@@ -594,7 +597,7 @@ def test_tensors_of_other_names_have_their_letters() -> None:
 
     assert update_lines(TORCH, given, "layers.1.weight") == ["w ← w − 0.1 (g + 0.1 w)"]
     assert update_lines(TORCH, given, "layers.0.bias") == ["b ← b − 0.1 g"]
-    assert shift_text(TORCH, given, "gain") == "0.1 (g + 0.2 w)"
+    assert delta_text(TORCH, given, "gain") == "0.1 (g + 0.2 w)"
     sibling = Faults(bias_decay="of-weight")
     assert penalty_text(TORCH, given, "layers.0.bias", sibling) == "0.1 b"
     assert loss_text(Convention(penalty_in_loss=True), given) == "mean ℓ + ½·0.1 Σw² + ½·0.2 Σw²"

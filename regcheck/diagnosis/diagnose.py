@@ -27,7 +27,7 @@ from regcheck.problem.row_orders import other_orders
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
-from regcheck.rules.formula import decays_text
+from regcheck.rules.equivalent import decays_text
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import TorchFollowsScratch

@@ -16,8 +16,9 @@ from regcheck.report.result import Report, effective, factor_number, fix_of
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
-from regcheck.rules.equivalent import Matching
-from regcheck.rules.formula import exact, letters, loss_text, rule_lines, torch_call
+from regcheck.rules.equivalent import Matching, torch_call
+from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.settings import exact, letters
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are told; the JSON report has them all."""

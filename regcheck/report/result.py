@@ -27,10 +27,10 @@ from regcheck.problem.problem import Array, Parameters, Step
 from regcheck.rules.cause_formula import framework_formula, scratch_formula
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import TORCH, differences, is_bias
-from regcheck.rules.equivalent import Matching
-from regcheck.rules.formula import alike, letters, rule_lines
-from regcheck.rules.formula import number as formula_number
-from regcheck.rules.settings import Training
+from regcheck.rules.equivalent import Matching, alike
+from regcheck.rules.formula import rule_lines
+from regcheck.rules.settings import Training, letters
+from regcheck.rules.settings import number as formula_number
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import Tolerances, Verdict
 

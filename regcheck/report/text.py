@@ -13,18 +13,16 @@ from regcheck.problem.batches import schedule_of
 from regcheck.report.result import Report
 from regcheck.report.tolerance_text import kept, tolerance_text
 from regcheck.rules.convention import TORCH, Convention, differences, name_of
+from regcheck.rules.equivalent import torch_call
 from regcheck.rules.formula import (
-    Letters,
+    delta_text,
     gradient_text,
-    letters,
     loss_text,
     meanings,
     penalty_text,
     rule_lines,
-    shift_text,
-    symbols,
-    torch_call,
 )
+from regcheck.rules.settings import Letters, letters, symbols
 
 WHERE = {
     "initial": "at the start",
@@ -234,7 +232,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         ]
     elif divergence.stage == "optimizer":
         does = "subtracts"
-        formulas = [[shift_text(side, given, within.tensor)] for side in (convention, TORCH)]
+        formulas = [[delta_text(side, given, within.tensor)] for side in (convention, TORCH)]
     else:
         does = {"forward": "puts out"}.get(divergence.stage, "has")
         formulas = [[], []]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from regcheck.rules.cause import Change, put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention
-from regcheck.rules.formula import Letters, letters, loss_text, rule_lines
-from regcheck.rules.settings import Training
+from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.settings import Letters, Training, letters
 
 
 class Formulas(NamedTuple):
@@ -46,28 +46,22 @@ def scratch_formula(
     >>> scratch_formula("penalty-in-loss", training, loss_scale=0.5)
     'reports  0.5 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²'
     """
-    base = TORCH if loss_scale is None else scaled_loss(training, loss_scale)
+    base = TORCH if loss_scale is None else with_loss_scale(training, loss_scale)
     ways = formulas_of(name, letters(training), factor, base).scratch
     return ", or ".join("; ".join(lines) for lines in ways)
 
 
 def framework_formula(name: str, training: Training) -> str:
-    """Write the lines of torch's rule that a cause changes, with a training's numbers.
-
-    >>> from regcheck.rules.settings import SgdSettings
-    >>> training = Training(SgdSettings(0.05, {"weight": 0.1, "bias": 0.0}), (2,), 2)
-    >>> framework_formula("penalty-in-loss", training)
-    'reports  mean ℓ'
-    """
+    """Write the lines of torch's rule that a cause changes, with a training's numbers."""
     return "; ".join(formulas_of(name, letters(training)).framework)
 
 
-def scaled_loss(training: Training, scale: float) -> Convention:
-    """Give torch's rule with another data loss: `scale` times the mean, or the sum of the rows'.
+def with_loss_scale(training: Training, scale: float) -> Convention:
+    """Return torch's rule with `scale` times its mean loss, or the sum of the rows' losses.
 
     >>> from regcheck.rules.settings import SgdSettings
     >>> training = Training(SgdSettings(0.1, {"weight": 0.0}), (32, 17), 273)
-    >>> loss_text(scaled_loss(training, 16.0), letters(training))
+    >>> loss_text(with_loss_scale(training, 16.0), letters(training))
     '0.5 Σℓ'
     """
     rows = training.loss_rows[0]
@@ -80,38 +74,30 @@ def scaled_loss(training: Training, scale: float) -> Convention:
 def formulas_of(
     name: str, given: Letters, factor: float | None = None, base: Convention = TORCH
 ) -> Formulas:
-    """Give the lines that differ between torch's rule and a cause's.
+    """Return the lines that differ between torch's rule and a cause's.
 
     Those of the update, or of the reported loss for a cause that changes nothing else; the latter
-    is put into a rule whose data loss may be another than torch's already.
+    is put into a rule whose data loss may be another than torch's already, `base`.
     """
-    cause, changes = CAUSES[name], changes_of(name, factor)
-    if cause.kind == "update":
-        framework = rule_lines(TORCH, given)
-        rules = [put_in(change, TORCH, NO_FAULTS) for change in changes]
-        ways = [rule_lines(convention, given, faults) for convention, faults in rules]
-    else:
-        framework, data = [reported(loss_text(TORCH, given))], loss_text(base, given)
-        rules = [put_in(change, base, NO_FAULTS) for change in changes]
-        ways = [[reported(loss_text(convention, given, faults))] for convention, faults in rules]
-        if cause.reports and base != TORCH:  # the c of a scaled loss is in it already
-            ways.append([reported(cause.reports.removeprefix("c ").format(data))])
-        elif cause.reports:
-            ways.append([reported(cause.reports.format(data))])
+    cause = CAUSES[name]
+
+    def written(change: Change, base: Convention) -> list[str]:
+        """Write torch's rule, or its loss, with a change in it."""
+        convention, faults = put_in(change, base, NO_FAULTS)
+        if cause.kind == "update":
+            return rule_lines(convention, given, faults)
+        return [f"reports  {loss_text(convention, given, faults)}"]
+
+    changes = cause.changes
+    if cause.factor_key:
+        changes = ({cause.factor_key: math.nan if factor is None else factor},)
+    framework = written({}, TORCH)
+    ways = [written(change, TORCH if cause.kind == "update" else base) for change in changes]
+    if cause.reports:
+        # The c of a scaled loss is in its formula already.
+        text = cause.reports if base == TORCH else cause.reports.removeprefix("c ")
+        ways.append([f"reports  {text.format(loss_text(base, given))}"])
     return Formulas(
         [[line for line in lines if line not in framework] for lines in ways],
         [line for line in framework if any(line not in lines for lines in ways)],
     )
-
-
-def changes_of(name: str, factor: float | None = None) -> tuple[Change, ...]:
-    """Give a cause's changes of torch's rule, with its factor put in, or NaN where it is open."""
-    cause = CAUSES[name]
-    if cause.factor_key is None:
-        return cause.changes
-    return ({cause.factor_key: math.nan if factor is None else factor},)
-
-
-def reported(text: str) -> str:
-    """Put a loss's formula into a line of its own."""
-    return f"reports  {text}"

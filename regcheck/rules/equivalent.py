@@ -1,12 +1,22 @@
-"""The lr and weight decay with which `torch.optim.SGD` trains as a convention does."""
+"""The settings with which `torch.optim.SGD` trains as a convention does, and how to write them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import NamedTuple
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
-from regcheck.rules.settings import SgdSettings, Training, as_set, gradient_gain, penalty_strength
+from regcheck.rules.settings import (
+    SgdSettings,
+    Training,
+    effective_decay,
+    exact,
+    gradient_factor,
+    number,
+    with_faults,
+)
 
 
 class NoMatchError(Exception):
@@ -27,7 +37,7 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     """Find the lr′ and λ′ with which torch's rule becomes the convention's.
 
     A step without momentum is w ← w − lr (c g + κλ w) with c the factor on the gradient and κλ
-    the penalty's strength, so lr′ = c lr and λ′ = κλ/c. The other forms reduce to it:
+    the effective decay, so lr′ = c lr and λ′ = κλ/c. The other forms reduce to it:
 
     - momentum_form dampened: v is (1 − μ) times torch's, so lr′ = c (1 − μ) lr.
     - decoupled-unscaled, without momentum: κλ/lr in the place of κλ.
@@ -38,60 +48,46 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     Raises:
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
     """
-    refuse(fault_obstacles(training, faults))
-    training = torch_training(training, faults)
     own_lr = training.sgd.lr
-    training = training._replace(sgd=training.sgd._replace(lr=own_lr * faults.lr_factor))
-    gain = gradient_gain(convention, training) * faults.gradient_factor
+    refuse(fault_obstacles(training, faults))
+    training = with_torch_settings(training, faults)
+    lr, momentum = training.sgd.lr, training.sgd.momentum
+    c = gradient_factor(convention, training) * faults.gradient_factor
     if faults.accumulation == "sum":
-        gain *= micro_batches(training)
-    strengths = {
-        name: penalty_strength(convention, training, name) for name in training.sgd.weight_decay
-    }
-    decaying = any(strengths.values())
-    refuse(gradient_obstacles(convention, training, gain))
-    if decaying:
-        refuse(penalty_obstacles(convention, training, gain))
+        c *= training.micro_batches
+    names = training.sgd.weight_decay
+    decays = {name: effective_decay(convention, training, name) for name in names}
+    refuse(gradient_obstacles(convention, training, c))
+    if any(decays.values()):
+        refuse(penalty_obstacles(convention, training, c))
         if convention.decay == "decoupled-unscaled":
-            strengths = {name: strength / training.sgd.lr for name, strength in strengths.items()}
+            decays = {name: decay / lr for name, decay in decays.items()}
         elif convention.decay == "after-update":
-            gain *= common_shrink(training.sgd.lr, strengths)
-    weight_decay = {
-        name: strength / gain if strength else 0.0 for name, strength in strengths.items()
-    }
+            c *= common_shrink(lr, decays)
+    decays = {name: decay / c if decay else 0.0 for name, decay in decays.items()}
     # The penalty goes through the same velocity as the gradient, so λ keeps its share.
-    dampened = convention.momentum_form == "dampened" and training.sgd.momentum
-    lr_factor = gain * (1 - training.sgd.momentum) if dampened else gain
+    lr_factor = c * (1 - momentum) if convention.momentum_form == "dampened" and momentum else c
     refuse(
         {
             "torch takes no negative lr": lr_factor < 0,
-            "torch takes no negative weight decay": min(weight_decay.values()) < 0,
+            "torch takes no negative weight decay": min(decays.values()) < 0,
         }
     )
-    lr = training.sgd.lr * lr_factor
-    return Matching(
-        training.sgd._replace(lr=lr, weight_decay=weight_decay),
-        lr / own_lr if own_lr else lr_factor,
-    )
+    matched = training.sgd._replace(lr=lr * lr_factor, weight_decay=decays)
+    return Matching(matched, matched.lr / own_lr if own_lr else lr_factor)
 
 
-def torch_training(training: Training, faults: Faults) -> Training:
-    """Put those faults into a training that are settings of torch's."""
-    training = training._replace(sgd=as_set(training.sgd, faults))
+def with_torch_settings(training: Training, faults: Faults) -> Training:
+    """Return a training with those faults in it that are settings of torch's."""
+    sgd = with_faults(training.sgd, faults)
+    decays = dict(sgd.weight_decay)
     if faults.bias_decay == "of-weight":
-        decays = training.sgd.weight_decay
-        training = training.with_decays(dict.fromkeys(decays, max(decays.values())))
-    return training
-
-
-def micro_batches(training: Training) -> int:
-    """Give the micro-batches of a step, the same in each."""
-    rows, parts = training.batch_rows, training.micro_rows
-    return -(-rows[0] // parts[0]) if parts else 1
+        decays = dict.fromkeys(decays, max(decays.values()))
+    return training._replace(sgd=sgd._replace(lr=sgd.lr * faults.lr_factor, weight_decay=decays))
 
 
 def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
-    """Say which faults no settings of torch's come to."""
+    """Return which faults no settings of torch's come to."""
     uneven = len(training.batch_rows) > 1
     return {
         "λ itself is no multiple of w": faults.penalty_form == "constant",
@@ -126,9 +122,9 @@ def refuse(obstacles: Mapping[str, bool]) -> None:
             raise NoMatchError(reason)
 
 
-def common_shrink(lr: float, strengths: Mapping[str, float]) -> float:
-    """Give 1 − lr κλ, the factor that decay after the update leaves on the gradient's share."""
-    shrink, *others = {1 - lr * strength for strength in strengths.values()}
+def common_shrink(lr: float, decays: Mapping[str, float]) -> float:
+    """Return 1 − lr κλ, the factor that decay after the update leaves on the gradient."""
+    shrink, *others = {1 - lr * decay for decay in decays.values()}
     refuse(
         {
             "each tensor would need an lr of its own": bool(others),
@@ -138,8 +134,8 @@ def common_shrink(lr: float, strengths: Mapping[str, float]) -> float:
     return shrink
 
 
-def gradient_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
-    """Say what keeps the gradient and its momentum from matching."""
+def gradient_obstacles(convention: Convention, training: Training, c: float) -> dict[str, bool]:
+    """Return what keeps the gradient and its momentum from matching."""
     moving = bool(training.sgd.momentum)
     dampened = moving and convention.momentum_form == "dampened"
     lr_inside = moving and convention.momentum_form == "lr-inside"
@@ -151,7 +147,7 @@ def gradient_obstacles(convention: Convention, training: Training, gain: float) 
         "the batches differ in rows, so their sum is no constant multiple": (
             convention.loss_reduction == "sum" and uneven
         ),
-        "clipping acts on the scaled gradient": training.clipped and gain != 1,
+        "clipping acts on the scaled gradient": training.clipped and c != 1,
         "Nesterov's step of a dampened velocity is no multiple of torch's": (
             dampened and training.sgd.nesterov
         ),
@@ -164,13 +160,13 @@ def gradient_obstacles(convention: Convention, training: Training, gain: float) 
     }
 
 
-def penalty_obstacles(convention: Convention, training: Training, gain: float) -> dict[str, bool]:
-    """Say what keeps a penalty from matching."""
+def penalty_obstacles(convention: Convention, training: Training, c: float) -> dict[str, bool]:
+    """Return what keeps a penalty from matching."""
     divided_unevenly = convention.divide_penalty_by == "batch" and len(training.batch_rows) > 1
     inside = convention.decay in ("gradient", "before-clipping")
     unscaled = convention.decay == "decoupled-unscaled"
     return {
-        "the loss counts nothing, only the penalty acts": gain == 0,
+        "the loss counts nothing, only the penalty acts": c == 0,
         "λ w/‖w‖ is no constant multiple of w": convention.penalty_norm == "unsquared",
         "the batches differ in rows, so λ/B is no constant": divided_unevenly,
         "torch clips before it adds the penalty": (
@@ -184,3 +180,61 @@ def penalty_obstacles(convention: Convention, training: Training, gain: float) -
         ),
         "the lr is 0, where torch decays nothing": unscaled and training.sgd.lr == 0,
     }
+
+
+def torch_call(sgd: SgdSettings) -> str:
+    """Write the call of torch's optimizer with some settings.
+
+    >>> torch_call(SgdSettings(0.1, {"weight": 1.0, "bias": 1.0}))
+    'torch.optim.SGD(lr=0.1, weight_decay=1)'
+    """
+    options = [f"lr={exact(sgd.lr)}"]
+    for key, value in sgd.options().items():
+        if value:
+            options.append(f"{key}={value if value is True else exact(value)}")
+    groups = alike(sgd.weight_decay)
+    if len(groups) == 1:
+        [decay] = groups
+        options += [f"weight_decay={exact(decay)}"] if decay else []
+        return f"torch.optim.SGD({', '.join(options)})"
+    written = [
+        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
+        for decay, names in groups.items()
+    ]
+    return f"torch.optim.SGD([{', '.join(written)}], {', '.join(options)})"
+
+
+def alike(decays: Mapping[str, float]) -> dict[float, list[str]]:
+    """Return the tensors of each weight decay, in their order."""
+    found: dict[float, list[str]] = {}
+    for name, decay in decays.items():
+        found.setdefault(decay, []).append(name)
+    return found
+
+
+def attribute(name: str) -> str:
+    """Write a parameter as Python reaches it: what a container numbers is an item of it.
+
+    >>> attribute("layers.0.weight"), attribute("0.bias"), attribute("my-net.w")
+    ('model.layers[0].weight', 'model[0].bias', 'model.get_parameter("my-net.w")')
+    """
+    parts = name.split(".")
+    if not all(part.isdecimal() or (part.isidentifier() and not iskeyword(part)) for part in parts):
+        return f"model.get_parameter({json.dumps(name)})"
+    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)
+
+
+def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
+    """Describe which tensors have another weight decay than torch's.
+
+    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
+    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
+    """
+    found: dict[tuple[float, float], list[str]] = {}
+    for name, decay in decays.items():
+        if decay != torch[name]:
+            found.setdefault((decay, torch[name]), []).append(name)
+    return "; ".join(
+        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
+        for (own, other), names in found.items()
+    )

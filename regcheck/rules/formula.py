@@ -9,17 +9,11 @@ A factor that is NaN stands for one that may be anything, and is written c.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping
-from keyword import iskeyword
-from typing import NamedTuple
+from collections.abc import Iterable
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
-from regcheck.rules.settings import SgdSettings, Training
-
-TENSOR_LETTER = {"weight": "w", "bias": "b"}
+from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
 
 MEANINGS = {
     "w": "weight",
@@ -51,111 +45,23 @@ MEANINGS = {
 
 
 def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> list[str]:
-    """Say what those of some letters mean that occur in formulas.
+    """Return the meanings of those of some letters that occur in formulas.
 
     >>> meanings(["w ← w − lr g"], ["g", "v", "lr"])
     ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
     """
     text = " ".join(lines)
-    apart = text.replace("Σ", "Σ ").replace("²", " ²")
+    separated = text.replace("Σ", "Σ ").replace("²", " ²")
     return [
         f"{letter} {MEANINGS[letter]}"
         for letter in letters
-        if re.search(rf"(?<!\w){letter}(?!\w)", text if letter.startswith("Σ") else apart)
+        if re.search(rf"(?<!\w){letter}(?!\w)", text if letter.startswith("Σ") else separated)
     ]
 
 
-UNEVEN = "mᵢ"
-"""Rows of a micro-batch where these differ, so that the average runs over products with them."""
-
-
-class Letters(NamedTuple):
-    """What a formula is written with: letters, or numbers in their places; empty where absent."""
-
-    lr: str
-    weight_decay: Mapping[str, str]
-    momentum: str
-    dampening: str
-    nesterov: bool
-    clipped: bool
-    batch_rows: str
-    loss_rows: str
-    train_rows: str
-    micro_batches: str = "k"
-    batch_size: str = "batch_size"
-
-
-SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"}, "", "", False, False, "B", "B", "n")
-
-
-def symbols(training: Training) -> Letters:
-    """Return the letters of what a training has: no μ without momentum, no λ where it is 0."""
-    sgd = training.sgd
-    return Letters(
-        lr="lr",
-        weight_decay={name: "λ" if value else "" for name, value in sgd.weight_decay.items()},
-        momentum="μ" if sgd.momentum else "",
-        dampening="τ" if sgd.dampening else "",
-        nesterov=sgd.nesterov,
-        clipped=training.clipped,
-        batch_rows="B",
-        loss_rows=loss_rows_letter(training),
-        train_rows="n",
-    )
-
-
-def letters(training: Training) -> Letters:
-    """Return a training's numbers in the places of the letters."""
-    sgd, batch_rows, loss_rows = training.sgd, training.batch_rows, training.loss_rows
-    return symbols(training)._replace(
-        lr="lr" if training.lr_varies else number(sgd.lr),
-        weight_decay={
-            name: number(value) if value else "" for name, value in sgd.weight_decay.items()
-        },
-        momentum=number(sgd.momentum) if sgd.momentum else "",
-        dampening=number(sgd.dampening) if sgd.dampening else "",
-        batch_rows=str(batch_rows[0]) if len(batch_rows) == 1 else "B",
-        loss_rows=str(loss_rows[0]) if len(loss_rows) == 1 else loss_rows_letter(training),
-        train_rows=str(training.train_rows),
-        micro_batches=micro_batches(training),
-        batch_size=str(loss_rows[0]),
-    )
-
-
-def loss_rows_letter(training: Training) -> str:
-    """Give the letter of the rows over which one loss is taken."""
-    if not training.micro_rows:
-        return "B"
-    return "m" if len(training.micro_rows) == 1 else UNEVEN
-
-
-def micro_batches(training: Training) -> str:
-    """Count the micro-batches of a step; k where steps differ."""
-    if len(training.batch_rows) > 1:
-        return "k"
-    return str(-(-training.batch_rows[0] // max(1, training.loss_rows[0])))
-
-
 def letter_of(tensor: str) -> str:
-    """Give the letter of a tensor, whatever layer it belongs to: b for a bias, else w."""
-    return TENSOR_LETTER["bias" if is_bias(tensor) else "weight"]
-
-
-def number(value: float) -> str:
-    """Write a number as a person would: `0.05`, `1e-08`."""
-    return f"{value:g}"
-
-
-def factor(value: float) -> str:
-    """Write a number so that a product can go on with it: `0.5`, `(-1)`; c where it is NaN."""
-    if math.isnan(value):
-        return "c"
-    return number(value) if value >= 0 else f"({number(value)})"
-
-
-def exact(value: float) -> str:
-    """Write a number in the fewest digits that read back as the very same one."""
-    return repr(float(value)).removesuffix(".0")
+    """Return the letter of a tensor, whatever layer it belongs to: b for a bias, else w."""
+    return "b" if is_bias(tensor) else "w"
 
 
 def update_lines(
@@ -167,9 +73,8 @@ def update_lines(
     ['w ← w − lr (g + λ/B w)']
     """
     w, decay = letter_of(tensor), convention.decay
+    given, lr = with_faults(given, faults), lr_text(given, faults)
     penalty = penalty_text(convention, given, tensor, faults)
-    given = with_options(given, faults)
-    lr = given.lr
     direction = gradient_text(convention, given, faults)
     if decay == "before-clipping":
         direction = plus(direction, penalty)
@@ -197,20 +102,15 @@ def update_lines(
     return [*lines, f"{w} ← {w} − {shrink} − {step}"]
 
 
-def with_options(given: Letters, faults: Faults) -> Letters:
-    """Give the letters of the lr and the momentum that a rule with faults takes."""
+SUBSCRIPTS = str.maketrans("+-0123456789", "₊₋₀₁₂₃₄₅₆₇₈₉")
+
+
+def lr_text(given: Letters, faults: Faults) -> str:
+    """Write the lr that a rule with faults takes: `c·lr`, `lr₊₁`."""
     lr = given.lr
     if faults.lr_shift and lr == SYMBOLIC.lr:  # a number is the same at every step
-        sign = "₊" if faults.lr_shift > 0 else "₋"
-        lr += sign + str(abs(faults.lr_shift)).translate(SUBSCRIPTS)
-    if faults.lr_factor != 1:
-        lr = f"{factor(faults.lr_factor)}·{lr}"
-    nesterov = given.nesterov if faults.nesterov == "as-set" else faults.nesterov == "added"
-    momentum = "" if faults.momentum == "ignored" else given.momentum
-    return given._replace(lr=lr, momentum=momentum, nesterov=nesterov)
-
-
-SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+        lr += f"{faults.lr_shift:+}".translate(SUBSCRIPTS)
+    return lr if faults.lr_factor == 1 else f"{factor(faults.lr_factor)}·{lr}"
 
 
 def velocity_lines(
@@ -224,8 +124,7 @@ def velocity_lines(
         return [f"v ← {mu} v + {times(f'(1 − {mu})', direction)}"]
     if not given.dampening:
         return [f"v ← {mu} v + {direction}"]
-    dampened = times(f"(1 − {given.dampening})", direction)
-    later = f"v ← {mu} v + {dampened}"
+    later = f"v ← {mu} v + {times(f'(1 − {given.dampening})', direction)}"
     if faults.first_step == "dampened":
         return [later]
     return [f"step 1: v ← {direction}", f"later: {later}"]
@@ -239,31 +138,34 @@ def rule_lines(convention: Convention, given: Letters, faults: Faults = NO_FAULT
     >>> rule_lines(Convention(), SYMBOLIC._replace(weight_decay={"weight": "λ"}))
     ['w ← w − lr (g + λ w)']
     """
-    weight = update_lines(convention, given, "weight", faults)
+    *before, weight = update_lines(convention, given, "weight", faults)
     if "bias" not in given.weight_decay:
-        return weight
+        return [*before, weight]
     bias = "; ".join(update_lines(convention, given, "bias", faults))
     if convention.update_order == "bias-first":
-        return [f"first  {bias}", *weight[:-1], f"{weight[-1]}, with g at the new b"]
-    of_weight, of_bias = (strength_text(convention, given, name, faults) for name in TENSOR_LETTER)
-    alike = of_weight == of_bias
-    return [*weight[:-1], f"{weight[-1]}, b likewise"] if alike else [*weight, bias]
+        return [f"first  {bias}", *before, f"{weight}, with g at the new b"]
+    of_weight, of_bias = (
+        decay_text(convention, given, name, faults) for name in ("weight", "bias")
+    )
+    if of_weight == of_bias:
+        return [*before, f"{weight}, b likewise"]
+    return [*before, weight, bias]
 
 
-def shift_text(
+def delta_text(
     convention: Convention, given: Letters, tensor: str, faults: Faults = NO_FAULTS
 ) -> str:
     """Write what a step subtracts from a tensor in all.
 
     >>> momentum = SYMBOLIC._replace(momentum="μ")
-    >>> shift_text(Convention(decay="decoupled"), momentum, "weight")
+    >>> delta_text(Convention(decay="decoupled"), momentum, "weight")
     'lr·λ w + lr v'
     """
     w = letter_of(tensor)
     start = f"{w} ← {w} − "
     lines = update_lines(convention, given, tensor, faults)
-    moves = [line.removeprefix(start) for line in lines if line.startswith(start)]
-    return ", then ".join(added_up(move) for move in moves)
+    subtracted = [line.removeprefix(start) for line in lines if line.startswith(start)]
+    return ", then ".join(map(added_up, subtracted))
 
 
 def added_up(subtracted: str) -> str:
@@ -275,23 +177,19 @@ def added_up(subtracted: str) -> str:
     return "".join(signs)
 
 
-def strength_text(
+def decay_text(
     convention: Convention, given: Letters, tensor: str, faults: Faults = NO_FAULTS
 ) -> str:
-    """Write κλ, the factor on w in the penalty's gradient: `2·λ/B`; empty where it is 0."""
-    of_weight = faults.bias_decay == "of-weight" and is_bias(tensor)
-    strength = given.weight_decay[weight_beside(tensor) if of_weight else tensor]
-    if not strength or convention.penalty_factor == 0 or not penalized(convention, tensor):
+    """Write κλ, the effective decay of a tensor: `2·λ/B`; empty where it is 0."""
+    if not penalized(convention, tensor) or convention.penalty_factor == 0:
         return ""
-    if convention.penalty_factor != 1:
-        strength = f"{factor(convention.penalty_factor)}·{strength}"
+    if faults.bias_decay == "of-weight" and is_bias(tensor):
+        tensor = tensor.removesuffix("bias") + "weight"
+    decay = given.weight_decay[tensor]
+    if decay and convention.penalty_factor != 1:
+        decay = f"{factor(convention.penalty_factor)}·{decay}"
     divisor = {"nothing": "", "batch": f"/{given.batch_rows}", "dataset": f"/{given.train_rows}"}
-    return strength + divisor[convention.divide_penalty_by]
-
-
-def weight_beside(bias: str) -> str:
-    """Name the weight of the layer that a bias belongs to."""
-    return bias.removesuffix("bias") + "weight"
+    return decay and decay + divisor[convention.divide_penalty_by]
 
 
 def penalty_text(
@@ -302,16 +200,16 @@ def penalty_text(
     >>> penalty_text(Convention(penalty_factor=2.0), SYMBOLIC, "bias")
     '2·λ b'
     """
-    strength, w = strength_text(convention, given, tensor, faults), letter_of(tensor)
-    if not strength or faults.penalty_form == "constant":
-        return strength
-    return f"{strength} {w}/‖{w}‖" if convention.penalty_norm == "unsquared" else f"{strength} {w}"
+    decay, w = decay_text(convention, given, tensor, faults), letter_of(tensor)
+    if not decay or faults.penalty_form == "constant":
+        return decay
+    return f"{decay} {w}/‖{w}‖" if convention.penalty_norm == "unsquared" else f"{decay} {w}"
 
 
 def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FAULTS) -> str:
     """Write the data gradient in terms of g, the gradient of the mean loss: `0.5 g`, `B g`.
 
-    >>> gradient_text(Convention(), SYMBOLIC, Faults(gradient_factor=math.nan))
+    >>> gradient_text(Convention(), SYMBOLIC, Faults(gradient_factor=float("nan")))
     'c g'
     """
     y = "ȳ" if faults.target == "batch-mean" else ""
@@ -371,11 +269,11 @@ def loss_text(convention: Convention, given: Letters, faults: Faults = NO_FAULTS
     if convention.loss_factor != 1:
         data = f"{factor(convention.loss_factor)} {data}"
     terms = [data]
-    for tensor in given.weight_decay:
-        strength, w = strength_text(convention, given, tensor, faults), letter_of(tensor)
-        if strength and convention.penalty_in_loss:
+    for tensor in given.weight_decay if convention.penalty_in_loss else ():
+        decay, w = decay_text(convention, given, tensor, faults), letter_of(tensor)
+        if decay:
             squared = convention.penalty_norm == "squared"
-            terms.append(f"½·{strength} Σ{w}²" if squared else f"{strength} ‖{w}‖")
+            terms.append(f"½·{decay} Σ{w}²" if squared else f"{decay} ‖{w}‖")
     return " + ".join(dict.fromkeys(terms))
 
 
@@ -388,61 +286,3 @@ def data_loss_text(convention: Convention, given: Letters, faults: Faults) -> st
         data = f"Σℓ{divisor}" if rows else "mean ℓ"
     alike = given.loss_rows == given.batch_rows or data == "mean ℓ"
     return data if alike and given.loss_rows != UNEVEN else f"average({data})"
-
-
-def torch_call(sgd: SgdSettings) -> str:
-    """Write the call of torch's optimizer with some settings.
-
-    >>> torch_call(SgdSettings(0.1, {"weight": 1.0, "bias": 1.0}))
-    'torch.optim.SGD(lr=0.1, weight_decay=1)'
-    """
-    options = [f"lr={exact(sgd.lr)}"]
-    for key, value in sgd.options().items():
-        if value:
-            options.append(f"{key}={value if value is True else exact(value)}")
-    groups = alike(sgd.weight_decay)
-    if len(groups) == 1:
-        [decay] = groups
-        options += [f"weight_decay={exact(decay)}"] if decay else []
-        return f"torch.optim.SGD({', '.join(options)})"
-    written = [
-        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
-        for decay, names in groups.items()
-    ]
-    return f"torch.optim.SGD([{', '.join(written)}], {', '.join(options)})"
-
-
-def alike(decays: Mapping[str, float]) -> dict[float, list[str]]:
-    """Put the tensors of each weight decay together, in their order."""
-    found: dict[float, list[str]] = {}
-    for name, decay in decays.items():
-        found.setdefault(decay, []).append(name)
-    return found
-
-
-def attribute(name: str) -> str:
-    """Write a parameter as Python reaches it: what a container numbers is an item of it.
-
-    >>> attribute("layers.0.weight"), attribute("0.bias"), attribute("my-net.w")
-    ('model.layers[0].weight', 'model[0].bias', 'model.get_parameter("my-net.w")')
-    """
-    parts = name.split(".")
-    if not all(part.isdecimal() or (part.isidentifier() and not iskeyword(part)) for part in parts):
-        return f"model.get_parameter({json.dumps(name)})"
-    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)
-
-
-def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
-    """Say which tensors have another weight decay than torch's.
-
-    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
-    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
-    """
-    found: dict[tuple[float, float], list[str]] = {}
-    for name, decay in decays.items():
-        if decay != torch[name]:
-            found.setdefault((decay, torch[name]), []).append(name)
-    return "; ".join(
-        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
-        for (own, other), names in found.items()
-    )

@@ -1,9 +1,10 @@
-"""The numbers of one training that enter its update formulas."""
+"""The numbers of one training that enter its update formulas, and the letters of these."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from regcheck.rules.convention import Convention, Faults, penalized
 
@@ -47,32 +48,116 @@ class Training(NamedTuple):
         """The distinct numbers of rows over which one loss is taken, the usual one first."""
         return self.micro_rows or self.batch_rows
 
+    @property
+    def micro_batches(self) -> int:
+        """The micro-batches of a step of the usual rows."""
+        return math.ceil(self.batch_rows[0] / max(1, self.loss_rows[0]))
+
     def with_decays(self, weight_decay: Mapping[str, float]) -> Training:
         """Return the training with another weight decay of each tensor."""
         return self._replace(sgd=self.sgd._replace(weight_decay=weight_decay))
 
 
-def as_set(sgd: SgdSettings, faults: Faults) -> SgdSettings:
-    """Return the settings with those faults put in that are other settings of the optimizer."""
-    if faults.momentum == "ignored":
-        sgd = sgd._replace(momentum=0.0, dampening=0.0, nesterov=False)
-    elif faults.nesterov != "as-set":
-        sgd = sgd._replace(nesterov=faults.nesterov == "added")
-    return sgd
-
-
-def gradient_gain(convention: Convention, training: Training) -> float:
+def gradient_factor(convention: Convention, training: Training) -> float:
     """Return c, the factor that a convention puts on the gradient of the mean loss."""
-    gain = convention.loss_factor
-    if convention.loss_reduction == "sum":
-        gain *= training.loss_rows[0]
-    return gain
+    rows = training.loss_rows[0] if convention.loss_reduction == "sum" else 1
+    return convention.loss_factor * rows
 
 
-def penalty_strength(convention: Convention, training: Training, tensor: str) -> float:
+def effective_decay(convention: Convention, training: Training, tensor: str) -> float:
     """Return κ λ, the factor on w in the gradient of the penalty."""
     if not penalized(convention, tensor):
         return 0.0
     divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
-    strength = training.sgd.weight_decay[tensor] * convention.penalty_factor
-    return strength / divisor[convention.divide_penalty_by]
+    decay = training.sgd.weight_decay[tensor] * convention.penalty_factor
+    return decay / divisor[convention.divide_penalty_by]
+
+
+UNEVEN = "mᵢ"
+"""Rows of a micro-batch where these differ, so that the average runs over products with them."""
+
+
+class Letters(NamedTuple):
+    """What a formula is written with: letters, or numbers in their places; empty where absent."""
+
+    lr: str
+    weight_decay: Mapping[str, str]
+    momentum: str = ""
+    dampening: str = ""
+    nesterov: bool = False
+    clipped: bool = False
+    batch_rows: str = "B"
+    loss_rows: str = "B"
+    train_rows: str = "n"
+    micro_batches: str = "k"
+    batch_size: str = "batch_size"
+
+
+SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"})
+
+
+Given = TypeVar("Given", SgdSettings, Letters)
+
+
+def with_faults(given: Given, faults: Faults) -> Given:
+    """Return settings, as numbers or letters, with those faults that are other settings."""
+    if faults.momentum == "ignored":
+        none = type(given.momentum)()
+        return given._replace(momentum=none, dampening=none, nesterov=False)
+    if faults.nesterov == "as-set":
+        return given
+    return given._replace(nesterov=faults.nesterov == "added")
+
+
+def symbols(training: Training) -> Letters:
+    """Return the letters of what a training has: no μ without momentum, no λ where it is 0."""
+    sgd, loss_rows = training.sgd, "B"
+    if training.micro_rows:
+        loss_rows = "m" if len(training.micro_rows) == 1 else UNEVEN
+    return Letters(
+        lr="lr",
+        weight_decay={name: "λ" if value else "" for name, value in sgd.weight_decay.items()},
+        momentum="μ" if sgd.momentum else "",
+        dampening="τ" if sgd.dampening else "",
+        nesterov=sgd.nesterov,
+        clipped=training.clipped,
+        loss_rows=loss_rows,
+    )
+
+
+def letters(training: Training) -> Letters:
+    """Return the numbers of a training in the places of its letters, where they do not vary."""
+    sgd, general = training.sgd, symbols(training)
+    decays = sgd.weight_decay.items()
+    numbers = general._replace(
+        weight_decay={name: number(value) if value else "" for name, value in decays},
+        momentum=number(sgd.momentum) if sgd.momentum else "",
+        dampening=number(sgd.dampening) if sgd.dampening else "",
+        train_rows=str(training.train_rows),
+        batch_size=str(training.loss_rows[0]),
+    )
+    if not training.lr_varies:
+        numbers = numbers._replace(lr=number(sgd.lr))
+    if len(training.loss_rows) == 1:
+        numbers = numbers._replace(loss_rows=str(training.loss_rows[0]))
+    if len(training.batch_rows) == 1:
+        rows, micro_batches = str(training.batch_rows[0]), str(training.micro_batches)
+        numbers = numbers._replace(batch_rows=rows, micro_batches=micro_batches)
+    return numbers
+
+
+def number(value: float) -> str:
+    """Write a number as a person would: `0.05`, `1e-08`."""
+    return f"{value:g}"
+
+
+def factor(value: float) -> str:
+    """Write a number so that a product can go on with it: `0.5`, `(-1)`; c where it is NaN."""
+    if math.isnan(value):
+        return "c"
+    return number(value) if value >= 0 else f"({number(value)})"
+
+
+def exact(value: float) -> str:
+    """Write a number in the fewest digits that read back as the very same one."""
+    return repr(float(value)).removesuffix(".0")

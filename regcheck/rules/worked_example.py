@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from regcheck.rules.convention import Convention
-from regcheck.rules.formula import factor, letters, number, strength_text
-from regcheck.rules.settings import Training, gradient_gain, penalty_strength
+from regcheck.rules.formula import decay_text
+from regcheck.rules.settings import (
+    Training,
+    effective_decay,
+    factor,
+    gradient_factor,
+    letters,
+    number,
+)
 
 
 def one_step(convention: Convention, training: Training, w: float, g: float) -> tuple[str, float]:
@@ -17,9 +24,9 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
     >>> one_step(Convention(divide_penalty_by="batch"), two, 1.0, -32.0)
     ('1 − 0.1 (-32 + 1/2·1)', 4.15)
     """
-    lr, strength = training.sgd.lr, penalty_strength(convention, training, "weight")
-    text = strength_text(convention, letters(training), "weight")
-    slope = gradient_gain(convention, training) * g
+    lr, strength = training.sgd.lr, effective_decay(convention, training, "weight")
+    text = decay_text(convention, letters(training), "weight")
+    slope = gradient_factor(convention, training) * g
     moved = w - lr * slope
 
     def penalty(at: float) -> tuple[str, float]:

@@ -17,7 +17,7 @@ from regcheck.numerics.sgd import TensorUpdate, sgd
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
-from regcheck.rules.settings import as_set
+from regcheck.rules.settings import with_faults
 
 
 class State(NamedTuple):
@@ -62,13 +62,13 @@ class NumpyTrainer:
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
         self.y = problem.y.astype(self.dtype, copy=False)
-        self.options = as_set(problem.sgd, problem.faults)
+        self.options = with_faults(problem.sgd, problem.faults)
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
         other = copy(self)
         other.problem = problem
-        other.options = as_set(problem.sgd, problem.faults)
+        other.options = with_faults(problem.sgd, problem.faults)
         return other
 
     def start(self) -> State:
