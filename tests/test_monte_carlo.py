@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regcheck.trainers.monte_carlo import (
-    RandomRounding,
-    product_rounds,
-    quotient_rounds,
-    sum_rounds,
-)
+from regcheck.trainers.monte_carlo import RandomRounding
+from regcheck.trainers.operations import product_rounds, quotient_rounds, sum_rounds
 from regcheck.trainers.torch_trainer import torch_settings
 
 Function = Callable[[], Tensor]

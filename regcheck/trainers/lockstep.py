@@ -13,36 +13,9 @@ import numpy as np
 
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, Lockstep, NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 from regcheck.user_code.generator import ScratchSteps
-
-
-class Lockstep:
-    """One rule in NumPy, trained twice: on its own, and from a leader's parameters."""
-
-    def __init__(self, trainer: NumpyTrainer) -> None:
-        self.trainer = trainer
-        self.own = self.local = trainer.start()
-
-    def step_own(self, batch: Batch) -> Update:
-        """Take the next step of its own trajectory."""
-        update = self.trainer.step(self.own, batch)
-        self.own = update.state
-        return update
-
-    def step_from(
-        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
-    ) -> Update:
-        """Take a step from the leader's parameters, its optimizer fed by them all along."""
-        update = self.trainer.step(self.local._replace(parameters=parameters), batch, known)
-        self.local = update.state
-        return update
-
-    def follow(self, step: Step) -> None:
-        """Take over a step of the leader's that is known to be its own too."""
-        velocities = {name: step.velocity.get(name) for name in step.after}
-        self.local = self.local._replace(parameters=step.after, velocities=velocities)
 
 
 class Steps(NamedTuple):

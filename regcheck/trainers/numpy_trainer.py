@@ -19,6 +19,9 @@ from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
 from regcheck.rules.settings import with_faults
 
+Decays = dict[str, float]
+"""κ λ of each tensor, its effective decay."""
+
 
 class State(NamedTuple):
     """Where a training is: its parameters, and what its optimizer remembers.
@@ -72,7 +75,7 @@ class NumpyTrainer:
         return other
 
     def start(self) -> State:
-        """Give the state before the first step."""
+        """Return the state before the first step."""
         parameters = {
             name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()
         }
@@ -91,7 +94,6 @@ class NumpyTrainer:
         """
         # Overflow is an outcome of the training, judged by the comparison.
         with np.errstate(all="ignore"):
-            convention = self.problem.convention
             before = {
                 name: tensor.astype(self.dtype, copy=False)
                 for name, tensor in state.parameters.items()
@@ -100,34 +102,27 @@ class NumpyTrainer:
             batch = self.rescheduled(batch)
             there = self.forward_backward(before, batch) if known is None else known
             gradients = self.gradients(there, state)
-            effective_decays = self.effective_decays(batch)
-            if convention.update_order == "bias-first":
-                first = tuple(filter(is_bias, before))
-                moves = self.move(state, batch, gradients, effective_decays, first)
-                moved = before | {name: moves[name].parameter for name in first}
-                late = self.gradients(self.forward_backward(moved, batch), state)
-                gradients = late | {name: gradients[name] for name in first}
-                rest = tuple(name for name in before if name not in first)
-                moves |= self.move(state, batch, gradients, effective_decays, rest)
+            decays = self.effective_decays(batch)
+            if self.problem.convention.update_order == "bias-first":
+                gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
-                moves = self.move(state, batch, gradients, effective_decays, tuple(before))
-            velocities = {name: moves[name].velocity for name in before}
+                updates = self.update(state, batch, gradients, decays)
+            velocities = {name: updates[name].velocity for name in before}
             step = Step(
                 before=before,
                 outputs=there.outputs,
-                loss=self.reported_loss(there.loss, before, effective_decays),
+                loss=self.reported_loss(there.loss, before, decays),
                 gradient=gradients,
-                penalty={name: moves[name].penalty for name in before},
+                penalty={name: updates[name].penalty for name in before},
                 velocity={name: v for name, v in velocities.items() if v is not None},
-                delta={name: moves[name].delta for name in before},
-                after={name: moves[name].parameter for name in before},
+                delta={name: updates[name].delta for name in before},
+                after={name: updates[name].parameter for name in before},
             )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-            after = State(step.after, velocities, unzeroed)
-        return Update(after, step, there)
+        return Update(State(step.after, velocities, unzeroed), step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:
-        """Give the batch the lr at which this rule takes it."""
+        """Return the batch with the lr at which this rule takes it."""
         faults = self.problem.faults
         if faults.lr_factor == 1 and faults.lr_shift == 0:
             return batch
@@ -135,7 +130,7 @@ class NumpyTrainer:
         return batch._replace(lr=faults.lr_factor * lr)
 
     def forward_backward(self, parameters: Parameters, batch: Batch) -> ForwardBackward:
-        """Loss and gradient of a step's rows: the means over its micro-batches of each one's.
+        """Return the loss and gradient of a step's rows: the means over its micro-batches.
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
         `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′.
@@ -155,16 +150,16 @@ class NumpyTrainer:
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
             gradients.append(gradient(X, scale * row.dloss_dz, bias="bias" in parameters))
-        parts = len(batch.micro_batches)
-        if parts == 1:
+        count = len(batch.micro_batches)
+        if count == 1:
             return ForwardBackward(tuple(outputs), tuple(rows), losses[0], gradients[0])
         total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
         if faults.accumulation == "mean":
-            total = {name: g / parts for name, g in total.items()}
-        return ForwardBackward(tuple(outputs), tuple(rows), sum(losses) / parts, total)
+            total = {name: g / count for name, g in total.items()}
+        return ForwardBackward(tuple(outputs), tuple(rows), sum(losses) / count, total)
 
     def row_losses(self, z: Array, y: Array) -> RowLosses:
-        """Give the rows' losses and slopes.
+        """Return the rows' losses and dℓ/dz.
 
         With broadcast targets each is the mean over all of them. What is linear in y is the same
         at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
@@ -179,7 +174,7 @@ class NumpyTrainer:
         return row._replace(values=row.values + spread)
 
     def gradients(self, there: ForwardBackward, state: State) -> Parameters:
-        """The gradient that the step takes: the pass's; with faults a multiple, or all so far."""
+        """Return the gradient that is used: the pass's; by faults a multiple, or all so far."""
         factor, gradients = self.problem.faults.gradient_factor, there.gradient
         if factor != 1:
             gradients = {name: factor * g for name, g in gradients.items()}
@@ -187,8 +182,8 @@ class NumpyTrainer:
             gradients = {name: state.unzeroed[name] + g for name, g in gradients.items()}
         return gradients
 
-    def effective_decays(self, batch: Batch) -> dict[str, float]:
-        """κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
+    def effective_decays(self, batch: Batch) -> Decays:
+        """Return κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
         convention = self.problem.convention
         divisor = {"nothing": 1, "batch": batch.size, "dataset": len(self.y)}
         factor = convention.penalty_factor / divisor[convention.divide_penalty_by]
@@ -201,46 +196,52 @@ class NumpyTrainer:
             for name, decay in decays.items()
         }
 
-    def move(
-        self,
-        state: State,
-        batch: Batch,
-        gradients: Parameters,
-        effective_decays: dict[str, float],
-        names: tuple[str, ...],
+    def update(
+        self, state: State, batch: Batch, gradients: Parameters, decays: Decays
     ) -> dict[str, TensorUpdate]:
-        """Move some of the tensors by the optimizer's rule."""
+        """Update all tensors by the optimizer's rule."""
         convention = self.problem.convention
         if convention.decay == "before-clipping":
             gradients = {
-                name: g + self.penalty(effective_decays[name], state.parameters[name])
+                name: g + self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
-        clipped = self.clipped(gradients)
         return {
             name: sgd(
                 self.options,
                 convention,
                 batch.lr,
                 state.parameters[name],
-                clipped[name],
-                partial(self.penalty, effective_decays[name]),
+                g,
+                partial(self.penalty, decays[name]),
                 state.velocities[name],
             )
-            for name in names
+            for name, g in self.clipped(gradients).items()
         }
 
-    def penalty(self, effective_decay: float, w: Array) -> Array:
-        """The penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
+    def update_bias_first(
+        self, state: State, batch: Batch, gradients: Parameters, decays: Decays
+    ) -> tuple[Parameters, dict[str, TensorUpdate]]:
+        """Update the bias, and the rest by its gradient at the new bias; with both gradients."""
+        updates = self.update(state, batch, gradients, decays)
+        biases = [name for name in updates if is_bias(name)]
+        moved = state.parameters | {name: updates[name].parameter for name in biases}
+        late = self.gradients(self.forward_backward(moved, batch), state)
+        gradients = late | {name: gradients[name] for name in biases}
+        rest = self.update(state, batch, gradients, decays)
+        return gradients, rest | {name: updates[name] for name in biases}
+
+    def penalty(self, decay: float, w: Array) -> Array:
+        """Return the penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
 
         A fault makes it κλ alone.
         """
         if self.problem.faults.penalty_form == "constant":
-            return np.full_like(w, effective_decay)
+            return np.full_like(w, decay)
         if self.problem.convention.penalty_norm == "squared":
-            return effective_decay * w
+            return decay * w
         norm = np.sqrt(np.sum(w * w))
-        return effective_decay * w / norm if norm > 0 else 0 * w
+        return decay * w / norm if norm > 0 else 0 * w
 
     def clipped(self, gradients: Parameters) -> Parameters:
         """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
@@ -260,17 +261,45 @@ class NumpyTrainer:
         factor = np.minimum(1, self.problem.clip_norm / (norm + 1e-6)).astype(self.dtype)
         return {name: g * factor for name, g in gradients.items()}
 
-    def reported_loss(
-        self, loss: float, parameters: Parameters, effective_decays: dict[str, float]
-    ) -> float:
-        """The data loss; with `penalty_in_loss`, plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""
+    def reported_loss(self, loss: float, parameters: Parameters, decays: Decays) -> float:
+        """Return the data loss; by `penalty_in_loss` plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""
         convention = self.problem.convention
         if not convention.penalty_in_loss:
             return loss
         for name, w in parameters.items():
             squares = float(np.vdot(w, w))
             if convention.penalty_norm == "squared":
-                loss += effective_decays[name] / 2 * squares
+                loss += decays[name] / 2 * squares
             else:
-                loss += effective_decays[name] * math.sqrt(squares)
+                loss += decays[name] * math.sqrt(squares)
         return loss
+
+
+class Lockstep:
+    """One rule trained twice: on its own trajectory, and from the reference's parameters."""
+
+    def __init__(self, trainer: NumpyTrainer) -> None:
+        self.trainer = trainer
+        self.own = self.from_reference = trainer.start()
+
+    def step_own(self, batch: Batch) -> Update:
+        """Take the next step of its own trajectory."""
+        update = self.trainer.step(self.own, batch)
+        self.own = update.state
+        return update
+
+    def step_from(
+        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
+    ) -> Update:
+        """Take a step from the reference's parameters, its optimizer fed by them all along."""
+        state = self.from_reference._replace(parameters=parameters)
+        update = self.trainer.step(state, batch, known)
+        self.from_reference = update.state
+        return update
+
+    def follow(self, step: Step) -> None:
+        """Take over a step of the reference's that is known to be its own too."""
+        velocities = {name: step.velocity.get(name) for name in step.after}
+        self.from_reference = self.from_reference._replace(
+            parameters=step.after, velocities=velocities
+        )
