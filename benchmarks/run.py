@@ -126,8 +126,8 @@ LARGE = {
 
 
 def judging() -> float:
-    from regcheck.compare.differences import compare_step, injected
     from regcheck.compare.drift import DriftMeter
+    from regcheck.compare.steps import compare_step, injected
     from regcheck.numerics.rounding import RoundingModel, RoundingState
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from regcheck.checking import check
 from regcheck.compare import comparison
-from regcheck.compare.comparison import LossDivergence
-from regcheck.compare.differences import Difference, Divergence, Row, compare_step
+from regcheck.compare.differences import Difference
+from regcheck.compare.steps import Divergence, LossDivergence, Row, compare_step
 from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step

@@ -10,21 +10,23 @@ from numpy.typing import NDArray
 
 from regcheck.compare.differences import (
     Difference,
-    Row,
-    compare_start,
-    compare_step,
     difference_of,
-    differs,
-    diverges,
     drift,
     each,
     exceeds,
     greatest,
+    within_tolerance,
+    worst,
+)
+from regcheck.compare.steps import (
+    Row,
+    compare_start,
+    compare_step,
+    differs,
+    diverges,
     in_limits,
     injected,
     locate,
-    within_tolerance,
-    worst,
 )
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch

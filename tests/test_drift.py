@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.compare.differences import Difference, Row
+from regcheck.compare.differences import Difference
 from regcheck.compare.drift import AMPLIFIED, NOTHING_PASSES, DriftMeter, Needed, needed
+from regcheck.compare.steps import Row
 from regcheck.problem.problem import Array, Step
 from regcheck.report.json import json_chunks
 from regcheck.report.result import Report

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from regcheck.compare.differences import Row, drift, drifts, each, worst
+from regcheck.compare.differences import drift, drifts, each, worst
 from regcheck.compare.drift import DriftMeter, Needed, last_digit, needed
+from regcheck.compare.steps import Row
 from regcheck.numerics import packing
 from regcheck.numerics.packing import Layout, Packed, common_layout, flat, layout_of
 from regcheck.problem.problem import Step

@@ -10,10 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.compare.detectability import Power
-from regcheck.compare.differences import (
-    Difference,
+from regcheck.compare.drift import Drift, DriftMeter
+from regcheck.compare.history import History
+from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
+from regcheck.compare.steps import (
     Divergence,
+    LossDivergence,
     Row,
+    Sample,
+    Saturation,
     compare_start,
     compare_step,
     differs,
@@ -21,10 +26,9 @@ from regcheck.compare.differences import (
     in_limits,
     injected,
     locate,
+    saturation_with,
+    suspicious,
 )
-from regcheck.compare.drift import Drift, DriftMeter
-from regcheck.compare.history import History
-from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
 from regcheck.compare.trace import Trace
 from regcheck.numerics.losses import accuracy, saturated
 from regcheck.numerics.rounding import Bounds
@@ -32,7 +36,7 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.tolerance import Tolerances, weighed_limits
+from regcheck.spec.tolerance import weighed_limits
 from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_trainer import ForwardBackward
@@ -55,35 +59,6 @@ class Final(NamedTuple):
     parameters: Parameters
     loss: float
     accuracy: dict[str, float | None]
-
-
-class LossDivergence(NamedTuple):
-    """The first step at which the reported losses differ, at the same parameters."""
-
-    step: int
-    at: Difference
-
-
-class Sample(NamedTuple):
-    """One step of both sides from the same parameters, kept to be shown."""
-
-    step: int
-    scratch: Step
-    framework: Step
-
-
-class Saturation(NamedTuple):
-    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
-
-    Attributes:
-        first: the first step with any such row, and `first_share` its share of them.
-        last: the last step that was compared, and `last_share` likewise.
-    """
-
-    first: int
-    first_share: float
-    last: int
-    last_share: float
 
 
 @dataclass(frozen=True)
@@ -208,7 +183,7 @@ class Comparing:
         self.note_loss(row)
         if self.problem.loss == "bce" and seen is not None:
             share = float(np.mean(np.concatenate([saturated(z) for z in seen.outputs])))
-            self.note_saturation(batch.step, share)
+            self.saturation = saturation_with(self.saturation, batch.step, share)
         self.drift.measure(row, injected(steps.scratch, steps.framework))
         if not row.complete:
             self.first_unjudged = batch.step
@@ -268,13 +243,6 @@ class Comparing:
         if self.first_loss_unjudged is None and not loss.judged:
             self.first_loss_unjudged = row.step
 
-    def note_saturation(self, step: int, share: float) -> None:
-        """Note the share of a step's rows that are saturated."""
-        if self.saturation is not None:
-            self.saturation = self.saturation._replace(last=step, last_share=share)
-        elif share:
-            self.saturation = Saturation(step, share, step, share)
-
     def note_power(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
         """Note what the step could have shown."""
         bounder = self.sides.bounder
@@ -328,11 +296,3 @@ def finals(
             }
         found[side] = Final(parameters, loss, accuracies)
     return found
-
-
-def suspicious(row: Row, tolerances: Tolerances) -> bool:
-    """Whether anything in a row differs by more than its bounds allow."""
-    found = [*row.local.values(), *row.within.values()]
-    if row.loss is not None:
-        found.append(row.loss)
-    return any(not one.ratio <= tolerances.of(one.tensor).limit_within for one in found)

@@ -1,15 +1,4 @@
-"""Steps of both sides to rows of differences, and the first divergence.
-
-At each step there are up to four updates (`lockstep`): each side's along its own trajectory, and
-both sides' from the leader's parameters (local). What is judged is each tensor's own tolerance:
-
-    rounding K      |local − framework| ≤ K bound
-    rtol, atol      |own − framework| ≤ atol + rtol |framework|
-    exact           own and framework have the same bits
-
-A step diverges where a parameter does not keep its tolerance; the stage named is the first within
-the step at which the two parted.
-"""
+"""Differences of tensors: the entry of each whose difference is the most bounds, and the drift."""
 
 from __future__ import annotations
 
@@ -20,11 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.numerics.packing import Layout, common_layout, finite, flat, position
-from regcheck.numerics.rounding import Bounds
-from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Array, Parameters, Step
+from regcheck.problem.problem import Array, Parameters
 from regcheck.spec.tolerance import Tolerance, Tolerances
-from regcheck.trainers.lockstep import Steps
 
 
 class Difference(NamedTuple):
@@ -45,53 +31,6 @@ class Difference(NamedTuple):
     judged: bool
 
 
-class Row(NamedTuple):
-    """One compared step.
-
-    Attributes:
-        loss: the reported losses, both at the leader's parameters; None where a side tells none.
-        drift: the largest difference of each tensor, each side on its own trajectory.
-        within: the worst local difference at each stage before the update that both sides tell.
-        local: the worst local difference of each tensor after the update.
-        judged: the worst difference by the tolerance of each tensor and of the loss: the local
-            one, or the drift in units of what is allowed.
-    """
-
-    step: int
-    epoch: int
-    batch: int
-    scratch_loss: float
-    framework_loss: float
-    loss: Difference | None
-    drift: dict[str, float]
-    within: dict[str, Difference]
-    local: dict[str, Difference]
-    judged: dict[str, Difference]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every parameter could be judged."""
-        return all(self.judged[name].judged for name in self.local)
-
-
-class Divergence(NamedTuple):
-    """The first step at which a parameter does not keep its tolerance.
-
-    `at` is the parameter after the update; `within` is the local difference at the stage named, in
-    that stage's own quantity, or `at` itself. `scratch` and `framework` are the updates from the
-    same parameters.
-    """
-
-    step: int
-    epoch: int
-    batch: int
-    stage: str
-    at: Difference
-    within: Difference
-    scratch: Step
-    framework: Step
-
-
 def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Difference:
     """Find the entry of a tensor whose difference is the most bounds.
 
@@ -102,19 +41,13 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
         shapes = f"{scratch.shape} and {framework.shape}, with bounds {bound.shape}"
         raise ValueError(f"{tensor}: cannot compare the shapes {shapes}")
     if scratch.size == 1:  # the bias: plain floats are several times faster than arrays of one
-        return difference_of(
-            tensor, (0,) * scratch.ndim, scratch.item(), framework.item(), bound.item()
-        )
+        return difference_at(0, tensor, scratch, framework, bound)
     with np.errstate(all="ignore"):
         ratios = np.abs(np.subtract(scratch, framework, dtype=np.float64)) / bound
         place = int(ratios.argmax())  # the first NaN, where there is one
         if math.isfinite(ratios.item(place) + float(np.add.reduce(bound, axis=None))):
             return difference_at(place, tensor, scratch, framework, bound)
-    return worst_of_some(tensor, scratch, framework, bound)
-
-
-def worst_of_some(tensor: str, scratch: Array, framework: Array, bound: Array) -> Difference:
-    """Find the worst entry where some are not finite: what can be judged counts first."""
+    # Some entries are not finite: those that can be judged count first.
     found = [
         difference_at(place, tensor, scratch, framework, bound) for place in range(scratch.size)
     ]
@@ -208,18 +141,6 @@ def worst_of_each(
     }
 
 
-def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
-    """Compare each parameter after the update, and the loss, both from the same parameters.
-
-    Raises:
-        ValueError: a tensor is missing on one side, or the shapes differ.
-    """
-    found = each(local.after, framework.after, bounds.after)
-    if local.loss is not None and framework.loss is not None:
-        found["loss"] = difference_of("loss", (), local.loss, framework.loss, bounds.loss)
-    return found
-
-
 def drift_differences(
     tolerances: Tolerances, own: Parameters, framework: Parameters
 ) -> dict[str, Difference]:
@@ -229,26 +150,6 @@ def drift_differences(
         for name, theirs in framework.items()
         if tolerances.of(name).on_drift
     }
-
-
-def judge(
-    tolerances: Tolerances, own: Step, framework: Step, local: dict[str, Difference]
-) -> dict[str, Difference]:
-    """Put drift in the place of those local differences whose tolerance is on it."""
-    judged = local | drift_differences(tolerances, own.after, framework.after)
-    tolerance = tolerances.of("loss")
-    if tolerance.on_drift and "loss" in local:
-        here, there = (np.asarray(loss, np.float64) for loss in (own.loss, framework.loss))
-        judged["loss"] = within_tolerance(tolerance, "loss", here, there)
-    return judged
-
-
-def compare_start(
-    own: Parameters, framework: Parameters, bounds: Parameters, tolerances: Tolerances
-) -> tuple[dict[str, Difference], dict[str, Difference]]:
-    """Compare the parameters before step 1: by rounding, and by each one's tolerance."""
-    local = each(own, framework, bounds)
-    return local, local | drift_differences(tolerances, own, framework)
 
 
 def within_tolerance(
@@ -271,28 +172,6 @@ def within_tolerance(
     return found
 
 
-def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Tolerances) -> Row:
-    """Compare one step of both sides.
-
-    Raises:
-        ValueError: a tensor is missing on one side, or the shapes differ.
-    """
-    own, alone, local, framework, _ = steps
-    found = local_differences(local, framework, bounds)
-    return Row(
-        step=batch.step,
-        epoch=batch.epoch,
-        batch=batch.batch,
-        scratch_loss=math.nan if own.loss is None else own.loss,
-        framework_loss=math.nan if alone.loss is None else alone.loss,
-        loss=found.get("loss"),
-        drift=drifts(own.after, alone.after),
-        within=stages(local, framework, bounds),
-        local={name: found[name] for name in framework.after},
-        judged=judge(tolerances, own, alone, found),
-    )
-
-
 def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
     """Return the largest difference of each tensor; NaN where one is not a number."""
     layout = common_layout(own, alone)
@@ -304,11 +183,6 @@ def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
     return dict(zip(alone, most, strict=True))
 
 
-def injected(local: Step, framework: Step) -> float:
-    """Give the largest difference that one step put in, in any parameter's entry."""
-    return max(drifts(local.after, framework.after).values())
-
-
 def drift(scratch: Array, framework: Array) -> float:
     """Give the largest difference of a tensor's entries; NaN where one is not a number."""
     if framework.size == 1:
@@ -317,74 +191,6 @@ def drift(scratch: Array, framework: Array) -> float:
         return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
 
 
-def diverges(row: Row, tolerances: Tolerances) -> bool:
-    """Say whether a parameter does not keep its tolerance."""
-    return any(exceeds(row.judged[name], tolerances.of(name).limit) for name in row.local)
-
-
-def in_limits(difference: Difference, tolerances: Tolerances) -> float:
-    """Give a ratio in units of its limit, by which tensors can be ranked; −1 if unknown."""
-    if math.isnan(difference.ratio):
-        return -1.0
-    return difference.ratio / tolerances.of(difference.tensor).limit
-
-
-def differs(stage: Difference, tolerances: Tolerances) -> bool:
-    """Whether the sides differ at a stage within a step."""
-    return exceeds(stage, tolerances.of(stage.tensor).limit_within)
-
-
-def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
-    """Give the worst difference at each stage before the update, in the stages' order.
-
-    A stage that either side does not tell is left out.
-    """
-    found = {}
-    if scratch.outputs is not None and framework.outputs is not None:
-        triples = zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
-        found["forward"] = greatest(worst("output", *triple) for triple in triples)
-    for stage, (here, there, bound) in quantities(scratch, framework, bounds).items():
-        if here is not None and there is not None:
-            found[stage] = greatest(each(here, there, bound).values())
-    return found
-
-
-def quantities(
-    scratch: Step, framework: Step, bounds: Bounds
-) -> dict[str, tuple[Parameters | None, Parameters | None, Parameters]]:
-    """Give what is compared of each tensor at the stages before the update, with its bounds."""
-    return {
-        "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
-        "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
-        "optimizer": (scratch.delta, framework.delta, bounds.delta),
-    }
-
-
 def greatest(differences: Iterable[Difference]) -> Difference:
     """Give the difference with the largest ratio; one that cannot be judged counts least."""
     return max(differences, key=lambda one: -1.0 if math.isnan(one.ratio) else one.ratio)
-
-
-def locate(
-    row: Row, scratch: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
-) -> Divergence:
-    """Name the first stage at which a diverging step parts, and the entry that parts most.
-
-    At that stage the same entry is told, unless another one alone parts there.
-    """
-    at = max(
-        (row.judged[name] for name in row.local),
-        key=lambda one: in_limits(one, tolerances),
-    )
-    stage = next(
-        (name for name, found in row.within.items() if differs(found, tolerances)), "update"
-    )
-    if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
-        stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
-    within = at if stage == "update" else row.within[stage]
-    told = quantities(scratch, framework, bounds)
-    if stage in told:
-        values = [float(tensors[at.tensor][at.index]) for tensors in told[stage] if tensors]
-        same = difference_of(at.tensor, at.index, *values)
-        within = same if differs(same, tolerances) or not differs(within, tolerances) else within
-    return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)

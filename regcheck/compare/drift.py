@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.compare.differences import Difference, Row
+from regcheck.compare.differences import Difference
 from regcheck.compare.differences import drift as apart
+from regcheck.compare.steps import Row
 from regcheck.numerics.packing import Layout, Packed, common_layout, flat
 from regcheck.problem.problem import Array, Parameters, Step
 from regcheck.spec.tolerance import Tolerance, Tolerances

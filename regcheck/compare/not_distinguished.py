@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.compare.differences import in_limits, judge, local_differences
+from regcheck.compare.steps import in_limits, judge, local_differences
 from regcheck.numerics.losses import predict, saturated
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple
 
-from regcheck.compare.differences import Difference, Row
+from regcheck.compare.differences import Difference
+from regcheck.compare.steps import Row
 from regcheck.errors import RoomError
 
 

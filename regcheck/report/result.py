@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from regcheck import __version__
-from regcheck.compare.comparison import Comparison, Final, LossDivergence, Sample
-from regcheck.compare.differences import Difference, Divergence
+from regcheck.compare.comparison import Comparison, Final
+from regcheck.compare.differences import Difference
 from regcheck.compare.drift import Needed
 from regcheck.compare.not_distinguished import Hidden
+from regcheck.compare.steps import Divergence, LossDivergence, Sample
 from regcheck.compare.trace import TraceRow
 from regcheck.diagnosis.effective_settings import EffectiveSettings
 from regcheck.diagnosis.records import Diagnosis, SpecFix

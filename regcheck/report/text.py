@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from regcheck.compare.differences import Divergence
+from regcheck.compare.steps import Divergence
 from regcheck.problem.batches import schedule_of
 from regcheck.report.result import Report
 from regcheck.report.tolerance_text import kept, tolerance_text

@@ -1,0 +1,254 @@
+"""One step of both sides to a row of differences, and the stage and entry at which it diverges.
+
+At each step there are up to four updates (`lockstep`): each side's along its own trajectory, and
+both sides' from the reference's parameters (local). What is judged is each tensor's own tolerance:
+
+    rounding K      |local − framework| ≤ K bound
+    rtol, atol      |own − framework| ≤ atol + rtol |framework|
+    exact           own and framework have the same bits
+
+A step diverges where a parameter does not keep its tolerance; the stage named is the first within
+the step at which the two differ.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.compare.differences import (
+    Difference,
+    difference_of,
+    drift_differences,
+    drifts,
+    each,
+    exceeds,
+    greatest,
+    within_tolerance,
+    worst,
+)
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Parameters, Step
+from regcheck.spec.tolerance import Tolerances
+from regcheck.trainers.lockstep import Steps
+
+
+class Row(NamedTuple):
+    """One compared step.
+
+    Attributes:
+        loss: the reported losses, both at the leader's parameters; None where a side tells none.
+        drift: the largest difference of each tensor, each side on its own trajectory.
+        within: the worst local difference at each stage before the update that both sides tell.
+        local: the worst local difference of each tensor after the update.
+        judged: the worst difference by the tolerance of each tensor and of the loss: the local
+            one, or the drift in units of what is allowed.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    scratch_loss: float
+    framework_loss: float
+    loss: Difference | None
+    drift: dict[str, float]
+    within: dict[str, Difference]
+    local: dict[str, Difference]
+    judged: dict[str, Difference]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter could be judged."""
+        return all(self.judged[name].judged for name in self.local)
+
+
+class Divergence(NamedTuple):
+    """The first step at which a parameter does not keep its tolerance.
+
+    `at` is the parameter after the update; `within` is the local difference at the stage named, in
+    that stage's own quantity, or `at` itself. `scratch` and `framework` are the updates from the
+    same parameters.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    stage: str
+    at: Difference
+    within: Difference
+    scratch: Step
+    framework: Step
+
+
+class LossDivergence(NamedTuple):
+    """The first step at which the reported losses differ, at the same parameters."""
+
+    step: int
+    at: Difference
+
+
+class Sample(NamedTuple):
+    """One step of both sides from the same parameters, kept to be shown."""
+
+    step: int
+    scratch: Step
+    framework: Step
+
+
+class Saturation(NamedTuple):
+    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
+
+    Attributes:
+        first: the first step with any such row, and `first_share` its share of them.
+        last: the last step that was compared, and `last_share` likewise.
+    """
+
+    first: int
+    first_share: float
+    last: int
+    last_share: float
+
+
+def saturation_with(earlier: Saturation | None, step: int, share: float) -> Saturation | None:
+    """Return the saturation of the steps so far, with one more; None where no row was saturated."""
+    if earlier is not None:
+        return earlier._replace(last=step, last_share=share)
+    return Saturation(step, share, step, share) if share else None
+
+
+def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
+    """Compare each parameter after the update, and the loss, both from the same parameters.
+
+    Raises:
+        ValueError: a tensor is missing on one side, or the shapes differ.
+    """
+    found = each(local.after, framework.after, bounds.after)
+    if local.loss is not None and framework.loss is not None:
+        found["loss"] = difference_of("loss", (), local.loss, framework.loss, bounds.loss)
+    return found
+
+
+def judge(
+    tolerances: Tolerances, own: Step, framework: Step, local: dict[str, Difference]
+) -> dict[str, Difference]:
+    """Put drift in the place of those local differences whose tolerance is on it."""
+    judged = local | drift_differences(tolerances, own.after, framework.after)
+    tolerance = tolerances.of("loss")
+    if tolerance.on_drift and "loss" in local:
+        here, there = (np.asarray(loss, np.float64) for loss in (own.loss, framework.loss))
+        judged["loss"] = within_tolerance(tolerance, "loss", here, there)
+    return judged
+
+
+def compare_start(
+    own: Parameters, framework: Parameters, bounds: Parameters, tolerances: Tolerances
+) -> tuple[dict[str, Difference], dict[str, Difference]]:
+    """Compare the parameters before step 1: by rounding, and by each one's tolerance."""
+    local = each(own, framework, bounds)
+    return local, local | drift_differences(tolerances, own, framework)
+
+
+def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Tolerances) -> Row:
+    """Compare one step of both sides.
+
+    Raises:
+        ValueError: a tensor is missing on one side, or the shapes differ.
+    """
+    own, alone, local, framework, _ = steps
+    found = local_differences(local, framework, bounds)
+    return Row(
+        step=batch.step,
+        epoch=batch.epoch,
+        batch=batch.batch,
+        scratch_loss=math.nan if own.loss is None else own.loss,
+        framework_loss=math.nan if alone.loss is None else alone.loss,
+        loss=found.get("loss"),
+        drift=drifts(own.after, alone.after),
+        within=stages(local, framework, bounds),
+        local={name: found[name] for name in framework.after},
+        judged=judge(tolerances, own, alone, found),
+    )
+
+
+def diverges(row: Row, tolerances: Tolerances) -> bool:
+    """Say whether a parameter does not keep its tolerance."""
+    return any(exceeds(row.judged[name], tolerances.of(name).limit) for name in row.local)
+
+
+def in_limits(difference: Difference, tolerances: Tolerances) -> float:
+    """Give a ratio in units of its limit, by which tensors can be ranked; −1 if unknown."""
+    if math.isnan(difference.ratio):
+        return -1.0
+    return difference.ratio / tolerances.of(difference.tensor).limit
+
+
+def differs(stage: Difference, tolerances: Tolerances) -> bool:
+    """Whether the sides differ at a stage within a step."""
+    return exceeds(stage, tolerances.of(stage.tensor).limit_within)
+
+
+def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
+    """Give the worst difference at each stage before the update, in the stages' order.
+
+    A stage that either side does not tell is left out.
+    """
+    found = {}
+    if scratch.outputs is not None and framework.outputs is not None:
+        triples = zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
+        found["forward"] = greatest(worst("output", *triple) for triple in triples)
+    for stage, (here, there, bound) in quantities(scratch, framework, bounds).items():
+        if here is not None and there is not None:
+            found[stage] = greatest(each(here, there, bound).values())
+    return found
+
+
+def quantities(
+    scratch: Step, framework: Step, bounds: Bounds
+) -> dict[str, tuple[Parameters | None, Parameters | None, Parameters]]:
+    """Give what is compared of each tensor at the stages before the update, with its bounds."""
+    return {
+        "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
+        "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
+        "optimizer": (scratch.delta, framework.delta, bounds.delta),
+    }
+
+
+def locate(
+    row: Row, scratch: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
+) -> Divergence:
+    """Name the first stage at which a diverging step parts, and the entry that parts most.
+
+    At that stage the same entry is told, unless another one alone parts there.
+    """
+    at = max(
+        (row.judged[name] for name in row.local),
+        key=lambda one: in_limits(one, tolerances),
+    )
+    stage = next(
+        (name for name, found in row.within.items() if differs(found, tolerances)), "update"
+    )
+    if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
+        stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
+    within = at if stage == "update" else row.within[stage]
+    told = quantities(scratch, framework, bounds)
+    if stage in told:
+        values = [float(tensors[at.tensor][at.index]) for tensors in told[stage] if tensors]
+        same = difference_of(at.tensor, at.index, *values)
+        within = same if differs(same, tolerances) or not differs(within, tolerances) else within
+    return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)
+
+
+def injected(local: Step, framework: Step) -> float:
+    """Give the largest difference that one step put in, in any parameter's entry."""
+    return max(drifts(local.after, framework.after).values())
+
+
+def suspicious(row: Row, tolerances: Tolerances) -> bool:
+    """Whether anything in a row differs by more than its bounds allow."""
+    found = [*row.local.values(), *row.within.values()]
+    if row.loss is not None:
+        found.append(row.loss)
+    return any(not one.ratio <= tolerances.of(one.tensor).limit_within for one in found)
