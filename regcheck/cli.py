@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from regcheck import __version__
-from regcheck.errors import RegcheckError, UsageError, UserCodeError
+from regcheck.errors import RegcheckError, UsageError, UserCodeError, is_planned, refusal
 from regcheck.report.spelling import spell
-from regcheck.rules.planned import is_planned, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,35 +6,32 @@ Loads neither torch nor NumPy, and pydantic only where a spec is explained.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
-from regcheck.rules.cause import HIDING, ONE_PERCENT, Cause
+from regcheck.rules.cause import HIDING, ONE_PERCENT
 from regcheck.rules.cause_formula import formulas_of
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching, torch_call
-from regcheck.rules.formula import loss_text, meanings, rule_lines
+from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
 from regcheck.rules.settings import (
     SYMBOLIC,
     Letters,
     SgdSettings,
     Training,
+    effective_decay,
     exact,
+    factor,
+    gradient_factor,
     letters,
     number,
     symbols,
 )
-from regcheck.rules.worked_example import one_step
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-EXAMPLE = Training(
-    SgdSettings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
-)
-EXAMPLE_WEIGHT, EXAMPLE_GRADIENT = 1.0, -32.0
 
 
 class Entry(NamedTuple):
@@ -47,56 +44,23 @@ class Entry(NamedTuple):
     kind: str
     title: str
     formulas: list[str]
-    notes: list[str]
-    differs: dict[str, tuple[str, str]]
+    notes: Sequence[str] = ()
+    differs: Mapping[str, tuple[str, str]] = {}
 
 
 class Explanation(NamedTuple):
     """Entries with what is said before and after them."""
 
-    before: list[str]
-    entries: list[Entry]
-    after: list[str]
+    before: Sequence[str]
+    entries: Sequence[Entry]
+    after: Sequence[str] = ()
 
 
 def explain_all() -> Explanation:
     """Explain every named convention, torch's first, with one step worked out by each."""
-    names = ["pytorch", *(name for name in NAMED if name != "pytorch")]
+    names = dict.fromkeys(["pytorch", *NAMED])
     entries = [convention_entry(name) for name in names]
     return Explanation(legend(entries), entries, worked_example(names))
-
-
-def legend(entries: list[Entry]) -> list[str]:
-    """Say what the letters of some entries' formulas mean, in lines of 80 columns."""
-    formulas = [formula for entry in entries for formula in entry.formulas]
-    # A letter stays with its meaning's first word.
-    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(formulas))
-    return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
-
-
-def convention_entry(name: str) -> Entry:
-    """Explain a named convention."""
-    title, convention = NAMED[name]
-    formulas = [*rule_lines(convention, SYMBOLIC), f"reports  {loss_text(convention, SYMBOLIC)}"]
-    return Entry(name, "convention", title, formulas, [], differences(convention))
-
-
-def worked_example(names: list[str]) -> list[str]:
-    """Work one step of one weight out by each convention."""
-    width = max(len(name) for name in names)
-    sums = [
-        one_step(NAMED[name].convention, EXAMPLE, EXAMPLE_WEIGHT, EXAMPLE_GRADIENT)
-        for name in names
-    ]
-    longest = max(len(written) for written, _ in sums)
-    given = (
-        f"One step: w = {number(EXAMPLE_WEIGHT)}, g = {number(EXAMPLE_GRADIENT)}, "
-        f"lr = {number(EXAMPLE.sgd.lr)}, λ = 1, B = n = {EXAMPLE.train_rows}"
-    )
-    lines = [given]
-    for name, (written, result) in zip(names, sums, strict=True):
-        lines.append(f"  {name:<{width}}  {written:<{longest}} = {result:.2f}")
-    return lines
 
 
 def explain_name(name: str) -> Explanation:
@@ -105,157 +69,18 @@ def explain_name(name: str) -> Explanation:
     Raises:
         UsageError: nothing has this name; it lists the nearest ones.
     """
-    if name in NAMED:
-        names = ["pytorch"] if name == "pytorch" else ["pytorch", name]
-        entries = [convention_entry(name)]
-        return Explanation(legend(entries), entries, worked_example(names))
     if name in KEYS:
-        return Explanation([], [key_entry(name)], [])
-    if name in OTHERS:
-        entries = [OTHERS[name]()]
-        return Explanation(legend(entries), entries, [])
-    if name in CAUSES:
-        entries = [cause_entry(name)]
-        return Explanation(legend(entries), entries, [])
-    raise UsageError(f"nothing is called `{name}`: {suggest(name, all_names())}; or no such file")
-
-
-def key_entry(name: str) -> Entry:
-    """Explain one key of a convention: its values, and each one's update."""
-    key = KEYS[name]
-    formulas = []
-    for value, meaning in key.values.items():
-        formulas.append(f"{value}: {meaning}")
-    default = next(iter(key.values))
-    return Entry(name, "key", key.title, formulas, [f"torch's own, and the default: {default}"], {})
-
-
-def cause_entry(name: str) -> Entry:
-    """Explain a cause: what the scratch side does where torch does not, and both formulas."""
-    cause = CAUSES[name]
-    training = next(one for one in concerned() if cause.concerns(one, TORCH))
-    scratch, torch = formulas_of(name, symbols(training))
-    sides = [("torch", torch), *zip(("scratch", "or"), scratch, strict=False)]
-    formulas = [f"{side:<8} {line}" for side, lines in sides for line in lines]
-    title = f"the scratch side {cause.title}"
-    return Entry(name, "cause", title, formulas or [SAME_RULE], cause_notes(cause), {})
-
-
-SAME_RULE = "both     by the same rule: no formula differs"
-
-
-def cause_notes(cause: Cause) -> list[str]:
-    """Say since when a cause shows, what mends it, and what can hide it, in lines of 80 columns."""
-    sentences = [f"Shows: {cause.since}.", f"Fix: {cause.fix}."]
-    if cause.hidden_by:
-        reasons = ", or ".join(HIDING[name] for name in cause.hidden_by)
-        sentences.append(f"A run cannot show it where {reasons}.")
-    if cause.fitted:
-        sentences.append(f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
-    if cause.changes:
-        sentences.append(
-            "A run of which `not_distinguished` names it could not have told it from torch's rule."
-        )
-    return [line for sentence in sentences for line in wrapped(sentence)]
-
-
-def wrapped(sentence: str) -> list[str]:
-    """Break a sentence into lines that fit into 80 columns below an entry's title."""
-    return textwrap.wrap(sentence, 76, break_on_hyphens=False)
-
-
-def concerned() -> Iterator[Training]:
-    """Give trainings with more and more settings; the first that has a cause's explains it."""
-    yield EXAMPLE
-    yield EXAMPLE.with_decays({"weight": 1.0, "bias": 0.0})
-    yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
-    yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
-    yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
-    yield EXAMPLE._replace(lr_varies=True)
-    yield EXAMPLE._replace(loss="bce")
-    momentum = EXAMPLE.sgd._replace(momentum=0.9)
-    yield EXAMPLE._replace(sgd=momentum)
-    yield EXAMPLE._replace(sgd=momentum._replace(dampening=0.1))
-    yield EXAMPLE._replace(sgd=momentum._replace(nesterov=True))
-    yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
-
-
-def sgd_entry() -> Entry:
-    """Explain torch.optim.SGD."""
-    momentum = replace_letters(SYMBOLIC, momentum="μ", dampening="τ")
-    nesterov = replace_letters(SYMBOLIC, momentum="μ", nesterov=True)
-    return Entry(
-        "sgd",
-        "optimizer",
-        "torch.optim.SGD(lr, momentum=μ, dampening=τ, nesterov, weight_decay=λ)",
-        [
-            f"plain:     {'; '.join(rule_lines(TORCH, SYMBOLIC))}",
-            f"momentum:  {'; '.join(rule_lines(TORCH, momentum))}",
-            f"nesterov:  {'; '.join(rule_lines(TORCH, nesterov))}",
-        ],
-        [
-            "The first step sets v to the gradient itself: it is not dampened.",
-            "weight_decay acts on every parameter passed, biases included; parameter groups give",
-            "each its own. The penalty is never in the loss that torch reports.",
-        ],
-        {},
-    )
-
-
-def replace_letters(
-    given: Letters, *, momentum: str, dampening: str = "", nesterov: bool = False
-) -> Letters:
-    """Give letters with momentum."""
-    return given._replace(momentum=momentum, dampening=dampening, nesterov=nesterov)
-
-
-def loss_entry(name: str, title: str, formulas: list[str], note: str) -> Callable[[], Entry]:
-    """Make what explains a loss."""
-    return lambda: Entry(name, "loss", title, formulas, [note], {})
-
-
-OTHERS: dict[str, Callable[[], Entry]] = {
-    "bce": loss_entry(
-        "bce",
-        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
-        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
-        "torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12.",
-    ),
-    "bce_with_logits": loss_entry(
-        "bce_with_logits",
-        "torch.nn.BCEWithLogitsLoss",
-        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
-        "The same loss as bce, without its limits where p is nearly 0 or 1.",
-    ),
-    "mse": loss_entry(
-        "mse",
-        "torch.nn.MSELoss: no ½",
-        [
-            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
-            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
-        ],
-        "Half the squared error is `convention: {loss_factor: 0.5}`.",
-    ),
-    "sgd": sgd_entry,
-}
-"""What else has a name: optimizers and losses."""
-
-
-def all_names() -> list[str]:
-    """List every name that can be explained."""
-    return [name for names in names_by_kind().values() for name in names]
-
-
-def names_by_kind() -> dict[str, list[str]]:
-    """List every name that can be explained, by kind."""
-    kinds: dict[str, list[str]] = {
-        "convention": list(NAMED),
-        "key": list(KEYS),
-        "cause": list(CAUSES),
-    }
-    for name, entry in OTHERS.items():
-        kinds.setdefault(entry().kind, []).append(name)
-    return kinds
+        return Explanation([], [key_entry(name)])
+    if name in NAMED:
+        entry, after = convention_entry(name), worked_example(dict.fromkeys(["pytorch", name]))
+    elif name in CAUSES:
+        entry, after = cause_entry(name), []
+    elif name in TORCHS:
+        entry, after = TORCHS[name], []
+    else:
+        near = suggest(name, all_names())
+        raise UsageError(f"nothing is called `{name}`: {near}; or no such file")
+    return Explanation(legend([entry]), [entry], after)
 
 
 def explain_spec(path: str | Path) -> Explanation:
@@ -273,40 +98,200 @@ def explain_spec(path: str | Path) -> Explanation:
     loaded = read_spec(Path(path))
     training = training_of(loaded.spec, train_rows(loaded))
     convention = loaded.spec.named_convention()
+    scratch = f"NumPy, {name_of(convention) or 'a convention of its own'}"
+    differs = differences(convention, bias="bias" in training.sgd.weight_decay)
+    given = letters(training)
     entries = [
-        side_entry("scratch", convention, training),
-        side_entry("torch", TORCH, training),
+        Entry("scratch", "side", scratch, formulas(convention, given), differs=differs),
+        Entry("torch", "side", torch_call(training.sgd), formulas(TORCH, given)),
     ]
     sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
-    rows = f"{training.train_rows:,} training rows, batches of {sizes}"
-    return Explanation(
-        [f"{path}: {rows}", *legend(entries)], entries, matching_lines(convention, training)
-    )
+    rows = f"{path}: {training.train_rows:,} training rows, batches of {sizes}"
+    return Explanation([rows, *legend(entries)], entries, matching_lines(convention, training))
 
 
-def side_entry(side: str, convention: Convention, training: Training) -> Entry:
-    """Explain one side of a spec."""
-    given = letters(training)
-    title = (
-        torch_call(training.sgd)
-        if side == "torch"
-        else f"NumPy, {name_of(convention) or 'a convention of its own'}"
-    )
-    formulas = [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
-    differs = differences(convention, bias="bias" in training.sgd.weight_decay)
-    return Entry(side, "side", title, formulas, [], differs)
+def all_names() -> list[str]:
+    """List every name that can be explained."""
+    return [name for names in names_by_kind().values() for name in names]
+
+
+def names_by_kind() -> dict[str, list[str]]:
+    """List every name that can be explained, by kind."""
+    kinds = {"convention": list(NAMED), "key": list(KEYS), "cause": list(CAUSES)}
+    for name, entry in TORCHS.items():
+        kinds.setdefault(entry.kind, []).append(name)
+    return kinds
+
+
+def formulas(convention: Convention, given: Letters) -> list[str]:
+    """Write a convention's update and its reported loss."""
+    return [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
+
+
+def legend(entries: Iterable[Entry]) -> list[str]:
+    """Explain the letters of some entries' formulas, in lines of 80 columns."""
+    lines = [formula for entry in entries for formula in entry.formulas]
+    # A letter stays with its meaning's first word.
+    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines))
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
+
+
+def convention_entry(name: str) -> Entry:
+    """Explain a named convention."""
+    title, convention = NAMED[name]
+    differs = differences(convention)
+    return Entry(name, "convention", title, formulas(convention, SYMBOLIC), differs=differs)
+
+
+def key_entry(name: str) -> Entry:
+    """Explain one key of a convention: its values, and each one's update."""
+    title, values = KEYS[name]
+    lines = [f"{value}: {meaning}" for value, meaning in values.items()]
+    return Entry(name, "key", title, lines, [f"torch's own, and the default: {next(iter(values))}"])
+
+
+def cause_entry(name: str) -> Entry:
+    """Explain a cause: both sides' formulas, when it shows, its fix, and what can hide it."""
+    cause = CAUSES[name]
+    training = next(one for one in trainings() if cause.concerns(one, TORCH))
+    scratch, torch = formulas_of(name, symbols(training))
+    sides = [("torch", torch), *zip(("scratch", "or"), scratch, strict=False)]
+    lines = [f"{side:<8} {line}" for side, lines in sides for line in lines]
+    sentences = [f"Shows: {cause.since}.", f"Fix: {cause.fix}."]
+    if cause.hidden_by:
+        reasons = ", or ".join(HIDING[name] for name in cause.hidden_by)
+        sentences.append(f"A run cannot show it where {reasons}.")
+    if cause.fitted:
+        sentences.append(f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
+    if cause.changes:
+        sentences.append(
+            "A run of which `not_distinguished` names it could not have told it from torch's rule."
+        )
+    # They fit into 80 columns below the entry's title.
+    notes = [line for one in sentences for line in textwrap.wrap(one, 76, break_on_hyphens=False)]
+    return Entry(name, "cause", f"the scratch side {cause.title}", lines or [SAME_RULE], notes)
+
+
+SAME_RULE = "both     by the same rule: no formula differs"
+
+
+def trainings() -> Iterator[Training]:
+    """Yield trainings with more and more settings; the first that has a cause's explains it."""
+    yield EXAMPLE
+    yield EXAMPLE.with_decays({"weight": 1.0, "bias": 0.0})
+    yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
+    yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
+    yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
+    yield EXAMPLE._replace(lr_varies=True)
+    yield EXAMPLE._replace(loss="bce")
+    momentum = EXAMPLE.sgd._replace(momentum=0.9)
+    yield EXAMPLE._replace(sgd=momentum)
+    yield EXAMPLE._replace(sgd=momentum._replace(dampening=0.1))
+    yield EXAMPLE._replace(sgd=momentum._replace(nesterov=True))
+    yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:
-    """Say what makes torch train as the scratch side does."""
+    """Describe what makes torch train as the scratch side does."""
     try:
         match = matching(convention, training)
     except NoMatchError as reason:
         return [f"No lr and weight_decay make torch match: {reason}."]
     if match.sgd == training.sgd:
         return ["Both sides train by the same rule as it is."]
-    call = torch_call(match.sgd)
-    lines = ["torch matches the scratch side with", f"  {call}"]
+    lines = ["torch matches the scratch side with", f"  {torch_call(match.sgd)}"]
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
     return lines
+
+
+EXAMPLE = Training(
+    SgdSettings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
+)
+WORKED = "One step: w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2"
+
+
+def worked_example(names: Iterable[str]) -> list[str]:
+    """Work one step of one weight out by each convention."""
+    steps = {name: one_step(NAMED[name].convention, EXAMPLE, 1.0, -32.0) for name in names}
+    width = max(map(len, steps))
+    longest = max(len(written) for written, _ in steps.values())
+    return [WORKED] + [
+        f"  {name:<{width}}  {written:<{longest}} = {result:.2f}"
+        for name, (written, result) in steps.items()
+    ]
+
+
+def one_step(convention: Convention, training: Training, w: float, g: float) -> tuple[str, float]:
+    """Work out a weight's first step by hand: the sum as it is written, and its result.
+
+    Without momentum and clipping; g is the gradient of the mean loss.
+
+    >>> one_step(Convention(divide_penalty_by="batch"), EXAMPLE, 1.0, -32.0)
+    ('1 − 0.1 (-32 + 1/2·1)', 4.15)
+    """
+    lr, decay = training.sgd.lr, effective_decay(convention, training, "weight")
+    text = decay_text(convention, letters(training), "weight")
+    g = gradient_factor(convention, training) * g
+    stepped = w - lr * g
+    if not text:
+        return f"{number(w)} − {number(lr)}·{factor(g)}", stepped
+    at = stepped if convention.decay == "after-update" else w
+    if convention.penalty_norm == "unsquared":
+        at = at / abs(at) if at else 0.0
+    penalty, value = f"{text}·{factor(at)}", decay * at
+    match convention.decay:
+        case "after-update":
+            return f"{number(stepped)} − {number(lr)}·{penalty}", stepped - lr * value
+        case "decoupled":
+            penalty, value = f"{number(lr)}·{penalty}", lr * value
+        case "gradient" | "before-clipping" | "after-momentum":
+            return f"{number(w)} − {number(lr)} ({number(g)} + {penalty})", w - lr * (g + value)
+    return f"{number(w)} − {penalty} − {number(lr)}·({number(g)})", w - value - lr * g
+
+
+MOMENTUM = SYMBOLIC._replace(momentum="μ")
+
+LOSSES_AND_OPTIMIZERS = (
+    Entry(
+        "bce",
+        "loss",
+        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
+        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
+        ["torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12."],
+    ),
+    Entry(
+        "bce_with_logits",
+        "loss",
+        "torch.nn.BCEWithLogitsLoss",
+        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
+        ["The same loss as bce, without its limits where p is nearly 0 or 1."],
+    ),
+    Entry(
+        "mse",
+        "loss",
+        "torch.nn.MSELoss: no ½",
+        [
+            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
+            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
+        ],
+        ["Half the squared error is `convention: {loss_factor: 0.5}`."],
+    ),
+    Entry(
+        "sgd",
+        "optimizer",
+        "torch.optim.SGD(lr, momentum=μ, dampening=τ, nesterov, weight_decay=λ)",
+        [
+            f"plain:     {'; '.join(rule_lines(TORCH, SYMBOLIC))}",
+            f"momentum:  {'; '.join(rule_lines(TORCH, MOMENTUM._replace(dampening='τ')))}",
+            f"nesterov:  {'; '.join(rule_lines(TORCH, MOMENTUM._replace(nesterov=True)))}",
+        ],
+        [
+            "The first step sets v to the gradient itself: it is not dampened.",
+            "weight_decay acts on every parameter passed, biases included; parameter groups give",
+            "each its own. The penalty is never in the loss that torch reports.",
+        ],
+    ),
+)
+TORCHS = {entry.name: entry for entry in LOSSES_AND_OPTIMIZERS}
+"""torch's own, by name."""

@@ -14,13 +14,13 @@ from numpy.random import Generator
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.compare.not_distinguished import HIDES
+from regcheck.errors import PLANNED
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Problem, Step, build_problem
 from regcheck.report.result import Report
 from regcheck.rules.cause import HIDING, ONE_PERCENT, Change, put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Faults
-from regcheck.rules.planned import PLANNED
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, State, Update

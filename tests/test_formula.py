@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pytest
 
+from regcheck.explain import one_step
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Array, Parameters, build_problem
 from regcheck.rules.cause import Change, put_in
@@ -49,7 +50,6 @@ from regcheck.rules.settings import (
     number,
     symbols,
 )
-from regcheck.rules.worked_example import one_step
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 from tests.test_causes import HalfLossReported, LossAfterUpdate, LossEpochMean

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from regcheck.rules.planned import is_planned, refusal
+from regcheck.errors import is_planned, refusal
 
 Path = tuple[str | int, ...]
 """Where a value stands in a spec: keys, and positions in lists from 0."""

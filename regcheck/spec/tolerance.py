@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from regcheck.errors import suggest
+from regcheck.errors import refusal, suggest
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.planned import refusal
 from regcheck.spec.fields import (
     Count,
     NotNegative,
