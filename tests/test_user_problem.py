@@ -42,17 +42,21 @@ def test_user_problem_holds_the_specs_settings() -> None:
     assert user.optimizer == expected
 
 
-def test_full_batch_is_told_as_a_number() -> None:
-    user, _ = both(batch_size="full")
-    assert user.batch_size == ROWS
+def test_full_batch_is_a_number() -> None:
+    assert both(batch_size="full")[0].batch_size == ROWS
 
 
-def test_weight_decay_is_a_mapping_only_where_tensors_differ() -> None:
-    assert both(weight_decay={"weight": 0.1, "bias": 0})[0].weight_decay == {
-        "weight": 0.1,
-        "bias": 0.0,
-    }
-    assert both(weight_decay={"weight": 0.1, "bias": 0.1})[0].weight_decay == 0.1
+@pytest.mark.parametrize(
+    ("weight_decay", "expected"),
+    [
+        ({"weight": 0.1, "bias": 0}, {"weight": 0.1, "bias": 0.0}),
+        ({"weight": 0.1, "bias": 0.1}, 0.1),
+    ],
+)
+def test_weight_decay_is_a_mapping_only_where_tensors_differ(
+    weight_decay: Any, expected: Any
+) -> None:
+    assert both(weight_decay=weight_decay)[0].weight_decay == expected
 
 
 def test_scratch_start_fits_the_formula_and_framework_start_fits_torch() -> None:
