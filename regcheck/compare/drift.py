@@ -1,4 +1,4 @@
-"""Drift: how far two trajectories part, what would have allowed it, and whether it was amplified.
+"""Drift: how far two trajectories are apart, what would have allowed it, whether it was amplified.
 
 Each step adds its own rounding to the drift, and passes on the drift that was there, multiplied by
 how strongly the step depends on its parameters: drift_t ≤ ‖J_t‖ drift_(t−1) + rounding_t. While
@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.compare.differences import Difference
-from regcheck.compare.differences import drift as apart
+from regcheck.compare.differences import Difference, drifts
 from regcheck.compare.steps import Row
 from regcheck.numerics.packing import Layout, Packed, common_layout, flat
 from regcheck.problem.problem import Array, Parameters, Step
@@ -129,11 +128,6 @@ def last_digit(tensors: Parameters) -> float:
     return max(float(np.spacing(np.abs(x).max())) for x in tensors.values())
 
 
-def coarsest(own: Parameters, framework: Parameters) -> float:
-    """Return the last digit of the largest entry of any tensor, on the side where it is coarser."""
-    return max(last_digit(side) for side in (own, framework))
-
-
 def furthest(row: Row) -> float:
     """Give the largest drift of any tensor; NaN where there is one."""
     return max(row.drift.values(), key=no_nan)
@@ -166,7 +160,7 @@ class Drift(NamedTuple):
 
 
 class DriftMeter:
-    """Watches the drift of a run: the tolerance that it needs, and whether it is amplified.
+    """Measure the drift of a run: the tolerance that it needs, and whether it is amplified.
 
     `rounding` is what the start and all steps so far have put in.
     """
@@ -222,7 +216,7 @@ class DriftMeter:
         """Take in where the sides start: what that needs, and how far apart it puts them."""
         for name, difference in local.items():
             self.need(name, difference, own[name], other[name])
-        self.rounding = max(apart(own[name], other[name]) for name in local)
+        self.rounding = max(drifts(own, other).values())
 
     def measure(self, row: Row, rounding: float) -> None:
         """Take in how far apart the trajectories are, and how far this step alone puts them."""
@@ -243,7 +237,7 @@ class DriftMeter:
         if row.loss is not None and row.judged["loss"].judged:
             here, there = np.asarray(own.loss, np.float64), np.asarray(framework.loss, np.float64)
             self.need("loss", row.loss, here, there)
-        self.rounding += coarsest(own.after, framework.after)
+        self.rounding += max(last_digit(own.after), last_digit(framework.after))
         self.amplify(row.step, furthest(row))
 
     def result(self) -> Drift:

@@ -8,9 +8,8 @@ two sides agree says nothing about it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from regcheck.numerics.losses import predict, saturated
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
-from regcheck.rules.cause import HIDING, Change, put_in
+from regcheck.rules.cause import HIDING, Change
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
@@ -27,14 +26,16 @@ from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.numpy_trainer import ForwardBackward, Lockstep, NumpyTrainer
 
+T = TypeVar("T")
 
-def zero(tensor: Array) -> bool:
-    """Say whether all entries are 0."""
-    return not tensor.any()
+
+def zero(*tensors: Array) -> bool:
+    """Whether all entries of all tensors are 0."""
+    return not any(tensor.any() for tensor in tensors)
 
 
 def clips(problem: Problem, step: Step) -> bool:
-    """Say whether clipping changes a step's gradient."""
+    """Whether clipping changes a step's gradient."""
     assert step.gradient is not None
     if problem.clip_value is not None:
         return any(float(np.abs(g).max()) > problem.clip_value for g in step.gradient.values())
@@ -43,42 +44,33 @@ def clips(problem: Problem, step: Step) -> bool:
 
 
 def saturates(z: Array) -> bool:
-    """Say whether any output is saturated."""
+    """Whether any output is saturated."""
     return bool(saturated(z).any())
 
 
-def equal_targets(problem: Problem, batch: Batch) -> bool:
-    """Say whether the targets that one loss is taken over are all the same."""
-    return all(float(np.ptp(problem.y[index])) == 0 for index in batch.micro_batches)
-
-
-def biases_zero(step: Step) -> bool:
-    """Say whether all biases are 0 before a step; where there is none, nothing else is said."""
-    return all(zero(tensor) for name, tensor in step.before.items() if is_bias(name))
-
-
-def biases_decay(problem: Problem) -> bool:
-    """Say whether any bias has a weight decay."""
-    return any(decay for name, decay in problem.weight_decay.items() if is_bias(name))
-
-
-def stands_still(problem: Problem, batch: Batch) -> bool:
-    """Say whether the lr is 0, and nothing in the rule acts without it."""
+def acts_at_zero_lr(problem: Problem) -> bool:
+    """Whether anything in a rule acts where the lr is 0."""
     convention = problem.convention
-    acts = convention.decay == "decoupled-unscaled" or convention.penalty_in_loss
-    return batch.lr == 0 and not acts
+    return convention.decay == "decoupled-unscaled" or convention.penalty_in_loss
+
+
+def biases(tensors: Mapping[str, T]) -> list[T]:
+    """Return what belongs to the biases."""
+    return [one for name, one in tensors.items() if is_bias(name)]
 
 
 HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
-    "bias-zero": lambda _, __, step: biases_zero(step),
-    "equal-targets": lambda problem, batch, _: equal_targets(problem, batch),
+    "bias-zero": lambda _, __, step: zero(*biases(step.before)),
+    "equal-targets": lambda problem, batch, _: all(
+        float(np.ptp(problem.y[rows])) == 0 for rows in batch.micro_batches
+    ),
     "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1),
-    "lr-zero": lambda problem, batch, _: stands_still(problem, batch),
+    "lr-zero": lambda problem, batch, _: batch.lr == 0 and not acts_at_zero_lr(problem),
     "never-clipped": lambda problem, _, step: not clips(problem, step),
     "never-saturated": lambda problem, batch, step: (
         not any(saturates(predict(problem.X[index], step.before)) for index in batch.micro_batches)
     ),
-    "no-bias-decay": lambda problem, _, __: not biases_decay(problem),
+    "no-bias-decay": lambda problem, _, __: not any(biases(problem.weight_decay)),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
     "one-micro-batch": lambda _, batch, __: len(batch.micro_batches) == 1,
     "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.optimizer.nesterov,
@@ -86,10 +78,10 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "one-row-losses": lambda _, batch, __: batch.size == len(batch.micro_batches),
     "one-step": lambda _, batch, __: batch.step == 1,
     "one-training-row": lambda problem, _, __: len(problem.y) == 1,
-    "penalized-zero": lambda problem, _, step: all(
-        zero(step.before[name]) for name, decay in problem.weight_decay.items() if decay
+    "penalized-zero": lambda problem, _, step: zero(
+        *(step.before[name] for name, decay in problem.weight_decay.items() if decay)
     ),
-    "zero-gradient": lambda _, __, step: all(map(zero, (step.gradient or {}).values())),
+    "zero-gradient": lambda _, __, step: zero(*(step.gradient or {}).values()),
 }
 """Whether a step leaves what hides a cause (`HIDING`) in force; only all steps make it a reason."""
 
@@ -106,7 +98,7 @@ class Trial:
 
     def __init__(self, cause: str, change: Change, torch: NumpyTrainer) -> None:
         self.cause = cause
-        self.rule = Lockstep(torch.by(altered(torch.problem, change)))
+        self.rule = Lockstep(torch.by(torch.problem.with_change(change)))
         problem = self.rule.trainer.problem
         self.sees_as_torch = sees_alike(problem, torch.problem)
         ordered = problem.convention.update_order == "simultaneous"
@@ -209,12 +201,6 @@ class Trials:
         for trial in self.pending:
             reasons.setdefault(trial.cause, trial.reason(self.spec, self.steps))
         return [Hidden(cause, reason) for cause, reason in reasons.items()]
-
-
-def altered(problem: Problem, change: Change) -> Problem:
-    """Put a change into a problem's rule."""
-    convention, faults = put_in(change, problem.convention, problem.faults)
-    return replace(problem, convention=convention, faults=faults)
 
 
 def sees_alike(problem: Problem, other: Problem) -> bool:

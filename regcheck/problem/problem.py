@@ -16,6 +16,7 @@ from regcheck.errors import InputError
 from regcheck.problem.batches import Schedule, schedule_of
 from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
+from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import SgdSettings
 from regcheck.spec import LoadedSpec
@@ -62,6 +63,11 @@ class Problem:
     def sgd(self) -> SgdSettings:
         """All settings of the optimizer."""
         return self.optimizer.settings(self.schedule.lr, self.weight_decay)
+
+    def with_change(self, change: Change) -> Problem:
+        """Return the problem with a cause's change in the scratch side's rule."""
+        convention, faults = put_in(change, self.convention, self.faults)
+        return replace(self, convention=convention, faults=faults)
 
     def with_sgd(self, sgd: SgdSettings) -> Problem:
         """Return the problem with other settings; a schedule's own lrs stay as they are."""
