@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,62 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and 
 
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
+
+# --- what is run ----------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("random searches")
+    group.addoption("--count", type=int, help="runs of each random search; default: a sample")
+    group.addoption("--seed", type=int, default=0, help="the first seed of each")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test that is marked `search(sample, whole)` its seeds: as many, or `--count`."""
+    search = metafunc.definition.get_closest_marker("search")
+    if search is not None:
+        option = metafunc.config.option
+        exhaustive = option.markexpr == "exhaustive"
+        count = option.count or search.kwargs["whole" if exhaustive else "sample"]
+        marks = [pytest.mark.exhaustive] if exhaustive else []
+        seeds = range(option.seed, option.seed + count)
+        metafunc.parametrize("seed", [pytest.param(seed, marks=marks) for seed in seeds])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the first case of each test as quick, but for those that are slow."""
+    seen = set()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if name not in seen and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+        seen.add(name)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what long searches came to: outcomes are counted, of numbers there are quantiles."""
+    option = terminalreporter.config.option
+    if not (option.count or option.markexpr == "exhaustive"):
+        return
+    found = defaultdict(list)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                for name, value in report.user_properties:
+                    found[name].append(value)
+    for name, values in sorted(found.items()):
+        terminalreporter.write_line(f"{name}: {summary(values)}")
+
+
+def summary(values: list[Any]) -> str:
+    """Count words; or write the 0.1, 0.5, 0.9 and 1.0 quantiles of numbers."""
+    if isinstance(values[0], str):
+        return ", ".join(f"{count} {word}" for word, count in sorted(Counter(values).items()))
+    ordered = sorted(values)
+    return "  ".join(f"{ordered[int(q * (len(ordered) - 1))]:9.3g}" for q in (0.1, 0.5, 0.9, 1.0))
+
+
+# --- what several tests need ----------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parent.parent
 

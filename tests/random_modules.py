@@ -12,11 +12,7 @@ whether doubling or dropping the lr, the gradient or the weight decay would have
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -552,37 +548,3 @@ def faults_of(case: Case, *, doubled: bool = True) -> tuple[Report, list[str]]:
         if size > CLEAR or (size > 1e-3 and case.dtype == "float64"):
             found.append(f"false equivalent: {case.fault}, {size:.2g} of a step")
     return report, found
-
-
-def main() -> int:
-    """Check many cases and print what is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--plain", action="store_true", help="without doublings")
-    chosen = parser.parse_args()
-    outcomes: Counter[tuple[str, str]] = Counter()
-    faulty, reasons = 0, Counter[str]()
-    started = time.perf_counter()
-    for seed in range(chosen.seed, chosen.seed + chosen.count):
-        case = random_case(seed)
-        try:
-            report, found = faults_of(case, doubled=not chosen.plain)
-        except Exception as error:
-            found = [f"{type(error).__name__}: {error}"]
-        else:
-            outcomes["fault" if case.fault else "right", report.verdict] += 1
-            if report.verdict == "inconclusive":
-                reasons[report.reason[:60]] += 1
-                print(f"seed {seed}: {report.reason}", flush=True)
-        if found:
-            faulty += 1
-            print(f"seed {seed}: {case}", *found, sep="\n    ", flush=True)
-    print(f"{chosen.count} runs, {faulty} with faults, {time.perf_counter() - started:.0f} s")
-    for (kind, verdict), count in sorted(outcomes.items()):
-        print(f"    {kind:<6} {verdict:<13} {count}")
-    return 1 if faulty else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,7 @@ from pathlib import Path
 from regcheck.checking import check
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from tests import random_causes, random_modules, random_specs
+from tests import random_functions, random_modules, random_specs
 
 CONFIGS = Path("configs")
 Runs = Iterator[tuple[str, Callable[[], Report]]]
@@ -45,7 +45,7 @@ def specs(count: int, folder: Path) -> Runs:
 def functions(count: int, folder: Path) -> Runs:
     """Make runs of users' scratch functions."""
     for seed in range(count):
-        case = random_causes.random_case(seed, folder)
+        case = random_functions.random_case(seed, folder)
         yield f"function-{seed}", partial(check, case.spec, scratch=case.code.train)
 
 

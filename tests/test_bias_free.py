@@ -31,7 +31,7 @@ from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_model import built_in
 from regcheck.user_code.problem_api import UserProblem
 from tests.faults import FAULTS, OPEN
-from tests.random_causes import BIASED, Facts, planted
+from tests.random_functions import BIASED, Facts, planted
 from tests.random_specs import KINDS
 from tests.user_functions import Code
 

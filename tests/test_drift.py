@@ -352,14 +352,19 @@ def stable_spec(seed: int, folder: Path) -> Spec | None:
     return spec | {"lr": min(spec["lr"], 1 / (steepest + 1))}
 
 
-def test_stable_random_specs_with_and_without_momentum_scare_nobody(tmp_path: Path) -> None:
-    specs = [spec for seed in range(320) if (spec := stable_spec(seed, tmp_path))]
-    assert len(specs) > 180
-    assert 70 < sum(spec["optimizer"] != "sgd" for spec in specs) < 130
-    for spec in specs:
-        report = check(spec)
-        assert report.comparison.drift.amplification is None, spec
-        assert report.comparison.drift.first_lost is None
+@pytest.mark.search(sample=60, whole=320)
+def test_stable_random_spec_scares_nobody(seed: int, tmp_path: Path) -> None:
+    spec = stable_spec(seed, tmp_path)
+    if spec is not None:
+        drift = check(spec).comparison.drift
+        assert drift.amplification is None
+        assert drift.first_lost is None
+
+
+def test_stable_random_specs_are_with_and_without_momentum(tmp_path: Path) -> None:
+    specs = [spec for seed in range(60) if (spec := stable_spec(seed, tmp_path))]
+    assert len(specs) > 30
+    assert 10 < sum(spec["optimizer"] != "sgd" for spec in specs) < len(specs) - 10
 
 
 @pytest.mark.parametrize("lr", [0.0, 1e-12])

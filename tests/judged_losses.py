@@ -1,0 +1,78 @@
+"""What a run must say of the losses that a user's function reports."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.exact_steps import NOISE, SINGLE, SURE, Seen
+from tests.random_functions import batch_of
+
+
+def faults_of_losses(seen: Seen, torch: list[float]) -> list[str]:
+    """Return what is wrong with what is said of the reported losses."""
+    history, found = seen.history, []
+    scratch, bound = history.loss("scratch"), history.loss("bound") * seen.limits("loss")
+    with np.errstate(all="ignore"):
+        off = np.abs(scratch - np.array(torch)) / bound
+    off = off[np.isfinite(off)]
+    largest = float(off.max(initial=0.0))
+    first = seen.report.first_loss_divergence
+    if first is None:
+        return [f"loss: {largest:.3g} limits off, not found"] if largest > 1 + NOISE else []
+    if largest < NOISE and len(off) == len(scratch):
+        found.append(f"loss: diverged, {largest:.3g} limits off")
+    reporting, expected = seen.diagnosis.reporting, seen.case.reporting
+    if expected is None:
+        # Strengths that are free to choose make as many losses, whatever these are.
+        telling = reporting is not None and int((off > 1).sum()) > 2 * len(reporting.strengths)
+        if reporting is not None and telling and largest > SURE:
+            found.append(f"loss: simply wrong, explained by {reporting.causes}")
+        return found
+    if reporting is None:
+        if largest > SURE and losses_must_be_explained(seen):
+            found.append(f"loss: {sorted(expected)}, {largest:.3g} limits off, is not explained")
+    elif not expected <= set(reporting.causes) and penalty_shows(seen):
+        found.append(f"loss: {sorted(expected)} is taken for {reporting.causes}")
+    return found
+
+
+def penalty_shows(seen: Seen) -> bool:
+    """Whether a penalty in the loss, if there is one, is more than the loss's rounding."""
+    report, history = seen.case.code.report, seen.history
+    if not any(report.strengths):
+        return True
+    before = history.all("before")
+    halves = [(before[:, part] ** 2).sum(axis=1) / 2 for part in history.slices.values()]
+    # Without a bias, the second strength is 0.
+    added = sum(k * half for k, half in zip(report.strengths, halves, strict=False))
+    with np.errstate(all="ignore"):
+        loss = np.maximum(1, np.abs(history.loss("scratch") / history.loss("framework")))
+        shown = added / (history.loss("bound") * seen.limits("loss") * loss)
+    rows = batch_of(seen.case.spec, len(seen.case.y)) if report.per_batch else 1
+    coarser = SINGLE if "precision" in seen.case.causes else 1
+    return bool(
+        np.nanmax(shown, initial=0.0) > SURE * coarser * rows * seen.case.spec["accumulate"]
+    )
+
+
+def losses_must_be_explained(seen: Seen) -> bool:
+    """Whether the losses are those of a rule that is known, and the steps tell the rest."""
+    report, history = seen.case.code.report, seen.history
+    torch = report.base != "own" or not (seen.case.wrong or seen.case.causes)
+    told = [set(one.causes) for one in seen.diagnosis.explanations]
+    explained = seen.report.first_divergence is None or any(seen.case.causes <= one for one in told)
+    hidden = {one.cause for one in seen.report.not_distinguished}
+    if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
+        return False
+    if not any(report.strengths) or report.plain:
+        return len(history) > 0
+    # Of a penalty of any strength, the parameters must show the shape.
+    before = history.all("before")
+    columns = np.column_stack(
+        [(before[:, part] ** 2).sum(axis=1) for part in history.slices.values()]
+    )
+    columns = columns[:, columns.any(axis=0)] / history.loss("bound")[:, None]
+    if not np.isfinite(columns).all() or len(columns) < 4 or not columns.size:
+        return False
+    values = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), compute_uv=False)
+    return bool(values.min() > 1e-6)

@@ -1,0 +1,311 @@
+"""Random users' functions, with faults planted in them or gradients that are simply wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from tests.faults import FAULTS, OPEN, OUTSIDE
+from tests.random_specs import (
+    KINDS,
+    SpecDict,
+    chance,
+    data_of,
+    power_of_ten,
+    random_batches,
+    random_columns,
+    random_decay,
+    random_init,
+    random_lr,
+    random_target,
+    without_some_biases,
+)
+from tests.rule import Base, Reported, Rule
+from tests.user_functions import WRONG, Code
+
+Array = NDArray[np.floating]
+Needs = frozenset[str]
+
+NEEDS: dict[str, Needs] = OUTSIDE | {cause: one.needs for cause, one in FAULTS.items()}
+"""What a spec must have for each cause of the update."""
+
+
+class Facts(NamedTuple):
+    """Numbers of a spec that a mistake may have in it."""
+
+    rows: int
+    batch: int
+    mu: float
+
+
+BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "update-sequential"})
+"""The causes that a model without a bias cannot have."""
+
+
+@dataclass
+class Case:
+    """A spec, and the user's function that is checked against it.
+
+    Attributes:
+        spec: the spec.
+        X, y: its data.
+        code: the function.
+        causes: those planted in the update; with `wrong`, there is something else in it.
+        reporting: those planted in the reported loss; None where it is simply wrong.
+        factors: the open factors of the causes.
+        wrong: the mistake that has no name; empty for none.
+    """
+
+    spec: SpecDict
+    X: Array
+    y: Array
+    code: Code
+    causes: frozenset[str]
+    reporting: frozenset[str] | None
+    factors: dict[str, float]
+    wrong: str = ""
+
+    def __str__(self) -> str:
+        shown = {key: value for key, value in self.spec.items() if key not in ("data", "init")}
+        planted = " + ".join([*sorted(self.causes), *([self.wrong] if self.wrong else [])])
+        return (
+            f"[{planted or 'no cause'}; reports {self.code.report}] {self.X.shape} {shown} "
+            f"{self.factors}"
+        )
+
+
+# --- what is drawn ------------------------------------------------------------------------------
+
+
+def random_case(seed: int, folder: Path) -> Case:
+    """Draw a spec and a user's function."""
+    random = np.random.default_rng([seed, 2])
+    causes, wrong = random_causes(random)
+    needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
+    spec, X, y = random_spec(random, needs, folder / f"{seed}.npz")
+    if not BIASED.intersection(causes):
+        spec = without_some_biases(spec, seed)
+    facts = Facts(
+        len(y), min(len(y), batch_of(spec, len(y))), float(spec["optimizer"].get("momentum", 0))
+    )
+    rule, factors = planted(random, causes, facts)
+    report, reporting = random_report(random, spec, facts)
+    size = X.size * spec["epochs"]
+    start = None
+    if "initial-parameters" in causes:
+        start = (np.asarray(random.normal(size=X.shape[1])), np.asarray(random.normal()))
+        if not spec.get("bias", True):
+            start = (start[0], np.zeros(()))
+    code = Code(
+        spec,
+        rule,
+        report,
+        single="precision" in causes,
+        loops=size <= 400 and chance(random, 0.5),
+        start=start,
+        in_file_order="row-order" in causes,
+        wrong=WRONG[wrong] if wrong else None,
+    )
+    return Case(spec, X, y, code, frozenset(causes), reporting, factors, wrong)
+
+
+def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
+    """Draw the causes of the update; or a mistake that is none."""
+    kind = random.random()
+    if kind < 0.08:
+        return (), ""
+    if kind < 0.22:
+        return (), str(random.choice(sorted(WRONG)))
+    names = sorted(FAULTS)
+    if kind < 0.55:
+        return (str(random.choice(names)),), ""
+    if kind < 0.70:
+        outside = str(random.choice(sorted(OUTSIDE)))
+        return (outside,), ""
+    while True:
+        one, other = sorted(map(str, random.choice(names, size=2, replace=False)))
+        if compatible(one, other):
+            return (one, other), ""
+
+
+def compatible(one: str, other: str) -> bool:
+    """Whether a pair can act at once, each with a meaning of its own."""
+    keys = [{*FAULTS[name].changes, FAULTS[name].key} - {None} for name in (one, other)]
+    needs = NEEDS[one] | NEEDS[other]
+    alone = not {one, other} <= OPEN  # of two open factors no run tells the second's
+    return keys[0].isdisjoint(keys[1]) and not {"bias-decay", "bias-free"} <= needs and alone
+
+
+def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, Array, Array]:
+    """Draw a spec that has what is needed."""
+    model, loss = KINDS[random.integers(len(KINDS))]
+    least = 6 if needs & {"micro-batches", "uneven", "batches", "shuffle"} else 1
+    X = random_columns(random, rows=(least, 5000), features=64, constant=False)
+    y = random_target(random, model, X)
+    rows, features = X.shape
+    batch_size, accumulate = batches(random, rows, needs)
+    per_epoch = math.ceil(math.ceil(rows / batch_size) / accumulate)
+    steps = int(random.integers(1, 31)) if X.size < 50_000 else int(random.integers(1, 6))
+    init = random_init(random, features)
+    if "saturated" in needs:
+        y = np.asarray(random.integers(2, size=rows), np.float64)
+        model, loss, init = "logistic", "bce", saturating(random, X)
+    spec: SpecDict = {
+        "data": data_of(X, y, file),
+        "model": model,
+        "loss": loss,
+        "init": init,
+        "optimizer": random_optimizer(random, needs),
+        "lr": random_lr(random, model, X, strange=False),
+        "weight_decay": random_decay(random, none=0.4, low=-6, needs=needs),
+        "epochs": max(1, steps // per_epoch),
+        "batch_size": batch_size if batch_size < rows else "full",
+        "accumulate": accumulate,
+        "dtype": random_dtype(random, needs),
+    }
+    if "shuffle" in needs or chance(random, 0.3):
+        spec["shuffle"] = {"seed": int(random.integers(1000))}
+    if "schedule" in needs or chance(random, 0.15):
+        spec["lr_schedule"] = random_schedule(random, spec["lr"])
+    if needs & {"clip", "clip-norm"} or chance(random, 0.1):
+        size = float(np.abs(X).max()) * power_of_ten(random, -2, 1)
+        by_norm = "clip-norm" in needs or chance(random, 0.6)
+        spec["clip_norm" if by_norm else "clip_value"] = size or 1.0
+    return spec, X, y
+
+
+def saturating(random: Generator, X: Array) -> SpecDict:
+    """Draw a start at which some outputs are so large that BCELoss passes no gradient."""
+    w = random.normal(size=X.shape[1])
+    size = float(np.abs(X @ w).max()) or 1.0
+    weight = np.asarray(power_of_ten(random, 1.7, 3) / size * w)
+    return {"weight": weight.tolist(), "bias": 0.0}
+
+
+def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
+    """Draw a batch size, and how many of them make a step."""
+    if not needs & {"micro-batches", "uneven", "batches"}:
+        return random_batches(random, rows)
+    batch_size = max(2, rows // int(random.integers(2, 8)))
+    if "uneven" in needs:
+        uneven = [size for size in range(2, rows) if rows % size and rows / size < 20]
+        batch_size = int(random.choice(uneven))
+    several = "micro-batches" in needs or ("batches" not in needs and chance(random, 0.2))
+    return batch_size, int(random.integers(2, 4)) if several else 1
+
+
+def random_optimizer(random: Generator, needs: Needs) -> SpecDict:
+    """Draw SGD's options."""
+    if not needs & {"momentum", "nesterov", "dampening"} and chance(random, 0.6):
+        return {"name": "sgd"}
+    momentum = float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.1, 0.95), 3)]))
+    options: SpecDict = {"name": "sgd", "momentum": momentum}
+    if "nesterov" in needs:
+        return options | {"nesterov": True}
+    if "dampening" in needs or chance(random, 0.2):
+        return options | {"dampening": float(random.choice([0.1, 0.5, 0.9]))}
+    return options | {"nesterov": "momentum" not in needs and chance(random, 0.2)}
+
+
+def random_dtype(random: Generator, needs: Needs) -> str | dict[str, str]:
+    """Draw float64 mostly."""
+    if needs & {"float64", "saturated"} or chance(random, 0.75):
+        return "float64"
+    if chance(random, 0.5):
+        return "float32"
+    dtypes = ["float32", "float64"]
+    random.shuffle(dtypes)
+    return {"scratch": dtypes[0], "framework": dtypes[1]}
+
+
+def random_schedule(random: Generator, lr: float) -> SpecDict:
+    """Draw a schedule of the lr."""
+    return (
+        {"kind": "step", "every": 2, "factor": 0.5},
+        {"kind": "exponential", "factor": 0.8, "per": "epoch"},
+        {"kind": "cosine", "steps": 10, "floor": lr / 10},
+        {"kind": "warmup", "steps": 5},
+        {"kind": "list", "values": [lr, lr / 3, lr / 2, lr]},
+    )[random.integers(5)]
+
+
+def batch_of(spec: SpecDict, rows: int) -> int:
+    """Return the rows of one micro-batch."""
+    return rows if spec["batch_size"] == "full" else int(spec["batch_size"])
+
+
+def decays_of(spec: SpecDict) -> tuple[float, float]:
+    """Return λ of the weight and of the bias, 0 where there is none."""
+    decay = spec["weight_decay"]
+    weight = decay["weight"] if isinstance(decay, dict) else decay
+    bias = decay.get("bias", 0.0) if isinstance(decay, dict) else decay
+    return weight, bias if spec.get("bias", True) else 0.0
+
+
+def planted(
+    random: Generator, causes: Sequence[str], facts: Facts
+) -> tuple[Rule, dict[str, float]]:
+    """Put causes into torch's rule; gives the rule and the open factors in it."""
+    changes: dict[str, Any] = {}
+    factors: dict[str, float] = {}
+    for cause in causes:
+        if cause in OUTSIDE:
+            continue
+        changes |= FAULTS[cause].changes
+        if cause == "schedule-shifted" and chance(random, 0.5):
+            changes["early"] = -1
+        key = FAULTS[cause].key
+        if key is not None:
+            factors[cause] = changes[key] = random_factor(random, cause, facts)
+    return Rule(**changes), factors
+
+
+def random_factor(random: Generator, cause: str, facts: Facts) -> float:
+    """Draw a factor: any, near 1, or one that is a number of the training."""
+    kind = random.random()
+    if kind < 0.6:
+        factor = power_of_ten(random, -2, 2)
+        return -factor if cause == "penalty-scaled" and chance(random, 0.2) else factor
+    if kind < 0.75:
+        return 1 + power_of_ten(random, -6, -1)
+    named = [0.5, 2.0, 1 / facts.batch, 1 / facts.rows, float(facts.batch)]
+    if facts.mu:
+        named += [1 - facts.mu, 1 / (1 - facts.mu)]
+    return float(random.choice([one for one in named if one != 1]))
+
+
+def random_report(
+    random: Generator, spec: SpecDict, facts: Facts
+) -> tuple[Reported, frozenset[str] | None]:
+    """Draw what is reported as the loss, and the causes that this is."""
+    kind = random.random()
+    if kind < 0.65:
+        if kind >= 0.6:
+            return Reported("torch", wobble=float(random.choice([0.1, 1e-4]))), None
+        base: Base = "own" if kind < 0.35 else "torch" if kind < 0.5 else "none"
+        return Reported(base), frozenset()
+    if kind < 0.7:
+        return Reported("after"), frozenset({"loss-after-update"})
+    decays = decays_of(spec)
+    if kind < 0.8 and spec["batch_size"] != "full":
+        base = "epoch" if chance(random, 0.5) else "epoch by rows"
+        return Reported(base), frozenset({"loss-epoch-mean"})
+    if not any(decays):
+        return Reported("torch"), frozenset()
+    base = "torch" if chance(random, 0.5) else "own"
+    plain, factor, per_batch = chance(random, 0.8), power_of_ten(random, -2, 2), False
+    if plain:
+        factor = float(random.choice([1, 2, 0.5, 1 / facts.rows]))
+        per_batch = chance(random, 0.3)
+    if per_batch and factor < 0.5:
+        factor = 1.0
+    bias = 0.0 if chance(random, 0.4) else factor * decays[1]
+    report = Reported(base, (factor * decays[0], bias), plain=plain, per_batch=per_batch)
+    return report, frozenset({"penalty-in-loss"})

@@ -1,0 +1,134 @@
+"""Random users' functions: the planted cause is named, and no cause that is not there.
+
+More of them: `pytest -n 2 tests/test_random_functions.py --count 5000 --seed 1000`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from regcheck.compare import comparison
+from regcheck.diagnosis import search
+from regcheck.diagnosis.replay import Replay
+from regcheck.rules.causes import CAUSES
+from tests.exact_steps import Seen, exactly, see
+from tests.faults import FAULTS, OUTSIDE
+from tests.judged_functions import faults_of
+from tests.random_functions import NEEDS, Case, random_case, random_causes, random_spec
+from tests.rule import Reported, Rule
+from tests.user_functions import Code
+
+Record = Callable[[str, object], None]
+
+
+@pytest.mark.search(sample=100, whole=400)
+def test_planted_cause_is_named_and_no_other_alone(
+    seed: int, tmp_path: Path, record_property: Record
+) -> None:
+    seen = see(random_case(seed, tmp_path))
+    record_property("users' functions", seen.outcome())
+    record_property("seconds of a diagnosis", seen.used)
+    print(seen.case)
+
+    assert faults_of(seen) == []
+
+
+def test_every_cause_of_the_update_is_planted() -> None:
+    drawn = {
+        cause for seed in range(1000) for cause in random_causes(np.random.default_rng(seed))[0]
+    }
+    update = {name for name, cause in CAUSES.items() if cause.kind == "update"}
+
+    assert FAULTS.keys() | OUTSIDE.keys() == update
+    assert drawn == update
+
+
+def test_random_functions_come_to_every_outcome(tmp_path: Path) -> None:
+    # A generator that had nothing to find would pass all of the above.
+    outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (0, 1, 3, 7, 26)}
+
+    assert outcomes == {
+        "equivalent",
+        "explained",
+        "inconclusive",
+        "loss unexplained",
+        "unexplained",
+    }
+
+
+# --- what is judged is able to fail ---------------------------------------------------------------
+
+
+def planted_alone(cause: str, folder: Path) -> Iterator[Seen]:
+    """Check some cases of one cause, or of none."""
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        needs = NEEDS.get(cause, frozenset())
+        spec, X, y = random_spec(random, needs, folder / f"{cause}-{seed}.npz")
+        rule = FAULTS[cause].rule() if cause else Rule()
+        yield see(Case(spec, X, y, Code(spec, rule), frozenset({cause}), frozenset(), {}))
+
+
+def faults_with(cause: str, folder: Path) -> list[str]:
+    """Judge some cases of one cause."""
+    return [fault for seen in planted_alone(cause, folder) for fault in faults_of(seen)]
+
+
+def test_code_without_a_cause_is_exactly_torchs_rule(tmp_path: Path) -> None:
+    for seen in planted_alone("", tmp_path):
+        assert seen.report.verdict != "diverged"
+        assert max(step.update for step in exactly(seen, Rule())) < 0.5
+
+
+@pytest.mark.parametrize(
+    "cause", ["penalty-divided-by-batch", "decay-after-update", "loss-halved", "nesterov-added"]
+)
+def test_row_missing_in_the_catalogue_is_caught(cause: str, tmp_path: Path) -> None:
+    rest = {name: row for name, row in CAUSES.items() if name != cause}
+
+    assert faults_with(cause, tmp_path) == []
+    with patch.object(search, "CAUSES", rest):
+        assert any(cause in fault for fault in faults_with(cause, tmp_path))
+
+
+def test_cause_named_whatever_the_steps_are_is_caught(tmp_path: Path) -> None:
+    with patch.object(Replay, "residual", lambda self, change: 0.5 if change else 2.0):
+        faults = faults_with("penalty-halved", tmp_path)
+
+    assert any("leaves" in fault for fault in faults)
+
+
+def test_mistake_without_a_name_that_is_explained_is_caught(tmp_path: Path) -> None:
+    wrong = [seed for seed in range(60) if random_causes(np.random.default_rng([seed, 2]))[1]][:6]
+    with patch.object(Replay, "residual", lambda self, change: 0.5 if change else 2.0):
+        caught = [seed for seed in wrong if faults_of(see(random_case(seed, tmp_path)))]
+
+    assert len(caught) > len(wrong) / 2
+
+
+@pytest.mark.parametrize(
+    ("cause", "diverges", "fault"),
+    [("penalty-missing", False, "not found"), ("", True, "diverged")],
+)
+def test_wrong_verdict_is_caught(cause: str, diverges: bool, fault: str, tmp_path: Path) -> None:
+    with patch.object(comparison, "diverges", lambda row, tolerances: diverges):
+        faults = faults_with(cause, tmp_path)
+
+    assert any(found.startswith(fault) for found in faults)
+
+
+def test_loss_that_is_taken_for_another_is_caught(tmp_path: Path) -> None:
+    (spec, X, y) = random_spec(np.random.default_rng(0), frozenset(), tmp_path / "data.npz")
+    code = Code(spec, Rule(), Reported("after"))
+    case = Case(spec, X, y, code, frozenset(), frozenset({"loss-after-update"}), {})
+    seen = see(case)
+    assert (seen.outcome(), faults_of(seen)) == ("loss explained", [])
+    with patch("regcheck.diagnosis.diagnose.explain_losses", return_value=None):
+        faults = faults_of(see(case))
+
+    assert any(fault.startswith("loss:") and "not explained" in fault for fault in faults)
