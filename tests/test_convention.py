@@ -20,7 +20,7 @@ from regcheck.rules.convention import (
     penalized,
     plain,
 )
-from regcheck.spec.schema import ConventionKeys
+from regcheck.spec.training import ConventionKeys
 
 CHOICES = {
     "decay": Decay,

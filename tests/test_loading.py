@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from regcheck.errors import Complaint, InputError, Place
-from regcheck.spec.yaml_text import Document, dotted, load, parse, read_text
+from regcheck.spec.rewriting import rewritten
+from regcheck.spec.yaml_text import Document, dotted, parse, read_text
 
 
 def content(text: str) -> object:
@@ -117,7 +118,7 @@ def test_place_of_values_keys_and_what_is_not_there() -> None:
 
 
 def test_place_in_a_mapping_without_marks_is_the_name() -> None:
-    assert str(Document("spec", {}, {}, [], set()).place(("lr",))) == "spec"
+    assert str(Document("spec", {}).place(("lr",))) == "spec"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_parse_nesting_of_a_spec_is_far_from_the_limit() -> None:
 def test_load_any_line_ends_and_a_byte_order_mark(tmp_path: Path, end: str) -> None:
     path = tmp_path / "spec.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + f"a: 1{end}b: [2]{end}".encode())
-    document = load(path)
+    document = parse(read_text(path), str(path))
     assert document.content == {"a": 1, "b": [2]}
     assert document.place(("b", 0)) == Place(str(path), 2, 5)
 
@@ -184,3 +185,10 @@ def test_dotted_writes_a_path_as_a_person_would(path: tuple[str | int, ...], tex
 def test_complaint_is_one_line_whatever_the_file_holds() -> None:
     complaint = Complaint(Place("a\nb.yaml", 1), "got \x1b[31m\r\n é — λ")
     assert str(complaint) == "a\\nb.yaml:1: got \\x1b[31m\\r\\n é — λ"
+
+
+def test_rewritten_anew_keeps_what_only_yaml_1_1_reads_otherwise() -> None:
+    text = "{data: {csv: a.csv, target: yes}, note: 1_000, lr: 1e-3}\n"
+    found = rewritten(text, {"epochs": 2})
+    target = {"csv": "a.csv", "target": "yes"}
+    assert content(found) == {"data": target, "note": "1_000", "lr": 0.001, "epochs": 2}

@@ -17,8 +17,7 @@ from regcheck.rules.convention import Convention, Decay, Faults, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import SgdSettings, Training
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.spec.schema import TorchSettings
-from regcheck.spec.training import WeightDecay
+from regcheck.spec.training import TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 

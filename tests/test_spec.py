@@ -18,9 +18,17 @@ from regcheck.spec.data import (
     SyntheticData,
 )
 from regcheck.spec.fields import shown
-from regcheck.spec.schema import Dtype, Spec, TorchSettings
+from regcheck.spec.schema import Dtype, Spec
 from regcheck.spec.tolerance import Expect, Tolerance, Tolerances
-from regcheck.spec.training import Init, LrSchedule, Normal, Sgd, Shuffle, WeightDecay
+from regcheck.spec.training import (
+    Init,
+    LrSchedule,
+    Normal,
+    Sgd,
+    Shuffle,
+    TorchSettings,
+    WeightDecay,
+)
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GOOD = "data: {X: [[1.0], [2.0]], y: [0, 1]}\nmodel: logistic\nlr: 0.1\n"

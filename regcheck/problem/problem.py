@@ -20,8 +20,7 @@ from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import SgdSettings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.schema import TorchSettings
-from regcheck.spec.training import Init, Sgd
+from regcheck.spec.training import Init, Sgd, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]

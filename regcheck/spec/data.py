@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from regcheck.errors import suggest
 from regcheck.spec.fields import (
     Count,
+    FalseWord,
     Number,
     Section,
     Seed,
     Word,
     is_number,
+    raise_inside,
     shown,
     whole,
     wrong,
-    wrong_inside,
 )
 
 
@@ -52,44 +44,36 @@ FileName = Annotated[Word, AfterValidator(file_name)]
 class Standardize(Section):
     """Subtract the training rows' mean and divide by their standard deviation."""
 
+    FORMS = "true, false or {ddof: 0}"
+
     ddof: Annotated[int, BeforeValidator(whole), Field(ge=0, le=1)] = 0
+
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        return {} if value is True else value
 
 
 class HeldOut(Section):
     """The share of the rows that is held out; without a seed, the last rows."""
 
+    FORMS = "a share above 0 and below 1, or {share: 0.2, seed: 0}"
+
     share: Annotated[float, Field(gt=0.0, lt=1.0)]
     seed: Seed | None = None
 
-
-def standardize_form(value: object) -> object:
-    """Turn what `standardize` may hold into its full form."""
-    if isinstance(value, bool):
-        return {} if value else None
-    if not isinstance(value, Mapping | Standardize):
-        raise wrong("must be true, false or {ddof: 0}, got " + shown(value))
-    return value
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        return {"share": value} if isinstance(value, float) and 0 < value < 1 else value
 
 
-def held_out_form(value: object) -> object:
-    """Turn what `test` may hold into its full form."""
-    if isinstance(value, float | int) and not isinstance(value, bool) and 0 < value < 1:
-        return {"share": value}
-    if not isinstance(value, Mapping | HeldOut):
-        raise wrong(
-            "must be a share above 0 and below 1, or {share: 0.2, seed: 0}, got " + shown(value)
-        )
-    return value
-
-
-class Preparation(Section):
+class Source(Section):
     """What is done with the rows, wherever they come from."""
 
-    standardize: Annotated[Standardize | None, BeforeValidator(standardize_form)] = None
-    test: Annotated[HeldOut | None, BeforeValidator(held_out_form)] = None
+    standardize: Annotated[Standardize | None, FalseWord] = None
+    test: HeldOut | None = None
 
 
-class CsvData(Preparation):
+class CsvData(Source):
     """A CSV file with a header."""
 
     csv: FileName
@@ -106,12 +90,11 @@ class CsvData(Preparation):
                 errors.append(((index,), f"`{name}` is listed twice"))
             elif name == info.data.get("target"):
                 errors.append(((index,), f"`{name}` is the target, and cannot be a feature"))
-        if errors:
-            raise wrong_inside(errors)
+        raise_inside(errors)
         return features
 
 
-class NpzData(Preparation):
+class NpzData(Source):
     """Two arrays of a NumPy .npz file."""
 
     npz: FileName
@@ -127,7 +110,7 @@ class Synthetic(Section):
     seed: Seed = 0
 
 
-class SyntheticData(Preparation):
+class SyntheticData(Source):
     """Made-up rows: normal features, and a target that follows the model with noise."""
 
     synthetic: Synthetic
@@ -140,27 +123,24 @@ def rows_form(value: object) -> object:
     return value
 
 
-class InlineData(Preparation):
+Row = Annotated[list[Number], Field(min_length=1)]
+
+
+class InlineData(Source):
     """Rows written in the spec itself."""
 
-    X: Annotated[
-        list[Annotated[list[Number], Field(min_length=1)]],
-        BeforeValidator(rows_form),
-        Field(min_length=1),
-    ]
+    X: Annotated[list[Row], BeforeValidator(rows_form), Field(min_length=1)]
     y: Annotated[list[Number], Field(min_length=1)]
 
     @field_validator("X")
     @classmethod
     def rectangular(cls, X: list[list[float]]) -> list[list[float]]:
         width = len(X[0])
-        errors = [
+        raise_inside(
             ((index,), f"must have {width} numbers as the first row has, got {len(row)}")
             for index, row in enumerate(X)
             if len(row) != width
-        ]
-        if errors:
-            raise wrong_inside(errors)
+        )
         return X
 
     @field_validator("y")
@@ -172,51 +152,31 @@ class InlineData(Preparation):
         return y
 
 
-SOURCES: dict[str, type[Preparation]] = {
-    "csv": CsvData,
-    "inline": InlineData,
-    "npz": NpzData,
-    "synthetic": SyntheticData,
-}
-"""Each source by its tag, which for all but `inline` is its key too."""
+SOURCES: dict[str, type[Source]] = {"csv": CsvData, "npz": NpzData, "synthetic": SyntheticData}
+"""Each source by the key that only it has; data with X and y and none of these are inline."""
 
-SOURCE_KEYS = ("csv", "npz", "synthetic")
 ONE_SOURCE = "one source: csv, npz, synthetic, or X and y"
 
 
-def one_source(value: object) -> object:
-    """Refuse data without a source, or with several."""
-    if isinstance(value, BaseModel):
-        return value
+def source_of(value: object) -> type[Source]:
+    """Return which source a data mapping is; refuse data without one, or with several."""
     if not isinstance(value, Mapping):
         raise wrong(f"must be a mapping with {ONE_SOURCE}; got {shown(value)}")
-    found = [source for source in SOURCE_KEYS if source in value]
+    found = [key for key in SOURCES if key in value]
     if found != ["npz"] and ("X" in value or "y" in value):
         found.append("inline X, y")
     if len(found) > 1:
         raise wrong(f"must have exactly one source, got {' and '.join(found)}")
     if not found:
-        hints = (suggest(str(key), SOURCE_KEYS) for key in value)
+        hints = (suggest(str(key), SOURCES) for key in value)
         hint = next((hint for hint in hints if hint.startswith("did")), "")
         raise wrong(f"must have {ONE_SOURCE}" + (hint and f"; {hint}"))
-    return value
+    return SOURCES.get(found[0], InlineData)
 
 
-def tag_of(value: object) -> str:
-    """Say which of the sources a data mapping is, of which it has one."""
-    if isinstance(value, BaseModel):
-        return next(tag for tag, source in SOURCES.items() if isinstance(value, source))
-    assert isinstance(value, Mapping)
-    return next((source for source in SOURCE_KEYS if source in value), "inline")
+def data_form(value: object) -> object:
+    """Read data as the source that they are."""
+    return value if isinstance(value, Source) else source_of(value).model_validate(value)
 
 
-DataSource = Annotated[
-    Annotated[
-        Annotated[CsvData, Tag("csv")]
-        | Annotated[NpzData, Tag("npz")]
-        | Annotated[SyntheticData, Tag("synthetic")]
-        | Annotated[InlineData, Tag("inline")],
-        Discriminator(tag_of),
-    ],
-    BeforeValidator(one_source),
-]
+DataSource = Annotated[CsvData | NpzData | SyntheticData | InlineData, BeforeValidator(data_form)]

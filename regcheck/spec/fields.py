@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ValidationError,
     ValidationInfo,
+    model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -22,38 +23,41 @@ Path = tuple[str | int, ...]
 
 
 def wrong(text: str) -> PydanticCustomError:
-    """Make an error whose text is told as it stands."""
+    """Make an error whose text is reported as it stands."""
     return PydanticCustomError("regcheck", "{text}", {"text": text})
 
 
-def wrong_inside(errors: Iterable[tuple[Path, str]]) -> ValidationError:
-    """Make errors about what stands inside a value, each with its path from there."""
-    return ValidationError.from_exception_data(
-        "regcheck",
-        [InitErrorDetails(type=wrong(text), loc=path, input=None) for path, text in errors],
-    )
-
-
-def has_bias(info: ValidationInfo) -> bool:
-    """Say whether the model of the spec that is read has a bias.
-
-    It stands in the spec's fields before, or in the context of a section that is read on its own.
-    """
-    return bool((info.context or info.data).get("bias", True))
-
-
-def refuse_bias(value: Mapping[Any, object], keys: Iterable[str], info: ValidationInfo) -> None:
-    """Refuse those keys of a mapping that are about the bias, where the model has none."""
-    text = "the model has no bias (`bias: false`); leave it out"
-    found = [] if has_bias(info) else [key for key in keys if key in value]
-    if found:
-        raise wrong_inside(((key,), text) for key in found)
+def raise_inside(errors: Iterable[tuple[Path, str]]) -> None:
+    """Raise errors about what stands inside a value, each with its path from there, if any."""
+    details = [InitErrorDetails(type=wrong(text), loc=path, input=None) for path, text in errors]
+    if details:
+        raise ValidationError.from_exception_data("regcheck", details)
 
 
 def refuse_planned(kind: str, name: object) -> None:
     """Refuse what specs will hold, and this version does not do."""
     if is_planned(kind, name):
         raise wrong(refusal(kind, name))
+
+
+def has_bias(info: ValidationInfo) -> bool:
+    """Whether the model of the spec that is read has a bias.
+
+    It stands in the spec's fields before, or in the context of a section that is read on its own.
+    """
+    return bool((info.context or info.data or {}).get("bias", True))
+
+
+def refuse_bias(value: Mapping[Any, object], keys: Iterable[str], info: ValidationInfo) -> None:
+    """Refuse those keys of a mapping that are about the bias, where the model has none."""
+    if not has_bias(info):
+        text = "the model has no bias (`bias: false`); leave it out"
+        raise_inside(((key,), text) for key in keys if key in value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def whole(value: object) -> object:
@@ -75,16 +79,35 @@ Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=10**12)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**64)]
 Word = Annotated[str, Field(min_length=1)]
 
+NoneWord = BeforeValidator(lambda value: None if value == "none" else value)
+FalseWord = BeforeValidator(lambda value: None if value is False else value)
+
 
 class Section(BaseModel):
-    """A mapping of a spec: unknown keys are errors, numbers are not guessed from words."""
+    """A mapping of a spec: unknown keys are errors, numbers are not guessed from words.
+
+    `FORMS` names what may stand for it. Whatever is shorter than the mapping, `full_form` turns
+    into it before a field is checked, so each field has one type and each mistake one message.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    FORMS: ClassVar[str] = "a mapping"
 
-def is_number(value: object) -> bool:
-    """Say whether a value is a number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    @model_validator(mode="before")
+    @classmethod
+    def written_in_full(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, cls):
+            return value
+        value = cls.full_form(value, info)
+        if not isinstance(value, Mapping):
+            raise wrong(f"must be {cls.FORMS}, got {shown(value)}")
+        return value
+
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        """Return the mapping for a short form; `info.data` holds the fields before the section."""
+        return value
 
 
 LONGEST_SHOWN = 40
@@ -104,16 +127,15 @@ def shown(value: object) -> str:
 def written(value: object, levels: int) -> str:
     """Write a value, and so many levels of what is inside it."""
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return str(value).lower()
     if value is None:
         return "nothing"
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, Mapping):
-        inner = (f"{key}: {written(one, levels - 1)}" for key, one in value.items())
+        inner = [f"{key}: {written(one, levels - 1)}" for key, one in value.items() if levels]
         return "{" + (", ".join(inner) if levels else "...") + "}"
     if isinstance(value, list):
-        return (
-            "[" + (", ".join(written(one, levels - 1) for one in value) if levels else "...") + "]"
-        )
+        inner = [written(one, levels - 1) for one in value if levels]
+        return "[" + (", ".join(inner) if levels else "...") + "]"
     return str(value)

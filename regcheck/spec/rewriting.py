@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from regcheck.errors import UsageError, one_line
-from regcheck.spec import LoadedSpec
+from regcheck.errors import InputError, UsageError, one_line
+from regcheck.spec.read import LoadedSpec
+from regcheck.spec.yaml_text import SpecLoader, parse
 
 WRITTEN = "# Written by `regcheck run --write-fixed`"
 """How a file begins that may be overwritten."""
@@ -56,11 +57,8 @@ def relocated(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
         return {}
 
     def from_there(name: str) -> str:
-        return (
-            name
-            if Path(name).is_absolute()
-            else Path(os.path.relpath(here / name, there)).as_posix()
-        )
+        relative = Path(os.path.relpath(here / name, there)).as_posix()
+        return name if Path(name).is_absolute() else relative
 
     found: dict[str, Any] = {}
     data = content.get("data")
@@ -77,40 +75,41 @@ def relocated(loaded: LoadedSpec, path: Path) -> dict[str, Any]:
 
 
 def rewritten(text: str, changes: Mapping[str, Any]) -> str:
-    """Give a YAML mapping's text with other values for some of its keys; new ones come last.
+    """Return a YAML mapping's text with other values for some of its keys; new ones come last.
 
-    Where that cannot be done in place, the whole is written anew, without comments.
+    Comments and all else stay. Where that cannot be done in place, the whole is written anew,
+    without comments.
     """
-    wanted = {**yaml.safe_load(text), **changes}
+    content = parse(text, "").content
+    assert isinstance(content, dict)
+    wanted = content | dict(changes)
     spliced = in_place(text, changes)
     try:
-        same = yaml.safe_load(spliced) == yaml.safe_load(dumped(wanted))
-    except yaml.YAMLError:  # a mapping in braces, or a document with an end
-        same = False
-    return spliced if same else dumped(wanted)
+        if parse(spliced, "").content == wanted:
+            return spliced
+    except InputError:  # a mapping in braces, or a document with an end
+        pass
+    anew: str = yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)
+    return anew
 
 
 def in_place(text: str, changes: Mapping[str, Any]) -> str:
     """Replace values where they stand, from the last to the first."""
-    node = yaml.compose(text)
+    node = yaml.compose(text, SpecLoader)
     assert isinstance(node, yaml.MappingNode)
-    pairs = {key.value: value for key, value in node.value}
-    for key, value in sorted(
-        ((key, value) for key, value in changes.items() if key in pairs),
-        key=lambda pair: -int(pairs[pair[0]].start_mark.index),
-    ):
-        start, end = pairs[key].start_mark.index, pairs[key].end_mark.index
+    pairs = [(key.value, value) for key, value in node.value if key.value in changes]
+    for key, value in reversed(pairs):
+        start, end = value.start_mark.index, value.end_mark.index
         tail = after_value(text[start:end])
-        text = text[:start].rstrip(" \n") + " " + flow(value) + tail + text[end:]
+        text = text[:start].rstrip(" \n") + " " + flow(changes[key]) + tail + text[end:]
     if not text.endswith("\n"):
         text += "\n"
-    return text + "".join(
-        f"{key}: {flow(value)}\n" for key, value in changes.items() if key not in pairs
-    )
+    new = changes.keys() - dict(pairs).keys()
+    return text + "".join(f"{key}: {flow(changes[key])}\n" for key in changes if key in new)
 
 
 def after_value(text: str) -> str:
-    """Give what follows a value in its place: a block ends with its line, and comments after it."""
+    """Return what follows a value in its place: a block ends with its line, and comments after."""
     lines = text.split("\n")
     last = len(lines)
     while last > 1 and lines[last - 1].strip()[:1] in ("", "#"):
@@ -123,9 +122,3 @@ def flow(value: Any) -> str:
     """Write a value in one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**9)
     return text.removesuffix("...\n").rstrip("\n")
-
-
-def dumped(content: Mapping[str, Any]) -> str:
-    """Write a mapping, its keys in their order."""
-    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
-    return text

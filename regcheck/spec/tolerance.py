@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from regcheck.errors import refusal, suggest
 from regcheck.rules.causes import CAUSES
@@ -25,10 +25,27 @@ from regcheck.spec.fields import (
 ROUNDING = 8.0
 """Rounding bounds that a local difference may reach unless a spec says otherwise."""
 
-FORMS = "{rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact"
+
+class Kinds(Section):
+    """The kinds of a tolerance, of which one is given."""
+
+    rounding: Positive | None = None
+    rtol: NotNegative | None = None
+    atol: NotNegative | None = None
+    exact: Literal[True] | None = None
+
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if value == "exact":
+            return {"exact": True}
+        if isinstance(value, Mapping) and info.data is not None:  # a field of a spec
+            if not value or "exact" in value:
+                raise wrong(f"must be {cls.FORMS}, got {shown(value)}")
+            refuse_bias(value, ["bias"], info)
+        return value
 
 
-class Tolerance(Section):
+class Tolerance(Kinds):
     """What one tensor, or the reported loss, may differ by: exactly one kind.
 
     rounding: the local difference may be K rounding bounds.
@@ -37,10 +54,7 @@ class Tolerance(Section):
     exact: the trajectories are the same, bit for bit.
     """
 
-    rounding: Positive | None = None
-    rtol: NotNegative | None = None
-    atol: NotNegative | None = None
-    exact: Literal[True] | None = None
+    FORMS = "{rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact"
 
     @model_validator(mode="after")
     def one_kind(self) -> Tolerance:
@@ -55,16 +69,16 @@ class Tolerance(Section):
 
     @property
     def limit(self) -> float:
-        """Give the ratio of difference and bound (or what is allowed) that may be reached."""
-        return 1.0 if self.on_drift else self.rounding or ROUNDING
+        """The ratio of difference and bound (or what is allowed) that may be reached."""
+        return 1.0 if self.on_drift else self.limit_within
 
     @property
     def limit_within(self) -> float:
-        """Give the rounding bounds above which a stage within a step has parted."""
+        """The rounding bounds above which a stage within a step differs."""
         return self.rounding or ROUNDING
 
     def as_used(self) -> dict[str, float] | Literal["exact"]:
-        """Give its numbers as a spec has them, those included that it left out."""
+        """Return its numbers as a spec has them, those included that it left out."""
         if self.exact:
             return "exact"
         if self.on_drift:
@@ -72,7 +86,38 @@ class Tolerance(Section):
         return {"rounding": self.limit}
 
 
-EXACT = Tolerance(exact=True)
+class Tolerances(Kinds):
+    """The tolerance of everything, and those that single tensors or the loss have of their own."""
+
+    FORMS = f"{Tolerance.FORMS}, or one for each of weight, bias, loss"
+
+    weight: Tolerance | None = None
+    bias: Tolerance | None = None
+    loss: Tolerance | None = None
+
+    @model_validator(mode="after")
+    def one_kind(self) -> Tolerances:
+        _ = self.common
+        return self
+
+    @cached_property  # it is asked for many times a step
+    def common(self) -> Tolerance:
+        """The tolerance of what has none of its own."""
+        return Tolerance(rounding=self.rounding, rtol=self.rtol, atol=self.atol, exact=self.exact)
+
+    @cached_property
+    def own(self) -> dict[str, Tolerance | None]:
+        """The tolerances that single tensors or the loss have of their own."""
+        return {"weight": self.weight, "bias": self.bias, "loss": self.loss}
+
+    @cached_property
+    def on_drift(self) -> bool:
+        """Whether the trajectories of anything are compared, and not single steps alone."""
+        return any(self.of(name).on_drift for name in self.own)
+
+    def of(self, name: str) -> Tolerance:
+        """Return the tolerance of a tensor, or of the loss."""
+        return self.own.get(name) or self.common
 
 
 def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, float]:
@@ -83,73 +128,13 @@ def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, fl
     return {name: min(tolerances.of(name).limit_within, ROUNDING) for name in names}
 
 
-def one_form(value: object) -> object:
-    """Turn what one tensor's tolerance may be into its full form."""
-    if value == "exact":
-        return EXACT
-    if isinstance(value, Tolerance):
-        return value
-    if not isinstance(value, Mapping) or not value or "exact" in value:
-        raise wrong(f"must be {FORMS}, got {shown(value)}")
-    return value
-
-
-OneTolerance = Annotated[Tolerance | None, BeforeValidator(one_form)]
-
-
-class Tolerances(Section):
-    """The tolerance of everything, and those that single tensors or the loss have of their own."""
-
-    rounding: Positive | None = None
-    rtol: NotNegative | None = None
-    atol: NotNegative | None = None
-    exact: Literal[True] | None = None
-    weight: OneTolerance = None
-    bias: OneTolerance = None
-    loss: OneTolerance = None
-
-    @model_validator(mode="after")
-    def one_kind(self) -> Tolerances:
-        _ = self.common
-        return self
-
-    @cached_property
-    def on_drift(self) -> bool:
-        """Whether the trajectories of anything are compared, and not single steps alone."""
-        return any(self.of(name).on_drift for name in ("weight", "bias", "loss"))
-
-    @cached_property  # it is asked for many times a step
-    def common(self) -> Tolerance:
-        """Give the tolerance of what has none of its own."""
-        return Tolerance(rounding=self.rounding, rtol=self.rtol, atol=self.atol, exact=self.exact)
-
-    def of(self, name: str) -> Tolerance:
-        """Give the tolerance of a tensor, or of the loss."""
-        return self.own.get(name) or self.common
-
-    @cached_property
-    def own(self) -> dict[str, Tolerance | None]:
-        """Give the tolerances that single tensors or the loss have of their own."""
-        return {"weight": self.weight, "bias": self.bias, "loss": self.loss}
-
-
-def tolerance_form(value: object, info: ValidationInfo) -> object:
-    """Turn what `tolerance` may hold into its full form."""
-    if value == "exact":
-        return {"exact": True}
-    if isinstance(value, Tolerances):
-        return value
-    if not isinstance(value, Mapping) or not value or "exact" in value:
-        raise wrong(f"must be {FORMS}, or one for each of weight, bias, loss; got {shown(value)}")
-    refuse_bias(value, ["bias"], info)
-    return value
-
-
 Verdict = Literal["equivalent", "diverged", "inconclusive"]
 
 
 class Expect(Section):
     """What a run must find for its exit code to be 0."""
+
+    FORMS = "{verdict: diverged, step: 2, cause: penalty-divided-by-batch}, each key optional"
 
     verdict: Verdict | None = None
     step: Count | None = None
@@ -175,11 +160,3 @@ class Expect(Section):
         if self.verdict == "inconclusive" and self.cause:
             raise wrong("an inconclusive run has no cause")
         return self
-
-
-def expect_form(value: object) -> object:
-    """Refuse what is no expectation, in its own words."""
-    if not isinstance(value, Mapping | Expect):
-        forms = "{verdict: diverged, step: 2, cause: penalty-divided-by-batch}, each key optional"
-        raise wrong(f"must be {forms}; got {shown(value)}")
-    return value

@@ -1,13 +1,23 @@
-"""How a spec's training goes: its start, optimizer, penalty, batches and learning rates."""
+"""How a spec's training goes: start, optimizer, penalty, batches, lr; and what one side alone has."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from regcheck.errors import suggest
+from regcheck.rules.convention import (
+    NAMED,
+    Decay,
+    DividePenaltyBy,
+    LossReduction,
+    MomentumForm,
+    PenaltyNorm,
+    UpdateOrder,
+)
 from regcheck.rules.settings import SgdSettings
 from regcheck.spec.fields import (
     Count,
@@ -19,12 +29,12 @@ from regcheck.spec.fields import (
     has_bias,
     in_range,
     is_number,
+    raise_inside,
     refuse_bias,
     refuse_planned,
     shown,
     whole,
     wrong,
-    wrong_inside,
 )
 
 
@@ -35,86 +45,76 @@ class Normal(Section):
     seed: Seed = 0
 
 
-INIT_FORMS = "zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..], bias: [..]}"
-
-
 class Init(Section):
     """The start: one constant, normal numbers, or the numbers themselves.
 
     Where the model has no bias, the one here is 0 and stands for nothing.
     """
 
+    FORMS = "one of zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..], bias: [..]}"
+
     constant: Number | None = None
     normal: Normal | None = None
     weight: Annotated[list[Number], Field(min_length=1)] | None = None
     bias: Annotated[list[Number], Field(min_length=1, max_length=1)] | None = None
+
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if value == "zeros":
+            return {"constant": 0}
+        if not isinstance(value, Mapping):
+            return value
+        refuse_bias(value, ["bias"], info)
+        flat = dict(value)
+        if not has_bias(info) and "weight" in flat:
+            flat["bias"] = [0.0]
+        for name in ("weight", "bias"):
+            given = flat.get(name)
+            if is_number(given):
+                flat[name] = [given]
+            elif isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
+                flat[name] = given[0]
+        return flat
 
     @model_validator(mode="after")
     def one_way(self) -> Init:
         given = [name for name in ("constant", "normal") if getattr(self, name) is not None]
         explicit = self.weight is not None or self.bias is not None
         if len(given) + explicit != 1:
-            raise wrong(f"must be one of {INIT_FORMS}")
+            raise wrong(f"must be {self.FORMS}")
         if explicit and (self.weight is None or self.bias is None):
             missing = "bias" if self.bias is None else "weight"
             raise wrong(f"must give both weight and bias; {missing} is missing")
         return self
 
 
-def init_form(value: object, info: ValidationInfo) -> object:
-    """Turn what `init` may hold into its full form."""
-    if value == "zeros":
-        return {"constant": 0}
-    if isinstance(value, Init):
-        return value
-    if not isinstance(value, Mapping):
-        raise wrong(f"must be one of {INIT_FORMS}, got {shown(value)}")
-    refuse_bias(value, ["bias"], info)
-    flat = dict(value)
-    if not has_bias(info) and "weight" in flat:
-        flat["bias"] = [0.0]
-    for name in ("weight", "bias"):
-        given = flat.get(name)
-        if is_number(given):
-            flat[name] = [given]
-        elif isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
-            flat[name] = given[0]
-    return flat
-
-
 class Sgd(Section):
     """torch.optim.SGD's options."""
+
+    FORMS = "sgd, or {name: sgd, momentum: 0.9, ..}"
 
     name: Literal["sgd"]
     momentum: NotNegative = 0.0
     nesterov: bool = False
     dampening: Number = 0.0
 
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        refuse_planned("optimizer", value.get("name") if isinstance(value, Mapping) else value)
+        if isinstance(value, str) and value != "sgd":
+            raise wrong(f"no optimizer is called {shown(value)}; {suggest(value, ['sgd'])}")
+        return {"name": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def nesterov_as_in_torch(self) -> Sgd:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             text = "needs a momentum above 0 and no dampening, as in torch"
-            raise wrong_inside([(("nesterov",), text)])
+            raise_inside([(("nesterov",), text)])
         return self
 
     def settings(self, lr: float, weight_decay: Mapping[str, float]) -> SgdSettings:
         """Return all settings of the optimizer, with the lr and λ of each tensor."""
         return SgdSettings(lr, weight_decay, **self.model_dump(exclude={"name"}))
-
-
-def optimizer_form(value: object) -> object:
-    """Turn what `optimizer` may hold into its full form."""
-    if isinstance(value, Sgd):
-        return value
-    name = value.get("name") if isinstance(value, Mapping) else value
-    refuse_planned("optimizer", name)
-    if value == "sgd":
-        return {"name": value}
-    if isinstance(value, str):
-        raise wrong(f"no optimizer is called {shown(value)}; {suggest(value, ['sgd'])}")
-    if not isinstance(value, Mapping):
-        raise wrong("must be sgd, or {name: sgd, momentum: 0.9, ..}, got " + shown(value))
-    return value
 
 
 class WeightDecay(Section):
@@ -123,47 +123,40 @@ class WeightDecay(Section):
     Where the model has no bias, the one here is 0 and stands for nothing.
     """
 
+    FORMS = "a number ≥ 0, or {weight: 0.1, bias: 0}"
+
     weight: NotNegative
     bias: NotNegative
 
-
-def weight_decay_form(value: object, info: ValidationInfo) -> object:
-    """Turn what `weight_decay` may hold into its full form."""
-    if isinstance(value, WeightDecay):
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < math.inf:
+            value = {"weight": in_range(value), "bias": value}
+        elif is_number(value) or isinstance(value, str):
+            raise wrong(f"must be a number ≥ 0, got {shown(value)}")
+        elif isinstance(value, Mapping):
+            refuse_bias(value, ["bias"], info)
+        if isinstance(value, Mapping) and not has_bias(info):
+            return {**value, "bias": 0.0}
         return value
-    without = {} if has_bias(info) else {"bias": 0.0}
-    if isinstance(value, Mapping):
-        refuse_bias(value, ["bias"], info)
-        return {**value, **without}
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        if 0 <= value < float("inf"):
-            in_range(value)
-            return {"weight": value, "bias": value, **without}
-        raise wrong("must be a number ≥ 0, got " + shown(value))
-    if isinstance(value, str):
-        raise wrong("must be a number ≥ 0, got " + shown(value))
-    raise wrong("must be a number ≥ 0, or {weight: 0.1, bias: 0}, got " + shown(value))
 
 
 class Shuffle(Section):
     """A new order of the rows each epoch, from a seed."""
 
+    FORMS = "false or {seed: 0}"
+
     seed: Seed
 
-
-def shuffle_form(value: object) -> object:
-    """Turn what `shuffle` may hold into its full form."""
-    if value is False:
-        return None
-    if value is True:
-        raise wrong("must name its seed: {seed: 0}; both sides see the same order")
-    if not isinstance(value, Mapping | Shuffle):
-        raise wrong("must be false or {seed: 0}, got " + shown(value))
-    return value
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        if value is True:
+            raise wrong("must name its seed: {seed: 0}; both sides see the same order")
+        return value
 
 
 def batch_size_form(value: object) -> object:
-    """Turn what `batch_size` may hold into its full form."""
+    """Check what `batch_size` may be, with one message for all of it."""
     rows = whole(value)
     if rows == "full" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1):
         return rows
@@ -178,6 +171,8 @@ class LrSchedule(Section):
     values themselves, the last one kept.
     """
 
+    FORMS = "none or a mapping like {kind: step, every: 5, factor: 0.1}"
+
     kind: Literal["step", "exponential", "cosine", "warmup", "list"]
     every: Count | None = None
     factor: NotNegative | None = None
@@ -189,11 +184,8 @@ class LrSchedule(Section):
     @model_validator(mode="after")
     def own_keys(self) -> LrSchedule:
         needed, optional = LR_SCHEDULE_KEYS[self.kind]
-        given = [
-            key
-            for key in ("every", "factor", "steps", "floor", "values")
-            if getattr(self, key) is not None
-        ]
+        keys = ("every", "factor", "steps", "floor", "values")
+        given = [key for key in keys if getattr(self, key) is not None]
         takes = ", ".join(needed + optional)
         errors: list[tuple[Path, str]] = [
             ((key,), f"the kind {self.kind} has no such key; it takes {takes}, per")
@@ -203,8 +195,7 @@ class LrSchedule(Section):
         missing = [key for key in needed if key not in given]
         if missing:
             errors.append(((), f"the kind {self.kind} needs {' and '.join(missing)}"))
-        if errors:
-            raise wrong_inside(errors)
+        raise_inside(errors)
         return self
 
 
@@ -215,18 +206,51 @@ LR_SCHEDULE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "step": (("every", "factor"), ()),
     "warmup": (("steps",), ()),
 }
+"""The keys that each kind needs, and those that it may have."""
 
 
-def none_form(value: object) -> object:
-    """Turn `none` into None."""
-    return None if value == "none" else value
+class ConventionKeys(Section):
+    """A convention key by key; `regcheck explain KEY` says what each means.
+
+    A named convention may leave the bias free where there is none; it is the same without.
+    """
+
+    FORMS = "a convention's name or a mapping of its keys"
+
+    divide_penalty_by: DividePenaltyBy = "nothing"
+    penalty_factor: Number = 1.0
+    penalize_bias: bool = True
+    decay: Decay = "gradient"
+    penalty_norm: PenaltyNorm = "squared"
+    penalty_in_loss: bool = False
+    loss_reduction: LossReduction = "mean"
+    loss_factor: Number = 1.0
+    momentum_form: MomentumForm = "torch"
+    update_order: UpdateOrder = "simultaneous"
+
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            if value not in NAMED:
+                raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
+            named = NAMED[value].convention
+            return {key: getattr(named, key) for key in cls.model_fields}
+        if isinstance(value, Mapping):
+            of_bias = {"penalize_bias": True, "update_order": "simultaneous"}
+            given = [key for key, torch in of_bias.items() if value.get(key) != torch]
+            refuse_bias(value, given, info)
+        return value
 
 
-def lr_schedule_form(value: object) -> object:
-    """Turn what `lr_schedule` may hold into its full form."""
-    if value is None or value == "none":
-        return None
-    if not isinstance(value, Mapping | LrSchedule):
-        text = "must be none or a mapping like {kind: step, every: 5, factor: 0.1}, got "
-        raise wrong(text + shown(value))
-    return value
+class TorchSettings(Section):
+    """What torch's optimizer is given in the place of what the scratch side is given."""
+
+    lr: NotNegative | None = None
+    weight_decay: WeightDecay | None = None
+    optimizer: Sgd | None = None
+
+    @model_validator(mode="after")
+    def something(self) -> TorchSettings:
+        if self.lr is None and self.weight_decay is None and self.optimizer is None:
+            raise wrong("must hold lr, weight_decay or optimizer: what torch alone is given")
+        return self

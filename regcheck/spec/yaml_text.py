@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,20 +26,21 @@ class Mark(NamedTuple):
     value: tuple[int, int]
 
 
-class Document(NamedTuple):
+@dataclass(frozen=True)
+class Document:
     """A YAML document as plain values, with the mark of each path in it.
 
     `unread` are the paths whose values could not be read, each of which has its complaint.
     """
 
     file: str
-    content: object
-    marks: dict[SpecPath, Mark]
-    complaints: list[Complaint]
-    unread: set[SpecPath]
+    content: object = None
+    marks: dict[SpecPath, Mark] = field(default_factory=dict)
+    complaints: list[Complaint] = field(default_factory=list)
+    unread: set[SpecPath] = field(default_factory=set)
 
     def place(self, path: SpecPath, *, of_key: bool = False) -> Place:
-        """Give the place of a path, or that of the nearest thing around it."""
+        """Return the place of a path, or that of the nearest thing around it."""
         for length in range(len(path), -1, -1):
             mark = self.marks.get(path[:length])
             if mark is not None:
@@ -57,63 +59,6 @@ def dotted(path: SpecPath) -> str:
             name = part if re.fullmatch(r"[\w-]{1,40}", part) else shown(part)
             text += f".{name}" if text else name
     return text
-
-
-MAX_DEPTH = 32
-"""Deeper nesting than any spec has; refused before Python's own limit is met."""
-
-
-class RefusedError(yaml.MarkedYAMLError):
-    """Valid YAML that has no use in a spec."""
-
-
-class CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2's core schema, and nothing fancy."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node; PyYAML's composer calls this for each."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            self.refuse(event, "anchors and aliases have no use in a spec; write the value out")
-        if getattr(event, "tag", None):
-            self.refuse(event, "tags have no use in a spec; remove it")
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.refuse(event, "nested too deeply for a spec")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def refuse(self, event: yaml.Event, text: str) -> None:
-        """Refuse what an event starts."""
-        raise RefusedError(problem=text, problem_mark=event.start_mark)  # type: ignore[arg-type]
-
-
-FLOAT = (
-    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
-    ("float", FLOAT, "-+.0123456789"),
-):
-    CoreLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first)
-    )
-
-SCALARS: dict[str, Callable[[str], object]] = {
-    "bool": lambda text: text.lower() == "true",
-    "float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    "int": int,
-    "str": str,
-}
-"""How a scalar is read, by the end of its tag."""
 
 
 def read_text(path: Path) -> str:
@@ -136,53 +81,84 @@ def read_text(path: Path) -> str:
         raise InputError([Complaint(Place(str(path), line, column), text)]) from None
 
 
-def load(path: Path) -> Document:
-    """Read a YAML file.
+MAX_DEPTH = 32
+"""Deeper nesting than any spec has; refused before Python's own limit is met."""
 
-    Raises:
-        InputError: the file cannot be read, or is not one plain YAML document. Duplicate keys and
-            keys without a value do not raise but come as complaints of the document, to be told
-            with the spec's own.
-    """
-    return parse(read_text(path), str(path))
+
+class RefusedError(yaml.MarkedYAMLError):
+    """Valid YAML that has no use in a spec."""
+
+
+class SpecLoader(yaml.BaseLoader):
+    """PyYAML's loader that leaves all scalars as text, and refuses what is fancy."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node; PyYAML's composer calls this for each."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        text = ""
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            text = "anchors and aliases have no use in a spec; write the value out"
+        elif getattr(event, "tag", None):
+            text = "tags have no use in a spec; remove it"
+        elif self.depth == MAX_DEPTH:
+            text = "nested too deeply for a spec"
+        if text:
+            raise RefusedError(problem=text, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+HINTS = {
+    "'\\t'": "indent with spaces, not tabs",
+    "mapping values are not allowed": (
+        "check the indentation, and quote a value that holds a colon"
+    ),
+    "could not find expected ':'": "a key ends in a colon and a space",
+}
+"""What may fix what PyYAML finds."""
 
 
 def parse(text: str, file: str) -> Document:
-    """Parse YAML text; `file` is what its places are called."""
+    """Parse YAML text; `file` is what its places are called.
+
+    Raises:
+        InputError: it is not one plain YAML document. Duplicate keys and keys without a value do
+            not raise but come as complaints of the document, to be reported with the spec's own.
+    """
     try:
-        node = yaml.compose(text, CoreLoader)
-    except RefusedError as error:
-        raise InputError([Complaint(yaml_place(error, file), str(error.problem))]) from None
+        node = yaml.compose(text, SpecLoader)
     except yaml.MarkedYAMLError as error:
-        place = yaml_place(error, file)
-        raise InputError([Complaint(place, f"not valid YAML: {yaml_reason(error)}")]) from None
+        mark = error.problem_mark or error.context_mark
+        place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        if not isinstance(error, RefusedError):
+            hints = [f"; {hint}" for found, hint in HINTS.items() if found in reason]
+            reason = f"not valid YAML: {reason}{''.join(hints)}"
+        raise InputError([Complaint(place, reason)]) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = Place(file, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        found = f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed"
-        raise InputError([Complaint(place, found)]) from None
-    document = Document(file, None, {}, [], set())
-    if node is None:
-        return document
-    return document._replace(content=Reader(document).read(node, ()))
+        reason = f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed"
+        raise InputError([Complaint(place, reason)]) from None
+    document = Document(file)
+    return document if node is None else replace(document, content=Reader(document).read(node, ()))
 
 
-def yaml_place(error: yaml.MarkedYAMLError, file: str) -> Place:
-    """Take the place of a YAML error from its mark."""
-    mark = error.problem_mark or error.context_mark
-    return Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
-
-
-def yaml_reason(error: yaml.MarkedYAMLError) -> str:
-    """Say what PyYAML found, in one line, and what may fix it."""
-    reason = ", ".join(part for part in (error.context, error.problem) if part)
-    if "'\\t'" in reason:
-        reason += "; indent with spaces, not tabs"
-    if "mapping values are not allowed" in reason:
-        reason += "; check the indentation, and quote a value that holds a colon"
-    if "could not find expected ':'" in reason:
-        reason += "; a key ends in a colon and a space"
-    return reason
+SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], object]], ...] = (
+    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    (re.compile(r"~|null|Null|NULL|"), lambda _: None),
+    (
+        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        lambda text: float(text.replace(".", "")),
+    ),
+)
+"""How plain text is read in YAML 1.2; any other is a word."""
 
 
 class Reader:
@@ -198,18 +174,18 @@ class Reader:
             return self.read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
         return self.read_scalar(node, path)
 
     def read_mapping(self, node: yaml.MappingNode, path: SpecPath) -> dict[str, object]:
         """Read a mapping; the first of two equal keys counts, the second is complained about."""
         found: dict[str, object] = {}
         for key_node, value_node in node.value:
+            key = key_node.value
+            inner = (*path, key)
             if not isinstance(key_node, yaml.ScalarNode):
                 self.complain(key_node, "a key must be a word")
-                continue
-            key = str(key_node.value)
-            inner = (*path, key)
-            if key in found:
+            elif key in found:
                 line = self.document.marks[inner].key[0]
                 text = f"is given twice, first in line {line}; keep one of them"
                 self.complain(key_node, f"{dotted(inner)}: {text}")
@@ -217,23 +193,20 @@ class Reader:
                 found[key] = self.read(value_node, inner, key_node)
         return found
 
-    def read_scalar(self, node: yaml.Node, path: SpecPath) -> object:
+    def read_scalar(self, node: yaml.ScalarNode, path: SpecPath) -> object:
         """Read a number, a word or a truth value; a missing value is complained about."""
-        kind = str(node.tag).rsplit(":", 1)[-1]
-        if kind == "null":
-            if path:
-                self.leave(path, node, "has no value; give it one, or leave an optional key out")
-            return None
+        text: str = node.value
+        kinds = (kind for pattern, kind in SCALARS if pattern.fullmatch(text))
         try:
-            return SCALARS[kind](node.value)
+            value = next(kinds, str)(text) if node.style is None else text
         except ValueError:  # Python reads no whole number of more than 4,300 digits
-            self.leave(path, node, f"must be a finite number, got {len(node.value):,} digits")
-            return None
-
-    def leave(self, path: SpecPath, node: yaml.Node, text: str) -> None:
-        """Complain about a value that cannot be read."""
-        self.document.unread.add(path)
-        self.complain(node, f"{dotted(path)}: {text}")
+            value, problem = None, f"must be a finite number, got {len(text):,} digits"
+        else:
+            problem = "has no value; give it one, or leave an optional key out"
+        if value is None and path:
+            self.document.unread.add(path)
+            self.complain(node, f"{dotted(path)}: {problem}")
+        return value
 
     def complain(self, node: yaml.Node, text: str) -> None:
         """Note a complaint about a node."""
@@ -242,5 +215,5 @@ class Reader:
 
 
 def position(node: yaml.Node) -> tuple[int, int]:
-    """Give a node's line and column, counted from 1."""
+    """Return a node's line and column, counted from 1."""
     return node.start_mark.line + 1, node.start_mark.column + 1
