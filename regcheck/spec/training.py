@@ -1,4 +1,4 @@
-"""How a spec's training goes: start, optimizer, penalty, batches, lr; and what one side alone has."""
+"""How a training goes: its start, optimizer, penalty, batches, lr; what one side alone has."""
 
 from __future__ import annotations
 
