@@ -94,6 +94,7 @@ def check_problem(
         name=loaded.name,
         spec=spec,
         training=training,
+        schedule=sides.problem.schedule,
         features=sides.problem.features,
         row_shape=sides.problem.X.shape[1:],
         dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),

@@ -8,18 +8,24 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from regcheck import __version__
 from regcheck.errors import RegcheckError, UsageError, UserCodeError, is_planned, refusal
-from regcheck.report.spelling import spell
+from regcheck.report.output import (
+    EXPLANATION_FORMATS,
+    JsonOutput,
+    Output,
+    TextOutput,
+    listed,
+    spell,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from regcheck.report.output import Output
     from regcheck.report.result import Report
     from regcheck.spec import LoadedSpec
 
@@ -30,6 +36,9 @@ GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
 INTERNAL_ERROR = (
     "internal error, and no verdict; please report it to the maintainers, with the lines above"
 )
+
+OLD_OPTIONS = {"patience": "timeout"}
+"""Former names of options, which are still taken."""
 
 
 class Commands(click.Group):
@@ -44,24 +53,13 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class StepCount(click.ParamType):  # type: ignore[type-arg]  # generic only in later clicks
-    """A number of steps, or `all`."""
-
-    name = "N|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Read the option's value; None stands for all."""
-        if value == "all":
-            return None
-        try:
-            count = int(value)
-        except ValueError:
-            count = 0
-        if count < 1:
-            self.fail(f"must be `all` or a whole number ≥ 1, got {value!r}", param, ctx)
-        return count
+def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | None:  # noqa: ARG001
+    """Read a number of steps; None stands for all."""
+    if value == "all":
+        return None
+    if not value.strip().isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"must be `all` or a whole number ≥ 1, got {value!r}")
+    return int(value)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,21 +72,21 @@ def commands() -> None:
     """
 
 
-@commands.command()
+@commands.command(
+    context_settings={"token_normalize_func": lambda name: OLD_OPTIONS.get(name, name)}
+)
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @click.option(
-    "--steps", "rows", type=StepCount(), default="9", help="How many steps the table shows [9]."
+    "--steps",
+    callback=step_count,
+    default="9",
+    metavar="N|all",
+    help="How many steps the table shows [9].",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
 @click.option("--quiet", is_flag=True, help="Print one line a spec.")
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit with 4 where the sides agree, and some cause could not have shown.",
-)
-@click.option(
-    "--write-fixed", "fixed", metavar="FILE", help="Write the spec with the fix, and run it."
-)
+@click.option("--strict", is_flag=True, help="Exit with 4 where some cause could not have shown.")
+@click.option("--write-fixed", metavar="FILE", help="Write the spec with the fix, and run it.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -98,11 +96,11 @@ def commands() -> None:
 @click.option("--report", multiple=True, hidden=True)
 def run(
     specs: Sequence[str],
-    rows: int | None,
+    steps: int | None,
     as_json: bool,
     quiet: bool,
     strict: bool,
-    fixed: str | None,
+    write_fixed: str | None,
     timeout: float | None,
     report: Sequence[str],
 ) -> int:
@@ -112,29 +110,25 @@ def run(
     """
     if report:
         raise UsageError(f"{refusal('option', '--report')}; `--json` prints the report")
-    from regcheck.report.output import JsonOutput, TextOutput
-
-    found = [spec_files(spec) for spec in specs]
-    several = sum(1 if isinstance(part, UsageError) else len(part) for part in found)
-    if fixed is not None and several != 1:
-        raise UsageError(f"--write-fixed: takes one spec, got {several}")
-    how = How(strict, fixed, timeout)
-    show: Output = JsonOutput(several) if as_json else TextOutput(rows, quiet)
+    found = [(name, path) for name in specs for path in spec_files(name)]
+    if write_fixed is not None and len(found) != 1:
+        raise UsageError(f"--write-fixed: takes one spec, got {len(found)}")
+    output: Output = JsonOutput(len(found) > 1) if as_json else TextOutput(steps, quiet)
     codes = []
     try:
-        for name, part in zip(specs, found, strict=True):
-            if isinstance(part, UsageError):
-                show.error(name, str(part))
+        for name, path in found:
+            if isinstance(path, UsageError):
+                output.error(name, str(path))
                 codes.append(UNUSABLE)
             else:
-                codes += [run_one(path, show, how) for path in part]
+                codes.append(run_spec(path, output, strict, write_fixed, timeout))
     finally:
-        show.finish()  # an array that was begun is closed, whatever ended the run
+        output.finish()  # an array that was begun is closed, whatever ended the run
     return next(code for code in GRAVEST_FIRST if code in codes)
 
 
-def spec_files(name: str) -> list[Path] | UsageError:
-    """Give a file as it is, and a folder as the specs below it; or what is wrong with the name.
+def spec_files(name: str) -> list[Path] | list[UsageError]:
+    """Return a file as it is, and a folder as the specs below it; or what is wrong with the name.
 
     Files and folders whose names begin with a dot hold settings and environments, not specs.
     """
@@ -145,7 +139,7 @@ def spec_files(name: str) -> list[Path] | UsageError:
         path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such file or folder"
-        return UsageError(f"{path}: {reason.lower()}")
+        return [UsageError(f"{path}: {reason.lower()}")]
     if not path.is_dir():
         return [path]
     found = sorted(
@@ -155,58 +149,50 @@ def spec_files(name: str) -> list[Path] | UsageError:
         and one.is_file()
         and not any(part.startswith(".") for part in one.relative_to(path).parts)
     )
-    return found or UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")
+    return found or [UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")]
 
 
-class How(NamedTuple):
-    """How specs are run: --strict, --write-fixed and --timeout."""
-
-    strict: bool
-    fixed: str | None
-    timeout: float | None
-
-
-def run_one(path: Path, show: Output, how: How) -> int:
-    """Run one spec and show what came of it; gives its exit code."""
+def run_spec(
+    path: Path, output: Output, strictly: bool, fixed: str | None, timeout: float | None
+) -> int:
+    """Run one spec, print what came of it, and return its exit code."""
     from regcheck.spec import read_spec
 
     try:
-        loaded = read_spec(path)  # a bad spec is told before torch is loaded
+        loaded = read_spec(path)  # a bad spec is reported before torch is loaded
         load_trainers()
         from regcheck.checking import check_loaded, strict
         from regcheck.report.terminal import progress
         from regcheck.user_code.function import TIMEOUT
 
-        timeout = how.timeout or TIMEOUT
+        timeout = timeout or TIMEOUT
         with progress(path.name) as advance:
             report = check_loaded(loaded, advance, timeout)
-        if how.strict:
+        if strictly:
             report = strict(report)
-        show.report(report)
-        if how.fixed is not None:
-            show.note(write_fix(loaded, report, how.fixed, timeout))
+        output.report(report)
+        if fixed is not None:
+            output.note(write_fix(loaded, report, fixed, timeout))
         if report.expected is not None:
             return EQUIVALENT if report.expected else DIVERGED
         return VERDICT_CODES[report.verdict]
-    except UserCodeError as error:
-        show.error(str(path), f"{path}: {error}")
-        return UNUSABLE
-    except RegcheckError as error:
-        show.error(str(path), str(error))
-        return UNUSABLE
-    except MemoryError:
-        show.error(str(path), f"{path}: not enough memory for this many rows and features")
-        return UNUSABLE
     except OSError:
         raise  # standard output cannot be written to
+    except RegcheckError as error:
+        where = f"{path}: " if isinstance(error, UserCodeError) else ""
+        output.error(str(path), f"{where}{error}")
+        return UNUSABLE
+    except MemoryError:
+        output.error(str(path), f"{path}: not enough memory for this many rows and features")
+        return UNUSABLE
     except Exception:
         show_traceback()
-        show.error(str(path), f"{path}: {INTERNAL_ERROR}")
+        output.error(str(path), f"{path}: {INTERNAL_ERROR}")
         return INTERNAL
 
 
 def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> str:
-    """Write the spec with the fix and run it; says what came of it."""
+    """Write the spec with the fix and run it; return what came of it."""
     from pathlib import Path
 
     from regcheck.checking import check_loaded, no_progress
@@ -226,10 +212,10 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
 
 
 def load_trainers() -> None:
-    """Import what trains and reports, with Python's garbage collector out of the way.
+    """Import what trains and reports.
 
     Importing torch makes millions of objects that live as long as the process, and the collector
-    walks them over and over: a third of the import's time, and more at exit.
+    would walk them over and over: a third of the import's time, and more at exit.
     """
     gc.disable()
     import regcheck.checking
@@ -246,34 +232,23 @@ def load_trainers() -> None:
 def explain(what: str | None, listing: bool, form: str) -> int:
     """Print the update formulas: of every convention, of one NAME, or with a SPEC's numbers."""
     from regcheck import explain as explaining
-    from regcheck.report.explanation import FORMATS
 
     if listing:
-        sys.stdout.write(listed(explaining.names_by_kind(), form) + "\n")
-        return EQUIVALENT
-    if what is None:
-        explanation = explaining.explain_all()
-    elif what not in explaining.all_names() and (
-        what.endswith((".yaml", ".yml")) or os.path.exists(what)  # noqa: PTH110
-    ):
-        explanation = explaining.explain_spec(what)
+        text = listed(explaining.names_by_kind(), form)
     else:
-        explanation = explaining.explain_name(what)
-    text = FORMATS[form](explanation)
+        if what is None:
+            explanation = explaining.explain_all()
+        elif what not in explaining.all_names() and (
+            what.endswith((".yaml", ".yml")) or os.path.exists(what)  # noqa: PTH110
+        ):
+            explanation = explaining.explain_spec(what)
+        else:
+            explanation = explaining.explain_name(what)
+        text = EXPLANATION_FORMATS[form](explanation)
     if "NO_COLOR" in os.environ or not sys.stdout.isatty():
         text = click.unstyle(text)
     sys.stdout.write(text + "\n")
     return EQUIVALENT
-
-
-def listed(kinds: dict[str, list[str]], form: str) -> str:
-    """Write every name that can be explained, one a line by kind, or as JSON."""
-    if form == "json":
-        import json
-
-        return json.dumps(kinds, indent=1)
-    start = "- " if form == "markdown" else ""
-    return "\n".join(f"{start}{kind:<12}{name}" for kind, names in kinds.items() for name in names)
 
 
 def main() -> NoReturn:

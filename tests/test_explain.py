@@ -12,7 +12,8 @@ import pytest
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
-from regcheck.report.explanation import FORMATS, as_text
+from regcheck.report.output import EXPLANATION_FORMATS as FORMATS
+from regcheck.report.output import as_text
 from regcheck.rules.cause import HIDING
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.json import json_chunks
-from regcheck.report.result import number, numbers
+from regcheck.report.json import json_chunks, plain
 
 Spec = dict[str, Any]
 
@@ -108,8 +107,8 @@ def test_json_of_a_blow_up_has_words_for_what_is_no_number(small: Spec) -> None:
     [(1.5, 1.5), (math.inf, "inf"), (-math.inf, "-inf"), (np.float32(0.1), float(np.float32(0.1)))],
 )
 def test_number_is_json(value: float, written: float | str) -> None:
-    assert number(value) == written
+    assert plain(value) == written
 
 
 def test_numbers_keep_the_shape_and_spell_what_is_not_finite() -> None:
-    assert numbers(np.array([[1.0, np.inf], [np.nan, 2.0]])) == [[1.0, "inf"], ["nan", 2.0]]
+    assert plain(np.array([[1.0, np.inf], [np.nan, 2.0]])) == [[1.0, "inf"], ["nan", 2.0]]

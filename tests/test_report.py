@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from regcheck.checking import check
-from regcheck.report.numbers import short
-from regcheck.report.terminal import chosen, print_line, print_report, report_text
+from regcheck.report.step_table import chosen
+from regcheck.report.terminal import print_line, print_report, report_text
+from regcheck.report.text import short
 
 Spec = dict[str, Any]
 

@@ -1,22 +1,285 @@
-"""A report as JSON text.
+"""A report as plain data in full precision, and as JSON text.
 
-Rows are written one at a time, so that a long run's text is never held whole.
+JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf", which Python's
+`float` reads. Rows are written one at a time, so that a long run's text is never held whole.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from regcheck.report.result import Report, head, row_dict
+import numpy as np
+
+from regcheck import __version__
+from regcheck.compare.comparison import Final
+from regcheck.compare.differences import Difference
+from regcheck.compare.steps import Sample
+from regcheck.compare.trace import TraceRow
+from regcheck.diagnosis.records import SpecFix
+from regcheck.problem.problem import Step
+from regcheck.report.diagnosis_text import effective, fitted_training, fix_of
+from regcheck.report.result import Report
+from regcheck.rules.cause_formula import framework_formula, scratch_formula
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import TORCH, differences
+from regcheck.rules.equivalent import Matching
+from regcheck.rules.formula import rule_lines
+from regcheck.rules.settings import letters
 
 
 def json_chunks(report: Report) -> Iterator[str]:
-    """Give a report's JSON text in pieces: a readable head, then one line a row."""
-    text = json.dumps(head(report), indent=1, ensure_ascii=False)
+    """Yield a report's JSON text in pieces: a readable head, then one line a row."""
+    text = json.dumps(report_head(report), indent=1, ensure_ascii=False)
     yield text.removesuffix("\n}") + ',\n "rows": ['
     separator = "\n  "
     for row in report.comparison.trace:
         yield separator + json.dumps(row_dict(row))
         separator = ",\n  "
     yield "\n ]\n}"
+
+
+def report_dict(report: Report) -> dict[str, Any]:
+    """Return a report as plain data: what `regcheck run --json` prints, read back."""
+    return report_head(report) | {"rows": [row_dict(row) for row in report.comparison.trace]}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it.
+
+    >>> plain({"w": np.array([[1.0, np.inf]]), "step": 2})
+    {'w': [[1.0, 'inf']], 'step': 2}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist() if np.isfinite(value).all() else plain(value.tolist())
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else str(float(value))
+    return value
+
+
+def report_head(report: Report) -> dict[str, Any]:
+    """Return all of a report but its rows."""
+    spec, found = report.spec, report.comparison
+    chosen = differences(spec.named_convention(), bias=spec.bias)
+    head = verdict_dict(report) | {
+        "convention_differences": {
+            key: {"scratch": here, "framework": torch} for key, (here, torch) in chosen.items()
+        },
+        "diagnosis": diagnosis_dict(report),
+        "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
+        "not_distinguished_because": dict(report.not_distinguished),
+        "tolerance": {
+            name: spec.tolerance.of(name).as_used() for name in (*found.trace.tensors, "loss")
+        },
+        "smallest_tolerance": {
+            name: needed._asdict() for name, needed in found.drift.needed.items()
+        },
+        "amplification": found.drift.amplification and found.drift.amplification._asdict(),
+        "saturation": found.saturation and found.saturation._asdict(),
+        "sample": sample_dict(found.sample),
+        "final": {side: final_dict(final) for side, final in found.final.items()}
+        | {"max_drift": found.drift.largest},
+        "environment": report.environment,
+    }
+    return {key: plain(value) for key, value in head.items()}
+
+
+def verdict_dict(report: Report) -> dict[str, Any]:
+    """Return the verdict, and from which step on it is so."""
+    found, loss = report.comparison, report.first_loss_divergence
+    return {
+        "regcheck": __version__,
+        "spec": report.name,
+        "verdict": report.verdict,
+        "reason": report.reason or None,
+        "expected": report.expected,
+        "dtypes": dict(zip(("scratch", "framework"), report.dtypes, strict=True)),
+        "steps": found.steps,
+        "compared": found.compared,
+        "first_divergence": divergence_dict(report),
+        "first_loss_divergence": loss
+        and {
+            "step": loss.step,
+            "scratch": loss.at.scratch,
+            "framework": loss.at.framework,
+            "difference": loss.at.difference,
+            "bound": loss.at.bound,
+        },
+        "first_by_stage": found.first_by_stage,
+        "first_unjudged": found.first_unjudged,
+        "first_loss_unjudged": found.first_loss_unjudged,
+    }
+
+
+def divergence_dict(report: Report) -> dict[str, Any] | None:
+    """Return the first divergence: the parameter after the update, and `within` the stage.
+
+    Where the tolerance is on the drift, so are its numbers, and the bound is what was allowed.
+    """
+    divergence = report.first_divergence
+    if divergence is None:
+        return None
+    on_drift = report.spec.tolerance.of(divergence.at.tensor).on_drift
+    return {
+        "step": divergence.step,
+        "epoch": divergence.epoch,
+        "batch": divergence.batch,
+        "stage": divergence.stage,
+        **difference_dict(divergence.at),
+        "on": "drift" if on_drift else "local",
+        "within": difference_dict(divergence.within),
+    }
+
+
+def difference_dict(difference: Difference) -> dict[str, Any]:
+    """Return one entry's difference."""
+    return {key: value for key, value in difference._asdict().items() if key != "judged"}
+
+
+def diagnosis_dict(report: Report) -> dict[str, Any] | None:
+    """Return what explains a divergence."""
+    found = report.diagnosis
+    if found is None:
+        return None
+    best, match = found.best, found.matching
+    others = found.explanations[1:]
+    return {
+        "explained": found.explained,
+        "causes": [cause_dict(report, cause) for cause in found.causes],
+        "alternatives": [one.causes for one in others],
+        "told_apart_by": [apart or None for apart in found.distinguished_by[1:]],
+        "alternative_factors": [
+            {cause: fit.factor for cause, fit in one.fits.items()} for one in others
+        ],
+        "steps": found.steps,
+        "residual_ratio": best and best.residual * report.limit_within,
+        **effective_dict(report),
+        "matching": matching_dict(match) if isinstance(match, Matching) else None,
+        "no_match_because": match if isinstance(match, str) else None,
+        "fixed_spec": found.fix.changes if isinstance(found.fix, SpecFix) else None,
+        "stage": found.stage,
+        "clues": [*found.evidence, *([found.loss_evidence] if found.loss_evidence else [])],
+        "start": found.start,
+    }
+
+
+def cause_dict(report: Report, cause: str) -> dict[str, Any]:
+    """Return one cause of a diagnosis."""
+    assert report.diagnosis is not None
+    row, best, reporting = CAUSES[cause], report.diagnosis.best, report.diagnosis.reporting
+    fit = best.fits.get(cause) if best else None
+    factor = fit and fit.factor
+    own = fitted_training(report) if cause == "penalty-scaled" else None
+    if own is not None:
+        formula = "; ".join(rule_lines(TORCH, letters(own)))
+    else:
+        scale = reporting.scale if reporting else None
+        formula = scratch_formula(cause, report.rule_training, factor, scale)
+    return {
+        "id": cause,
+        "kind": row.kind,
+        "title": row.title,
+        "fix": fix_of(report, cause),
+        "since": row.since,
+        "scratch_formula": formula,
+        "framework_formula": framework_formula(cause, report.rule_training),
+        "factor": factor,
+    }
+
+
+def effective_dict(report: Report) -> dict[str, Any]:
+    """Return the lr and weight decay of both sides; None where the steps do not show them."""
+    assert report.diagnosis is not None
+    sgd = report.training.sgd
+    fits = {name: effective(scales) for name, scales in report.diagnosis.effective_settings.items()}
+    return {
+        "effective_weight_decay": {
+            "scratch": {name: decay and decay.factor for name, (_, decay) in fits.items()},
+            "framework": sgd.weight_decay,
+        },
+        "effective_lr": {
+            "scratch": {name: rate and rate.factor * sgd.lr for name, (rate, _) in fits.items()},
+            "framework": sgd.lr,
+        },
+        "deviation": {
+            name: {
+                "lr": rate and rate.deviation * sgd.lr,
+                "weight_decay": decay and decay.deviation,
+            }
+            for name, (rate, decay) in fits.items()
+        },
+    }
+
+
+def matching_dict(match: Matching) -> dict[str, Any]:
+    """Return torch's matching settings; one weight decay where all tensors have the same."""
+    decays = match.sgd.weight_decay
+    values = set(decays.values())
+    return {
+        "weight_decay": values.pop() if len(values) == 1 else decays,
+        "lr": match.sgd.lr,
+        "momentum": match.sgd.momentum,
+        "nesterov": match.sgd.nesterov,
+    }
+
+
+def sample_dict(sample: Sample | None) -> dict[str, Any] | None:
+    """Return one step in full, both sides from the same parameters."""
+    if sample is None:
+        return None
+    return {
+        "step": sample.step,
+        "before": sample.framework.before,
+        "scratch": step_dict(sample.scratch),
+        "framework": step_dict(sample.framework),
+    }
+
+
+def step_dict(step: Step) -> dict[str, Any]:
+    """Return a step's loss and tensors. Penalty and shift hold the learning rate."""
+    return {
+        "loss": step.loss,
+        "gradient": step.gradient,
+        "penalty": step.penalty,
+        "shift": step.delta,
+        "after": step.after,
+    }
+
+
+def final_dict(final: Final) -> dict[str, Any]:
+    """Return where one side ended."""
+    return {**final.parameters, "loss": final.loss, "accuracy": final.accuracy or None}
+
+
+def row_dict(row: TraceRow) -> dict[str, Any]:
+    """Return one row."""
+    found: dict[str, Any] = plain(
+        {
+            "step": row.step,
+            "epoch": row.epoch,
+            "batch": row.batch,
+            "loss": {
+                "scratch": row.scratch_loss,
+                "framework": row.framework_loss,
+                "ratio": row.loss_ratio,
+                "tolerance_ratio": row.loss_judged,
+            },
+            "tensors": {
+                name: {
+                    "drift": trace.drift,
+                    "local": trace.local,
+                    "bound": trace.bound,
+                    "ratio": trace.ratio,
+                    "tolerance_ratio": trace.judged,
+                }
+                for name, trace in row.tensors.items()
+            },
+        }
+    )
+    return found

@@ -1,32 +1,47 @@
-"""Where reports go: to people as text, or to programs as JSON; errors to standard error."""
+"""What the commands write: reports one by one, explanations, and errors to standard error."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from regcheck import __version__
+from regcheck.explain import Entry, Explanation
 
-# What makes the texts is loaded with the first report: errors are told before torch is.
+# What makes the texts is loaded with the first report: errors are written before torch is loaded.
 if TYPE_CHECKING:
     from regcheck.report.result import Report
 
+SPELLED = {
+    "←": "<-",
+    "−": "-",
+    "·": "*",
+    "×": "x",
+    "≠": "!=",
+    "≥": ">=",
+    "½": "1/2",
+    "²": "^2",
+    "…": "...",
+    "‖": "|",
+    "Σ": "sum ",
+    "λ": "lambda",
+    "μ": "mu",
+    "σ": "sigma",
+    "τ": "tau",
+    "ℓ": "l",
+}
+"""What the signs of formulas are spelled as where there is nothing but ASCII."""
 
-class Output(Protocol):
-    """What a run of several specs is told to, one by one."""
+BOLD, DIFFERENT, PLAIN = "\x1b[1m", "\x1b[1;33m", "\x1b[0m"
 
-    def report(self, report: Report) -> None:
-        """Tell what a run found."""
 
-    def error(self, name: str, text: str) -> None:
-        """Tell what is wrong with a spec."""
-
-    def note(self, text: str) -> None:
-        """Tell what was done besides."""
-
-    def finish(self) -> None:
-        """End what was begun."""
+def spell(error: UnicodeError) -> tuple[str, int]:
+    """Spell the signs of formulas out where the output's encoding has none for them."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
 
 
 class TextOutput:
@@ -59,23 +74,22 @@ class TextOutput:
         sys.stdout.write(text + "\n")
 
     def finish(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: all is printed."""
 
 
 class JsonOutput:
     """Reports as JSON on standard output: one object, or an array where there are several specs."""
 
-    def __init__(self, specs: int) -> None:
-        self.several = specs > 1
-        self.separator = "[\n" if self.several else ""
+    def __init__(self, several: bool) -> None:
+        self.several = several
+        self.separator = "[\n" if several else ""
 
     def report(self, report: Report) -> None:
         """Print a report."""
         from regcheck.report.json import json_chunks
 
         sys.stdout.write(self.separator)
-        for chunk in json_chunks(report):
-            sys.stdout.write(chunk)
+        sys.stdout.writelines(json_chunks(report))
         self.separator = ",\n"
         if not self.several:
             sys.stdout.write("\n")
@@ -89,10 +103,84 @@ class JsonOutput:
             self.separator = ",\n"
 
     def note(self, text: str) -> None:
-        """Tell it on standard error: standard output holds the report alone."""
+        """Print to standard error: standard output holds the reports alone."""
         sys.stderr.write(text + "\n")
 
     def finish(self) -> None:
         """Close the array."""
         if self.several:
             sys.stdout.write("\n]\n" if self.separator == ",\n" else "[]\n")
+
+
+Output = TextOutput | JsonOutput
+
+
+def as_text(explanation: Explanation) -> str:
+    """Write an explanation for a terminal; what is not torch's is highlighted and named."""
+    torch = next((one for one in explanation.entries if one.name in ("pytorch", "torch")), None)
+    theirs = torch.formulas if torch else []
+    blocks = ["\n".join(explanation.before)] if explanation.before else []
+    for entry in explanation.entries:
+        lines = [f"{BOLD}{entry.name}{PLAIN}  {entry.title}"]
+        lines += [f"    {highlighted(formula, theirs)}" for formula in entry.formulas]
+        if entry.differs:
+            lines.append(f"    not torch's: {', '.join(differing(entry))}")
+        lines += [f"    {note}" for note in entry.notes]
+        blocks.append("\n".join(lines))
+    if explanation.after:
+        blocks.append("\n".join(explanation.after))
+    return "\n\n".join(blocks)
+
+
+def highlighted(formula: str, torch: list[str]) -> str:
+    """Highlight the words of a formula that torch's formula of the same start has not."""
+    if not torch or formula in torch:
+        return formula
+    theirs = next((line for line in torch if line[:2] == formula[:2]), "").split()
+    return re.sub(
+        r"\S+",
+        lambda word: word[0] if word[0] in theirs else f"{DIFFERENT}{word[0]}{PLAIN}",
+        formula,
+    )
+
+
+def differing(entry: Entry) -> list[str]:
+    """Write the keys in which an entry is not torch's."""
+    return [f"{key}: {here}" for key, (here, _) in entry.differs.items()]
+
+
+def as_json(explanation: Explanation) -> str:
+    """Write an explanation as JSON."""
+    entries = []
+    for entry in explanation.entries:
+        differs = {
+            key: {"here": here, "torch": torch} for key, (here, torch) in entry.differs.items()
+        }
+        entries.append(entry._asdict() | {"differs": differs})
+    return json.dumps(explanation._asdict() | {"entries": entries}, indent=1, ensure_ascii=False)
+
+
+def as_markdown(explanation: Explanation) -> str:
+    """Write an explanation as Markdown."""
+    blocks = ["  \n".join(explanation.before)] if explanation.before else []
+    for entry in explanation.entries:
+        formulas = "\n".join(entry.formulas)
+        blocks.append(f"## {entry.name}\n\n{entry.title}\n\n```\n{formulas}\n```")
+        if entry.differs:
+            blocks.append(f"Not torch's: {', '.join(f'`{one}`' for one in differing(entry))}")
+        if entry.notes:
+            blocks.append(" ".join(entry.notes))
+    if explanation.after:
+        blocks.append("```\n" + "\n".join(explanation.after) + "\n```")
+    return "\n\n".join(blocks)
+
+
+EXPLANATION_FORMATS = {"json": as_json, "markdown": as_markdown, "text": as_text}
+
+
+def listed(kinds: dict[str, list[str]], form: str) -> str:
+    """Write every name that can be explained, one a line by kind, or as JSON."""
+    if form == "json":
+        return json.dumps(kinds, indent=1)
+    start = "- " if form == "markdown" else ""
+    return "\n".join(f"{start}{kind:<12}{name}" for kind, names in kinds.items() for name in names)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -20,17 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from regcheck.compare.differences import Difference
-from regcheck.compare.trace import TraceRow
-from regcheck.report import diagnosis_text as why
-from regcheck.report import text as words
-from regcheck.report import tolerance_text as judgement
-from regcheck.report.numbers import both, short
-from regcheck.report.remarks import first_remarks, remarks
+from regcheck.compare.steps import Divergence
+from regcheck.report import text
+from regcheck.report.diagnosis_text import diagnosis_lines, fixes
+from regcheck.report.remarks import expectation, first_remarks, remarks
 from regcheck.report.result import Report
+from regcheck.report.step_table import LEGEND, ratio_legend, table_lines
 
 ROWS = 9
-"""Steps that the table shows unless told otherwise."""
+"""Steps that the table shows unless it is said otherwise."""
 
 ENTRIES = 8
 """Entries of the final parameters that are listed."""
@@ -38,18 +35,6 @@ ENTRIES = 8
 STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
 
 TRAILING_BLANKS = re.compile(r"[ ]+((?:\x1b\[0m)?)$", re.MULTILINE)
-
-LEGEND = "drift: each side on its own · local: one step from the same parameters"
-
-
-class Widths(NamedTuple):
-    """Column widths of the table of steps."""
-
-    step: int
-    epoch: int
-    batch: int
-    loss: int
-    tensor: int
 
 
 def print_report(report: Report, console: Console, rows: int | None) -> None:
@@ -69,23 +54,23 @@ def print_report(report: Report, console: Console, rows: int | None) -> None:
 
 
 def terminal() -> Console:
-    """Give the console that standard output is."""
+    """Return the console that standard output is."""
     return Console(soft_wrap=False)
 
 
 def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
-    line.append(words.sentence(report), STYLES[report.verdict])
+    line.append(text.sentence(report), STYLES[report.verdict])
     if report.diagnosis is not None:
         line.append(f". Cause: {', '.join(report.diagnosis.causes) or 'not explained'}")
-    if judgement.expectation(report):
-        line.append(f". {judgement.expectation(report)}")
+    if report.spec.expect:
+        line.append(f". {expectation(report)}")
     console.print(line, soft_wrap=True)
 
 
 def report_text(report: Report, rows: int | None = ROWS) -> str:
-    """Give a report as plain text, 100 columns wide."""
+    """Return a report as plain text, 100 columns wide."""
     stream = StringIO()
     print_report(report, Console(file=stream, width=100, color_system=None), rows)
     return stream.getvalue()
@@ -93,213 +78,92 @@ def report_text(report: Report, rows: int | None = ROWS) -> str:
 
 def print_heading(report: Report, console: Console) -> None:
     """Print what is compared with what: the rules with their numbers."""
-    console.print(Text(words.subject(report), "bold"))
-    console.print(words.training_size(report), highlight=False)
+    console.print(Text(text.subject(report), "bold"))
+    console.print(text.training_size(report), highlight=False)
     console.print()
     grid = Table.grid(padding=(0, 2))
-    for side in words.sides(report):
+    for side in text.sides(report):
         grid.add_row(Text(f" {side.side}", "bold"), Text(side.title))
         for line in side.update:
             grid.add_row("", Text(line, "cyan"))
         grid.add_row("", Text(f"reports  {side.loss}"))
     console.print(grid)
-    for meaning in words.meanings_of(report):
+    for meaning in text.letter_meanings(report):
         console.print(f" {meaning}", style="dim", highlight=False)
 
 
 def print_table(report: Report, console: Console, rows: int | None) -> None:
-    """Print the steps, one line a tensor; the first divergence is marked with `>`."""
-    last = report.comparison.trace[-1]
-    shown = chosen(report, rows)
-    widths = Widths(
-        step=max(4, len(str(last.step))),
-        epoch=max(5, len(str(last.epoch))),
-        batch=5,
-        loss=max(
-            len(loss_number(loss))
-            for index in shown
-            for loss in (
-                report.comparison.trace[index].scratch_loss,
-                report.comparison.trace[index].framework_loss,
-            )
-        ),
-        tensor=max(6, *(len(name) for name in last.tensors)),
-    )
-    header = (
-        f"  {'step':>{widths.step}} {'epoch':>{widths.epoch}} {'batch':>{widths.batch}}"
-        f" {'loss scratch':>{widths.loss + 2}}   {'torch':>{widths.loss}}"
-        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {judgement.ratio_head(report):>7}"
-    )
-    lines = [Text(header, "bold")]
-    previous = -1
-    for index in shown:
-        lines += gap(widths, index - previous - 1)
-        lines += step_lines(report, report.comparison.trace[index], widths)
-        previous = index
-    lines += gap(widths, len(report.comparison.trace) - previous - 1)
-    for line in lines:
-        console.print(line, no_wrap=True, overflow="ignore", crop=False)
-    for text in (LEGEND, *judgement.ratio_legend(report)):
-        console.print(text, style="dim", highlight=False)
-
-
-def chosen(report: Report, rows: int | None) -> list[int]:
-    """Choose the rows to show: around the first divergences, and the first and last steps."""
-    total = len(report.comparison.trace)
-    if rows is None or rows >= total:
-        return list(range(total))
-    anchors = [0, total - 1]
-    if report.first_loss_divergence:
-        anchors.insert(0, report.first_loss_divergence.step - 1)
-    if report.first_divergence:
-        anchors.insert(0, report.first_divergence.step - 1)
-    found: dict[int, None] = {}
-    for distance in range(total):
-        for anchor in anchors:
-            for index in (anchor - distance, anchor + distance):
-                if 0 <= index < total:
-                    found[index] = None
-                if len(found) == rows:
-                    return sorted(found)
-    return sorted(found)
-
-
-def gap(widths: Widths, steps: int) -> list[Text]:
-    """Write the line that says how many steps are left out, if any are."""
-    if steps == 0:
-        return []
-    return [Text(f"  {'…':>{widths.step}} {words.count(steps, 'step')} not shown", "dim")]
-
-
-def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Text]:
-    """Write one step: a line for each tensor, and a line below that says what begins here."""
-    divergence, loss = report.first_divergence, report.first_loss_divergence
-    diverges = divergence is not None and divergence.step == row.step
-    loss_parts = loss is not None and loss.step == row.step
-    mark = ">" if diverges or loss_parts else ""
-    beyond = row.loss_judged > report.spec.tolerance.of("loss").limit
-    lines = []
-    line = Text(
-        f"{mark:<1} {row.step:>{widths.step}} "
-        f"{row.epoch:>{widths.epoch}} {row.batch:>{widths.batch}}   "
-    )
-    own = loss_number(row.scratch_loss) if report.comparison.losses_reported else "-"
-    line.append(
-        f"{own:>{widths.loss}} {'≠' if beyond else ' '} "
-        f"{loss_number(row.framework_loss):>{widths.loss}}  ",
-        "red" if beyond else "",
-    )
-    margin = len(line)
-    for name, tensor in row.tensors.items():
-        tolerance = report.spec.tolerance.of(name)
-        exceeds = tensor.judged > tolerance.limit
-        ratio = ("≠" if exceeds else "=") if tolerance.exact else short(tensor.judged)
-        numbers = (f"{text:>7}" for text in (short(tensor.drift), short(tensor.local), ratio))
-        line.append(f"{name:<{widths.tensor}} ")
-        line.append(" ".join(numbers) + (" !" if exceeds else ""), "red" if exceeds else "")
-        lines.append(line)
-        line = Text(" " * margin)
-    if mark:
-        begins = []
-        if diverges and divergence is not None:
-            at = divergence.at
-            where = at.tensor
-            if at.tensor != "bias":
-                where += f"[{', '.join(map(str, at.index))}]"
-            begins.append(f"first divergence: {where}, {words.WHERE[divergence.stage]}")
-        if loss_parts:
-            begins.append("the losses part" if begins else "the reported losses part")
-        lines.append(Text(f"  {'^':>{widths.step}} {'; '.join(begins)}"))
-        for each in lines:
-            each.stylize("bold red")
-    return lines
-
-
-def loss_number(value: float) -> str:
-    """Write a loss in ten characters, or eleven where its exponent has three digits."""
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
-        return f"{value:.{9 - len(str(int(abs(value))))}f}"
-    return f"{value:.4e}"
+    """Print the table of steps, and what its columns hold."""
+    for line in table_lines(report, rows):
+        console.print(Text.assemble(*line), no_wrap=True, overflow="ignore", crop=False)
+    for legend in (LEGEND, *ratio_legend(report)):
+        console.print(legend, style="dim", highlight=False)
 
 
 def print_verdict(report: Report, console: Console) -> None:
-    """Print the verdict, the terms that differ, and what to change."""
-    console.print(Text(words.sentence(report) + ".", STYLES[report.verdict]))
-    if judgement.expectation(report):
+    """Print the verdict, the terms that differ, the diagnosis, and what to change."""
+    console.print(Text(text.sentence(report) + ".", STYLES[report.verdict]))
+    if report.spec.expect:
         style = "bold green" if report.expected else "bold red"
-        console.print(Text(judgement.expectation(report), style))
-    if report.first_divergence is not None and words.judged(report, "parameters"):
-        print_terms(report, console)
+        console.print(Text(expectation(report), style))
+    divergence = report.first_divergence
+    if divergence is not None and "parameters" in report.spec.compare:
+        print_terms(report, divergence, console)
     print_remarks(first_remarks(report), console)
-    print_why(report, console)
-    ways = why.ways_out(report) if report.verdict == "diverged" else []
-    if ways:
+    diagnosis = Table.grid(padding=(0, 2))
+    for label, line, formula in diagnosis_lines(report):
+        diagnosis.add_row(Text(f"{label:<6}", "bold"), Text(line, "cyan" if formula else ""))
+    if diagnosis.row_count:
+        console.print(diagnosis)
+    found = fixes(report) if report.verdict == "diverged" else []
+    if found:
         console.print("To make them match", style="bold")
         grid = Table.grid(padding=(0, 2))
-        for label, lines in ways:
+        for label, lines in found:
             for position, line in enumerate(lines):
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
         console.print(grid)
-    told = report.comparison.compared and (
-        report.verdict != "inconclusive" or report.comparison.stops(report.spec.compare)
-    )
-    rest = remarks(report) + ([judgement.smallest_line(report)] if told else [])
-    if ways or report.diagnosis is not None:
+    if report.diagnosis is not None:
         console.print("Besides", style="bold")
-    print_remarks(rest, console)
+    print_remarks(remarks(report), console)
 
 
-def print_remarks(told: list[str], console: Console) -> None:
+def print_remarks(found: list[str], console: Console) -> None:
     """Print some remarks, each a paragraph."""
-    for remark in told:
+    for remark in found:
         console.print(Padding(Text(remark), (0, 0, 0, 2)))
 
 
-def print_why(report: Report, console: Console) -> None:
-    """Print the diagnosis: what explains the divergence, and how well."""
-    grid = Table.grid(padding=(0, 2))
-    for label, text, formula in why.why(report):
-        grid.add_row(Text(f"{label:<6}", "bold"), Text(text, "cyan" if formula else ""))
-    if grid.row_count:
-        console.print(grid)
-
-
-def print_terms(report: Report, console: Console) -> None:
+def print_terms(report: Report, divergence: Divergence, console: Console) -> None:
     """Print the two terms that differ, one above the other."""
-    divergence = report.first_divergence
-    assert divergence is not None
-    if report.spec.tolerance.of(divergence.at.tensor).on_drift:
-        print_drift(report, divergence.at, console)
-        if divergence.within == divergence.at:
+    at, within = divergence.at, divergence.within
+    if report.spec.tolerance.of(at.tensor).on_drift:
+        where = text.entry(report, at.tensor, at.index)
+        console.print(Text(f"  {where}, each side on its own:"))
+        scratch, torch = text.both(at.scratch, at.framework)
+        console.print(f"  scratch has {scratch}\n  torch   has {torch}", highlight=False)
+        console.print(f"  difference {at.difference:.4g}, allowed {at.bound:.4g}", highlight=False)
+        if within == at:
             return
-    within = divergence.within
-    where = words.entry(report, within.tensor, within.index)
+    terms = text.terms(report, divergence)
     grid = Table.grid(padding=(0, 1))
-    terms = words.terms(report, divergence)
-    values = both(terms[0].value + 0.0, terms[1].value + 0.0)
-    for term, text in zip(terms, values, strict=True):
-        formula = Text(" = ".join(term.formulas), "cyan")
-        value = f"= {text}" if term.formulas else text
+    for term, value in zip(terms, text.both(*(term.value + 0.0 for term in terms)), strict=True):
+        shown = f"= {value}" if term.formulas else value
         grid.add_row(
-            f"  {term.side}", term.does, formula, "" if term.formulas == ["nothing"] else value
+            f"  {term.side}",
+            term.does,
+            Text(" = ".join(term.formulas), "cyan"),
+            "" if term.formulas == ["nothing"] else shown,
         )
-    apart = short(abs(terms[0].value - terms[1].value))
+    where = text.entry(report, within.tensor, within.index)
     console.print(Text(f"  {where}, both sides from the same parameters:"))
     console.print(grid)
-    how = f"difference {apart}: {short(within.ratio)} rounding bounds"
-    if not math.isfinite(within.difference):
+    if math.isfinite(within.difference):
+        size = text.short(abs(terms[0].value - terms[1].value))
+        how = f"difference {size}: {text.short(within.ratio)} rounding bounds"
+    else:
         how = "one side alone is not finite"
     console.print(f"  {how}", highlight=False)
-
-
-def print_drift(report: Report, at: Difference, console: Console) -> None:
-    """Print the entry whose drift exceeds its tolerance, one side above the other."""
-    grid = Table.grid(padding=(0, 1))
-    for side, value in zip(("scratch", "torch"), both(at.scratch, at.framework), strict=True):
-        grid.add_row(f"  {side}", f"has {value}")
-    console.print(Text(f"  {words.entry(report, at.tensor, at.index)}, each side on its own:"))
-    console.print(grid)
-    console.print(f"  difference {at.difference:.4g}, allowed {at.bound:.4g}", highlight=False)
 
 
 def print_final(report: Report, console: Console) -> None:
@@ -310,40 +174,36 @@ def print_final(report: Report, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     scratch, framework = report.comparison.final["scratch"], report.comparison.final["framework"]
     entries = [
-        (
-            name,
-            index,
-            float(scratch.parameters[name][index]),
-            float(framework.parameters[name][index]),
-        )
-        for name in framework.parameters
-        for index in np.ndindex(framework.parameters[name].shape)
+        (name, index, float(scratch.parameters[name][index]), float(w[index]))
+        for name, w in framework.parameters.items()
+        for index in np.ndindex(w.shape)
     ]
     listed = entries
     if len(entries) > ENTRIES:
         ranked = sorted(entries, key=lambda one: -abs(one[2] - one[3]))[:ENTRIES]
         listed = [one for one in entries if one in ranked]
     # Numbers are never cut; a long feature's name is.
-    room = max(12, console.width - 46)
+    longest = max(12, console.width - 46)
     for name, index, left, right in listed:
-        label = words.entry(report, name, index)
-        add_pair(table, label if len(label) <= room else f"{label[: room - 1]}…", left, right)
+        label = text.entry(report, name, index)
+        cut = label if len(label) <= longest else f"{label[: longest - 1]}…"
+        table.add_row(Text(cut), *difference(left, right))
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
         table.add_row(Text(f"… {rest} more, that differ less", "dim"))
     if report.comparison.losses_reported:
-        add_pair(table, "loss reported in it", scratch.loss, framework.loss)
-    for part, here in scratch.accuracy.items():
-        there = framework.accuracy[part]
+        table.add_row("loss reported in it", *difference(scratch.loss, framework.loss))
+    for rows, here in scratch.accuracy.items():
+        there = framework.accuracy[rows]
         if here is not None and there is not None:
-            difference = "" if here == there else f"{abs(here - there):.2%}".replace("nan%", "")
-            table.add_row(f"accuracy, {part}", f"{here:.2%}", f"{there:.2%}", difference)
+            off = "" if here == there else f"{abs(here - there):.2%}".replace("nan%", "")
+            table.add_row(f"accuracy, {rows}", f"{here:.2%}", f"{there:.2%}", off)
     console.print(table)
 
 
-def add_pair(table: Table, name: str, left: float, right: float) -> None:
-    """Add a line of two numbers and their difference."""
-    table.add_row(Text(name), f"{left:.9g}", f"{right:.9g}", short(abs(left - right)))
+def difference(left: float, right: float) -> tuple[str, str, str]:
+    """Write two numbers and their difference."""
+    return f"{left:.9g}", f"{right:.9g}", text.short(abs(left - right))
 
 
 @contextmanager
@@ -365,22 +225,18 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         transient=True,
     )
     task = bar.add_task(label)
-    running = False
     due = time.monotonic() + 0.5
 
     def update(step: int, total: int) -> None:
-        nonlocal running, due
+        nonlocal due
         now = time.monotonic()
-        if now < due:
-            return
-        if not running:
+        if now >= due:
             bar.start()
-            running = True
-        bar.update(task, completed=step, total=total)
-        due = now + 0.1
+            bar.update(task, completed=step, total=total)
+            due = now + 0.1
 
     try:
         yield update
     finally:
-        if running:
+        if bar.live.is_started:
             bar.stop()

@@ -14,7 +14,7 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.diagnosis.distinguish import unlike
 from regcheck.problem.problem import build_problem
-from regcheck.report.diagnosis_text import why
+from regcheck.report.diagnosis_text import diagnosis_lines
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.rules.causes import CAUSES
@@ -234,7 +234,7 @@ LOSSES: dict[str, tuple[Train, Spec, str, str]] = {
 def test_reported_loss_is_written_with_its_factor(name: str) -> None:
     train, more, formula, in_json = LOSSES[name]
     report = check(BASE | more, scratch=train)
-    lines = [line.text for line in why(report) if line.formula]
+    lines = [line.text for line in diagnosis_lines(report) if line.formula]
     assert lines == [f"scratch  {formula}"]
     causes = report.to_dict()["diagnosis"]["causes"]
     assert causes[-1]["scratch_formula"] == f"reports  {in_json}"
