@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from regcheck.report.result import Report
+from regcheck.report.terminal import report_text
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl
@@ -97,6 +98,16 @@ def agrees(report: Report) -> bool:
             and report.reason == report.comparison.power.reason() != ""
         )
     return report.verdict == "equivalent"
+
+
+def in_one_line(report: Report) -> str:
+    """Return a report's text with each line break as a space."""
+    return " ".join(report_text(report).split())
+
+
+def step_of(found: Any) -> int | None:
+    """Return the step of a divergence; None where there is none."""
+    return None if found is None else int(found.step)
 
 
 T = TypeVar("T")
