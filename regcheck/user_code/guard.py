@@ -1,4 +1,7 @@
-"""Run code that is not regcheck's: it cannot print into the report, end the program or hang."""
+"""Run code that is not regcheck's: it cannot print into the report, end the program or hang.
+
+`docs/user-code.md` has what is guarded against, and why this is no child process.
+"""
 
 from __future__ import annotations
 
