@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Surroundings:
         # Held here too: a stream that the code replaces must not close what it wrote to.
         self.streams = out, error = text_stream(self.raw[0]), text_stream(self.raw[1])
         empty = io.TextIOWrapper(io.BytesIO())
-        self.others: dict[tuple[ModuleType, str], Any] = {
+        self.other_attributes: dict[tuple[ModuleType, str], Any] = {
             (sys, "stdout"): out,
             (sys, "__stdout__"): out,
             (sys, "stderr"): error,
@@ -51,17 +51,15 @@ class Surroundings:
             (warnings, "filters"): list(warnings.filters),
             (warnings, "showwarning"): warnings.showwarning,
         }
-        self.own_settings = read_settings()
+        self.other_settings = {change: read() for read, change, _ in process_settings()}
         self.inside = False
 
     def swap_in(self) -> None:
         """Give the code what is its own."""
         for raw in self.raw:
             raw.target = sys.stderr
-        self.swap_attributes()
-        self.regchecks_settings = read_settings()
-        if self.own_settings != self.regchecks_settings:
-            put_in_force(self.own_settings)
+        self.exchange_attributes()
+        self.exchange_settings()
         if self.modules:
             self.modules.swap_in()
         self.pid = os.getpid()
@@ -74,18 +72,54 @@ class Surroundings:
         self.inside = False
         if self.modules:
             self.modules.swap_out()
-        self.own_settings = read_settings()
-        if self.own_settings != self.regchecks_settings:
-            put_in_force(self.regchecks_settings)
-        self.swap_attributes()
+        self.exchange_settings()
+        self.exchange_attributes()
         if os.getpid() != self.pid:
             os._exit(0)
 
-    def swap_attributes(self) -> None:
+    def exchange_attributes(self) -> None:
         """Exchange the modules' attributes for the others."""
-        for (module, name), other in self.others.items():
-            self.others[module, name] = getattr(module, name, None)
+        for (module, name), other in self.other_attributes.items():
+            self.other_attributes[module, name] = getattr(module, name, None)
             setattr(module, name, other)
+
+    def exchange_settings(self) -> None:
+        """Exchange what is set for the whole process for the others."""
+        for read, change, default in process_settings():
+            now, other = read(), self.other_settings.get(change, default)
+            self.other_settings[change] = now
+            if other != now:
+                change(other)
+
+
+def process_settings() -> list[tuple[Callable[[], Any], Callable[[Any], Any], Any]]:
+    """List what is set for the whole process: what reads it, what changes it, and its default.
+
+    Torch is not loaded for it; where the code loads it first, regcheck's settings are the defaults.
+    """
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "set_default_dtype"):
+        return [(working_folder, change_folder, None)]
+    return [
+        (working_folder, change_folder, None),
+        (torch.is_grad_enabled, torch.set_grad_enabled, True),
+        (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    ]
+
+
+def working_folder() -> str | None:
+    """Return the working directory; None where it is gone."""
+    try:
+        return os.getcwd()  # noqa: PTH109  # Path.cwd() takes longer, and this runs each step
+    except OSError:
+        return None
+
+
+def change_folder(folder: str | None) -> None:
+    """Change the working directory, unless the other is gone."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
 
 
 class Modules:
@@ -182,47 +216,6 @@ def exit_of_forks() -> Callable[[int], NoReturn]:
         raise SystemExit(f"os._exit({status})")
 
     return leave
-
-
-class Settings(NamedTuple):
-    """What is set for the whole process.
-
-    Attributes:
-        folder: the working directory; None where it is gone.
-        torch: whether it records gradients, and its default dtype; None where it is not loaded.
-    """
-
-    folder: str | None
-    torch: tuple[bool, Any] | None
-
-
-def read_settings() -> Settings:
-    """Return what is set now."""
-    try:
-        folder = os.getcwd()  # noqa: PTH109  # Path.cwd() takes longer, and this runs each step
-    except OSError:
-        folder = None
-    torch = loaded_torch()
-    modes = (torch.is_grad_enabled(), torch.get_default_dtype()) if torch else None
-    return Settings(folder, modes)
-
-
-def put_in_force(settings: Settings) -> None:
-    """Set all again; where torch was loaded only since, its own modes."""
-    if settings.folder is not None:
-        with contextlib.suppress(OSError):  # it is gone
-            os.chdir(settings.folder)
-    torch = loaded_torch()
-    if torch:
-        records_gradients, dtype = settings.torch or (True, torch.float32)
-        torch.set_grad_enabled(records_gradients)
-        torch.set_default_dtype(dtype)
-
-
-def loaded_torch() -> Any:
-    """Return torch if something has loaded it; it is never loaded for this."""
-    torch = sys.modules.get("torch")
-    return torch if hasattr(torch, "set_default_dtype") else None
 
 
 @contextlib.contextmanager
