@@ -92,60 +92,6 @@ def test_sides_agree_on_one_weight(model: str, loss: str, name: str) -> None:
     assert (report.comparison.final["scratch"].accuracy == {}) == (model == "linear")
 
 
-@pytest.mark.parametrize("name", ["plain", "momentum", "nesterov", "clipped"])
-def test_numpy_trainer_ends_where_a_plain_torch_loop_ends(name: str) -> None:
-    problem = build_problem(from_mapping(spec_of("logistic", "bce_with_logits", **SETTINGS[name])))
-    trainer = NumpyTrainer(problem)
-    state = trainer.start()
-    for batch in problem.schedule.batches():
-        state = trainer.step(state, batch).state
-
-    model = nn.Linear(FEATURES, 1, bias=False, dtype=torch.float64)
-    model.load_state_dict({"weight": torch.tensor([START], dtype=torch.float64)})
-    options = problem.optimizer
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=0.1,
-        momentum=options.momentum,
-        dampening=options.dampening,
-        nesterov=options.nesterov,
-        weight_decay=0.5,
-    )
-    for _ in range(3):
-        for rows in (slice(0, 4), slice(4, 8), slice(8, 11)):
-            optimizer.zero_grad()
-            z = model(torch.from_numpy(X[rows]))[:, 0]
-            y = torch.from_numpy(TARGETS["logistic"][rows])
-            loss = nn.functional.binary_cross_entropy_with_logits(z, y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if problem.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), problem.clip_norm)
-            optimizer.step()
-
-    assert state.parameters.keys() == {"weight"}
-    np.testing.assert_allclose(
-        state.parameters["weight"], model.weight.detach().numpy(), rtol=1e-12, atol=0
-    )
-
-
-@pytest.mark.parametrize(("model", "loss"), KINDS)
-def test_gradient_is_the_central_difference_of_the_loss(model: str, loss: str) -> None:
-    settings = {"batch_size": "full", "epochs": 1}
-    trainer = NumpyTrainer(build_problem(from_mapping(spec_of(model, loss, **settings))))
-    (batch,) = trainer.problem.schedule.batches()
-
-    def at(weight: Any) -> float:
-        return trainer.forward_backward({"weight": np.array([weight])}, batch).loss
-
-    found = trainer.forward_backward({"weight": np.array([START])}, batch).gradient
-    assert found.keys() == {"weight"}
-    for place in range(FEATURES):
-        # The error is h²/6 times a third derivative of about 1, and u/h: 1e-11.
-        step = 1e-5 * np.eye(FEATURES)[place]
-        slope = (at(START + step) - at(START - step)) / 2e-5
-        assert found["weight"][0, place] == pytest.approx(slope, rel=0, abs=1e-9)
-
-
 def test_model_is_a_product_and_its_gradient_has_one_tensor() -> None:
     assert predict(np.array([[1.0, 2.0]]), {"weight": np.array([[3.0, 4.0]])}).tolist() == [11.0]
     found = gradient(np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([1.0, -2.0]), bias=False)

@@ -16,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-from regcheck import cli
 from regcheck.checking import check
 from tests.conftest import ROOT, SMALL
 
@@ -53,6 +52,14 @@ def run(*paths: Path, **environment: str) -> tuple[bytes, int]:
     return done.stdout, int(done.stderr)
 
 
+def written(specs: list[Spec], folder: Path) -> list[Path]:
+    """Write specs to files."""
+    paths = [folder / f"{number}.yaml" for number in range(len(specs))]
+    for path, spec in zip(paths, specs, strict=True):
+        path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    return paths
+
+
 def threads(number: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return dict.fromkeys(names, str(number))
@@ -67,9 +74,7 @@ def test_reports_of_two_processes_are_the_same_to_the_byte(tmp_path: Path) -> No
         # Large enough for threads, if only for one step.
         MANY | {"epochs": 1, "expect": {"verdict": "equivalent"}},
     ]
-    paths = [tmp_path / f"{number}.yaml" for number in range(len(specs))]
-    for path, spec in zip(paths, specs, strict=True):
-        path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    paths = written(specs, tmp_path)
     first, _ = run(*paths, PYTHONHASHSEED="0")
     second, _ = run(*paths, PYTHONHASHSEED="12345")
     assert first == second
@@ -101,9 +106,7 @@ def test_one_and_two_threads_find_the_same(tmp_path: Path) -> None:
         | {"convention": {"decay": "after-momentum"}, "epochs": 3}
         | {"optimizer": {"name": "sgd", "momentum": 0.9}},
     ]
-    paths = [tmp_path / f"{number}.yaml" for number in range(len(specs))]
-    for path, spec in zip(paths, specs, strict=True):
-        path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    paths = written(specs, tmp_path)
     one, single = run(*paths, **threads(1))
     two, several = run(*paths, **threads(2))
     reports = [json.loads(text) for text in (one, two)]
@@ -183,17 +186,3 @@ def test_check_does_not_depend_on_random_states_or_on_runs_before(small: Spec) -
     torch.manual_seed(99)
     check(small | {"lr": 1e6, "epochs": 60})
     assert check(spec).to_dict() == first
-
-
-def test_order_of_specs_in_one_process_does_not_matter(
-    write_spec: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    paths = [
-        str(write_spec("a.yaml", convention="doubled")),
-        str(write_spec("b.yaml", lr=1e6, epochs=60)),
-        str(write_spec("c.yaml", dtype="float32")),
-    ]
-    cli.exit_code(["run", "--json", *paths])
-    forward = json.loads(capsys.readouterr().out)
-    cli.exit_code(["run", "--json", *reversed(paths)])
-    assert json.loads(capsys.readouterr().out) == forward[::-1]
