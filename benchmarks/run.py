@@ -131,8 +131,8 @@ def judging() -> float:
     from regcheck.numerics.rounding import RoundingModel, RoundingState
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.trainers.lockstep import Steps
     from regcheck.trainers.numpy_trainer import NumpyTrainer
+    from regcheck.trainers.sides import Steps
     from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
     spec = from_mapping(LARGE).spec

@@ -19,19 +19,18 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from regcheck.checking import check
-from regcheck.numerics.optimizer_rounding import propagate_sgd
+from regcheck.numerics.optimizer_rounding import FORMULAS, Noise
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import RoundingModel, RoundingState
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.trainers.lockstep import NumpyFollowsTorch, Steps
-from regcheck.trainers.measured_bounds import APART, MeasuredBounds, Noise
-from regcheck.trainers.monte_carlo import RandomRounding
+from regcheck.trainers.measured_bounds import APART, MeasuredBounds
+from regcheck.trainers.monte_carlo import RandomRounding, is_random, sample
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.sides import of_module
-from regcheck.trainers.torch_model import wrap_user_module
+from regcheck.trainers.sides import NumpyFollowsTorch, Steps
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
+from regcheck.trainers.user_module import of_module, wrap_user_module
 from tests.random_specs import SpecDict, mismatched_spec
 
 Array = NDArray[np.floating]
@@ -82,14 +81,9 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     problem = build_problem(from_mapping(spec))
     framework = TorchTrainer(problem)
     pair = NumpyFollowsTorch(NumpyTrainer(problem), framework)
-    closed, carried, dtypes = (
-        RoundingModel(problem),
-        RoundingState(),
-        {problem.scratch_dtype, problem.framework_dtype},
-    )
-    coarser = "float32" if "float32" in dtypes else "float64"
-    measured = MeasuredBounds(framework, coarser, mixed=len(dtypes) > 1)
-    assert measured.rule is propagate_sgd
+    closed, carried = RoundingModel(problem), RoundingState()
+    measured = MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
+    assert measured.formula == FORMULAS["torch.optim.sgd.SGD"]
     in_bounds: dict[bool, list[float]] = {True: [], False: [0.0]}
     real: list[float] = []
     with np.errstate(all="ignore"):
@@ -526,12 +520,12 @@ def test_sampling_leaves_no_trace(steps: int, mixed: bool) -> None:
     before, grads = everything(trainer), [w.grad for w in trainer.tensors.values()]
     elsewhere = {name: w + 0.25 for name, w in trainer.parameters().items()}
     rounding = RandomRounding(2.0**-10, torch.Generator().manual_seed(0))
-    samples = [trainer.sample(elsewhere, batches[0], one, mixed=mixed) for one in (None, rounding)]
+    samples = [sample(trainer, elsewhere, batches[0], one, mixed=mixed) for one in (None, rounding)]
 
     assert everything(trainer) == before
     assert all(w.grad is g for w, g in zip(trainer.tensors.values(), grads, strict=True))
     assert 0 < np.abs(samples[0].gradient - samples[1].gradient).max() < 1
-    trainer.is_random()
+    is_random(trainer)
     assert everything(trainer) == before
     trainer.step(batches[steps])
     after = everything(trainer)
@@ -552,7 +546,7 @@ def test_a_sample_that_fails_leaves_no_trace() -> None:
     trainer.step(batch)
     before, failing = everything(trainer), True
     with pytest.raises(ZeroDivisionError):
-        trainer.sample(trainer.parameters(), batch, None, mixed=False)
+        sample(trainer, trainer.parameters(), batch, None, mixed=False)
     assert everything(trainer) == before
 
 
@@ -562,7 +556,7 @@ def test_a_plain_sample_is_the_step_itself(model: Callable[[], nn.Module]) -> No
     for batch in trainer.problem.schedule.batches():
         step = trainer.step(batch)
         assert step.gradient is not None
-        plain = trainer.sample(step.before, batch, None, mixed=True)
+        plain = sample(trainer, step.before, batch, None, mixed=True)
 
         assert plain.loss == step.loss
         assert plain.gradient.tolist() == flat(step.gradient).tolist()
@@ -579,7 +573,7 @@ class Seen(NamedTuple):
 
 def bounds_along(trainer: TorchTrainer) -> Seen:
     """Bound each step of a training; and note the steps that were measured."""
-    measured, steps, found = MeasuredBounds(trainer, "float64", mixed=False), [], []
+    measured, steps, found = MeasuredBounds(trainer, "float64"), [], []
     for batch in trainer.problem.schedule.batches():
         step = trainer.step(batch)
         bounds = measured.bounds(batch, Steps(step, step, step, step, None), None)

@@ -177,7 +177,8 @@ def test_trainer_keeps_labels_and_indices_as_integers(tmp_path: Path) -> None:
     problem = build_problem(loaded(tmp_path, X, y))
     spec = loaded(tmp_path, X, y).spec
     given = user_problem(problem, spec, framework=True)
-    from regcheck.trainers.torch_model import plainly, wrap_user_module
+    from regcheck.trainers.torch_model import plainly
+    from regcheck.trainers.user_module import wrap_user_module
 
     trainer = TorchTrainer(problem, wrap_user_module(build_of(words)(given), "a", plainly, problem))
     assert (trainer.X.dtype, trainer.y.dtype) == (torch.int64, torch.int64)

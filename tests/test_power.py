@@ -16,18 +16,23 @@ from torch.nn import functional
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.compare.detectability import ROUNDING_ALONE, SHARE, Power, swallowed_text
+from regcheck.compare.detectability import (
+    MARGIN,
+    ROUNDING_ALONE,
+    SHARE,
+    AlteredOptimizers,
+    Power,
+    swallowed_text,
+)
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.problem import Step, build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.trainers.altered_optimizers import MARGIN, AlteredOptimizers
-from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
-from regcheck.trainers.sides import of_module
-from regcheck.trainers.torch_model import wrap_user_module
+from regcheck.trainers.sides import Steps
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
+from regcheck.trainers.user_module import of_module, wrap_user_module
 
 Array = NDArray[np.floating]
 Made = tuple[Any, Any, torch.optim.Optimizer]
@@ -392,11 +397,11 @@ def test_the_noise_that_is_asked_for_is_that_of_the_last_step() -> None:
     )
     trainer = TorchTrainer(of_module(problem, module), module)
     with torch_settings(1):
-        bounder = MeasuredBounds(trainer, "float64", mixed=False)
+        bounder = MeasuredBounds(trainer, "float64")
         batch = next(iter(problem.schedule.batches()))
         step = trainer.step(batch)
         bounder.bounds(batch, Steps(step, step, step, step, None), None)
-    noise = flat(bounder.gradient_noise_of())
+    noise = flat(bounder.gradient_noise())
 
     assert step.gradient is not None
     assert ((noise > 0) & (noise < 1e-13 * np.abs(flat(step.gradient)).max())).all()

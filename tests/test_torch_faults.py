@@ -48,10 +48,10 @@ class DecaysBeforeClipping(TorchTrainer):
 class OneLrLate(TorchTrainer):
     """Sets the lr after the step, so that it holds from the next one on."""
 
-    def move(self, batch: Batch) -> None:
+    def update(self, batch: Batch) -> None:
         step = max(1, batch.step - 1)
         epoch = 1 + (step - 1) // self.problem.schedule.steps_per_epoch
-        super().move(batch._replace(step=step, epoch=epoch))
+        super().update(batch._replace(step=step, epoch=epoch))
 
 
 class ForgetsTheBiasGroup(TorchTrainer):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.compare.detectability import Power
+from regcheck.compare.detectability import AlteredOptimizers, Power
 from regcheck.compare.drift import Drift, DriftMeter
 from regcheck.compare.history import History
 from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
@@ -37,10 +37,9 @@ from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import weighed_limits
-from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_trainer import ForwardBackward
-from regcheck.trainers.sides import Sides
+from regcheck.trainers.sides import Sides, Steps
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
@@ -141,7 +140,10 @@ class Comparing:
         self.trace = Trace(tuple(initial))
         self.drift = DriftMeter(self.tolerances)
         self.history = History({name: w.shape for name, w in initial.items()}, self.schedule)
-        self.power = Power(weighed_limits(self.tolerances, initial))
+        limits = weighed_limits(self.tolerances, initial)
+        self.power, self.altered = Power(limits), None
+        if isinstance(sides.bounder, MeasuredBounds):
+            self.altered = AlteredOptimizers(sides.bounder.trainer, limits)
         self.trials = None
         if torch is not None:
             self.trials = Trials(spec, training, torch, sides.sees_rows)
@@ -161,7 +163,7 @@ class Comparing:
 
     def compare_start(self) -> None:
         """Compare the parameters that the sides start from."""
-        own, start = self.sides.pair.start()
+        own, start = self.sides.pair.parameters()
         bounds = self.sides.bounder.start_bounds(self.problem.initial)
         local, judged = compare_start(own, start, bounds, self.tolerances)
         self.drift.need_start(local, own, start)
@@ -247,10 +249,10 @@ class Comparing:
         """Note what the step could have shown."""
         bounder = self.sides.bounder
         if not self.power.has_judged(steps.framework.after):
-            noise = bounder.gradient_noise_of() if isinstance(bounder, MeasuredBounds) else None
+            noise = bounder.gradient_noise() if isinstance(bounder, MeasuredBounds) else None
             self.power.take(steps, bounds, noise)
-        if self.sides.altered is not None:
-            self.sides.altered.advance(batch.step, steps, bounds)
+        if self.altered is not None:
+            self.altered.advance(batch.step, steps, bounds)
         if isinstance(bounder, MeasuredBounds) and bounder.random_model:
             self.random = True
 
@@ -258,8 +260,8 @@ class Comparing:
         """Return all that was found, once the last step is taken."""
         if self.first_unjudged is None and not self.random:
             self.sides.pair.finish()
-        if self.sides.altered is not None:
-            self.power.hidden = self.sides.altered.hidden()
+        if self.altered is not None:
+            self.power.hidden = self.altered.hidden()
         return Comparison(
             steps=self.problem.schedule.steps,
             compared=self.compared,
@@ -272,7 +274,7 @@ class Comparing:
             first_unjudged=self.first_unjudged,
             first_loss_unjudged=self.first_loss_unjudged,
             losses_reported=self.losses_reported,
-            final=finals(self.problem, self.sides.pair.ends(), self.last_losses),
+            final=finals(self.problem, self.sides.pair.parameters(), self.last_losses),
             drift=self.drift.result(),
             not_distinguished=tuple(self.trials.hidden()) if self.trials is not None else (),
             saturation=self.saturation,

@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.problem import Parameters
-from regcheck.trainers.lockstep import Steps
+from regcheck.trainers.sides import Steps
+from regcheck.trainers.torch_model import OptimizerClone
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 Array = NDArray[np.floating]
 
@@ -31,6 +34,12 @@ SHARE = 0.01
 
 ROUNDING_ALONE = 0.1
 """The share of a tensor's largest gradient from which on its noise makes it rounding alone."""
+
+MARGIN = 1.25
+"""Limits by which a fault must differ, so that rounding the other way would not hide it."""
+
+MOST_STEPS = 512
+"""Steps that a fault is tried along."""
 
 
 @dataclass
@@ -107,3 +116,53 @@ def swallowed_text(name: str, share: float) -> str:
         f"rounding here may be as large as {size} of the step of {name}; "
         f"a wrong lr of {size} would pass"
     )
+
+
+class AlteredOptimizers:
+    """Faults that an equivalent run must have been able to tell, tried by torch's own optimizer.
+
+    The lr, the gradient and the weight decay are doubled, or missing, in a clone of the optimizer
+    that follows the run; a fault is pending until a step differs beyond the limit by it.
+    """
+
+    def __init__(self, trainer: TorchTrainer, limits: Mapping[str, float]) -> None:
+        """Take torch's side before its first step, and the limits of each tensor, in bounds."""
+        self.trainer = trainer
+        self.limits = np.repeat(
+            [limits[name] for name in trainer.views], [v.size for v in trainer.views.values()]
+        )
+        self.pending: dict[str, OptimizerClone | None] = {
+            "a doubled lr": OptimizerClone(trainer.module, lr=2.0),
+            "a missing lr": None,
+            "a doubled gradient": OptimizerClone(trainer.module, gradient=2.0),
+            "a missing gradient": OptimizerClone(trainer.module, gradient=0.0),
+        }
+        if any(group.get("weight_decay", 0) for group in trainer.optimizer.param_groups):
+            self.pending |= {
+                "a doubled weight decay": OptimizerClone(trainer.module, weight_decay=2.0),
+                "a missing weight decay": OptimizerClone(trainer.module, weight_decay=0.0),
+            }
+
+    def advance(self, step: int, steps: Steps, bounds: Bounds) -> None:
+        """Try each fault that no step has shown yet."""
+        if not self.pending or step > MOST_STEPS:
+            return
+        framework = steps.framework
+        with np.errstate(all="ignore"):
+            before, after = flat(framework.before), flat(framework.after)
+            limit = MARGIN * self.limits * flat(bounds.after)
+            for fault, clone in list(self.pending.items()):
+                end = before
+                if clone is not None:
+                    end = clone.step(framework.before, self.trainer.given_gradients())
+                if (np.abs(end - after) > limit).any():
+                    del self.pending[fault]
+
+    def hidden(self) -> tuple[str, ...]:
+        """Return the faults that no step has shown.
+
+        A doubled gradient that does not show where all else does is none: an optimizer that
+        divides by the gradient's size, like Adam, takes the same steps with it, to rounding.
+        """
+        found = tuple(self.pending)
+        return () if found == ("a doubled gradient",) else found

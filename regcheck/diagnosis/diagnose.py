@@ -30,9 +30,8 @@ from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.equivalent import decays_text
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.trainers.lockstep import TorchFollowsScratch
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.sides import Sides
+from regcheck.trainers.sides import Sides, TorchFollowsScratch
 
 SINGLE = 2.0**29
 """How much coarser float32 rounds than float64."""

@@ -24,11 +24,13 @@ Sources of the steps: torch/optim/{sgd,adam,rmsprop,adagrad}.py, `_single_tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from regcheck.numerics.packing import parts_of
 
 Array = NDArray[np.floating]
 Carried = Mapping[str, Array]
@@ -197,18 +199,76 @@ def settled(u: float, step: OptimizerStep, ddelta: Array) -> Array:
     return bound
 
 
-Rule = Callable[[float, OptimizerStep, Array, Carried], Propagated]
+class Formula(NamedTuple):
+    """How rounding propagates through an optimizer, and what that remembers, by torch's names."""
 
-ADAM_STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    propagate: Callable[[float, OptimizerStep, Array, Carried], Propagated]
+    state: tuple[str, ...]
 
-RULES: dict[str, tuple[Rule, tuple[str, ...]]] = {
-    "torch.optim.adagrad.Adagrad": (propagate_adagrad, ("sum",)),
-    "torch.optim.adam.Adam": (propagate_adam, ADAM_STATE),
-    "torch.optim.adamw.AdamW": (propagate_adam, ADAM_STATE),
-    "torch.optim.rmsprop.RMSprop": (
-        propagate_rmsprop,
-        ("square_avg", "grad_avg", "momentum_buffer"),
+
+ADAM = Formula(propagate_adam, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+
+FORMULAS: dict[str, Formula] = {
+    "torch.optim.adagrad.Adagrad": Formula(propagate_adagrad, ("sum",)),
+    "torch.optim.adam.Adam": ADAM,
+    "torch.optim.adamw.AdamW": ADAM,
+    "torch.optim.rmsprop.RMSprop": Formula(
+        propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")
     ),
-    "torch.optim.sgd.SGD": (propagate_sgd, ("momentum_buffer",)),
+    "torch.optim.sgd.SGD": Formula(propagate_sgd, ("momentum_buffer",)),
 }
-"""By the optimizer's class: its propagation, and what it remembers, by torch's names."""
+"""By the optimizer's class."""
+
+ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
+"""Options of which a formula takes one for each entry."""
+
+
+def formula_of(name: str, groups: Sequence[Mapping[str, Any]]) -> Formula | None:
+    """Return the formula for a class of optimizers and its parameter groups; None where none is.
+
+    There is none for groups that differ in more than lr and weight decay, or whose options are
+    tensors.
+    """
+    options = [{k: v for k, v in one.items() if k not in ONLY_LR_AND_DECAY} for one in groups]
+    alike = all(one == options[0] for one in options)
+    values = [value for one in groups for key, value in one.items() if key != "params"]
+    return FORMULAS.get(name) if alike and not any(hasattr(x, "numpy") for x in values) else None
+
+
+DEVIATIONS = 3.0
+"""Root mean squares of the samples' errors that count as noise: fewer samples hold no extremes."""
+
+
+class Noise:
+    """The rounding noise of one step's gradients and loss, from some samples so far.
+
+    The gradients are those that come, and those that are used, where they are clipped.
+    """
+
+    def __init__(self, loss: float, gradients: list[Array]) -> None:
+        self.loss, self.gradients = loss, gradients
+        self.loss_error = 0.0
+        self.count = 0
+        self.largest = [np.zeros_like(g) for g in gradients]
+        self.squares = [np.zeros_like(g) for g in gradients]
+
+    def add(self, loss: float, gradients: list[Array]) -> None:
+        """Take in a sample."""
+        self.count += 1
+        off = abs(loss - self.loss)
+        self.loss_error = max(self.loss_error, np.inf if np.isnan(off) else off)
+        each = zip(gradients, self.gradients, self.largest, self.squares, strict=True)
+        for sampled, plain, largest, squares in each:
+            for part in parts_of(len(plain)):
+                error = np.abs(sampled[part] - plain[part])
+                error[np.isnan(error)] = np.inf
+                np.maximum(largest[part], error, out=largest[part])
+                squares[part] += error * error
+
+    def sizes(self) -> list[Array]:
+        """Return the noise of the gradients, as they come and, where clipped, as they are used."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return [
+                np.maximum(most, DEVIATIONS * np.sqrt(square / max(1, self.count)))
+                for most, square in zip(self.largest, self.squares, strict=True)
+            ]

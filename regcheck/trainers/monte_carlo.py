@@ -1,7 +1,7 @@
 """How far rounding can move a loss and its gradients, measured: Monte Carlo arithmetic.
 
-For models that `rounding` has no bound for. The forward and the backward pass are repeated with
-random rounding. With u the unit roundoff, each number x that an operation of torch rounds becomes
+For models that `rounding` has no bound for: the forward and the backward pass are repeated, and
+with u the unit roundoff, each number x that an operation of torch rounds becomes
 
     x (1 ± u)
 
@@ -9,10 +9,9 @@ and each sum of n terms, of which a share c of the pairs are so close that they 
 
     Σ t_k ± u √(n + c n²) Σ |t_k|
 
-for what it rounds on its way: nobody sees that from without, but likely it is less in any order
-(Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019; `RoundingModel.terms` says why c). The signs of
-an operation's entries are independent or, as often, all the same, as where numbers that are nearly
-equal are rounded.
+for what it likely rounds on its way, in any order (Higham and Mary, SIAM J. Sci. Comput. 41(5),
+2019; `RoundingModel.terms` says why c). The signs of an operation's entries are independent or, as
+often, all the same, as where numbers that are nearly equal are rounded.
 
 Nothing else is moved. Data, targets, parameters and constants are the same numbers on both sides;
 integers, masks, indices and comparisons are no results of rounding; and copies, selections, signs
@@ -24,8 +23,11 @@ operations that cancel within, such as a normalization, where only they read it.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, ValuesView
-from typing import Any
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +36,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from regcheck.errors import UserCodeError
 from regcheck.numerics.norms import chosen, spread
+from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import FEW
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Array, Parameters
 from regcheck.trainers.operations import (
     FUSED,
     INEXACT,
@@ -46,6 +52,7 @@ from regcheck.trainers.operations import (
     aten,
     effect_of,
 )
+from regcheck.trainers.torch_trainer import TorchTrainer
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -134,7 +141,8 @@ class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if plain is not None:
             return [sizes[0] * math.sqrt(plain + self.share(operands, plain) * plain**2)]
         count = aten.sum if func.overloadpacket is aten.mean else func.overloadpacket
-        terms = floats(count(*tree_map_only(Tensor, ones, args)))
+        ones = [torch.ones_like(x) if floats(x) else x for x in args]
+        terms = floats(count(*ones))
         most = max((float(n.max()) for n in terms), default=0.0)
         alike = self.share(operands, most) if most >= FEW else 0
         return [size * (n + alike * n * n).sqrt() for size, n in zip(sizes, terms, strict=True)]
@@ -179,11 +187,6 @@ def floats(tree: object) -> list[Tensor]:
     return []
 
 
-def ones(x: Tensor) -> Tensor:
-    """Put ones for floating-point numbers."""
-    return torch.ones_like(x) if x.is_floating_point() else x
-
-
 def share_alike(x: Tensor, tolerance: float) -> float:
     """Return the share of pairs of like size, among some entries that are not 0 and so round."""
     entries: NDArray[np.float64] = x.detach().numpy()
@@ -195,3 +198,101 @@ def share_alike(x: Tensor, tolerance: float) -> float:
     some = terms[chosen(len(terms))].astype(np.float64)
     near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
     return (np.count_nonzero(near) - len(some)) / max(1, len(some) * (len(some) - 1))
+
+
+class Sample(NamedTuple):
+    """One pass's loss, and all entries of its gradients in float64, before and after clipping."""
+
+    loss: float
+    gradient: Array
+    used: Array
+
+
+def sample(
+    trainer: TorchTrainer,
+    parameters: Parameters,
+    batch: Batch,
+    rounding: RandomRounding | None,
+    *,
+    mixed: bool,
+) -> Sample:
+    """Take a step's gradients once more, with random rounding; the training goes on as it was.
+
+    Args:
+        trainer: whose step it is, its last one.
+        parameters: where to take them.
+        batch: the rows.
+        rounding: rounds at random; without it, the pass is the step's own.
+        mixed: whether the sides' dtypes differ, so that each has data and parameters that are
+            rounded otherwise.
+    """
+    try:
+        found: Sample = trainer.module.guard(
+            lambda: sample_unguarded(trainer, parameters, batch, rounding, mixed=mixed)
+        )
+    except UserCodeError:
+        if rounding is not None and rounding.failure is not None:
+            raise rounding.failure from None
+        raise
+    return found
+
+
+def sample_unguarded(
+    trainer: TorchTrainer,
+    parameters: Parameters,
+    batch: Batch,
+    rounding: RandomRounding | None,
+    *,
+    mixed: bool,
+) -> Sample:
+    """Take the sample, and put all back."""
+    kept, X, y = trainer.parameters(), trainer.X, trainer.y
+    grads = [w.grad for w in trainer.tensors.values()]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.keeping_buffers():
+            trainer.place(parameters)
+            for name, x in trainer.buffers_before.items():
+                trainer.buffers[name].copy_(x)
+            if mixed and rounding is not None:
+                trainer.X, trainer.y = (recast(one, rounding) for one in (X, y))
+                for tensor in trainer.tensors.values():
+                    tensor.copy_(recast(tensor, rounding))
+            trainer.forget_gradients()
+            with rounding or nullcontext():
+                _, loss = trainer.backward(batch)
+            gradient = used = flat(trainer.gradients())
+            if trainer.clip():
+                used = flat(trainer.gradients())
+            return Sample(loss, gradient, used)
+    finally:
+        trainer.X, trainer.y = X, y
+        trainer.place(kept)
+        for tensor, grad in zip(trainer.tensors.values(), grads, strict=True):
+            tensor.grad = grad
+
+
+def recast(x: Tensor, rounding: RandomRounding) -> Tensor:
+    """Move those numbers that are no whole ones as a cast to another dtype may have rounded them.
+
+    Whole numbers, labels among them, are the same in both dtypes.
+    """
+    if not x.is_floating_point():
+        return x
+    return torch.where(x == x.round(), x, x + x * rounding.signs(x))
+
+
+def is_random(trainer: TorchTrainer) -> bool:
+    """Return whether two passes over the first rows give different outputs, or losses."""
+    found = []
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for batch in islice(trainer.problem.schedule.batches(), 1):
+            X, y = trainer.pairs(batch)[:2]
+            for _ in range(2):
+                with trainer.keeping_buffers():
+                    both = trainer.module.guard(trainer.forward, X, y)
+                tensors = [x for x in both if isinstance(x, Tensor)]
+                found.append([x.detach().numpy().tobytes() for x in tensors])
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    return len(found) == 2 and found[0] != found[1]

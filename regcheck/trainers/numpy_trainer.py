@@ -273,33 +273,3 @@ class NumpyTrainer:
             else:
                 loss += decays[name] * math.sqrt(squares)
         return loss
-
-
-class Lockstep:
-    """One rule trained twice: on its own trajectory, and from the reference's parameters."""
-
-    def __init__(self, trainer: NumpyTrainer) -> None:
-        self.trainer = trainer
-        self.own = self.from_reference = trainer.start()
-
-    def step_own(self, batch: Batch) -> Update:
-        """Take the next step of its own trajectory."""
-        update = self.trainer.step(self.own, batch)
-        self.own = update.state
-        return update
-
-    def step_from(
-        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
-    ) -> Update:
-        """Take a step from the reference's parameters, its optimizer fed by them all along."""
-        state = self.from_reference._replace(parameters=parameters)
-        update = self.trainer.step(state, batch, known)
-        self.from_reference = update.state
-        return update
-
-    def follow(self, step: Step) -> None:
-        """Take over a step of the reference's that is known to be its own too."""
-        velocities = {name: step.velocity.get(name) for name in step.after}
-        self.from_reference = self.from_reference._replace(
-            parameters=step.after, velocities=velocities
-        )

@@ -1,4 +1,9 @@
-"""Who trains a problem: the built-in sides, or the user's own code in the place of either."""
+"""Both sides of a problem in lockstep: who trains it, who follows, what bounds their rounding.
+
+One side is the reference: it trains, and the other follows from its parameters. A user's scratch
+code is, since nobody can give it other parameters; else torch is, and NumPy, which is cheap,
+follows. Optimizer state is each side's own, fed by the reference's parameters.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +11,143 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, with_settings
+from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, Step, with_settings
 from regcheck.rules.convention import NO_FAULTS, TORCH
-from regcheck.spec import LoadedSpec
-from regcheck.spec.tolerance import weighed_limits
-from regcheck.trainers.altered_optimizers import AlteredOptimizers
-from regcheck.trainers.lockstep import NumpyFollowsTorch, Pair, Steps, TorchFollowsScratch
+from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.measured_bounds import MeasuredBounds
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
-from regcheck.trainers.torch_model import (
-    Module,
-    import_compiler,
-    initial_of,
-    settings,
-    wrap_user_module,
-)
+from regcheck.trainers.monte_carlo import is_random
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.torch_model import Module
 from regcheck.trainers.torch_trainer import TorchTrainer
-from regcheck.user_code.function import UserFunction, imported
+from regcheck.trainers.user_module import builder, of_module, take_state, user_function
 from regcheck.user_code.generator import ScratchSteps
-from regcheck.user_code.guard import Guard
 from regcheck.user_code.problem_api import user_problem
-from regcheck.user_code.surroundings import descriptors_diverted
-
-Trainer = Callable[[Problem], NumpyTrainer]
-"""Makes the built-in scratch side."""
 
 
-class Bounder(Protocol):
-    """Bounds what rounding can do in a step."""
+class Lockstep:
+    """One rule trained twice: on its own trajectory, and from the reference's parameters."""
 
-    def start_bounds(self, start: Parameters) -> Parameters:
-        """Bound what casting the start to each side's dtype can do."""
+    def __init__(self, trainer: NumpyTrainer) -> None:
+        self.trainer = trainer
+        self.own = self.from_reference = trainer.start()
 
-    def bounds(
-        self, batch: Batch, steps: Steps, forward_backward: ForwardBackward | None
-    ) -> Bounds:
-        """Bound what rounding can do in a step; the pass over the rows is torch's rule's."""
+    def step_own(self, batch: Batch) -> Update:
+        """Take the next step of its own trajectory."""
+        update = self.trainer.step(self.own, batch)
+        self.own = update.state
+        return update
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
-        """Bound the step at hand more closely, where it looks like a divergence; None if final."""
+    def step_from(
+        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
+    ) -> Update:
+        """Take a step from the reference's parameters, its optimizer fed by them all along."""
+        state = self.from_reference._replace(parameters=parameters)
+        update = self.trainer.step(state, batch, known)
+        self.from_reference = update.state
+        return update
+
+    def follow(self, step: Step) -> None:
+        """Take over a step of the reference's that is known to be its own too."""
+        velocities = {name: step.velocity.get(name) for name in step.after}
+        self.from_reference = self.from_reference._replace(
+            parameters=step.after, velocities=velocities
+        )
+
+
+class Steps(NamedTuple):
+    """One step of both sides.
+
+    Attributes:
+        scratch_own, framework_own: the scratch side's and torch's, each on its own trajectory.
+        scratch, framework: both from the reference's parameters.
+        forward_backward: the NumPy side's pass over the rows there; None where it has taken none.
+    """
+
+    scratch_own: Step
+    framework_own: Step
+    scratch: Step
+    framework: Step
+    forward_backward: ForwardBackward | None
+
+
+class NumpyFollowsTorch:
+    """Torch is the reference, and the built-in scratch side follows."""
+
+    def __init__(self, trainer: NumpyTrainer, framework: TorchTrainer) -> None:
+        self.rule, self.framework = Lockstep(trainer), framework
+
+    def advance(self, batch: Batch) -> Steps:
+        """Take the next step of both."""
+        framework = self.framework.step(batch)
+        own = self.rule.step_own(batch)
+        local = self.rule.step_from(framework.before, batch)
+        return Steps(own.step, framework, local.step, framework, local.forward_backward)
+
+    def parameters(self) -> tuple[Parameters, Parameters]:
+        """Return the scratch side's and torch's, each on its own trajectory."""
+        return self.rule.own.parameters, self.framework.parameters()
+
+    def finish(self) -> None:
+        """End after the last step."""
+
+
+class TorchFollowsScratch:
+    """A user's scratch code is the reference, and torch follows.
+
+    The code has no start of its own to be compared: it is handed torch's.
+    """
+
+    def __init__(self, code: ScratchSteps, framework: TorchTrainer, follower: TorchTrainer) -> None:
+        """Take the code, and torch twice: for its own trajectory, and to follow the code."""
+        self.code, self.framework, self.follower = code, framework, follower
+        self.now = framework.parameters()
+        self.fits_float32 = True
+
+    def advance(self, batch: Batch) -> Steps:
+        """Take the next step of both."""
+        yielded = self.code.next()
+        before, self.now = self.now, yielded.parameters
+        self.fits_float32 = self.fits_float32 and yielded.fits_float32
+        scratch = Step(before, None, yielded.loss, yielded.gradient, None, {}, None, self.now)
+
+        def follow() -> tuple[Step, Step]:
+            own = self.framework.advance(batch)
+            self.follower.place(before)
+            return own, self.follower.step(batch)
+
+        # Each call into a user's code is watched at a cost: both of torch's steps are one.
+        own, framework = self.framework.module.guard(follow)
+        if scratch.gradient is not None and framework.gradient is not None:
+            gradient = self.data_gradient(scratch.gradient, before, framework.gradient)
+            scratch = scratch._replace(gradient=gradient)
+        return Steps(scratch, own, scratch, framework, None)
+
+    def data_gradient(
+        self, yielded: Parameters, before: Parameters, torchs: Parameters
+    ) -> Parameters:
+        """Return the code's data gradient: what it yields, without λ w where that is in it."""
+        decays = {name: group["weight_decay"] for name, group in self.follower.sgd_groups.items()}
+        bare = {name: g - decays.get(name, 0.0) * before[name] for name, g in yielded.items()}
+        off = [
+            max(float(np.abs(one[name] - g).max()) for name, g in torchs.items())
+            for one in (yielded, bare)
+        ]
+        return bare if off[1] < off[0] else yielded
+
+    def parameters(self) -> tuple[Parameters, Parameters]:
+        """Return the scratch side's and torch's, each on its own trajectory."""
+        return self.now, self.framework.parameters()
+
+    def finish(self) -> None:
+        """See that the code ends after its last step."""
+        self.code.finish()
 
 
 class ClosedBounds:
@@ -60,10 +155,7 @@ class ClosedBounds:
 
     def __init__(self, problem: Problem, own: Collection[str]) -> None:
         self.model, self.state = RoundingModel(problem, own), RoundingState()
-
-    def start_bounds(self, start: Parameters) -> Parameters:
-        """Bound what casting the start to each side's dtype can do."""
-        return self.model.start_bounds(start)
+        self.start_bounds = self.model.start_bounds
 
     def bounds(
         self, batch: Batch, steps: Steps, forward_backward: ForwardBackward | None
@@ -77,9 +169,8 @@ class ClosedBounds:
         bounds, self.state = self.model.bounds(self.state, batch, framework, dloss_dz)
         return bounds
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
-        """Return nothing: these are final."""
-        return None
+    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
+        """Return None: these are final."""
 
 
 class Sides(NamedTuple):
@@ -89,133 +180,77 @@ class Sides(NamedTuple):
         problem: what they train; where the framework side is the user's, with its tensors.
         pair: both, in lockstep.
         bounder: bounds what rounding can do.
-        torch: torch's rule in NumPy, by the settings that the framework side really has; None
-            where its optimizer is not torch.optim.SGD.
+        torch: torch's rule in NumPy, by the settings that the framework side has; None where its
+            optimizer is not torch.optim.SGD.
         sees_rows: whether that rule can pass over the rows itself.
         probe: torch's side, to ask for losses elsewhere; what it trains is not in the pair.
-        altered: what the run must be able to tell, tried by torch's optimizer; None for one-layer
-            models, whose trials are `regcheck.compare.not_distinguished`.
         random: whether the user's model gives two different outputs for one input.
     """
 
     problem: Problem
-    pair: Pair
-    bounder: Bounder
+    pair: NumpyFollowsTorch | TorchFollowsScratch
+    bounder: ClosedBounds | MeasuredBounds
     torch: NumpyTrainer | None
     sees_rows: bool
     probe: TorchTrainer
-    altered: AlteredOptimizers | None
     random: bool
 
 
 @contextmanager
 def sides_of(
-    loaded: LoadedSpec, problem: Problem, trainer: Trainer, timeout: float
+    loaded: LoadedSpec, problem: Problem, trainer: Callable[[Problem], NumpyTrainer], timeout: float
 ) -> Iterator[Sides]:
     """Make both sides of a problem, for as long as the context lasts.
+
+    `trainer` makes the built-in scratch side; a call into a user's code takes up to `timeout`
+    seconds.
 
     Raises:
         UserCodeError: the user's code is off.
     """
     spec = loaded.spec
     with ExitStack() as stack:
-        module, again = None, None
+        module, build_again = None, None
         if spec.own_framework is not None:
-            again = builder(stack, loaded, problem, timeout)
-            module = again()
+            build_again = builder(stack, loaded, problem, timeout)
+            module = build_again()
             problem = of_module(problem, module)
         given = with_settings(problem, spec.torch_settings)
         framework = TorchTrainer(given, module)
-        probe = TorchTrainer(given, clone_of(framework, again))
+        probe = TorchTrainer(given, clone_of(framework, build_again))
         torch = torch_rule(given, module)
-        sees_rows = problem.model != OWN_MODEL
-        pair: Pair
+        pair: NumpyFollowsTorch | TorchFollowsScratch
         if spec.scratch is None:
-            pair = NumpyFollowsTorch(trainer(problem), framework)
-            measured = framework
+            pair, follower = NumpyFollowsTorch(trainer(problem), framework), framework
         else:
             function = user_function(stack, spec.scratch, loaded.folder, "scratch", timeout)
             shapes = {name: w.shape for name, w in problem.initial.items()}
             handed = user_problem(problem, spec, framework=False)
             fixed = {name: problem.initial[name] for name in framework.module.untrained()}
-            leader = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
-            measured = TorchTrainer(given, clone_of(framework, again))
-            pair = TorchFollowsScratch(leader, framework, measured)
-        stack.callback(pair.close)
-        if sees_rows and torch is not None:
-            codes = {"scratch": spec.scratch, "framework": spec.own_framework}
-            own = [side for side, code in codes.items() if code is not None]
-            bounder: Bounder = ClosedBounds(given.with_sgd(torch.problem.sgd), own)
-        else:
-            bounder = noisy(problem, measured)
-        altered = None
-        if isinstance(bounder, MeasuredBounds):
-            altered = AlteredOptimizers(measured, weighed_limits(spec.tolerance, problem.initial))
-        random = module is not None and probe.is_random()
-        yield Sides(problem, pair, bounder, torch, sees_rows, probe, altered, random)
+            code = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
+            stack.callback(code.close)
+            follower = TorchTrainer(given, clone_of(framework, build_again))
+            pair = TorchFollowsScratch(code, framework, follower)
+        sees_rows = problem.model != OWN_MODEL
+        bounder = bounder_of(spec, follower, torch if sees_rows else None)
+        random = module is not None and is_random(probe)
+        yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
 
 
-def user_function(
-    stack: ExitStack, code: str | Callable[[Any], Any], folder: Path, side: str, timeout: float
-) -> UserFunction:
-    """Give a user's function, imported for as long as the stack lasts."""
-    if callable(code):
-        stack.enter_context(descriptors_diverted())
-        return UserFunction(code, f"{side} {label_of(code)}", timeout, side=side)
-    return stack.enter_context(imported(code, folder, timeout, side))
+def bounder_of(
+    spec: Spec, framework: TorchTrainer, torch: NumpyTrainer | None
+) -> ClosedBounds | MeasuredBounds:
+    """Return worked-out bounds where torch's rule passes over the rows, else measured ones."""
+    problem = framework.problem
+    if torch is None:
+        return MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
+    codes = {"scratch": spec.scratch, "framework": spec.own_framework}
+    own = [side for side, code in codes.items() if code is not None]
+    return ClosedBounds(problem.with_sgd(torch.problem.sgd), own)
 
 
-def label_of(code: str | Callable[[Any], Any]) -> str:
-    """Name a user's function, or the class of an object that is called."""
-    return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
-
-
-def guarded_by(build: UserFunction, timeout: float) -> Callable[..., Any]:
-    """Make what calls the model, loss and optimizer that a user's function made, as it is called.
-
-    What they import, print and set is theirs, as it is the function's.
-    """
-    guard = Guard("framework", timeout, build.guard.folder, build.guard.surroundings)
-
-    def guarded(function: Callable[..., Any], *args: Any) -> Any:
-        if guard.surroundings.inside:  # within a larger piece of work that is watched as a whole
-            return watched(function, *args)
-        return guard.run("", watched, function, *args)
-
-    def watched(function: Callable[..., Any], *args: Any) -> Any:
-        # Torch counts what is written into a tensor, or into what it is a view of.
-        versions = [tensor._version for tensor in args]
-        result = function(*args)
-        if versions != [tensor._version for tensor in args]:
-            raise UserCodeError(
-                "framework: the model or the loss function changes the X or y that it is given in "
-                "place, so that the next step finds others\n  Make new ones: `x = x * 2` for "
-                "`x *= 2` or `x.mul_(2)`."
-            )
-        return result
-
-    return guarded
-
-
-def builder(
-    stack: ExitStack, loaded: LoadedSpec, problem: Problem, timeout: float
-) -> Callable[[], Module]:
-    """Make what calls a user's function for a model, its loss function and its optimizer."""
-    code = loaded.spec.own_framework
-    assert code is not None
-    import_compiler()
-    build = user_function(stack, code, loaded.folder, "framework", timeout)
-    guarded = guarded_by(build, timeout)
-
-    def again() -> Module:
-        made = build.call(user_problem(problem, loaded.spec, framework=True))
-        return wrap_user_module(made, build.label, guarded, problem)
-
-    return again
-
-
-def clone_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Module:
-    """Give a trainer's module once more, in the same state, to train on its own.
+def clone_of(trainer: TorchTrainer, build_again: Callable[[], Module] | None) -> Module:
+    """Return a trainer's module once more, in the same state, to train on its own.
 
     A user's is made anew where that can be: its loss function may hold on to its own model, as
     with a penalty in it, and a copy would hold on to the first one's.
@@ -223,20 +258,15 @@ def clone_of(trainer: TorchTrainer, again: Callable[[], Module] | None) -> Modul
     Raises:
         UserCodeError: it can neither be made anew nor copied.
     """
-    if again is not None:
-        made = again()
-        if not made.shares(trainer.module):
-            made.take_state(trainer.module)
-            return made
+    if build_again is None:
+        return trainer.module.clone()
+    made = build_again()
+    known = {id(w) for w in trainer.module.model.parameters()}
+    if known.isdisjoint(id(w) for w in made.model.parameters()):
+        take_state(made, trainer.module)
+        return made
     same = trainer.module.clone()
-    if again is not None:
-        check_independent(trainer, same)
-    return same
-
-
-def check_independent(trainer: TorchTrainer, copy: Module) -> None:
-    """See that the loss of a copy does not depend on the parameters that it was copied from."""
-    trial = TorchTrainer(trainer.problem, copy.clone())
+    trial = TorchTrainer(trainer.problem, same.clone())
     trainer.optimizer.zero_grad()
     for batch in islice(trainer.problem.schedule.batches(), 1):
         trial.backward(batch)
@@ -246,36 +276,14 @@ def check_independent(trainer: TorchTrainer, copy: Module) -> None:
             "one each time the function is called\n  Make the model inside the function, so that "
             "each call gives a new one."
         )
-
-
-def of_module(problem: Problem, module: Module) -> Problem:
-    """Give the problem as a user's module trains it: its tensors, its dtype."""
-    dtype = str(module.dtype).removeprefix("torch.")
-    problem = replace(problem, framework_dtype=dtype)
-    if problem.model != OWN_MODEL:
-        return problem
-    decays = {
-        name: float(group.get("weight_decay", 0.0)) for name, group in module.groups().items()
-    }
-    return replace(
-        problem,
-        initial=initial_of(module),
-        weight_decay={name: decays.get(name, 0.0) for name in module.tensors},
-    )
+    return same
 
 
 def torch_rule(problem: Problem, module: Module | None) -> NumpyTrainer | None:
-    """Give torch's own rule in NumPy, by the settings that the framework side really has."""
+    """Return torch's own rule in NumPy, by the settings that the framework side has."""
     if module is not None:
-        own = settings(module, problem)
-        if own is None:
+        sgd = module.sgd()
+        if sgd is None:
             return None
-        problem = own
+        problem = problem.with_sgd(sgd)
     return NumpyTrainer(replace(problem, convention=TORCH, faults=NO_FAULTS))
-
-
-def noisy(problem: Problem, trainer: TorchTrainer) -> MeasuredBounds:
-    """Bound the rounding of a trainer's steps by measuring it."""
-    dtypes = problem.scratch_dtype, problem.framework_dtype
-    coarser = max(dtypes, key=lambda dtype: float(np.finfo(dtype).eps))
-    return MeasuredBounds(trainer, coarser, mixed=len(set(dtypes)) > 1)

@@ -1,4 +1,4 @@
-"""What torch trains: the one-layer models of a spec, or a user's own model, loss and optimizer."""
+"""What torch trains: a model, its loss and its optimizer, by default torch's own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from regcheck.errors import UserCodeError
-from regcheck.problem.problem import OWN_MODEL, Array, Problem
+from regcheck.numerics.packing import flat
+from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.settings import SGD_DEFAULTS, SgdSettings
-from regcheck.user_code.updates import EXAMPLES, kind_of
 
 LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
     ("linear", "mse"): (nn.Identity, nn.MSELoss),
@@ -27,9 +27,6 @@ LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
     ("logistic", "mse"): (nn.Sigmoid, nn.MSELoss),
 }
 """By model and loss: what is put on z, and torch's loss of that."""
-
-Guard = Callable[..., Any]
-"""Calls a function with arguments; one that guards turns what a user's code does into errors."""
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Module:
         optimizer: of the model's parameters.
         tensors: the parameters by regcheck's names.
         column: whether the targets are (B, 1), and not (B,).
-        guard: calls what is the user's.
+        guard: calls a function of tensors that is the user's, and turns what it does into errors.
         outputs_are_z: whether the model's outputs are z of the one-layer models, (B, 1).
     """
 
@@ -51,7 +48,7 @@ class Module:
     optimizer: Optimizer
     tensors: dict[str, nn.Parameter]
     column: bool
-    guard: Guard
+    guard: Callable[..., Any]
     outputs_are_z: bool
 
     def clone(self) -> Module:
@@ -70,36 +67,14 @@ class Module:
             ) from error
         return same
 
-    def shares(self, other: Module) -> bool:
-        """Say whether it has a parameter in common with another."""
-        return not {id(w) for w in self.model.parameters()}.isdisjoint(
-            id(w) for w in other.model.parameters()
-        )
-
-    def take_state(self, other: Module) -> None:
-        """Copy another's parameters and buffers, before any step.
-
-        Raises:
-            UserCodeError: the other is not of the same kind.
-        """
-        if shapes_of(self.model) != shapes_of(other.model):
-            raise UserCodeError(
-                "framework: gave another model when it was called again, with "
-                f"{shapes_of(self.model)} where it had {shapes_of(other.model)}\n  regcheck calls "
-                "it once for each training: let it make the same model each time."
-            )
-        with torch.no_grad():
-            for name, value in state_of(other.model).items():
-                state_of(self.model)[name].copy_(value)
-
     @property
     def dtype(self) -> torch.dtype:
-        """Give the coarsest dtype of its parameters."""
+        """The coarsest dtype of its parameters."""
         dtypes = {tensor.dtype for tensor in self.tensors.values()}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Give the optimizer's settings of each tensor; nothing for those that it does not move."""
+        """Return the optimizer's settings of each tensor that it updates."""
         names = {id(tensor): name for name, tensor in self.tensors.items()}
         return {
             names[id(tensor)]: group
@@ -111,21 +86,35 @@ class Module:
     def untrained(self) -> list[str]:
         """Name the tensors that are frozen, or that the optimizer does not have."""
         groups = self.groups()
-        return [
-            name
-            for name, tensor in self.tensors.items()
-            if not tensor.requires_grad or name not in groups
-        ]
+        frozen = {name for name, tensor in self.tensors.items() if not tensor.requires_grad}
+        return [name for name in self.tensors if name in frozen or name not in groups]
 
+    def is_plain_sgd(self) -> bool:
+        """Return whether its optimizer is torch.optim.SGD going downhill, on all tensors."""
+        groups = self.groups()
+        return (
+            optimizer_class(self.optimizer) is torch.optim.SGD
+            and groups.keys() == self.tensors.keys()
+            and not any(group["maximize"] for group in groups.values())
+        )
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Give a model's parameters and buffers."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    def sgd(self) -> SgdSettings | None:
+        """Return the settings that a user's own torch.optim.SGD has.
 
-
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of a model's parameters and buffers."""
-    return {name: tuple(value.shape) for name, value in state_of(model).items()}
+        None where it is another optimizer, or has an lr or a momentum of its own for some tensor.
+        """
+        if not self.is_plain_sgd():
+            return None
+        groups = self.groups()
+        common = {
+            (float(group["lr"]), *(type(value)(group[key]) for key, value in SGD_DEFAULTS.items()))
+            for group in groups.values()
+        }
+        if len(common) > 1:
+            return None
+        [(lr, *options)] = common
+        decays = {name: float(groups[name]["weight_decay"]) for name in self.tensors}
+        return SgdSettings(lr, decays, *options)
 
 
 def plainly(function: Callable[..., Any], *args: Any) -> Any:
@@ -150,9 +139,15 @@ class EagerSGD(torch.optim.SGD):
         torchs_own(torch.optim.SGD.add_param_group)(self, param_group)
 
 
-def kind_of_optimizer(optimizer: Optimizer) -> type[Optimizer]:
-    """Give an optimizer's class, by torch's name."""
+def optimizer_class(optimizer: Optimizer) -> type[Optimizer]:
+    """Return an optimizer's class, torch's own where it is that without decorators."""
     return torch.optim.SGD if type(optimizer) is EagerSGD else type(optimizer)
+
+
+def optimizer_class_name(optimizer: Optimizer) -> str:
+    """Return the module and the name of an optimizer's class."""
+    kind = optimizer_class(optimizer)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def eager_step(optimizer: Optimizer) -> Callable[[], Any]:
@@ -186,7 +181,7 @@ def torchs_own(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_torchs(function: Callable[..., Any]) -> bool:
-    """Say whether a function was written in torch; a decorator may bear another's name."""
+    """Return whether a function was written in torch; a decorator may bear another's name."""
     return bool(getattr(function, "__globals__", {}).get("__name__", "").startswith("torch."))
 
 
@@ -234,167 +229,71 @@ class OfLink:
         return loss
 
 
-def import_compiler() -> None:
-    """Import what a user's first optimizer imports: it counts to neither their modules nor time."""
-    import torch._dynamo  # noqa: F401
+class OptimizerClone:
+    """A copy of an optimizer that takes each of its steps with something changed.
 
-
-def wrap_user_module(made: object, label: str, guard: Guard, problem: Problem) -> Module:
-    """Take what a user's function made: (model, loss_function, optimizer).
-
-    Where the spec has a one-layer model, so has it: its one weight and its one bias go by these
-    names. Else its parameters keep their own.
-
-    Raises:
-        UserCodeError: it is no such triple, or cannot be trained.
+    It is the user's own on parameters of its own. At each step it is given the training's
+    parameters and gradients, and keeps a state of its own. So it shows what a doubled lr, gradient
+    or weight decay would have made of a run, or an error of the gradients, whatever the optimizer.
+    The settings named in `times` are multiplied, and so is the gradient.
     """
-    returns = f"it must return (model, loss_function, optimizer), like{EXAMPLES['framework']}"
-    if not isinstance(made, tuple | list) or len(made) != 3:
-        found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
-        raise UserCodeError(f"{label}: gave {found}; {returns}")
-    model, loss, optimizer = made
-    wanted = {
-        "model, a torch.nn.Module": isinstance(model, nn.Module),
-        "loss_function, which is called with predictions and targets": callable(loss),
-        "optimizer, a torch.optim.Optimizer": isinstance(optimizer, Optimizer),
-    }
-    for (what, right), one in zip(wanted.items(), made, strict=True):
-        if isinstance(one, type):
-            text = f"gave the class {one.__name__} in the place of the {what.partition(',')[0]}"
-            raise UserCodeError(f"{label}: {text}; make one of it: {one.__name__}(..)")
-        if not right:
-            found = f"gave {kind_of(one)} in the place of the {what}"
-            raise UserCodeError(f"{label}: {found}; {returns}")
-    tensors = named_tensors(model, label, problem)
-    check_tensors(tensors, optimizer, label)
-    return Module(model, loss, optimizer, tensors, False, guard, outputs_are_z=False)
+
+    def __init__(self, module: Module, *, gradient: float = 1.0, **times: float) -> None:
+        """Copy a module's optimizer before its first step."""
+        self.module, self.gradient, self.times = module, gradient, times
+        originals = list(module.tensors.values())
+        self.tensors, self.optimizer = copy.deepcopy((originals, module.optimizer))
+        self.views = [tensor.detach().numpy() for tensor in self.tensors]
+        self.kept: dict[Tensor, Any] = {}
+
+    def keep(self) -> None:
+        """Keep what the optimizer remembers, to take the next step more than once."""
+        self.kept = copied(self.optimizer.state)
+
+    def rewind(self) -> None:
+        """Let the optimizer remember what it did when that was kept."""
+        self.optimizer.state.clear()
+        self.optimizer.state.update(copied(self.kept))
+
+    def step(
+        self,
+        before: Parameters,
+        gradients: Mapping[str, Array | None],
+        error: Array | None = None,
+    ) -> Array:
+        """Take a step; returns the parameters after it, one after the other, in float64.
+
+        Args:
+            before: the training's parameters, by name.
+            gradients: what its optimizer was given; None for tensors without a gradient.
+            error: what is added to the gradients, all entries one after the other.
+        """
+        start = 0
+        for name, tensor, view in zip(before, self.tensors, self.views, strict=True):
+            np.copyto(view, before[name].reshape(view.shape), casting="same_kind")
+            stop, given = start + view.size, gradients[name]
+            tensor.grad = None
+            if given is not None:
+                g = self.gradient * given
+                if error is not None:
+                    g = g + error[start:stop].reshape(g.shape)
+                tensor.grad = torch.from_numpy(np.asarray(g)).to(tensor.dtype)
+            start = stop
+        own: dict[str, Any]
+        groups = zip(self.optimizer.param_groups, self.module.optimizer.param_groups, strict=True)
+        for own, theirs in groups:
+            for key in ("lr", "weight_decay"):
+                if key in own:
+                    own[key] = theirs[key] * self.times.get(key, 1.0)
+        self.module.guard(self.optimizer.step)
+        return flat(dict(zip(before, self.views, strict=True)))
 
 
-def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, nn.Parameter]:
-    """Give a user's parameters by regcheck's names."""
-    own = dict(model.named_parameters())
-    if not own:
-        raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
-    if problem.model == OWN_MODEL:
-        return own
-    found: dict[str, list[str]] = {name: [] for name in problem.initial}
-    for name, tensor in own.items():
-        # Where the sizes do not tell them apart, the names do.
-        alike = problem.initial["weight"].size == 1
-        bias = name.rpartition(".")[2].startswith("b") if alike else tensor.numel() == 1
-        named = "bias" if bias and "bias" in found else "weight"
-        if tensor.numel() == problem.initial[named].size:
-            found[named].append(name)
-    if len(own) != len(found) or any(len(names) != 1 for names in found.values()):
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in own.items())
-        other = "one bias" if "bias" in found else "no bias (`bias: false`)"
-        raise UserCodeError(
-            f"{label}: the model has {shapes}; the spec's {problem.model} model has one weight of "
-            f"{problem.initial['weight'].size} entries and {other}. To compare another model, "
-            "leave `model` and `loss` out of the spec and give `scratch` too"
-        )
-    tensors = {kind: own[names[0]] for kind, names in found.items()}
-    for kind, tensor in tensors.items():
-        if tuple(tensor.shape) != problem.initial[kind].shape:
-            raise UserCodeError(
-                f"{label}: {found[kind][0]} has shape {tuple(tensor.shape)}; the spec's "
-                f"{problem.model} model has it as nn.Linear does, {problem.initial[kind].shape}. "
-                "Use nn.Linear, or leave `model` and `loss` out of the spec and give `scratch` too"
-            )
-    return tensors
-
-
-def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, label: str) -> None:
-    """Refuse parameters that regcheck cannot follow."""
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu":
-            raise UserCodeError(
-                f"{label}: {name} is on {tensor.device}; regcheck trains on the CPU: "
-                "leave out .to(device)"
-            )
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise UserCodeError(
-                f"{label}: {name} is {tensor.dtype}; it must be torch.float32 or torch.float64"
-            )
-    known = {id(tensor) for tensor in tensors.values()}
-    trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    if not any(id(tensor) in known for tensor in trained):
-        raise UserCodeError(
-            f"{label}: the optimizer has none of the model's parameters; give it model.parameters()"
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserCodeError(
-            f"{label}: torch.optim.LBFGS takes the loss several times in one step; regcheck takes "
-            "optimizers of one gradient a step, such as torch.optim.SGD"
-        )
-
-
-def plain_sgd(module: Module) -> bool:
-    """Say whether a module's optimizer is torch.optim.SGD going downhill, on all tensors."""
-    if kind_of_optimizer(module.optimizer) is not torch.optim.SGD:
-        return False
-    groups = module.groups()
-    return groups.keys() == module.tensors.keys() and not any(
-        group["maximize"] for group in groups.values()
-    )
-
-
-def settings(module: Module, problem: Problem) -> Problem | None:
-    """Give the problem with the settings that a user's own torch.optim.SGD really has.
-
-    None where it is another optimizer, or has an lr or a momentum of its own for some tensor.
-    """
-    groups = module.groups()
-    if not plain_sgd(module):
-        return None
-    common = {
-        (float(group["lr"]), *(type(value)(group[key]) for key, value in SGD_DEFAULTS.items()))
-        for group in groups.values()
-    }
-    if len(common) > 1:
-        return None
-    [(lr, *options)] = common
-    decays = {name: float(groups[name]["weight_decay"]) for name in module.tensors}
-    return problem.with_sgd(SgdSettings(lr, decays, *options))
-
-
-def initial_of(module: Module) -> dict[str, Array]:
-    """Copy a module's parameters, in float64."""
+def copied(state: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
+    """Copy what an optimizer remembers of each parameter."""
     return {
-        name: tensor.detach().double().numpy().copy() for name, tensor in module.tensors.items()
+        w: {key: x.clone() if isinstance(x, Tensor) else x for key, x in own.items()}
+        if type(own) is dict
+        else copy.deepcopy(own)
+        for w, own in state.items()
     }
-
-
-class ShapeTrap(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Points out targets (n,) that meet predictions (n, 1): torch makes n × n of them."""
-
-    def __init__(self, rows: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.rows = rows
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Take an operation, and look at the shapes that it was given."""
-        given = func(*args, **(kwargs or {}))
-        if isinstance(given, Tensor) and tuple(given.shape) == (self.rows, self.rows):
-            shapes = {tuple(one.shape) for one in args if isinstance(one, Tensor)}
-            rows, column = (self.rows,), (self.rows, 1)
-            spread = func is torch.ops.aten.expand.default and shapes == {rows}
-            if spread or shapes == {rows, column}:
-                raise TrappedError
-        return given
-
-
-class TrappedError(Exception):
-    """Targets and predictions of n rows were broadcast to n × n."""
-
-
-def trap_text(label: str, rows: int) -> str:
-    """Say what is wrong where targets and predictions broadcast, and what to do."""
-    return (
-        f"{label}: in the loss, predictions ({rows}, 1) meet targets ({rows},): torch broadcasts "
-        f"them to ({rows}, {rows}), so that every prediction is compared with every target\n"
-        "  The targets y are (n,). Let the model's output be (n,) too, by `.squeeze(-1)`, or\n"
-        "  let the loss function take y as a column: `lambda p, y: loss(p, y[:, None])`"
-    )

@@ -1,18 +1,14 @@
 """The framework side: a model, its loss and its optimizer in torch, stepped one update at a time.
 
-With `modules`, `noise` and `shadow` the modules that import torch; the one place where threads
-and determinism are set.
+The one place where threads and determinism are set.
 """
 
 from __future__ import annotations
 
 import math
-import random
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +16,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from regcheck.errors import UserCodeError
-from regcheck.numerics.packing import Packed, flat, layout_of
+from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
-from regcheck.trainers.monte_carlo import RandomRounding
-from regcheck.trainers.torch_model import (
-    Module,
-    ShapeTrap,
-    TrappedError,
-    built_in,
-    eager_step,
-    is_torchs,
-    plain_sgd,
-    trap_text,
-)
+from regcheck.trainers.torch_model import Module, built_in, eager_step, is_torchs
+from regcheck.trainers.user_module import check_loss
 
 VERSION = str(torch.__version__)
 
@@ -64,17 +51,6 @@ def torch_settings(multiplications: int) -> Iterator[int]:
         torch.set_deterministic_debug_mode(mode)
 
 
-class Sample(NamedTuple):
-    """One pass with random rounding: the loss, and the gradients as they come and as clipped.
-
-    All tensors' entries stand one after the other, in float64.
-    """
-
-    loss: float
-    gradient: Array
-    used: Array
-
-
 class TorchTrainer:
     """The training of a problem in torch, stepped one update at a time."""
 
@@ -95,9 +71,10 @@ class TorchTrainer:
         self.largest = float(torch.finfo(dtype).max)
         self.optimizer, self.tensors = self.module.optimizer, self.module.tensors
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
-        # SGD's steps can be told in parts; another optimizer's is told as a whole.
-        self.groups = self.module.groups() if plain_sgd(self.module) else {}
-        self.trapped = module is None
+        # Of SGD's steps, penalty and delta are known; another optimizer's are known as a whole.
+        self.groups = self.module.groups()
+        self.sgd_groups = self.groups if self.module.is_plain_sgd() else {}
+        self.loss_checked = module is None
         self.used: Parameters = {}
         # What was put in the place of its parameters, exactly, and is there still.
         self.placed: Parameters | None = None
@@ -123,90 +100,16 @@ class TorchTrainer:
         exact = exact and all(w.dtype == self.views[name].dtype for name, w in parameters.items())
         self.placed = parameters if exact else None
 
-    def sample(
-        self, parameters: Parameters, batch: Batch, rounding: RandomRounding | None, *, mixed: bool
-    ) -> Sample:
-        """Take a step's gradients once more, with random rounding; the training goes on as it was.
-
-        Args:
-            parameters: where to take them.
-            batch: the rows.
-            rounding: rounds at random; without it, the pass is the step's own.
-            mixed: whether the sides' dtypes differ, so that each has data and parameters that are
-                rounded otherwise.
-        """
-        try:
-            found: Sample = self.module.guard(
-                lambda: self.sampled(parameters, batch, rounding, mixed=mixed)
-            )
-        except UserCodeError:
-            if rounding is not None and rounding.failure is not None:
-                raise rounding.failure from None
-            raise
-        return found
-
-    def sampled(
-        self, parameters: Parameters, batch: Batch, rounding: RandomRounding | None, *, mixed: bool
-    ) -> Sample:
-        """Take the sample."""
-        kept, X, y = self.parameters(), self.X, self.y
-        buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
-        grads = [tensor.grad for tensor in self.tensors.values()]
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                self.place(parameters)
-                for name, x in self.buffers_before.items():
-                    self.buffers[name].copy_(x)
-                if mixed and rounding is not None:
-                    self.X, self.y = (recast(one, rounding) for one in (X, y))
-                    for tensor in self.tensors.values():
-                        tensor.copy_(recast(tensor, rounding))
-                self.forget_gradients()
-                with rounding or nullcontext():
-                    _, loss = self.backward(batch)
-                gradient = used = flat(self.gradients())
-                if self.clip():
-                    used = flat(self.gradients())
-                return Sample(loss, gradient, used)
-        finally:
-            self.X, self.y = X, y
-            self.place(kept)
-            with torch.no_grad():
-                for name, x in buffers.items():
-                    self.buffers[name].copy_(x)
-            for tensor, grad in zip(self.tensors.values(), grads, strict=True):
-                tensor.grad = grad
-
-    def is_random(self) -> bool:
-        """Return whether two passes over the same rows give different outputs, or losses."""
-        found = []
-        buffers = {name: x.detach().clone() for name, x in self.buffers.items()}
-        states = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            for batch in islice(self.problem.schedule.batches(), 1):
-                X, y = self.pairs(batch)[:2]
-                for _ in range(2):
-                    for name, x in buffers.items():
-                        self.buffers[name].copy_(x)
-                    z, loss = self.module.guard(self.forward, X, y)
-                    parts = [x for x in (z, loss) if isinstance(x, torch.Tensor)]
-                    found.append([x.detach().numpy().tobytes() for x in parts])
-            for name, x in buffers.items():
-                self.buffers[name].copy_(x)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        return len(found) == 2 and found[0] != found[1]
-
     def advance(self, batch: Batch) -> Step:
         """Take one update of which nothing but its end and its loss is asked."""
         self.placed = None
         _, loss = self.backward(batch)
         self.clip()
-        self.move(batch)
+        self.update(batch)
         return Step({}, None, loss, None, None, {}, None, self.parameters())
 
     def loss_at(self, parameters: Parameters, batch: Batch) -> float:
-        """Give the loss of a step's rows at any parameters."""
+        """Return the loss of a step's rows at any parameters."""
         self.place(parameters)
         with torch.no_grad():
             losses = []
@@ -225,30 +128,21 @@ class TorchTrainer:
         if self.clip():
             used = self.gradients()
         self.used = used
-        self.move(batch)
+        self.update(batch)
         after, velocity = self.parameters(), self.velocity()
-        step = Step(
-            before=before,
-            outputs=outputs,
-            loss=loss,
-            gradient=gradient,
-            penalty=None,
-            velocity=velocity,
-            delta=None,
-            after=after,
-        )
-        if not self.groups:
+        step = Step(before, outputs, loss, gradient, None, velocity, None, after)
+        if not self.sgd_groups:
             return step
-        lrs = {name: group["lr"] for name, group in self.groups.items()}
-        decays = {name: group["weight_decay"] for name, group in self.groups.items()}
-        return step._replace(
-            penalty={name: lrs[name] * (decays[name] * w) for name, w in before.items()},
-            delta={
-                name: lrs[name]
-                * self.direction(name, velocity.get(name), used[name] + decays[name] * w)
-                for name, w in before.items()
-            },
-        )
+        penalty, delta = {}, {}
+        for name, w in before.items():
+            group = self.sgd_groups[name]
+            d = used[name] + group["weight_decay"] * w
+            if name in velocity:
+                v = velocity[name]
+                d = d + group["momentum"] * v if group["nesterov"] else v
+            penalty[name] = group["lr"] * (group["weight_decay"] * w)
+            delta[name] = group["lr"] * d
+        return step._replace(penalty=penalty, delta=delta)
 
     def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
@@ -261,9 +155,11 @@ class TorchTrainer:
         """Return X and y of each micro-batch in turn."""
         rows = [i if isinstance(i, slice) else torch.from_numpy(i) for i in batch.micro_batches]
         pairs = [one[index] for index in rows for one in (self.X, self.y)]
-        if not self.trapped:
-            for place in range(0, len(pairs), 2):
-                self.look_for_trap(pairs[place], pairs[place + 1])
+        if not self.loss_checked:
+            for X, y in zip(pairs[::2], pairs[1::2], strict=True):
+                with self.keeping_buffers():
+                    check_loss(self.module, X, y)
+                self.loss_checked = len(y) > 1
         return pairs
 
     def passes(self, *pairs: torch.Tensor) -> tuple[list[torch.Tensor], float]:
@@ -272,58 +168,20 @@ class TorchTrainer:
         Their mean gradients are averaged.
         """
         torch.set_grad_enabled(True)  # a user's code may have turned it off
-        outputs, total, parts = [], 0.0, len(pairs) // 2
+        outputs, total, count = [], 0.0, len(pairs) // 2
         for X, y in zip(pairs[::2], pairs[1::2], strict=True):
             z, loss = self.forward(X, y)
-            if parts > 1:
-                loss = loss / parts
+            if count > 1:
+                loss = loss / count
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             outputs.append(z)
         return outputs, total
 
     def forward(self, X: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give a batch's outputs and loss."""
+        """Return a batch's outputs and loss."""
         z = self.module.model(X)
         return z, self.module.loss(z, y)
-
-    def look_for_trap(self, X: torch.Tensor, y: torch.Tensor) -> None:
-        """Point out targets that broadcast against predictions; and a loss that is no loss."""
-        label, rows = "framework", len(y)
-
-        trapped = False
-
-        def trial() -> object:
-            nonlocal trapped
-            with torch.random.fork_rng(devices=[]), ShapeTrap(rows), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns of the trap, and then uses it
-                torch.set_grad_enabled(True)
-                try:
-                    return self.forward(X, y)[1]
-                except TrappedError:
-                    trapped = True
-                    return None
-
-        def alone() -> object:
-            torch.set_grad_enabled(True)
-            return self.forward(X, y)[1]
-
-        with self.keeping_buffers():
-            loss = self.module.guard(trial if rows > 1 else alone)
-        if trapped:
-            raise UserCodeError(trap_text(label, rows))
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            found = f"{loss!r}; is a `return` missing?" if loss is None else repr(loss)
-            if isinstance(loss, torch.Tensor):
-                found = f"a tensor of shape {tuple(loss.shape)}"
-                if not loss.requires_grad:
-                    found += ", cut off from the parameters (by detach, no_grad or item)"
-            raise UserCodeError(
-                f"{label}: loss_function(model(X), y) gave {found}\n"
-                "It must give one number that torch can differentiate, like the mean of the rows' "
-                "losses"
-            )
-        self.trapped = rows > 1
 
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
@@ -343,8 +201,32 @@ class TorchTrainer:
             for name, tensor in self.tensors.items()
         )
 
+    def given_gradients(self) -> dict[str, Array | None]:
+        """Return what the optimizer was given at the last step; None for tensors without one."""
+        return {name: g if self.has_gradient[name] else None for name, g in self.used.items()}
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """Return the optimizer's options; a list of each tensor's lr and weight decay, or 0."""
+        found = {key: x for key, x in next(iter(self.groups.values())).items() if key != "params"}
+        for key in ("lr", "weight_decay"):
+            found[key] = [float(self.groups.get(name, {}).get(key, 0)) for name in self.tensors]
+        return found
+
+    def optimizer_state(self, keys: Iterable[str]) -> tuple[dict[str, list[Array]], float]:
+        """Return what the optimizer remembers of each tensor, flat or 0, and the step it counts."""
+        states = [self.optimizer.state.get(w, {}) for w in self.tensors.values()]
+        found = {}
+        for key in keys:
+            values = [state.get(key) for state in states]
+            if any(x is not None for x in values):
+                found[key] = [
+                    np.zeros(size) if x is None else x.numpy().ravel()
+                    for x, size in zip(values, self.layout.sizes, strict=True)
+                ]
+        return found, next((float(state["step"]) for state in states if "step" in state), 1.0)
+
     def clip(self) -> bool:
-        """Clip the gradients where the problem says so; say whether it does."""
+        """Clip the gradients where the problem says so; return whether it does."""
         if self.problem.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.tensors.values(), self.problem.clip_norm)
         elif self.problem.clip_value is not None:
@@ -353,8 +235,8 @@ class TorchTrainer:
             return False
         return True
 
-    def move(self, batch: Batch) -> None:
-        """Let the optimizer move the parameters, at the step's lr."""
+    def update(self, batch: Batch) -> None:
+        """Let the optimizer update the parameters, at the step's lr."""
         schedule = self.problem.schedule
         if schedule.lr_schedule is not None:
             for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
@@ -377,7 +259,7 @@ class TorchTrainer:
 
     def velocity(self) -> Parameters:
         """Copy torch's own momentum buffers; none without momentum."""
-        if not any(group["momentum"] for group in self.groups.values()):
+        if not any(group["momentum"] for group in self.sgd_groups.values()):
             return {}
         state = self.optimizer.state
         return {
@@ -386,16 +268,9 @@ class TorchTrainer:
             if state[tensor].get("momentum_buffer") is not None
         }
 
-    def direction(self, name: str, velocity: Array | None, coupled: Array) -> Array:
-        """Give d: g + λ w without momentum, the buffer v with it, g + λ w + μ v with Nesterov."""
-        if velocity is None:
-            return coupled
-        group: dict[str, Any] = self.groups[name]
-        return coupled + group["momentum"] * velocity if group["nesterov"] else velocity
-
 
 def dense(name: str, gradient: torch.Tensor) -> Array:
-    """Give a gradient's entries.
+    """Return a gradient's entries.
 
     Raises:
         UserCodeError: it holds some of them alone.
@@ -409,16 +284,6 @@ def dense(name: str, gradient: torch.Tensor) -> Array:
     return found
 
 
-def recast(x: torch.Tensor, rounding: RandomRounding) -> torch.Tensor:
-    """Move those numbers that are no whole ones as a cast to another dtype may have rounded them.
-
-    Whole numbers, labels among them, are the same in both dtypes.
-    """
-    if not x.is_floating_point():
-        return x
-    return torch.where(x == x.round(), x, x + x * rounding.signs(x))
-
-
 def environment() -> dict[str, str]:
-    """Name the versions that numbers depend on."""
+    """Return the versions that numbers depend on."""
     return {"numpy": np.__version__, "torch": VERSION}
