@@ -166,36 +166,31 @@ class NamedConvention(NamedTuple):
 
 NAMED: dict[str, NamedConvention] = {
     "bias-free": NamedConvention(
-        "as torch, but the bias is not penalized",
-        Convention(penalize_bias=False),
+        "as torch, but the bias is not penalized", Convention(penalize_bias=False)
     ),
     "coursera": NamedConvention(
         "Ng's course: λ/(2n) Σw² in the loss, the bias free",
         Convention(divide_penalty_by="dataset", penalize_bias=False, penalty_in_loss=True),
     ),
     "decoupled": NamedConvention(
-        "AdamW's decay: w shrinks by lr·λ, apart from the gradient",
-        Convention(decay="decoupled"),
+        "AdamW's decay: w shrinks by lr·λ, apart from the gradient", Convention(decay="decoupled")
     ),
     "divided-by-batch": NamedConvention(
         "λ·w added to the summed gradient, all divided by the batch's rows",
         Convention(divide_penalty_by="batch", penalty_in_loss=True),
     ),
     "divided-by-dataset": NamedConvention(
-        "λ divided by the training rows",
-        Convention(divide_penalty_by="dataset"),
+        "λ divided by the training rows", Convention(divide_penalty_by="dataset")
     ),
     "doubled": NamedConvention(
-        "the penalty is λ Σw², without the ½",
-        Convention(penalty_factor=2.0),
+        "the penalty is λ Σw², without the ½", Convention(penalty_factor=2.0)
     ),
     "keras-l2": NamedConvention(
         "keras.regularizers.L2 as kernel_regularizer: l2 Σw² in the loss, the bias free",
         Convention(penalty_factor=2.0, penalize_bias=False, penalty_in_loss=True),
     ),
     "pytorch": NamedConvention(
-        "torch.optim.SGD(weight_decay=λ) with a mean-reduced loss",
-        Convention(),
+        "torch.optim.SGD(weight_decay=λ) with a mean-reduced loss", Convention()
     ),
     "sklearn-mlp": NamedConvention(
         "sklearn's MLPClassifier(alpha=λ): λ/(2B) Σw² in the loss, the bias free",
@@ -207,7 +202,7 @@ TORCH = NAMED["pytorch"].convention
 
 
 def is_bias(tensor: str) -> bool:
-    """Say whether a tensor is a bias, by the last part of its name.
+    """Whether a tensor is a bias, by the last part of its name.
 
     >>> is_bias("layers.0.bias"), is_bias("layers.0.weight")
     (True, False)
@@ -216,28 +211,25 @@ def is_bias(tensor: str) -> bool:
 
 
 def penalized(convention: Convention, tensor: str) -> bool:
-    """Say whether a convention's penalty acts on a tensor: always, but for a bias left out."""
+    """Whether a convention's penalty acts on a tensor: always, but for a bias left out."""
     return convention.penalize_bias or not is_bias(tensor)
 
 
 def differences(convention: Convention, *, bias: bool = True) -> dict[str, tuple[str, str]]:
-    """Name the keys in which a convention differs from torch's: key → (its value, torch's).
+    """Return the keys in which a convention differs from torch's: key → (its value, torch's).
 
     Without a bias, whether it is penalized is no difference.
     """
-    found = {}
-    for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True):
-        if here != torch and (bias or key != "penalize_bias"):
-            found[key] = (plain(here), plain(torch))
-    return found
+    return {
+        key: (plain(here), plain(torch))
+        for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True)
+        if here != torch and (bias or key != "penalize_bias")
+    }
 
 
 def name_of(convention: Convention) -> str | None:
-    """Give the name of a convention, or None where it has none."""
-    for name, known in NAMED.items():
-        if known.convention == convention:
-            return name
-    return None
+    """Return the name of a convention, or None where it has none."""
+    return next((name for name, known in NAMED.items() if known.convention == convention), None)
 
 
 def plain(value: object) -> str:
