@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
+from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec, one_step
 from regcheck.report.output import EXPLANATION_FORMATS as FORMATS
 from regcheck.report.output import as_text
 from regcheck.rules.cause import HIDING
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import KEYS, NAMED
+from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
 from tests.conftest import ROOT
+from tests.formula_reader import case_of, value_of
 
 
 def plain_text(explanation: Any) -> str:
@@ -39,11 +41,14 @@ def test_explain_works_the_answers_step_out() -> None:
     assert "w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2" in explain_all().after[0]
 
 
+ANSWER = {"X": [[2.0], [4.0]], "y": [7.0, 11.0]}
+"""Two points: at the weight 1 and the bias 1 the gradients are -32 and -10."""
+
+
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_worked_step_is_what_the_scratch_side_does(name: str) -> None:
-    # The answer's two points: one weight 1, gradient -32 (its bias 1 has the gradient -10).
     spec = {
-        "data": {"X": [[2.0], [4.0]], "y": [7.0, 11.0]},
+        "data": ANSWER,
         "model": "linear",
         "init": {"weight": [1.0], "bias": [1.0]},
         "lr": 0.1,
@@ -53,6 +58,34 @@ def test_worked_step_is_what_the_scratch_side_does(name: str) -> None:
     trained = check(spec).comparison.final["scratch"].parameters["weight"][0, 0]
     line = next(line for line in explain_all().after if line.split()[0] == name)
     assert line.endswith(f"= {trained:.2f}")
+
+
+@pytest.mark.parametrize("decay", get_args(Decay))
+@pytest.mark.parametrize("norm_kind", get_args(PenaltyNorm))
+def test_one_step_is_the_trainers_and_its_text_the_same_number(
+    decay: Decay, norm_kind: PenaltyNorm
+) -> None:
+    choices = ([1.0, 2.0, -0.5, 0.0], [1.0, -2.0, 0.0], ["nothing", "batch"], ["mean", "sum"])
+    for factor, start, divide, reduction in product(*choices):
+        convention = {
+            "decay": decay,
+            "penalty_norm": norm_kind,
+            "penalty_factor": factor,
+            "divide_penalty_by": divide,
+            "loss_reduction": reduction,
+            "loss_factor": 0.5,
+        }
+        spec = {"lr": 0.125, "weight_decay": 0.5, "init": {"weight": [start], "bias": [1.0]}}
+        case = case_of(spec | {"data": ANSWER, "convention": convention})
+        batch = next(case.trainer.problem.schedule.batches())
+        state = case.trainer.start()
+        g = float(case.plain.forward_backward(state.parameters, batch).gradient["weight"].item())
+        text, value = one_step(case.convention, case.training, start, g)
+        after = float(case.trainer.step(state, batch).step.after["weight"].item())
+        # Powers of two nearly everywhere: a rounding or two of numbers below 100.
+        assert value == pytest.approx(after, rel=1e-14)
+        # The text has six digits of each number, and there are no more here.
+        assert value_of(text, {}) == pytest.approx(after, rel=1e-14), text
 
 
 @pytest.mark.parametrize("name", all_names())

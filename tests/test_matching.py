@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, Parameters, Problem, build_problem, with_settings
 from regcheck.rules.convention import Convention, Decay, Faults, MomentumForm
-from regcheck.rules.equivalent import Matching, NoMatchError, matching
-from regcheck.rules.settings import SgdSettings, Training
+from regcheck.rules.equivalent import Matching, NoMatchError, matching, torch_call
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.training import TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.formula_reader import training
 
 OPTIMIZERS: list[dict[str, Any]] = [
     {},
@@ -260,13 +260,6 @@ def test_match_by_hand(
     assert found.sgd.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
 
 
-def training(**changes: Any) -> Training:
-    """Make a plain training of 8 rows; changes of torch's settings are put into these."""
-    given = SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
-    sgd = given._replace(**{key: changes.pop(key) for key in given._fields if key in changes})
-    return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
-
-
 def test_changing_lr_is_matched_by_a_factor_on_each() -> None:
     found = matching(
         Convention(loss_factor=0.5), training(lr=0.0, lr_varies=True)
@@ -352,3 +345,29 @@ def test_no_settings_take_the_floor_of_bceloss_away() -> None:
         matching(Convention(), training, plain)
     with pytest.raises(NoMatchError, match="or scaled features"):
         matching(Convention(penalty_factor=2.0), training, plain)
+
+
+# --- the call -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "call"),
+    [
+        ({}, "torch.optim.SGD(lr=0.1, weight_decay=0.5)"),
+        ({"weight_decay": {"weight": 0.0, "bias": 0.0}}, "torch.optim.SGD(lr=0.1)"),
+        (
+            {"momentum": 0.9, "nesterov": True},
+            "torch.optim.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)",
+        ),
+        (
+            {"momentum": 0.9, "dampening": 0.5, "weight_decay": {"weight": 0.5, "bias": 0.0}},
+            (
+                'torch.optim.SGD([{"params": [model.weight], "weight_decay": 0.5}, '
+                '{"params": [model.bias], "weight_decay": 0}], '
+                "lr=0.1, momentum=0.9, dampening=0.5)"
+            ),
+        ),
+    ],
+)
+def test_torch_call_is_written_as(changes: dict[str, Any], call: str) -> None:
+    assert torch_call(training(**changes).sgd) == call

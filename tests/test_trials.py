@@ -28,7 +28,7 @@ from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem
 from tests.faults import BUGS, Plant
 from tests.random_specs import matched_spec
-from tests.test_causes import ALWAYS, BIAS, COUPLED, PENALTY
+from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
 from tests.test_sabotage import (
     DAMPENED,
     MOMENTUM,

@@ -1,0 +1,282 @@
+"""Reads formulas back: trains by their text, with numbers for the letters; only g is given."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from regcheck.problem.batches import Batch, training_of
+from regcheck.problem.problem import Parameters, build_problem
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.settings import SgdSettings, Training
+from regcheck.spec import from_mapping
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+
+Value = Any  # a float or an array
+Values = dict[str, Value]
+
+TOKEN = re.compile(
+    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
+    r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
+    r"|[a-zλμτ]|B|[()+−·/])"
+)
+SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/"}
+FUNCTIONS = ("clip", "clip_w", "clip_b", "Σ")
+
+
+def value_of(text: str, values: Values) -> Value:
+    """Evaluate one side of an assignment; what stands side by side is multiplied."""
+    tokens = TOKEN.findall(text := re.sub(r"Σ(g(\([^)]*\))?)", r"Σ(\1)", text))
+    assert "".join(tokens).replace(" ", "") == text.replace(" ", ""), text
+    python, before = "", "("
+    for token in tokens:
+        if token not in SIGNS and token != ")" and before not in (*SIGNS, *FUNCTIONS, "("):
+            python += "*"
+        plain = token in "()" or re.fullmatch(r"-?\d.*", token)
+        python += SIGNS.get(token) or (token if plain else f"values[{token!r}]")
+        before = token
+    return eval(python, {"values": values})
+
+
+def lines_of(text: list[str]) -> tuple[dict[str, list[str]], bool]:
+    """Sort a rule's assignments by tensor; and whether the bias goes first."""
+    *before, last = text
+    if text[0].startswith("first  "):
+        weight, _, end = last.partition(", with ")
+        assert end == "g at the new b"
+        bias = text[0].removeprefix("first  ").split("; ")
+        return {"weight": [*before[1:], weight], "bias": bias}, True
+    if last.endswith(", b likewise"):
+        weights = [*before, last.removesuffix(", b likewise")]
+        return {"weight": weights, "bias": [line.replace("w", "b") for line in weights]}, False
+    return {"weight": before, "bias": last.split("; ")}, False
+
+
+# --- what the letters stand for -------------------------------------------------------------------
+
+DATA: dict[str, Any] = {
+    "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
+    "y": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
+}
+BASE: dict[str, Any] = {
+    "data": DATA,
+    "model": "linear",
+    "init": {"weight": [0.5, -0.3], "bias": [0.2]},
+    "lr": 0.05,
+}
+FACTOR = 1.75
+"""What stands for c."""
+
+
+class Case(NamedTuple):
+    """A training, and the same one by torch's convention, which gives g."""
+
+    spec: dict[str, Any]
+    trainer: NumpyTrainer
+    plain: NumpyTrainer
+    training: Training
+    convention: Convention
+
+    def gradients(self, parameters: Parameters, batch: Batch) -> dict[str, Values]:
+        """Return g of each tensor, and the average and sum of mᵢ gᵢ; all at ȳ and by p − y too."""
+        mean = copy(self.plain)
+        mean.y = self.plain.y.copy()
+        for rows in batch.micro_batches:
+            mean.y[rows] = mean.y[rows].mean()
+        plain_slope = replace(self.plain.problem, faults=Faults(bce_slope="plain"))
+        trainers = {"": self.plain, "(ȳ)": mean}
+        trainers |= {"(p−y)": self.plain.by(plain_slope), "(p−ȳ)": mean.by(plain_slope)}
+        found: dict[str, Values] = {name: {} for name in parameters}
+        for at, trainer in trainers.items():
+            whole = trainer.forward_backward(parameters, batch).gradient
+            micro = [
+                trainer.forward_backward(parameters, batch._replace(micro_batches=(rows,))).gradient
+                for rows in batch.micro_batches
+            ]
+            sizes = [len(self.plain.y[index]) for index in batch.micro_batches]
+            for name, g in whole.items():
+                total = sum(m * one[name] for m, one in zip(sizes, micro, strict=True))
+                found[name][f"g{at}"] = g
+                found[name][f"sum(mᵢ gᵢ{at})"] = total
+                found[name][f"average(mᵢ gᵢ{at})"] = total / len(micro)
+        return found
+
+    def constants(self, batch: Batch, tensor: str) -> Values:
+        """Return the numbers of one step for a tensor."""
+        training, schedule = self.training, self.trainer.problem.schedule
+        decays = training.sgd.weight_decay
+        return {
+            "lr": batch.lr,
+            "lr₊₁": schedule.lr_at(batch.step + 1),
+            "lr₋₁": schedule.lr_at(max(1, batch.step - 1)),
+            # A penalty on a bias that has no λ of its own is by that of the weight.
+            "λ": decays[tensor] or decays["weight"],
+            "μ": training.sgd.momentum,
+            "τ": training.sgd.dampening,
+            "B": batch.size,
+            "m": training.loss_rows[0],
+            "n": training.train_rows,
+            "k": len(batch.micro_batches),
+            "batch_size": self.spec.get("batch_size", training.train_rows),
+            "c": FACTOR,
+            "clip_w": self.clip_alone,
+            "clip_b": self.clip_alone,
+        }
+
+    def clip_alone(self, value: Value) -> Value:
+        """Clip a tensor by its own norm."""
+        return self.clip_with([value])(value)
+
+    def clip_with(self, values: Iterable[Value]) -> Callable[[Value], Value]:
+        """Return what clips, for what all tensors put into it."""
+        limit = self.spec.get("clip_value")
+        if limit is not None:
+            return lambda value: np.clip(value, -limit, limit)
+        total = math.sqrt(sum(float(np.sum(value * value)) for value in values))
+        factor = min(1.0, self.spec.get("clip_norm", math.inf) / (total + 1e-6))
+        return lambda value: value * factor
+
+
+def case_of(spec: dict[str, Any], faults: Faults = NO_FAULTS) -> Case:
+    """Make what a spec trains, with faults in its rule."""
+    loaded = from_mapping(BASE | spec)
+    problem = replace(build_problem(loaded), faults=faults)
+    plain = build_problem(from_mapping(BASE | spec | {"convention": {}}))
+    training = training_of(loaded.spec, len(problem.y))
+    return Case(spec, NumpyTrainer(problem), NumpyTrainer(plain), training, problem.convention)
+
+
+def training(**changes: Any) -> Training:
+    """Make a plain training of 8 rows; changes of torch's settings are put into these."""
+    given = SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
+    sgd = given._replace(**{key: changes.pop(key) for key in given._fields if key in changes})
+    return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
+
+
+# --- training by the text -------------------------------------------------------------------------
+
+
+class Tensor(NamedTuple):
+    """One tensor's value and velocity."""
+
+    w: Value
+    v: Value
+
+
+class ByText:
+    """Trains by the text of a rule alone; only g comes from elsewhere."""
+
+    def __init__(self, case: Case, text: list[str]) -> None:
+        self.case = case
+        self.lines, self.bias_first = lines_of(text)
+        start = case.trainer.start().parameters
+        self.now = {name: Tensor(w, 0.0 * w) for name, w in start.items()}
+        self.summed: dict[str, Value] = {}  # by Σ in the earlier steps, and in this one
+        self.adding: dict[str, Value] = {}
+
+    def step(self, batch: Batch) -> None:
+        """Take a step."""
+        before = {name: tensor.w for name, tensor in self.now.items()}
+        values = self.values(before, batch)
+        bias = self.moved("bias", values, batch)
+        if self.bias_first:
+            values["weight"] = self.values(before | {"bias": bias.w}, batch)["weight"]
+        self.now = {"weight": self.moved("weight", values, batch), "bias": bias}
+        self.summed |= self.adding
+
+    def values(self, parameters: Parameters, batch: Batch) -> dict[str, Values]:
+        """Return the numbers of a step for each tensor."""
+        return {
+            name: self.case.constants(batch, name) | g | {"Σ": partial(self.add, name)}
+            for name, g in self.case.gradients(parameters, batch).items()
+        }
+
+    def add(self, name: str, value: Value) -> Value:
+        """Add a value to those of the earlier steps; a step may be worked out more than once."""
+        self.adding[name] = self.summed.get(name, 0.0) + value
+        return self.adding[name]
+
+    def moved(self, name: str, values: dict[str, Values], batch: Batch) -> Tensor:
+        """Carry out a tensor's lines, once it is known what all tensors put into `clip`."""
+        clipped: dict[str, Value] = {}
+        for other in self.now:
+            keep = partial(clipped.setdefault, other)
+            self.carry_out(other, values[other] | {"clip": keep}, batch)
+        clip = self.case.clip_with(clipped.values())
+        return self.carry_out(name, values[name] | {"clip": clip}, batch)
+
+    def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
+        """Carry out a tensor's assignments, one after the other."""
+        w, v = self.now[name]
+        for line in self.lines[name]:
+            when, _, assignment = line.rpartition(": ")
+            if when and (when == "step 1") != (batch.step == 1):
+                continue
+            target, text = assignment.split(" ← ")
+            norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
+            value = value_of(text, values | {"w": w, "b": w, "v": v, "‖w‖": norm, "‖b‖": norm})
+            w, v = (w, value) if target == "v" else (value, v)
+        return Tensor(w, v)
+
+
+def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> float:
+    """Work a reported loss out."""
+    head, *penalties = text.split(" + ")
+    known = case.constants(batch, "weight")
+    if head.endswith(")"):
+        factor, inner = head.removesuffix(")").split("average(")
+        losses = [data_losses(case, parameters, (rows,)) for rows in batch.micro_batches]
+        total = sum(value_of(inner, known | one) for one in losses) / len(losses)
+        total *= value_of(factor, {}) if factor else 1.0
+    else:
+        total = value_of(head, known | data_losses(case, parameters, batch.micro_batches))
+    for term in penalties:
+        tensor, letter = ("weight", "w") if "w" in term else ("bias", "b")
+        square = float(np.sum(parameters[tensor] ** 2))
+        norms = {f"Σ{letter}²": square, f"‖{letter}‖": math.sqrt(square), "½": 0.5}
+        total += value_of(term, case.constants(batch, tensor) | norms)
+    return float(total)
+
+
+def data_losses(case: Case, parameters: Parameters, micro_batches: tuple[Any, ...]) -> Values:
+    """Return the losses of some rows, each output's against its own target and against all."""
+    rows, pairs = [], []
+    for index in micro_batches:
+        X, y = case.plain.X[index], case.plain.y[index]
+        z = X @ parameters["weight"][0] + parameters["bias"][0]
+        rows += list(case.plain.row_losses(z, y).values)
+        pairs += [case.plain.row_losses(z, np.full_like(y, target)).values for target in y]
+    return {
+        "mᵢ": len(rows),
+        "Σℓ": math.fsum(rows),
+        "mean ℓ": math.fsum(rows) / len(rows),
+        "mean ℓᵢⱼ": float(np.mean(pairs)) if len(micro_batches) == 1 else math.nan,
+    }
+
+
+@np.errstate(all="ignore")  # a logarithm of 0, where p is 1
+def agreeing_steps(case: Case, text: list[str], loss: str) -> int:
+    """Train by the text and by the trainer; count the steps, each of which must be the same."""
+    state, by_text, steps = case.trainer.start(), ByText(case, text), 0
+    close = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13, err_msg=str(text))
+    for batch in case.trainer.problem.schedule.batches():
+        reported = read_loss(loss, case, state.parameters, batch)
+        by_text.step(batch)
+        update = case.trainer.step(state, batch)
+        state = update.state
+        # Up to 4 steps of some 50 roundings, of numbers of order 1 to 10.
+        for name, tensor in by_text.now.items():
+            close(tensor.w, update.step.after[name])
+            if name in update.step.velocity:
+                close(tensor.v, update.step.velocity[name])
+        assert update.step.loss == pytest.approx(reported, rel=1e-12, abs=1e-13), case.spec
+        steps += 1
+    return steps

@@ -1,0 +1,108 @@
+"""Which trainings each cause concerns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from regcheck.problem.batches import training_of
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import TORCH
+from regcheck.spec import from_mapping
+
+Spec = dict[str, Any]
+
+# Those that concern every training, and change no rule; and those of trainings in batches.
+UNCHANGING = {"initial-parameters", "loss-after-update", "precision", "reported-loss-scaled"}
+IN_BATCHES = {"loss-epoch-mean", "row-order"}
+
+ALWAYS_NAMES = """
+gradient-accumulated gradient-scaled learning-rate-scaled loss-halved loss-summed target-broadcast
+update-sequential
+"""
+PENALTY_NAMES = """
+decay-after-update decay-not-scaled-by-lr penalty-constant penalty-divided-by-batch
+penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
+penalty-norm-not-squared penalty-scaled penalty-sign-flipped
+"""
+ALWAYS, PENALTY = set(ALWAYS_NAMES.split()), set(PENALTY_NAMES.split())
+MOMENTUM = {"momentum-dampened", "momentum-missing"}
+BIAS = {"bias-not-penalized"}
+COUPLED = {"decay-after-momentum", "penalty-decoupled"}
+
+NO_DECAY: Spec = {"weight_decay": 0}
+HEAVY: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+LEAPING: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
+HALVED_LR: Spec = {"lr_schedule": {"kind": "exponential", "factor": 0.5}}
+
+LABELS: Spec = {"data": {"X": [[1], [2], [3], [4]], "y": [0, 1, 1, 0]}, "model": "logistic"}
+
+CONCERNED: list[tuple[Spec, set[str]]] = [
+    (NO_DECAY, set()),
+    ({}, PENALTY | BIAS),
+    ({"weight_decay": {"weight": 0.5, "bias": 0}}, PENALTY | {"bias-penalized"}),
+    ({"weight_decay": {"weight": 0, "bias": 0.5}}, PENALTY | BIAS),
+    # What the spec's convention says of a penalty concerns it, whatever λ is.
+    (NO_DECAY | {"convention": "doubled"}, PENALTY),
+    (NO_DECAY | {"convention": "bias-free"}, PENALTY | BIAS),
+    (NO_DECAY | {"convention": {"loss_factor": 0.5}}, set()),
+    (NO_DECAY | HEAVY, MOMENTUM | {"nesterov-added"}),
+    (HEAVY, MOMENTUM | {"nesterov-added"} | PENALTY | BIAS | COUPLED),
+    (NO_DECAY | LEAPING, MOMENTUM | {"nesterov-missing"}),
+    (
+        NO_DECAY | {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.1}},
+        MOMENTUM | {"nesterov-added", "dampening-on-first-step"},
+    ),
+    # torch's dampening acts on a velocity, and there is none.
+    (NO_DECAY | {"optimizer": {"name": "sgd", "dampening": 0.1}}, set()),
+    (NO_DECAY | HALVED_LR, {"schedule-shifted"}),
+    (
+        NO_DECAY | HALVED_LR | HEAVY,
+        MOMENTUM | {"nesterov-added", "schedule-shifted", "momentum-lr-inside"},
+    ),
+    (NO_DECAY | LABELS | {"loss": "bce"}, {"bce-saturated"}),
+    (NO_DECAY | LABELS | {"loss": "bce_with_logits"}, set()),
+    (NO_DECAY | LABELS | {"loss": "mse"}, set()),
+    (NO_DECAY | {"clip_norm": 1.0}, {"clip-per-tensor"}),
+    ({"clip_norm": 1.0}, {"clip-per-tensor", "decay-before-clipping"} | PENALTY | BIAS),
+    ({"clip_value": 1.0}, {"decay-before-clipping"} | PENALTY | BIAS),
+    # Four rows: 2 and 2; 3 and 1; 3 alone; or two micro-batches of 2; of 3 and 1.
+    (NO_DECAY | {"batch_size": 2}, IN_BATCHES),
+    (NO_DECAY | {"batch_size": 3}, {"last-batch-divisor"} | IN_BATCHES),
+    (NO_DECAY | {"batch_size": 3, "drop_last": True}, IN_BATCHES),
+    (NO_DECAY | {"batch_size": 2, "accumulate": 2}, {"accumulation-not-averaged"}),
+    (
+        NO_DECAY | {"batch_size": 3, "accumulate": 2},
+        {"accumulation-not-averaged", "last-batch-divisor"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "concerning"), CONCERNED)
+def test_cause_concerns_the_trainings_that_it_is_about(
+    small: Spec, changes: Spec, concerning: set[str]
+) -> None:
+    loaded = from_mapping(small | changes)
+    training, convention = training_of(loaded.spec, 4), loaded.spec.named_convention()
+    found = {name for name, cause in CAUSES.items() if cause.concerns(training, convention)}
+
+    assert found == ALWAYS | UNCHANGING | concerning
+
+    # The tensors of a deeper model go by other names, and concern the same.
+    decays = {f"layers.0.{name}": decay for name, decay in training.sgd.weight_decay.items()}
+    deeper = training.with_decays(decays)
+    assert found == {name for name, cause in CAUSES.items() if cause.concerns(deeper, convention)}
+
+
+def test_every_cause_concerns_some_training() -> None:
+    concerning = (concerning for _, concerning in CONCERNED)
+    assert set().union(ALWAYS, UNCHANGING, *concerning) == set(CAUSES)
+
+
+def test_bias_that_a_model_has_not_is_penalized_by_neither_side(small: Spec) -> None:
+    training = training_of(from_mapping(small).spec, 4).with_decays({"layers.0.weight": 1})
+
+    assert CAUSES["penalty-halved"].concerns(training, TORCH)
+    assert not CAUSES["bias-penalized"].concerns(training, TORCH)
+    assert not CAUSES["bias-not-penalized"].concerns(training, TORCH)
