@@ -1,0 +1,190 @@
+"""Bad CSV and .npz files: each is refused with one clear message, and nothing else happens."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.refusals import CSV_DATA, GOOD_CSV, NPZ_DATA, Refused, X, Y, npz, refused
+
+__all__ = ["refused"]  # a fixture
+
+CSV_FILES = {
+    "empty": ("", "rows.csv: empty; a header and at least one row are needed"),
+    "blank": ("\n\n", "rows.csv: empty; a header and at least one row are needed"),
+    "header-only": ("a,b,y\n", "rows.csv: has a header but no rows"),
+    "short-row": (GOOD_CSV + "1,2\n", "rows.csv:5: row 4 has 2 cells, the header 3"),
+    "long-row": (GOOD_CSV + "1,2,3,4\n", "rows.csv:5: row 4 has 4 cells, the header 3"),
+    "repeated-column": ("a,a,y\n1,2,0\n", "rows.csv:1: the column `a` is there twice"),
+    "unnamed-column": (",b,y\n1,2,0\n", "rows.csv:1: column 1 has no name; name it, or list the"),
+    "semicolons": (GOOD_CSV.replace(",", ";"), "rows.csv:1: the header has one column only; separ"),
+    "tabs": (GOOD_CSV.replace(",", "\t"), "rows.csv:1: the header has one column only; separate"),
+    "decimal-comma": (
+        'a,b,y\n"1,5",2,0\n3,4,1\n',
+        "rows.csv:2: row 1, column `a`: must be a finite number, got '1,5'; write a decimal point",
+    ),
+    "unclosed-quote": ('a,b,y\n1,"2,0\n', "rows.csv:2: not valid CSV: unexpected end of data"),
+    "text-after-quote": ('a,b,y\n1,"2"x,0\n', "rows.csv:2: not valid CSV: ',' expected after"),
+    "field-too-large": (f"a,b,y\n{'9' * 200_000},2,0\n", "rows.csv:2: not valid CSV: field larger"),
+    "missing-na": ("a,b,y\n1,2,0\n1,NA,0\n", "rows.csv:3: row 2, column `b`: missing value ('NA')"),
+    "missing-empty": ("a,b,y\n,2,0\n1,2,0\n", "rows.csv:2: row 1, column `a`: missing value ('')"),
+    "missing-column": ("a,b,y\n,2,0\n,2,0\n", "rows.csv:2: row 1, column `a`: missing value ('')"),
+    "missing-target": ("a,b,y\n1,2,\n3,4,\n", "rows.csv:2: row 1, column `y`: missing value ('')"),
+    "missing-many": ("a,b,y\n" + ",2,1\n" * 30, "rows.csv: and 20 more like these"),
+    "infinite-cell": ("a,b,y\n1,inf,0\n", "rows.csv:2: row 1, column `b`: must be a finite number"),
+    "overflowing-cell": ("a,b,y\n1e400,2,0\n", "rows.csv:2: row 1, column `a`: must be a finite"),
+    "underscored-cell": ("a,b,y\n1_000,2,0\n", "rows.csv:2: row 1, column `a`: must be a finite"),
+    "nul-cell": ("a,b,y\n1,\0,0\n1,2,0\n", "rows.csv:2: row 1, column `b`: must be a finite numbe"),
+    "escape-cell": ("a,b,y\n1,\x1b,0\n1,2,0\n", "rows.csv:2: row 1, column `b`: must be a finite"),
+    "quoted-line-break": (
+        'a,b,y\n1,2,0\n3,"x\ny",1\n',
+        "rows.csv:4: row 2, column `b`: must be a finite number, got 'x\\ny'",
+    ),
+    "no-numeric-column": ("a,b,y\nx,u,0\nz,v,1\n", "rows.csv:1: no column but the target is nume"),
+    "text-labels": (
+        "a,b,y\n1,2,cat\n3,4,dog\n",
+        "spec.yaml:1:31: data.target: holds labels (cat, dog); say which one is 1 with `positive:",
+    ),
+    "mixed-labels": ("a,b,y\n1,2,0\n3,4,no\n", "rows.csv:3: row 2, column `y`: must be a finite"),
+    "labels-minus-one": ("a,b,y\n1,2,-1\n3,4,1\n", "spec.yaml:1:31: data.target: the model logist"),
+    "labels-one-two": ("a,b,y\n1,2,1\n3,4,2\n", "spec.yaml:1:31: data.target: the model logistic"),
+    "no-target-column": (
+        "a,b,yy\n1,2,0\n",
+        "spec.yaml:1:31: data.target: no column `y` in rows.csv; did you mean `yy`?",
+    ),
+    "no-header": (
+        "1,2,0\n3,4,1\n",
+        "spec.yaml:1:31: data.target: no column `y` in rows.csv; known",
+    ),
+}
+
+CSV_SPECS = {
+    "feature-not-there": (
+        "{csv: rows.csv, target: y, features: [a, bb]}",
+        "spec.yaml:1:48: data.features[1]: no column `bb` in rows.csv; did you mean `b`?",
+    ),
+    "feature-of-text": (
+        "{csv: rows.csv, target: y, features: [a, word]}",
+        "rows.csv:2: row 1, column `word`: must be a finite number, got 'u'; fix it, or leave",
+    ),
+    "positive-not-there": (
+        "{csv: rows.csv, target: word, positive: w}",
+        "spec.yaml:1:47: data.positive: no row of rows.csv has the label `w`; known here: u, v",
+    ),
+}
+
+
+def with_member(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("X.npy", content)
+        archive.writestr("y.npy", content)
+    return file.getvalue()
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def encrypted(content: bytes) -> bytes:
+    """Set the flag of encryption in each entry of an archive's directory."""
+    changed = bytearray(content)
+    place = changed.find(b"PK\x01\x02")
+    while place >= 0:
+        changed[place + 8] |= 1
+        place = changed.find(b"PK\x01\x02", place + 4)
+    return bytes(changed)
+
+
+class Trap:
+    """An object whose unpickling would be seen."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+BROKEN = "rows.npz: cannot be read as an .npz archive; write it with numpy.savez"
+NPZ_FILES = {
+    "empty": (b"", BROKEN),
+    "text": (b"a,b\n1,2\n", BROKEN),
+    "pickle": (pickle.dumps(Trap()), BROKEN),
+    "objects": (npz(X=np.array([[Trap()]]), y=Y), "rows.npz: `X` holds Python objects, which are"),
+    "objects-in-y": (npz(X=X, y=np.array([Trap()])), "rows.npz: `y` holds Python objects, which"),
+    "truncated": (npz(X=X, y=Y)[:200], BROKEN),
+    "bad-checksum": (npz(X=X, y=Y).replace(X[2].tobytes(), X[1].tobytes()), BROKEN),
+    "encrypted": (encrypted(npz(X=X, y=Y)), BROKEN),
+    "not-an-array": (with_member(b"hello"), BROKEN),
+    "no-header": (with_member(b""), BROKEN),
+    "header-of-code": (with_member(header("__import__('os')")), BROKEN),
+    "header-without-type": (with_member(header("{'shape': (3, 2)}")), BROKEN),
+    "header-of-other-shape": (
+        with_member(header("{'descr': '<f8', 'fortran_order': False, 'shape': 3}")),
+        BROKEN,
+    ),
+    "header-of-terabytes": (
+        with_member(header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**13}, 9)}}")),
+        BROKEN,
+    ),
+    "header-nested": (with_member(header("(" * 9000)), BROKEN),
+    "no-x": (npz(x=X, y=Y), "rows.npz: no array `X`; did you mean `x`?"),
+    "no-y": (npz(X=X, target=Y), "rows.npz: no array `y`; known here: X, target"),
+    "three-axes": (npz(X=X[None], y=Y), "rows.npz: `X` must be (n, d) and `y` (n,), got (1, 3, 2)"),
+    "other-length": (npz(X=X, y=Y[:2]), "rows.npz: `X` must be (n, d) and `y` (n,), got (3, 2) an"),
+    "two-targets": (npz(X=X, y=X), "rows.npz: `X` must be (n, d) and `y` (n,), got (3, 2) and (3,"),
+    "scalar": (npz(X=1.0, y=Y), "rows.npz: `X` must be (n, d) and `y` (n,), got () and (3,)"),
+    "no-rows": (npz(X=X[:0], y=Y[:0]), "rows.npz: `X` holds no numbers: its shape is (0, 2)"),
+    "no-columns": (npz(X=X[:, :0], y=Y), "rows.npz: `X` holds no numbers: its shape is (3, 0)"),
+    "complex": (npz(X=X + 1j, y=Y), "rows.npz: `X` must hold real numbers, got NumPy's type <c16"),
+    "strings": (npz(X=X.astype(str), y=Y), "rows.npz: `X` must hold real numbers, got NumPy's"),
+    "dates": (npz(X=X.astype("M8[s]"), y=Y), "rows.npz: `X` must hold real numbers, got NumPy's"),
+    "records": (npz(X=np.zeros(3, [("a", "f8")]), y=Y), "rows.npz: `X` must hold real numbers, go"),
+    "nan": (
+        npz(X=np.where(X == 5, np.nan, X), y=Y),
+        "rows.npz: `X`, row 3, column 2: missing or infinite value (nan)",
+    ),
+    "nan-many": (npz(X=np.full((20, 2), np.nan), y=Y), "rows.npz: and 30 more like these"),
+    "infinite-y": (
+        npz(X=X, y=Y + np.inf),
+        "rows.npz: `y`, row 1: missing or",
+    ),
+    "labels": (npz(X=X, y=2 * Y - 1), "spec.yaml:1:7: data.y: the model logistic needs targets"),
+}
+
+
+@pytest.mark.parametrize("case", CSV_FILES)
+def test_run_bad_csv_file(case: str, refused: Refused) -> None:
+    content, expected = CSV_FILES[case]
+    assert expected in refused.message(spec_yaml=CSV_DATA.encode(), rows_csv=content.encode())
+
+
+@pytest.mark.parametrize("case", CSV_SPECS)
+def test_run_bad_spec_for_a_csv_file(case: str, refused: Refused) -> None:
+    data, expected = CSV_SPECS[case]
+    spec = f"data: {data}\nmodel: logistic\nlr: 0.1\n".encode()
+    message = refused.message(spec_yaml=spec, rows_csv=b"a,b,word,y\n1,2,u,0\n3,4,v,1\n")
+    assert message.startswith(expected)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_run_csv_in_another_encoding(encoding: str, refused: Refused) -> None:
+    content = "a,é,y\n1,2,0\n3,4,1\n".encode(encoding)
+    message = refused.message(spec_yaml=CSV_DATA.encode(), rows_csv=content)
+    assert message.startswith("rows.csv:1:")
+    assert "not UTF-8 text" in message
+
+
+@pytest.mark.parametrize("case", NPZ_FILES)
+def test_run_bad_npz_file(case: str, refused: Refused) -> None:
+    content, expected = NPZ_FILES[case]
+    assert expected in refused.message(spec_yaml=NPZ_DATA.encode(), rows_npz=content)
+
+
+def test_run_positive_without_labels(refused: Refused) -> None:
+    spec = CSV_DATA.replace("y}", "y, positive: 1}").replace("logistic", "linear")
+    message = refused.message(spec_yaml=spec.encode(), rows_csv=GOOD_CSV.encode())
+    assert message.startswith("spec.yaml:1:44: data.positive: only the model logistic has a")

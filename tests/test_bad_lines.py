@@ -1,0 +1,179 @@
+"""A line added to a good spec: each is refused with one clear message, at its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.refusals import GOOD, Refused, cases, refused, short
+
+__all__ = ["refused"]  # a fixture
+
+LINES = cases("""
+epochs: 0 => 6:9: epochs: must be a whole number ≥ 1, got 0
+epochs: 1.5 => 6:9: epochs: must be a whole number, got 1.5
+epochs: many => 6:9: epochs: must be a whole number, got 'many'
+epochs: true => 6:9: epochs: must be a whole number, got true
+epochs: null => 6:9: epochs: has no value
+epochs: .inf => 6:9: epochs: must be a whole number, got inf
+batch_size: 0 => 6:13: batch_size: must be `full` or a whole number ≥ 1
+batch_size: 2.5 => 6:13: batch_size: must be `full` or a whole
+batch_size: half => 6:13: batch_size: must be `full` or a whole
+batch_size: true => 6:13: batch_size: must be `full` or a whole
+weight_decay: 'O.1' => 6:15: weight_decay: must be a number ≥ 0, got 'O.1'
+weight_decay: -0.1 => 6:15: weight_decay: must be a number ≥ 0
+weight_decay: .nan => 6:15: weight_decay: must be a number ≥ 0, got nan
+weight_decay: true => 6:15: weight_decay: must be a number ≥ 0, or {
+weight_decay: {weight: 0.1}
+    6:1: weight_decay.bias: is required: 0 leaves the bias without a penalty
+weight_decay: {wieght: 1, weight: 1, bias: 1}
+    6:16: weight_decay.wieght: unknown key; did you mean `weight`?
+weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
+optimizer: adam => 6:12: optimizer: the optimizer adam is planned
+optimizer: sdg => 6:12: optimizer: no optimizer is called 'sdg'; did you
+optimizer: [sgd] => 6:12: optimizer: must be sgd, or {name: sgd, mom
+optimizer: {momentum: 0.9} => 6:1: optimizer.name: is required
+optimizer: {name: sgd, momentm: 0.9}
+    6:24: optimizer.momentm: unknown key; did you mean `momentum`?
+optimizer: {name: sgd, nesterov: true}
+    6:34: optimizer.nesterov: needs a momentum above 0 and no dampening
+optimizer: {name: sgd, momentum: 0.9, nesterov: true, dampening: 0.1}
+    6:49: optimizer.nesterov: needs a momentum above 0 and no dampening
+init: ones => 6:7: init: must be one of zeros, {constant: C}, {normal
+init: {constant: 1, normal: {std: 1}} => 6:7: init: must be one of zeros
+init: {} => 6:7: init: must be one of zeros
+init: {constant: a} => 6:18: init.constant: must be a number, got 'a'
+init: {constant: .inf} => 6:18: init.constant: must be a finite number
+init: {normal: {std: -1}} => 6:22: init.normal.std: must be a number ≥
+init: {normal: {}} => 6:8: init.normal.std: is required
+init: {normal: {std: 1, seed: -1}} => 6:31: init.normal.seed: must be a whole number ≥ 0, got -1
+init: {weight: [1, 2]} => 6:7: init: must give both weight and bias; bias
+init: {weight: [1, 2, 3], bias: [0]}
+    6:16: init.weight: must have 2 numbers, one for each feature, got 3
+init: {weight: [1, 2], bias: [0, 1]} => 6:30: init.bias: must hold at mo
+init: {weight: [1, a], bias: 0} => 6:20: init.weight[1]: must be a num
+init: {constnt: 1} => 6:8: init.constnt: unknown key; did you mean `constant`?
+loss: mae => 6:7: loss: must be one of mse, bce, bce_with_logits, got 'mae'
+loss: cross_entropy => 6:7: loss: the loss cross_entropy is planned
+shuffle: true => 6:10: shuffle: must name its seed: {seed: 0}
+shuffle: 5 => 6:10: shuffle: must be false or {seed: 0}, got 5
+shuffle: {} => 6:1: shuffle.seed: is required
+shuffle: {seed: -1} => 6:17: shuffle.seed: must be a whole number
+shuffle: {seed: 18446744073709551616} => 6:17: shuffle.seed: must be a whole numb
+drop_last: yes => 6:12: drop_last: must be true or false, got 'yes'
+accumulate: 0 => 6:13: accumulate: must be a whole number ≥ 1, got 0
+lr_schedule: step => 6:14: lr_schedule: must be none or a mapping like
+lr_schedule: {every: 5} => 6:1: lr_schedule.kind: is required
+lr_schedule: {kind: step} => 6:14: lr_schedule: the kind step needs every and factor
+lr_schedule: {kind: cosine, steps: 5, factor: 1}
+    6:47: lr_schedule.factor: the kind cosine has no such key; it takes steps, floor, per
+lr_schedule: {kind: cosin, steps: 5}
+    6:21: lr_schedule.kind: must be one of step, exponential, cosine, warmup, list, got
+lr_schedule: {kind: list, values: []} => 6:35: lr_schedule.values: must not be empty, got []
+clip_norm: 0 => 6:12: clip_norm: must be a number > 0, got 0
+clip_norm: 1↵clip_value: 1 => 7:13: clip_value: clip_norm and clip_value ex
+dtype: float16 => 6:8: dtype: must be float64, float32 or {scratch: float64
+dtype: {scratch: float64} => 6:1: dtype.framework: is required
+dtype: {scratch: float64, framework: half}
+    6:38: dtype.framework: must be one of float32, float64, got 'half'
+dtype: float32↵weight_decay: 1e300
+    7:15: weight_decay.weight: float32 holds numbers up to 3.4e38, got 1e+300; use float64
+dtype: {scratch: float64, framework: float32}↵init: {weight: [1, 1e39], bias: 0}
+    7:20: init.weight[1]: float32 holds numbers up to 3.4e38, got 1e+39
+convention: torch => 6:13: convention: no convention is called 'torch'; did you mean `pytorch`?
+convention: [pytorch] => 6:13: convention: must be a convention's name
+convention: {dcay: gradient} => 6:14: convention.dcay: unknown key; did you mean `decay`?
+convention: {decay: coupled}
+    6:21: convention.decay: must be one of gradient, after-momentum, decoupled,
+compare: [] => 6:10: compare: must not be empty, got []
+compare: [weights] => 6:11: compare[0]: must be one of parameters, loss,
+compare: loss => 6:10: compare: must be a list, got 'loss'
+compare: [loss, loss] => 6:10: compare: must name each of parameters and
+tolerance: 8 => 6:12: tolerance: must be {rounding: 8}, {rtol
+tolerance: {} => 6:12: tolerance: must be {rounding: 8}, {rtol
+tolerance: {rounding: 8, atol: 1}
+    6:12: tolerance: takes either rounding, on one step, or rtol and atol, on the drift
+tolerance: {exact: true} => 6:12: tolerance: must be {rounding: 8}
+tolerance: {rtol: -1} => 6:19: tolerance.rtol: must be a number ≥ 0
+tolerance: {rtoll: 1} => 6:13: tolerance.rtoll: unknown key; did you mean `rtol`?
+tolerance: {weigth: exact} => 6:13: tolerance.weigth: unknown key; did you mean `weight`?
+tolerance: {weight: close}
+    6:21: tolerance.weight: must be {rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact
+tolerance: {bias: {rounding: 1, rtol: 1}}
+    6:19: tolerance.bias: takes either rounding, on one step, or rtol and atol
+tolerance: {rounding: 0} => 6:23: tolerance.rounding: must be a number > 0
+scratch: 3
+    6:10: scratch: must be a Python file and a function in it, like my_train.py:train; got 3
+scratch: my.py => 6:10: scratch: must be a Python file and a function
+scratch: my.py:3f => 6:10: scratch: must be a Python file and
+scratch: my.py:f:g => 6:10: scratch: must be a Python file and
+framework: torch
+    a function in it, like my_train.py:train, or a mapping like {lr: 0.2} of what torch alone
+framework: {} => 6:12: framework: must hold lr, weight_decay or optimizer
+framework: {lrr: 1} => 6:13: framework.lrr: unknown key; did you m
+framework: {momentum: 0.9}
+    6:13: framework.momentum: unknown key; known here: lr, weight_decay, optimizer
+framework: {lr: -1} => 6:17: framework.lr: must be a number ≥ 0, got -1
+framework: {lr: 1, lr: 2} => 6:20: framework.lr: is given twice, first in line 6; keep one of them
+framework: {weight_decay: {weight: a, bias: 0}}
+    6:36: framework.weight_decay.weight: must be a number, got 'a'
+framework: {weight_decay: {weight: 1}}
+    6:13: framework.weight_decay.bias: is required: 0 leaves the bias without a penalty
+framework: {optimizer: adam} => 6:24: framework.optimizer: the optimizer adam is planned
+framework: {optimizer: {name: sgd, momentm: 1}}
+    6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?
+expect: diverged => 6:9: expect: must be {verdict: diverged, step: 2
+expect: {} => 6:9: expect: must hold verdict, step or cause
+expect: {verdict: diverge}
+    6:19: expect.verdict: must be one of equivalent, diverged, inconclusive, got 'diverge'
+expect: {step: 0} => 6:16: expect.step: must be a whole number ≥ 1, got 0
+expect: {cause: penalty-double}
+    6:17: expect.cause: no cause is called 'penalty-double'; did you mean `penalty-doubled`?
+expect: {cause: penalty-scaled}
+    6:17: expect.cause: recognising the cause penalty-scaled is planned
+expect: {verdict: equivalent, step: 2}
+    6:9: expect: an equivalent run has no step and no cause; expect the verdict alone
+expect: {verdict: inconclusive, cause: penalty-doubled}
+    6:9: expect: an inconclusive run has no cause
+weigth_decay: 0.1 => 6:1: weigth_decay: unknown key; did you mean `weight_decay`?
+EPOCHS: 1 => 6:1: EPOCHS: unknown key; did you mean `epochs`?
+learning_rate: 1 => 6:1: learning_rate: unknown key; did you mean `lr`
+zzz: 1 => 6:1: zzz: unknown key; known here: data, model, loss, bias
+3: 1 => 6:1: 3: unknown key; known here: data, model
+lr: 0.2 => 6:1: lr: is given twice, first in line 5; keep one of them
+? [a, b]↵: 1 => 6:3: a key must be a word
+epochs: &a 1 => 6:9: anchors and aliases have no use in a spec
+epochs: *a => 6:9: anchors and aliases have no use in a spec
+epochs: !!python/object:os.system x => 6:9: tags have no use in a spec; remove it
+<<: {lr: 1} => 6:1: '<<': unknown key
+---↵lr: 1 => 6:1: not valid YAML: expected a single document in the stream
+epochs:5 => 7:1: not valid YAML: while scanning a simple key, could
+epochs: 5: 6 => 6:10: not valid YAML: mapping values are not allowed here
+compare: [loss => 7:1: not valid YAML: while parsing a flow sequence
+loss: "bce => 7:1: not valid YAML: while scanning a quoted scalar
+""") | {
+    f"epochs: {10**400}": "6:9: epochs: must be a whole number ≤ 1,000,000,000,",
+    "epochs: " + "9" * 5000: "6:9: epochs: must be a finite number, got 5,000 digits",
+    f"weight_decay: {10**400}": "6:15: weight_decay: must be a finite",
+    '"\\e[31m\\n": 1': "6:1: '\\x1b[31m\\n': unknown key; known here: data",
+    "init:\n\tconstant: 1": "7:1: not valid YAML: while scanning for the next token, found",
+    "x: " + "[" * 5000 + "]" * 5000: "6:35: nested too deeply for a spec",
+    "x: " + "{a: " * 5000: "nested too deeply for a spec",
+    "x: \x07": "6:4: not valid YAML: the character U+0007 is not allowed",
+    "\0": "6:1: not valid YAML: the character U+0000 is not allowed",
+    "loss: " + "x" * 10**6: "6:7: loss: must be one of mse, bce, bce_with_logits, got 'xxx",
+    "x" * 1000 + ": 1": "6:1: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...: unknown key",
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), LINES.items(), ids=short)
+def test_run_bad_line(line: str, expected: str, refused: Refused) -> None:
+    message = refused.message(spec_yaml=f"{GOOD}{line}\n".encode())
+    assert message.startswith("spec.yaml:")
+    assert expected in message
+
+
+@pytest.mark.parametrize("key", ["scratch", "framework"])
+def test_run_code_in_a_file_that_is_not_there(key: str, refused: Refused) -> None:
+    message = refused.message(spec_yaml=f"{GOOD}{key}: my.py:train\n".encode())
+    assert "spec.yaml: my.py:train: there is no file my.py\n" in message
+    assert "relative to the spec" in message
