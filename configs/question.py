@@ -4,7 +4,7 @@ import numpy as np
 
 
 def sigmoid(z):
-    """Give the probability of a 1."""
+    """Return the probability of a 1."""
     return 1 / (1 + np.exp(-z))
 
 

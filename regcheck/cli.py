@@ -65,7 +65,7 @@ def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="regcheck")
 def commands() -> None:
-    """Tell whether two trainings follow the same rule, and if not, where and why.
+    """Check whether two trainings follow the same rule, and if not, where and why they differ.
 
     Exit codes: 0 equivalent, or as the spec expects; 1 diverged, or not as expected; 2 bad usage,
     spec or data; 3 internal error; 4 inconclusive; 130 interrupted.
@@ -85,7 +85,11 @@ def commands() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
 @click.option("--quiet", is_flag=True, help="Print one line a spec.")
-@click.option("--strict", is_flag=True, help="Exit with 4 where some cause could not have shown.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 4 if the sides agree, but the run could not have shown some cause.",
+)
 @click.option("--write-fixed", metavar="FILE", help="Write the spec with the fix, and run it.")
 @click.option(
     "--timeout",
@@ -106,7 +110,7 @@ def run(
 ) -> int:
     """Train both sides of each SPEC in lockstep and compare every step.
 
-    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, hidden ones aside.
+    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, except hidden ones.
     """
     if report:
         raise UsageError(f"{refusal('option', '--report')}; `--json` prints the report")

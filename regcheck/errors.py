@@ -1,7 +1,7 @@
-"""What can go wrong for reasons that lie outside regcheck, told so that it can be fixed.
+"""Errors whose cause lies outside regcheck, and the messages by which the user can fix them.
 
 A message says where, what was found, what was expected and what to do. The command line turns
-every `RegcheckError` into exit code 2; anything else that is raised is a fault of regcheck's own.
+every `RegcheckError` into exit code 2; any other exception is a bug in regcheck.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """A place in a file. Lines and columns count from 1; None where there is none to give."""
+    """A place in a file. Lines and columns count from 1, and are None where unknown."""
 
     file: str
     line: int | None = None
@@ -36,15 +36,11 @@ class RegcheckError(Exception):
 
 
 class UsageError(RegcheckError):
-    """The command or the call itself is off: an unknown name, a path that is not there."""
+    """The command or the call is wrong: an unknown name, a path that does not exist."""
 
 
 class InputError(RegcheckError):
-    """A spec or a data file is off.
-
-    It carries every complaint that could be found, in the order of the file; its text has one
-    complaint a line.
-    """
+    """A spec or a data file is wrong: all complaints, in the order of the file, one a line."""
 
     def __init__(self, complaints: Iterable[Complaint]) -> None:
         self.complaints = tuple(complaints)
@@ -52,15 +48,15 @@ class InputError(RegcheckError):
 
 
 class UserCodeError(RegcheckError):
-    """The user's own function is off.
+    """The user's own function is wrong.
 
     Its text has several lines: where and what, then what was expected or is to be done, then the
-    user's own lines of the traceback where an exception was raised.
+    user's own lines of the traceback of an exception.
     """
 
 
-class RoomError(RegcheckError):
-    """There is no room for what a run keeps."""
+class StorageError(RegcheckError):
+    """The steps of a run cannot be stored."""
 
 
 MOST_CHOICES = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from regcheck import cli
+from regcheck import checking, cli
 from tests.conftest import ROOT
 
 Write = Callable[..., Path]
@@ -119,8 +119,6 @@ def test_several_specs_all_run_and_the_gravest_code_wins(
 def test_internal_error_exits_3_says_so_and_the_other_specs_still_run(
     write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcheck import checking
-
     good, broken = write_spec("good.yaml"), write_spec("broken.yaml")
     real = checking.check_loaded
 
@@ -150,8 +148,6 @@ def test_internal_error_outside_a_run_exits_3(
 def test_not_enough_memory_exits_2(
     write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcheck import checking
-
     def fail(loaded: object, *rest: object) -> object:
         raise MemoryError
 
@@ -163,8 +159,6 @@ def test_not_enough_memory_exits_2(
 def test_interruption_exits_130(
     write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcheck import checking
-
     def interrupt(loaded: object, *rest: object) -> object:
         raise KeyboardInterrupt
 
@@ -265,8 +259,6 @@ def test_missing_spec_does_not_keep_the_others_from_running(
 def test_interruption_keeps_what_was_printed_and_closes_the_array(
     write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regcheck import checking
-
     real = checking.check_loaded
 
     def interrupt(loaded: object, *rest: object) -> object:
@@ -279,6 +271,24 @@ def test_interruption_keeps_what_was_printed_and_closes_the_array(
     assert cli.exit_code(["run", "--json", *paths]) == 130
     (first,) = json.loads(capsys.readouterr().out)
     assert first["verdict"] == "equivalent"
+
+
+@pytest.mark.parametrize("given", [["--timeout", "7"], ["--patience", "9", "--patience", "7"]])
+def test_timeout_may_go_by_its_old_name_and_the_last_one_counts(
+    given: list[str], write_spec: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds: list[object] = []
+    monkeypatch.setattr(checking, "check_loaded", lambda *given: seconds.append(given[2]))
+    cli.exit_code(["run", *given, str(write_spec())])
+    cli.exit_code(["run", "--timeout", "8", *given, str(write_spec())])
+    assert seconds == [7.0, 7.0]
+
+
+def test_help_hides_the_old_name_of_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["run", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--timeout SECONDS" in text
+    assert "patience" not in text
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

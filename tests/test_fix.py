@@ -273,7 +273,7 @@ NOT_WRITTEN: dict[str, tuple[list[str], int, str]] = {
     "a loss that is not explained": (
         ["scratch: mine.py:doubled_and_odd\n"],
         1,
-        "penalty-doubled: the fix is in the scratch code; why the reported losses part",
+        "penalty-doubled: the fix is in the scratch code; why the reported losses differ",
     ),
     "code that is not explained": (["scratch: mine.py:nonsense\n"], 1, "no cause was found"),
 }

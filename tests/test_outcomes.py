@@ -429,7 +429,7 @@ def test_blow_up_of_float32_alone_is_a_divergence_at_that_step(name: str, dtype:
     assert before
     assert all(tensor.ratio < 8 for row in before for tensor in row.tensors.values())
     side = "scratch" if dtype is F32_FIRST else "torch"
-    assert f"The {side} side's float32 ends at 3.4e+38" in told(report)
+    assert f"float32 ends at 3.4e+38: the {side} side overflows" in told(report)
 
 
 @mixed_dtypes

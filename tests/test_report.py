@@ -34,7 +34,7 @@ def test_report_marks_the_first_divergence_without_colour(small: Spec) -> None:
     assert lines[marked[0]].split()[1] == "1"
     assert lines[marked[0]].endswith("!")
     assert "^ first divergence: " in lines[marked[0] + 2]
-    assert "in the penalty; the losses part" in lines[marked[0] + 2]
+    assert "in the penalty; the losses differ" in lines[marked[0] + 2]
 
 
 def test_report_of_an_equivalent_run_marks_nothing(small: Spec) -> None:
@@ -125,14 +125,14 @@ def test_empty_velocity_is_told_as_the_reason_that_step_1_shows_nothing(small: S
         "optimizer": {"name": "sgd", "momentum": 0.9},
         "convention": {"decay": "after-momentum"},
     }
-    assert "Step 1 could not show it: the velocity held nothing from before." in printed(spec)
+    assert "Step 1 could not show it: there was no velocity from earlier steps." in printed(spec)
 
 
 def test_reported_loss_alone_is_told_apart_from_the_training(small: Spec) -> None:
     text = printed(small | {"convention": {"penalty_in_loss": True}})
     assert "the reported loss; the training itself agrees." in text
     assert "Loss    penalty-in-loss: " in text
-    ways = text.split("To make them match")[1].split("Besides")[0]
+    ways = text.split("To make them match")[1].split("Notes")[0]
     assert "report the loss of the data alone" in ways
     assert "reports  mean ℓ\n" in ways
     assert "w ←" not in ways
@@ -173,7 +173,7 @@ def test_final_lists_the_entries_that_differ_most(small: Spec) -> None:
         "convention": "doubled",
     }
     text = printed(spec)
-    assert "… 13 more, that differ less" in text
+    assert "… 13 more, with smaller differences" in text
     assert text.count("weight[0, ") >= 8
 
 
@@ -332,7 +332,7 @@ def test_equivalent_run_tells_the_drift(small: Spec) -> None:
 def test_what_compare_leaves_out_is_said_and_not_judged(small: Spec) -> None:
     text = " ".join(printed(small | {"convention": "doubled", "compare": ["loss"]}).split())
     assert "EQUIVALENT in the reported loss over 3 steps" in text
-    assert "Not judged, since `compare` leaves it out: the parameters part at step 1." in text
+    assert "Not judged, since `compare` leaves it out: the parameters diverge at step 1." in text
     assert "e+1" not in text.split("EQUIVALENT")[1].split(" of 8 allowed")[0]
     assert "both sides from the same parameters:" not in text
 

@@ -310,7 +310,7 @@ def test_report_says_where_the_floor_is_met_and_what_to_do() -> None:
     report = check(RAW, scratch=code())
     told, ways = " ".join(remarks(report)), dict(fixes(report))
 
-    assert "BCELoss's floor is met from step 2 on, by 100 % of that step's samples." in told
+    assert "BCELoss's floor applies from step 2 on, to 100 % of that step's samples." in told
     assert "In step 20, 100 % of the samples are saturated" in told
     assert "torch does not learn from them" in told
     assert "p − y, which is right" in ways["in the scratch code"][0]
@@ -326,7 +326,7 @@ def test_saturation_of_most_samples_is_remarked_where_the_sides_agree_too() -> N
 
     assert "In step 20, 100 % of the samples are saturated (p rounds to 0 or 1" in told
     assert "neither side learns from them" in told
-    assert "BCELoss's floor is met" not in told
+    assert "BCELoss's floor" not in told
 
 
 @pytest.mark.parametrize(

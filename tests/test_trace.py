@@ -18,7 +18,7 @@ from regcheck.checking import check
 from regcheck.compare import trace as trace_module
 from regcheck.compare.differences import Difference
 from regcheck.compare.trace import Trace
-from regcheck.errors import RoomError
+from regcheck.errors import StorageError
 from regcheck.report.json import json_chunks
 
 
@@ -99,7 +99,7 @@ def test_trace_without_room_says_what_to_do(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     monkeypatch.setattr(trace_module, "MOST_NUMBERS", 1)
-    with pytest.raises(RoomError, match=r"cannot be kept there: No space left .* TMPDIR"):
+    with pytest.raises(StorageError, match=r"cannot be kept there: No space left .* TMPDIR"):
         check(small)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(small))

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 from regcheck.compare.differences import Difference
 from regcheck.compare.steps import Row
-from regcheck.errors import RoomError
+from regcheck.errors import StorageError
 
 
 class TensorTrace(NamedTuple):
@@ -66,7 +66,7 @@ class Trace:
     """All compared steps, as plain numbers: a few hundred bytes each at most.
 
     Raises:
-        RoomError: in `append` and wherever rows are read, where the file cannot be used.
+        StorageError: in `append` and wherever rows are read, where the file cannot be used.
     """
 
     def __init__(self, tensors: tuple[str, ...]) -> None:
@@ -153,7 +153,7 @@ def room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RoomError(
+        raise StorageError(
             f"{tempfile.gettempdir()}: the steps of this run cannot be kept there: "
             f"{error.strerror or error}; make room, or name another folder in the environment "
             "variable TMPDIR"

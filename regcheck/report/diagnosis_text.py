@@ -35,14 +35,14 @@ BY_ENTRY_FIXES = {
 """What to change where only some entries differ, which are named with their numbers."""
 
 UNEXPLAINED = (
-    "not explained: no cause that regcheck knows, no pair of them and no scale of the "
-    "lr, the gradient or the penalty makes these steps."
+    "not explained: no known cause, no pair of causes and no factor on the lr, the gradient or the "
+    "penalty reproduces these steps."
 )
 
 UNEXPLAINED_STAGES = {
-    "gradient": "in the data gradient, as far as the steps tell: look at the forward pass, the "
+    "gradient": "in the data gradient, as far as the steps show: check the forward pass, the "
     "loss's derivative, and which rows are used.",
-    "optimizer": "in the optimizer: what the step makes of the gradient.",
+    "optimizer": "in the optimizer: how the step uses the gradient.",
     "penalty": "in the penalty: the data gradient is torch's.",
 }
 """Where to look if no cause explains a divergence."""
@@ -145,7 +145,7 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
         changed = "from the same parameters" if "initial-parameters" in best.causes else "then"
     else:
         changed = f"with {'it' if len(best.causes) == 1 else 'these'} in torch's rule"
-    return f"{changed} {steps}; the largest difference left is {left}."
+    return f"{changed} {steps}; the largest remaining difference is {left}."
 
 
 def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
@@ -160,9 +160,9 @@ def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
             if cause in one.fits
         ]
         tell = (
-            f"a run with {apart} would tell"
+            f"a run with {apart} would tell them apart"
             if apart
-            else "the same rule by another name: fix either"
+            else "the same rule under another name: fix either"
         )
         texts.append(f"{' with '.join(plain + fitted)} explains it just as well ({tell})")
     if len(others) > MOST_ALTERNATIVES:
@@ -176,7 +176,10 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
         return []
     if found.reporting is None:
         return [
-            Line("Loss", found.loss_evidence or "why the reported losses part is not explained.")
+            Line(
+                "Loss",
+                found.loss_evidence or "no known cause explains why the reported losses differ.",
+            )
         ]
     texts = [
         f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
@@ -316,7 +319,7 @@ def not_written(report: Report) -> str:
         return f"{named}: {found.fix}"
     rest = "the reported losses" if found.best else "the parameters"
     return (
-        f"{named}: the fix is in the scratch code; why {rest} part is not explained, so that no "
+        f"{named}: the fix is in the scratch code; why {rest} differ is not explained, so no "
         "change of the spec makes the sides agree"
     )
 

@@ -37,7 +37,7 @@ def overflow(report: Report) -> Iterator[str]:
         return
     if math.isfinite(divergence.at.scratch) != math.isfinite(divergence.at.framework):
         side = "scratch" if scratch == "float32" else "torch"
-        yield f"The {side} side's float32 ends at 3.4e+38: it overflows where float64 does not."
+        yield f"float32 ends at 3.4e+38: the {side} side overflows where float64 does not."
 
 
 def hidden_before(report: Report) -> Iterator[str]:
@@ -51,7 +51,7 @@ def hidden_before(report: Report) -> Iterator[str]:
         was = "the bias was" if is_bias(tensor) else "the weights were"
         yield f"{earlier} could not show it: {was} still zero, and so was the penalty."
     elif divergence.stage == "optimizer" and divergence.step == 2 and report.training.sgd.momentum:
-        yield "Step 1 could not show it: the velocity held nothing from before."
+        yield "Step 1 could not show it: there was no velocity from earlier steps."
 
 
 def left_out(report: Report) -> Iterator[str]:
@@ -59,9 +59,9 @@ def left_out(report: Report) -> Iterator[str]:
     found = []
     judged = report.spec.compare
     if report.first_divergence is not None and "parameters" not in judged:
-        found.append(f"the parameters part at step {report.first_divergence.step:,}")
+        found.append(f"the parameters diverge at step {report.first_divergence.step:,}")
     if report.first_loss_divergence is not None and "loss" not in judged:
-        found.append(f"the reported losses part at step {report.first_loss_divergence.step:,}")
+        found.append(f"the reported losses diverge at step {report.first_loss_divergence.step:,}")
     if found:
         yield f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
 
@@ -73,7 +73,7 @@ def saturation(report: Report) -> Iterator[str]:
         return
     if by_floor:
         yield (
-            f"BCELoss's floor is met from step {found.first:,} on, by "
+            f"BCELoss's floor applies from step {found.first:,} on, to "
             f"{percent(found.first_share)} of that step's samples."
         )
     if found.last_share > 1 / 2:
@@ -99,17 +99,17 @@ def losses(report: Report) -> Iterator[str]:
     """Say where the reported losses differ, or that there are none to compare."""
     loss, first = report.first_loss_divergence, report.first_divergence
     if loss is not None:
-        too = " too" if first is not None and first.step == loss.step else ""
+        also = "also " if first is not None and first.step == loss.step else ""
         on_drift = report.spec.tolerance.of("loss").on_drift
         where = "each side on its own" if on_drift else "at the same parameters"
         scratch, torch = both(loss.at.scratch, loss.at.framework)
         yield (
-            f"The reported losses part at step {loss.step:,}{too}, {where}: "
+            f"The reported losses {also}diverge at step {loss.step:,}, {where}: "
             f"scratch {scratch}, torch {torch}, difference {short(loss.at.difference)}."
         )
     own = report.spec.scratch is not None
     if own and not report.comparison.losses_reported and "loss" in report.spec.compare:
-        yield "Your code yields no loss, so that the reported losses are not compared."
+        yield "Your code yields no loss, so the reported losses are not compared."
 
 
 def unjudged(report: Report) -> Iterator[str]:
@@ -135,8 +135,8 @@ def masked(report: Report) -> Iterator[str]:
     ]
     if report.spec.tolerance.on_drift:
         yield (
-            f"The rules differ all the same, {' and '.join(stages)}, by more than rounding: the "
-            "tolerance allows what has come of it."
+            f"The rules differ nevertheless, {' and '.join(stages)}, by more than rounding: the "
+            "tolerance allows the drift that results."
         )
     else:
         yield f"The sides differ {' and '.join(stages)}, but no parameter shows it."
@@ -149,14 +149,14 @@ def drift(report: Report) -> Iterator[str]:
         return
     if amplified is not None:
         yield (
-            f"The drift is amplified rounding: each step agrees, and the training magnifies what "
-            f"rounding puts in, from step {amplified.first_step:,} on. After step "
+            f"The drift is amplified rounding: each step agrees, and the training amplifies the "
+            f"rounding errors, from step {amplified.first_step:,} on. After step "
             f"{amplified.step:,} the trajectories are {short(amplified.drift)} apart, "
-            f"{short(amplified.factor)} times what all steps so far put in. A smaller lr may keep "
-            "them together."
+            f"{short(amplified.factor)} times the sum of the rounding errors so far. A smaller "
+            "lr may keep them together."
         )
     elif report.verdict == "equivalent" and found.largest == 0:
-        yield "The two trajectories are the same."
+        yield "The two trajectories are identical."
     elif report.verdict == "equivalent":
         share = max(found.needed[name].rtol_alone for name in report.comparison.trace.tensors)
         size = f", {short(share)} of an entry's size" if share < 1e-3 else ""

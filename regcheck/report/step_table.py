@@ -113,7 +113,7 @@ def beginnings(report: Report, step: int) -> list[str]:
         index = "" if at.tensor == "bias" else f"[{', '.join(map(str, at.index))}]"
         found.append(f"first divergence: {at.tensor}{index}, {WHERE[divergence.stage]}")
     if loss is not None and loss.step == step:
-        found.append("the losses part" if found else "the reported losses part")
+        found.append("the losses differ" if found else "the reported losses differ")
     return found
 
 
@@ -138,13 +138,13 @@ def ratio_legend(report: Report) -> list[str]:
     for name in (*tensors, *([] if same else report.spec.judged(["loss"]))):
         tolerance = tolerances.of(name)
         if tolerance.exact:
-            text = "drift, which must be 0 to the last bit"
+            text = "drift, which must be exactly 0"
         elif tolerance.on_drift:
             allowed = f"{tolerance.atol or 0:g} + {tolerance.rtol or 0:g} |torch's|"
-            text = f"drift against {allowed}; a step diverges above 1"
+            text = f"drift over {allowed}; a step diverges above 1"
         else:
-            against = "local against what rounding can cause"
-            text = f"{against}; a step diverges above {tolerance.limit:g}"
+            over = "local over the bound on rounding"
+            text = f"{over}; a step diverges above {tolerance.limit:g}"
         limits.setdefault(text, []).append(name)
     head = ratio_head(report)
     if len(limits) == 1:

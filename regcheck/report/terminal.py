@@ -27,7 +27,7 @@ from regcheck.report.result import Report
 from regcheck.report.step_table import LEGEND, ratio_legend, table_lines
 
 ROWS = 9
-"""Steps that the table shows unless it is said otherwise."""
+"""Steps that the table shows by default."""
 
 ENTRIES = 8
 """Entries of the final parameters that are listed."""
@@ -124,7 +124,7 @@ def print_verdict(report: Report, console: Console) -> None:
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
         console.print(grid)
     if report.diagnosis is not None:
-        console.print("Besides", style="bold")
+        console.print("Notes", style="bold")
     print_remarks(remarks(report), console)
 
 
@@ -162,7 +162,7 @@ def print_terms(report: Report, divergence: Divergence, console: Console) -> Non
         size = text.short(abs(terms[0].value - terms[1].value))
         how = f"difference {size}: {text.short(within.ratio)} rounding bounds"
     else:
-        how = "one side alone is not finite"
+        how = "only one side is finite"
     console.print(f"  {how}", highlight=False)
 
 
@@ -190,9 +190,9 @@ def print_final(report: Report, console: Console) -> None:
         table.add_row(Text(cut), *difference(left, right))
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
-        table.add_row(Text(f"… {rest} more, that differ less", "dim"))
+        table.add_row(Text(f"… {rest} more, with smaller differences", "dim"))
     if report.comparison.losses_reported:
-        table.add_row("loss reported in it", *difference(scratch.loss, framework.loss))
+        table.add_row("reported loss", *difference(scratch.loss, framework.loss))
     for rows, here in scratch.accuracy.items():
         there = framework.accuracy[rows]
         if here is not None and there is not None:

@@ -185,7 +185,7 @@ def kept(report: Report) -> str:
     tolerances = [report.spec.tolerance.of(name) for name in names]
     if any(tolerance.on_drift for tolerance in tolerances):
         texts = {tolerance_text(tolerance) for tolerance in tolerances}
-        return f"every step keeps {' and '.join(sorted(texts))}"
+        return f"every step satisfies {' and '.join(sorted(texts))}"
     ratio = report.smallest_tolerance().rounding
     if ratio == 0:
         return "no step differs"
@@ -251,7 +251,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         does = "subtracts"
         formulas = [[delta_text(side, written[1], within.tensor)] for side in conventions]
     elif stage == "forward":
-        does = "puts out"
+        does = "outputs"
     return [
         Term(side, does, list(dict.fromkeys(texts)), value)
         for side, texts, value in zip(("scratch", "torch"), formulas, values, strict=True)
@@ -265,4 +265,4 @@ def penalty_term(convention: Convention, given: Letters, tensor: str) -> str:
         return "nothing"
     if convention.decay == "decoupled-unscaled":
         return f"{text} / {given.lr}"
-    return f"{text} (of the moved {tensor})" if convention.decay == "after-update" else text
+    return f"{text} (of the updated {tensor})" if convention.decay == "after-update" else text
