@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from regcheck.errors import UserCodeError
 from regcheck.user_code.function import imported
 from tests.conftest import ROOT
-from tests.user_files import STEPS, begin, run_all, run_file, write
+from tests.user_files import STEPS, begin, run_all, run_file, stepping, write
 
 
 def state() -> dict[str, Any]:
@@ -213,90 +212,52 @@ torch = sys.modules["torch"]
 sys.stdout.write(f"{torch.get_default_dtype()} {torch.is_grad_enabled()}")
 """
 
+PRINTING = """print("print")
+        sys.__stdout__.write("dunder ")
+        held.write("held ")
+        sys.stdout.buffer.write(b"bytes ")
+        os.write(1, b"descriptor ")
+        subprocess.run(["echo", "child"], check=True)
+        os.system("echo shell")
+        ctypes.CDLL(None).printf(b"printf ")"""
+WRAPPING = """import io, sys
+sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
+sys.stderr = io.TextIOWrapper(sys.stderr.buffer, encoding="utf-8")
+"""
+FORKING = """child = os.fork() if k in (1, 2) else 1
+        if k == 2 and not child:
+            os._exit(3)
+        status = os.waitpid(child, 0)[1] if child and k in (1, 2) else 0
+        assert os.waitstatus_to_exitcode(status) == (3 if k == 2 else 0)"""
+READING = """len(subprocess.run("cat", capture_output=True).stdout + sys.stdin.buffer.read())"""
+
 LOUD = {
-    "prints": """
-        import ctypes, os, subprocess, sys
-        print("import")
-        held = sys.stdout
-
-        def train(problem):
-            for rows in problem.batches:
-                print("print")
-                sys.__stdout__.write("dunder ")
-                held.write("held ")
-                sys.stdout.buffer.write(b"bytes ")
-                os.write(1, b"descriptor ")
-                subprocess.run(["echo", "child"], check=True)
-                os.system("echo shell")
-                ctypes.CDLL(None).printf(b"printf ")
-                yield {"weight": [0, 0], "bias": 0}
-            print("rest")
-    """,
-    "closes": """
-        import io, sys
-        sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")
-        sys.stderr = io.TextIOWrapper(sys.stderr.buffer, encoding="utf-8")
-
-        def train(problem):
-            for rows in problem.batches:
-                print("caf\u00e9", flush=True)
-                yield {"weight": [0, 0], "bias": 0}
-            sys.stdout.close()
-            sys.__stdout__.close()
-            sys.stdin.close()
-    """,
-    "reads": """
-        import subprocess, sys
-        def train(problem):
-            read = subprocess.run("cat", capture_output=True).stdout + sys.stdin.buffer.read()
-            for rows in problem.batches:
-                yield {"weight": [0, 0], "bias": len(read)}
-    """,
-    "warns": """
-        import numpy as np
-        def train(problem):
-            for rows in problem.batches:
-                big = np.array([1e308]) * 10
-                yield {"weight": [0, 0], "bias": big}
-    """,
-    "forks": """
-        import os
-        def train(problem):
-            for k, rows in enumerate(problem.batches):
-                if k == 1:
-                    child = os.fork()
-                    if child:
-                        os.waitpid(child, 0)
-                if k == 2:
-                    child = os.fork()
-                    if not child:
-                        os._exit(3)
-                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-                yield {"weight": [0, 0], "bias": 0}
-    """,
-    "statistics": """
-        import fractions, statistics
-        statistics.mean
-        def train(problem):
-            for rows in problem.batches:
-                yield {"weight": [0, 0], "bias": 0}
-    """,
-    "loads_torch": """
-        import torch
-        torch.set_default_dtype(torch.float64)
-        torch.set_grad_enabled(False)
-        def train(problem):
-            own = torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
-            for rows in problem.batches:
-                yield {"weight": [0, 0], "bias": int(own)}
-    """,
+    "prints": stepping(
+        PRINTING,
+        "import ctypes, os, subprocess, sys\nprint('import')\nheld = sys.stdout",
+        last="print('rest')",
+    ),
+    "closes": stepping(
+        "print('café', flush=True)",
+        WRAPPING,
+        last="sys.stdout.close(); sys.__stdout__.close(); sys.stdin.close()",
+    ),
+    "reads": stepping(head="import subprocess, sys", bias=READING),
+    "warns": stepping(head="import numpy as np", bias="np.array([1e308]) * 10"),
+    "forks": stepping(FORKING, "import os"),
+    "statistics": stepping("statistics.mean", "import fractions, statistics"),
+    "loads_torch": stepping(
+        "own = torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()",
+        "import torch; torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)",
+        bias="int(own)",
+    ),
 }
 """Files, each with a function that yields zeros, but for `warns` and `loads_torch`."""
 
 
 def run_apart(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     for name, source in LOUD.items():
-        write(folder / f"{name}.py", textwrap.dedent(source))
+        write(folder / f"{name}.py", source)
     return subprocess.run(
         [*command, sys.executable, "-c", DRIVER, str(folder), *LOUD],
         cwd=ROOT,

@@ -52,6 +52,17 @@ def write(path: Path, source: str) -> Path:
     return path
 
 
+def stepping(act: str = "pass", head: str = "", bias: str = "0", last: str = "") -> str:
+    """Write a function that does something in each step, and yields zeros or another bias."""
+    return f"""{head}
+def train(problem):
+    for k, rows in enumerate(problem.batches):
+        {act}
+        yield {{"weight": [0, 0], "bias": {bias}}}
+    {last}
+"""
+
+
 def begin(function: UserFunction) -> ScratchSteps:
     """Call a function with the problem."""
     return ScratchSteps(function, problem(), SHAPES, STEPS)

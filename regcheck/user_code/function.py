@@ -164,7 +164,7 @@ def locate(reference: str, folder: Path) -> tuple[Path, str]:
 
 
 def nearby(file: Path) -> str:
-    """Say which Python file may have been meant."""
+    """Suggest which Python file may have been meant."""
     if not file.parent.is_dir():
         return f"There is no folder {file.parent}; a relative path is relative to the spec."
     names = sorted(path.name for path in file.parent.glob("*.py"))

@@ -55,7 +55,7 @@ class Surroundings:
         self.inside = False
 
     def swap_in(self) -> None:
-        """Give the code what is its own."""
+        """Put in what is the code's own."""
         for raw in self.raw:
             raw.target = sys.stderr
         self.exchange_attributes()
