@@ -177,14 +177,14 @@ class Comparing:
         steps = self.sides.pair.advance(batch)
         # What torch is given may not be what the scratch side is given.
         batch = batch._replace(lr=self.schedule.lr_at(batch.step))
-        seen = self.forward_backward(steps, batch)
-        row, bounds = self.judge(batch, steps, seen)
+        rows_pass = self.forward_backward(steps, batch)
+        row, bounds = self.judge(batch, steps, rows_pass)
         self.last_losses = row.scratch_loss, row.framework_loss
         self.trace.append(row)
         self.note_divergence(row, steps, bounds)
         self.note_loss(row)
-        if self.problem.loss == "bce" and seen is not None:
-            share = float(np.mean(np.concatenate([saturated(z) for z in seen.outputs])))
+        if self.problem.loss == "bce" and rows_pass is not None:
+            share = float(np.mean(np.concatenate([saturated(z) for z in rows_pass.outputs])))
             self.saturation = saturation_with(self.saturation, batch.step, share)
         self.drift.measure(row, injected(steps.scratch, steps.framework))
         if not row.complete:
@@ -194,7 +194,7 @@ class Comparing:
         self.note_power(batch, steps, bounds)
         self.history.append(steps, bounds)
         if self.trials is not None:
-            self.trials.advance(batch, steps, bounds, seen)
+            self.trials.advance(batch, steps, bounds, rows_pass)
         self.compared += 1
         return True
 
@@ -207,10 +207,12 @@ class Comparing:
             return steps.forward_backward
         return torch.forward_backward(steps.framework.before, batch)
 
-    def judge(self, batch: Batch, steps: Steps, seen: ForwardBackward | None) -> tuple[Row, Bounds]:
+    def judge(
+        self, batch: Batch, steps: Steps, rows_pass: ForwardBackward | None
+    ) -> tuple[Row, Bounds]:
         """Compare a step by its bounds, and by closer ones where they make it a divergence."""
         bounder = self.sides.bounder
-        bounds = bounder.bounds(batch, steps, seen)
+        bounds = bounder.bounds(batch, steps, rows_pass)
         row = compare_step(batch, steps, bounds, self.tolerances)
         while self.first is None and suspicious(row, self.tolerances):
             closer = bounder.closer(batch, steps)

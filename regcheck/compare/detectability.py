@@ -1,4 +1,4 @@
-"""What a run that agrees could have told: faults tried along it, and bounds beside the steps.
+"""What a run that agrees could have shown: faults tried along it, and bounds beside the steps.
 
 "Equivalent" is only worth something where a difference could have shown. A bound on rounding may
 be so wide that it swallows the step. (A tolerance that a spec makes wider is its own choice.) So,
@@ -7,7 +7,7 @@ along the run,
 - torch's own optimizer takes each step once more with a doubled lr, with a doubled or no gradient,
   and with a doubled or no weight decay, until a step shows it beyond the limit K of bounds;
 - each tensor's smallest K bound/|Δw| over entries and steps is kept: the smallest relative error
-  of a step that would have been seen in it.
+  of a step that would have shown in it.
 
 A step is judged in a tensor where that share is at most `SHARE`.
 """
@@ -60,11 +60,11 @@ class Power:
     hidden: tuple[str, ...] = ()
 
     def has_judged(self, names: Iterable[str]) -> bool:
-        """Return whether all these tensors were judged, so that no step can tell more of them."""
+        """Whether all these tensors were judged, so that no step can tell more of them."""
         return all(self.shares.get(name, 1.0) <= SHARE for name in names)
 
     def take(self, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
-        """Take in a step: torch's, from the leader's parameters."""
+        """Take in a step: torch's, from the reference's parameters."""
         framework = steps.framework
         with np.errstate(all="ignore"):
             for name, after in framework.after.items():
@@ -89,7 +89,7 @@ class Power:
         return {name: share for name, share in self.shares.items() if not share <= SHARE}
 
     def reason(self) -> str:
-        """Say why a run that agrees is no proof; empty where it is one."""
+        """Describe why a run that agrees is no proof; empty where it is one."""
         swallowed = self.swallowed
         missed = {name: share for name, share in swallowed.items() if name in self.clear}
         nothing = bool(self.shares) and len(swallowed) == len(self.shares)
@@ -98,14 +98,14 @@ class Power:
             return swallowed_text(name, swallowed[name])
         if self.hidden:
             *some, last = self.hidden
-            told = f"{', '.join(some)} and {last}" if some else last
+            would = f"{', '.join(some)} and {last}" if some else last
             still = "" if self.shares else "no step moves any parameter: "
-            return f"{still}{told} would have passed too"
+            return f"{still}{would} would have passed too"
         return ""
 
 
 def swallowed_text(name: str, share: float) -> str:
-    """Say how large rounding may be beside a tensor's step."""
+    """Describe how large rounding may be beside a tensor's step."""
     if not share < 1:
         return (
             f"rounding here may be as large as the step of {name} itself, so that any lr or "

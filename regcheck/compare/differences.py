@@ -90,7 +90,7 @@ def difference_of(
 
 
 def exceeds(difference: Difference, limit: float) -> bool:
-    """Say whether rounding cannot explain a difference."""
+    """Whether rounding cannot explain a difference."""
     return difference.ratio > limit
 
 
@@ -172,19 +172,19 @@ def within_tolerance(
     return found
 
 
-def drifts(own: Parameters, alone: Parameters) -> dict[str, float]:
+def drifts(own: Parameters, framework: Parameters) -> dict[str, float]:
     """Return the largest difference of each tensor; NaN where one is not a number."""
-    layout = common_layout(own, alone)
+    layout = common_layout(own, framework)
     if layout is None:
-        return {name: drift(own[name], w) for name, w in alone.items()}
-    here, there = flat(own), flat(alone)
+        return {name: drift(own[name], w) for name, w in framework.items()}
+    here, there = flat(own), flat(framework)
     with np.errstate(all="ignore"):
         most = layout.reduced(lambda part: np.abs(here[part] - there[part]))
-    return dict(zip(alone, most, strict=True))
+    return dict(zip(framework, most, strict=True))
 
 
 def drift(scratch: Array, framework: Array) -> float:
-    """Give the largest difference of a tensor's entries; NaN where one is not a number."""
+    """Return the largest difference of a tensor's entries; NaN where one is not a number."""
     if framework.size == 1:
         return abs(float(scratch.item()) - float(framework.item()))
     with np.errstate(all="ignore"):
@@ -192,5 +192,5 @@ def drift(scratch: Array, framework: Array) -> float:
 
 
 def greatest(differences: Iterable[Difference]) -> Difference:
-    """Give the difference with the largest ratio; one that cannot be judged counts least."""
+    """Return the difference with the largest ratio; one that cannot be judged counts least."""
     return max(differences, key=lambda one: -1.0 if math.isnan(one.ratio) else one.ratio)

@@ -49,7 +49,7 @@ class Needed(NamedTuple):
     exact: bool = True
 
     def joined(self, other: Needed) -> Needed:
-        """Give what passes both."""
+        """Return what passes both."""
         return Needed(
             max(self.rounding, other.rounding),
             max(self.rtol, other.rtol),
@@ -60,7 +60,7 @@ class Needed(NamedTuple):
         )
 
     def passes(self, rounding: float, rtol: float, atol: float) -> bool:
-        """Return whether it passes what needs these, each where the others are 0."""
+        """Whether it passes what needs these, each where the others are 0."""
         return (
             not self.exact
             and rounding <= self.rounding
@@ -72,11 +72,11 @@ class Needed(NamedTuple):
 NOTHING_PASSES = Needed(math.inf, math.inf, math.inf, math.inf, math.inf, exact=False)
 
 SLACK = 1 + 4 * float(np.finfo(np.float64).eps)
-"""More than the rounding of a quotient and of atol + rtol |b|, so that what is told passes."""
+"""More than the rounding of a quotient and of atol + rtol |b|, so that what is reported passes."""
 
 
 def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: Array) -> Needed:
-    """Give the smallest tolerances by which one tensor passes one step.
+    """Return the smallest tolerances by which one tensor passes one step.
 
     |a − b| ≤ atol + rtol |b| gives rtol ≥ (|a − b| − atol)/|b| and atol ≥ |a − b| − rtol |b|.
     """
@@ -106,7 +106,7 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
 
 
 def needs_no_more(before: Needed, scratch: Array, framework: Array) -> bool:
-    """Return whether a step is seen at a glance to need nothing that none before it has needed."""
+    """Whether a step plainly needs no more than the steps before it."""
     if scratch.size == 1:
         here, there = float(scratch.item()), float(framework.item())
         off, least = abs(here - there), abs(there)
@@ -117,7 +117,7 @@ def needs_no_more(before: Needed, scratch: Array, framework: Array) -> bool:
 
 
 def no_nan(value: float) -> float:
-    """Give a number, inf in the place of NaN."""
+    """Return a number, inf in the place of NaN."""
     return math.inf if math.isnan(value) else value
 
 
@@ -129,7 +129,7 @@ def last_digit(tensors: Parameters) -> float:
 
 
 def furthest(row: Row) -> float:
-    """Give the largest drift of any tensor; NaN where there is one."""
+    """Return the largest drift of any tensor; NaN where there is one."""
     return max(row.drift.values(), key=no_nan)
 
 

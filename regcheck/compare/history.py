@@ -102,15 +102,15 @@ class History:
         }
 
     def all(self, what: str) -> Array:
-        """Give one thing that is kept, of all steps: (steps, entries)."""
+        """Return one thing that is kept, of all steps: (steps, entries)."""
         return self.numbers[: len(self), KEPT.index(what)]
 
     def loss(self, what: str) -> Array:
-        """Give the reported losses of a side, or their bounds: (steps,); NaN where none is told."""
+        """Return the reported losses of a side, or their bounds: (steps,); NaN where missing."""
         return np.frombuffer(self.losses).reshape(len(self), len(LOSSES))[:, LOSSES.index(what)]
 
     def records(self) -> Iterator[Record]:
-        """Give the steps in order."""
+        """Return the steps in order."""
         parts = [self.all(what) for what in KEPT]
         for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
             yield Record(batch, *(part[index] for part in parts))

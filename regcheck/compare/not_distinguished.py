@@ -100,22 +100,26 @@ class Trial:
         self.cause = cause
         self.rule = Lockstep(torch.by(torch.problem.with_change(change)))
         problem = self.rule.trainer.problem
-        self.sees_as_torch = sees_alike(problem, torch.problem)
+        self.passes_as_torch = sees_alike(problem, torch.problem)
         ordered = problem.convention.update_order == "simultaneous"
-        self.needs_rows = not (self.sees_as_torch and ordered)
+        self.needs_rows = not (self.passes_as_torch and ordered)
         self.of_floor = dict(change) == {"bce_slope": "plain"}
         self.largest = 0.0
         self.holding = {*CAUSES[cause].hidden_by, "lr-zero"}
 
     def shows(
-        self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, seen: ForwardBackward
+        self, spec: Spec, batch: Batch, steps: Steps, bounds: Bounds, rows_pass: ForwardBackward
     ) -> bool:
         """Take a step; say whether the run would have diverged in it with this cause."""
         framework = steps.framework
-        if self.of_floor and not spec.tolerance.on_drift and not any(map(saturates, seen.outputs)):
+        if (
+            self.of_floor
+            and not spec.tolerance.on_drift
+            and not any(map(saturates, rows_pass.outputs))
+        ):
             self.rule.follow(framework)  # no floor is met: it is torch's own step
             return False
-        shared = seen if self.sees_as_torch else None
+        shared = rows_pass if self.passes_as_torch else None
         local = self.rule.step_from(framework.before, batch, shared).step
         found = local_differences(local, framework, bounds)
         if spec.tolerance.on_drift:
@@ -130,7 +134,7 @@ class Trial:
         return False
 
     def reason(self, spec: Spec, steps: int) -> str:
-        """Say why no step showed the cause."""
+        """Describe why no step showed the cause."""
         cause = CAUSES[self.cause]
         if steps == 0:
             return "no step was compared"
@@ -173,7 +177,7 @@ class Trials:
             self.pending = [trial for trial in self.pending if not trial.needs_rows]
 
     def advance(
-        self, batch: Batch, steps: Steps, bounds: Bounds, seen: ForwardBackward | None
+        self, batch: Batch, steps: Steps, bounds: Bounds, rows_pass: ForwardBackward | None
     ) -> None:
         """Try each cause that no step has shown yet.
 
@@ -181,22 +185,22 @@ class Trials:
             batch: the step's rows and lr.
             steps: both sides' steps.
             bounds: what rounding can do in them.
-            seen: the pass over the rows by torch's rule, at the leader's parameters; None where
+            rows_pass: over the rows by torch's rule, at the reference's parameters; None where
                 nothing but torch's gradient is known.
         """
         self.steps += 1
-        if seen is None:
+        if rows_pass is None:
             gradient, loss = steps.framework.gradient, steps.framework.loss
             assert gradient is not None
-            seen = ForwardBackward((), (), math.nan if loss is None else loss, gradient)
+            rows_pass = ForwardBackward((), (), math.nan if loss is None else loss, gradient)
         self.pending = [
             trial
             for trial in self.pending
-            if not trial.shows(self.spec, batch, steps, bounds, seen)
+            if not trial.shows(self.spec, batch, steps, bounds, rows_pass)
         ]
 
     def hidden(self) -> list[Hidden]:
-        """Give the causes that no step has shown, in the catalogue's order."""
+        """Return the causes that no step has shown, in the catalogue's order."""
         reasons: dict[str, str] = {}
         for trial in self.pending:
             reasons.setdefault(trial.cause, trial.reason(self.spec, self.steps))
@@ -204,7 +208,7 @@ class Trials:
 
 
 def sees_alike(problem: Problem, other: Problem) -> bool:
-    """Say whether two rules make the same of a pass over the rows."""
+    """Whether two rules make the same of a pass over the rows."""
     rules = [
         (
             one.convention.loss_reduction,

@@ -40,9 +40,9 @@ class Row(NamedTuple):
     """One compared step.
 
     Attributes:
-        loss: the reported losses, both at the leader's parameters; None where a side tells none.
+        loss: the reported losses, both at the reference's parameters; None where one is missing.
         drift: the largest difference of each tensor, each side on its own trajectory.
-        within: the worst local difference at each stage before the update that both sides tell.
+        within: the worst local difference at each stage before the update that both sides report.
         local: the worst local difference of each tensor after the update.
         judged: the worst difference by the tolerance of each tensor and of the loss: the local
             one, or the drift in units of what is allowed.
@@ -157,29 +157,29 @@ def compare_step(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Toleran
     Raises:
         ValueError: a tensor is missing on one side, or the shapes differ.
     """
-    own, alone, local, framework, _ = steps
+    own, framework_own, local, framework, _ = steps
     found = local_differences(local, framework, bounds)
     return Row(
         step=batch.step,
         epoch=batch.epoch,
         batch=batch.batch,
         scratch_loss=math.nan if own.loss is None else own.loss,
-        framework_loss=math.nan if alone.loss is None else alone.loss,
+        framework_loss=math.nan if framework_own.loss is None else framework_own.loss,
         loss=found.get("loss"),
-        drift=drifts(own.after, alone.after),
+        drift=drifts(own.after, framework_own.after),
         within=stages(local, framework, bounds),
         local={name: found[name] for name in framework.after},
-        judged=judge(tolerances, own, alone, found),
+        judged=judge(tolerances, own, framework_own, found),
     )
 
 
 def diverges(row: Row, tolerances: Tolerances) -> bool:
-    """Say whether a parameter does not keep its tolerance."""
+    """Whether a parameter does not keep its tolerance."""
     return any(exceeds(row.judged[name], tolerances.of(name).limit) for name in row.local)
 
 
 def in_limits(difference: Difference, tolerances: Tolerances) -> float:
-    """Give a ratio in units of its limit, by which tensors can be ranked; −1 if unknown."""
+    """Return a ratio in units of its limit, by which tensors can be ranked; −1 if unknown."""
     if math.isnan(difference.ratio):
         return -1.0
     return difference.ratio / tolerances.of(difference.tensor).limit
@@ -191,9 +191,9 @@ def differs(stage: Difference, tolerances: Tolerances) -> bool:
 
 
 def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
-    """Give the worst difference at each stage before the update, in the stages' order.
+    """Return the worst difference at each stage before the update, in the stages' order.
 
-    A stage that either side does not tell is left out.
+    A stage that either side does not report is left out.
     """
     found = {}
     if scratch.outputs is not None and framework.outputs is not None:
@@ -208,7 +208,7 @@ def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Differen
 def quantities(
     scratch: Step, framework: Step, bounds: Bounds
 ) -> dict[str, tuple[Parameters | None, Parameters | None, Parameters]]:
-    """Give what is compared of each tensor at the stages before the update, with its bounds."""
+    """Return what is compared of each tensor at the stages before the update, with its bounds."""
     return {
         "gradient": (scratch.gradient, framework.gradient, bounds.gradient),
         "penalty": (scratch.penalty, framework.penalty, bounds.penalty),
@@ -219,9 +219,9 @@ def quantities(
 def locate(
     row: Row, scratch: Step, framework: Step, bounds: Bounds, tolerances: Tolerances
 ) -> Divergence:
-    """Name the first stage at which a diverging step parts, and the entry that parts most.
+    """Name the first stage at which a diverging step differs, and the entry that differs most.
 
-    At that stage the same entry is told, unless another one alone parts there.
+    At that stage the same entry is reported, unless only another one differs there.
     """
     at = max(
         (row.judged[name] for name in row.local),
@@ -233,16 +233,16 @@ def locate(
     if stage == "update" and tolerances.of(at.tensor).exact:  # by rounding alone, but where
         stage = next((name for name, found in row.within.items() if found.ratio > 0), "update")
     within = at if stage == "update" else row.within[stage]
-    told = quantities(scratch, framework, bounds)
-    if stage in told:
-        values = [float(tensors[at.tensor][at.index]) for tensors in told[stage] if tensors]
+    compared = quantities(scratch, framework, bounds)
+    if stage in compared:
+        values = [float(tensors[at.tensor][at.index]) for tensors in compared[stage] if tensors]
         same = difference_of(at.tensor, at.index, *values)
         within = same if differs(same, tolerances) or not differs(within, tolerances) else within
     return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)
 
 
 def injected(local: Step, framework: Step) -> float:
-    """Give the largest difference that one step put in, in any parameter's entry."""
+    """Return the largest difference that one step put in, in any parameter's entry."""
     return max(drifts(local.after, framework.after).values())
 
 

@@ -48,7 +48,7 @@ class TraceRow(NamedTuple):
 
 
 def ratio(difference: Difference | None) -> float:
-    """Give a difference in its bounds; NaN where there is nothing to compare."""
+    """Return a difference in its bounds; NaN where there is nothing to compare."""
     return math.nan if difference is None else difference.ratio
 
 
@@ -132,12 +132,12 @@ class Trace:
         yield from self.rows(self.numbers)
 
     def rows(self, numbers: array[float]) -> Iterator[TraceRow]:
-        """Give the rows that numbers hold."""
+        """Return the rows that numbers hold."""
         for start in range(0, len(numbers), self.width):
             yield self.row(numbers[start : start + self.width])
 
     def row(self, values: Sequence[float]) -> TraceRow:
-        """Give the row that its numbers hold."""
+        """Return the row that its numbers hold."""
         tensors = {
             name: TensorTrace(*values[HEAD + EACH * position : HEAD + EACH * (position + 1)])
             for position, name in enumerate(self.tensors)
