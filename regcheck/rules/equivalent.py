@@ -52,9 +52,7 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     refuse(fault_obstacles(training, faults))
     training = with_torch_settings(training, faults)
     lr, momentum = training.sgd.lr, training.sgd.momentum
-    c = gradient_factor(convention, training) * faults.gradient_factor
-    if faults.accumulation == "sum":
-        c *= training.micro_batches
+    c = gradient_factor(convention, training, faults)
     names = training.sgd.weight_decay
     decays = {name: effective_decay(convention, training, name) for name in names}
     refuse(gradient_obstacles(convention, training, c))

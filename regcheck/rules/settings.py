@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from regcheck.rules.convention import Convention, Faults, penalized
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults, penalized
 
 
 class SgdSettings(NamedTuple):
@@ -58,10 +58,15 @@ class Training(NamedTuple):
         return self._replace(sgd=self.sgd._replace(weight_decay=weight_decay))
 
 
-def gradient_factor(convention: Convention, training: Training) -> float:
-    """Return c, the factor that a convention puts on the gradient of the mean loss."""
-    rows = training.loss_rows[0] if convention.loss_reduction == "sum" else 1
-    return convention.loss_factor * rows
+def gradient_factor(
+    convention: Convention, training: Training, faults: Faults = NO_FAULTS
+) -> float:
+    """Return c, the factor that a rule puts on the gradient of the mean loss."""
+    c = convention.loss_factor
+    if convention.loss_reduction == "sum":
+        c *= training.loss_rows[0]
+    c *= faults.gradient_factor
+    return c * training.micro_batches if faults.accumulation == "sum" else c
 
 
 def effective_decay(convention: Convention, training: Training, tensor: str) -> float:
