@@ -229,9 +229,10 @@ def test_complaint_gives_the_nearest_place(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(GOOD)
     loaded = read_spec(path)
-    complaint = loaded.complaint(("data", "X", 1, 0), "is odd")
+    (complaint,) = loaded.error(("data", "X", 1, 0), "is odd").complaints
     assert complaint == (Place(str(path), 1, 20), "data.X[1][0]: is odd")
-    assert loaded.complaint(("data", "positive"), "is odd").place == Place(str(path), 1, 7)
+    (other,) = loaded.error(("data", "positive"), "is odd").complaints
+    assert other.place == Place(str(path), 1, 7)
 
 
 @pytest.mark.parametrize(

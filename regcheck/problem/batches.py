@@ -1,8 +1,8 @@
-"""Which rows and which lr at which step: all that both trainers share about the way of a training.
+"""Which rows and which lr at which step. Both trainers take them from here.
 
-The lr is worked out here once and set on both sides. torch's own schedulers multiply it up from
-step to step, so their last bits differ from the formulas' (by up to 3e-14 of it), and each step
-of each run would differ by that. `tests/test_schedule.py` compares each kind with torch's.
+torch's own schedulers multiply the lr up from step to step, so its last bits differ from those of
+the formulas (by up to 3e-14 of it), and every step would show that. So the lr is worked out here,
+once, and set on both sides; `tests/test_schedule.py` compares each kind with torch's.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from regcheck.errors import Complaint, InputError, Place, shortened, suggest
+from regcheck.errors import Complaint, InputError, Place, shortened
 from regcheck.spec import LoadedSpec
 from regcheck.spec.data import CsvData, InlineData, NpzData, SyntheticData
 from regcheck.spec.yaml_text import read_text
@@ -33,9 +32,9 @@ def data_file(loaded: LoadedSpec, key: str, name: str) -> Path:
         found = "is a folder or device, not a file" if path.exists() else "no such file"
     except OSError as error:
         found = str(error.strerror)
-    where = "relative to the spec" if loaded.document.marks else "relative to the current folder"
+    where = "relative to the spec" if loaded.document.places else "relative to the current folder"
     text = f"{shortened(str(path), 300)}: {found}; paths are {where}"
-    raise InputError([loaded.complaint(("data", key), text)])
+    raise loaded.error(("data", key), text)
 
 
 def refused(path: Path, line: int | None, text: str) -> InputError:
@@ -59,17 +58,11 @@ def raise_some(complaints: Sequence[Complaint], left_out: int = 0) -> None:
     raise InputError(first)
 
 
-class Row(NamedTuple):
-    """A row of a CSV file: its text cells, and the line that it ends in."""
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read a CSV file row by row, the header first: the line that a row ends in, and its cells.
 
-    line: int
-    cells: list[str]
-
-
-def read_rows(path: Path) -> Iterator[Row]:
-    """Read a CSV file row by row, the header first; empty lines are passed over.
-
-    Quoted fields may hold commas and line breaks. One row is held at a time.
+    Quoted fields may hold commas and line breaks; empty lines are passed over. One row is held at
+    a time.
 
     Raises:
         InputError: not readable, not UTF-8, or no CSV.
@@ -81,7 +74,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             for cells in reader:
                 line = reader.line_num
                 if not is_blank(cells):
-                    yield Row(line, cells)
+                    yield line, cells
             return
     except (OSError, UnicodeDecodeError):
         reason = "cannot be read"
@@ -108,20 +101,20 @@ def survey(path: Path) -> int:
         InputError: not readable, not UTF-8, no header, no rows, or rows of unequal length.
     """
     rows = read_rows(path)
-    first = next(rows, None)
-    if first is None:
+    _, header = next(rows, (0, []))
+    if not header:
         raise refused(path, None, "empty; a header and at least one row are needed")
     ragged: list[Complaint] = []
     count = bad = 0
     for count, (line, cells) in enumerate(rows, 1):
-        if len(cells) != len(first.cells):
+        if len(cells) != len(header):
             bad += 1
             if len(ragged) < MOST_COMPLAINTS:
-                text = f"row {count} has {len(cells)} cells, the header {len(first.cells)}"
+                text = f"row {count} has {len(cells)} cells, the header {len(header)}"
                 ragged.append(Complaint(Place(str(path), line), text))
     if not count:
         raise refused(path, None, "has a header but no rows")
-    check_header(path, read_header(first.cells))
+    check_header(path, read_header(header))
     raise_some(ragged, left_out=bad - len(ragged))
     return count
 
@@ -134,16 +127,6 @@ def check_header(path: Path, header: list[str]) -> None:
     if repeated:
         text = f"the column `{shortened(repeated[0])}` is there twice; give each its own name"
         raise refused(path, 1, text)
-
-
-def find_column(
-    loaded: LoadedSpec, file: Path, header: list[str], path: tuple[str | int, ...], name: str
-) -> int:
-    """Find the column that a path of the spec names."""
-    if name in header:
-        return header.index(name)
-    text = f"no column `{shortened(name)}` in {file.name}; {suggest(name, header)}"
-    raise InputError([loaded.complaint(path, text)])
 
 
 def is_missing(cell: str) -> bool:

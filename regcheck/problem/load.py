@@ -13,12 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.errors import Complaint, InputError, Place, shortened, suggest
+from regcheck.errors import Complaint, Place, shortened, suggest
 from regcheck.problem.csv_columns import MISSING, POSITIVE, Columns, read_columns
 from regcheck.problem.files import (
     MOST_COMPLAINTS,
     data_file,
-    find_column,
     is_missing,
     raise_some,
     read_header,
@@ -78,8 +77,7 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     """Take the target and the features of a CSV file."""
     path = data_file(loaded, "csv", data.csv)
     columns = read_columns(path, data.positive)
-    header = columns.header
-    target = find_column(loaded, path, header, ("data", "target"), data.target)
+    target = find_column(loaded, columns, ("data", "target"), data.target)
     if data.features is None:
         features = [index for index in columns.numeric() if index != target]
         if not features:
@@ -87,7 +85,7 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
             raise refused(path, 1, text)
     else:
         features = [
-            find_column(loaded, path, header, ("data", "features", position), name)
+            find_column(loaded, columns, ("data", "features", position), name)
             for position, name in enumerate(data.features)
         ]
     X = np.take(columns.values, features, axis=1)
@@ -95,7 +93,17 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
     bad = ~np.column_stack([np.isfinite(X), np.isfinite(y)])
     if bad.any():
         raise_bad_cells(path, [*features, target], bad)
-    return Rows(X, y, tuple(header[index] for index in features))
+    return Rows(X, y, tuple(columns.header[index] for index in features))
+
+
+def find_column(
+    loaded: LoadedSpec, columns: Columns, path: tuple[str | int, ...], name: str
+) -> int:
+    """Find the column that a path of the spec names."""
+    if name in columns.header:
+        return columns.header.index(name)
+    hint = suggest(name, columns.header)
+    raise loaded.error(path, f"no column `{shortened(name)}` in {columns.path.name}; {hint}")
 
 
 def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | None) -> Numbers:
@@ -110,25 +118,25 @@ def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | Non
             present = sorted(one for one in labels_in(path, index) if not is_missing(one))
             some = ", ".join(map(in_yaml, present[:5])) + (", .." if len(present) > 5 else "")
             text = f"holds labels ({some}); say which one is 1 with `positive: LABEL`"
-            raise InputError([loaded.complaint(("data", "target"), text)])
+            raise loaded.error(("data", "target"), text)
         return column
     if model != "logistic":
         text = f"only the model logistic has a positive label, not {model}"
-        raise InputError([loaded.complaint(("data", "positive"), text)])
+        raise loaded.error(("data", "positive"), text)
     missing, number = np.isnan(column), to_number(positive)
     marks = [POSITIVE] if number is None else [POSITIVE, number]
     y: Numbers = np.isin(column, marks).astype(np.float64)
     if not y.any() and not (is_missing(positive) and missing.any()):
         name, hint = shortened(positive), suggest(positive, sorted(labels_in(path, index)))
         text = f"no row of {path.name} has the label `{name}`; {hint}"
-        raise InputError([loaded.complaint(("data", "positive"), text)])
+        raise loaded.error(("data", "positive"), text)
     y[missing] = MISSING
     return y
 
 
 def labels_in(path: Path, index: int) -> set[str]:
     """Read the different texts of a column."""
-    return {row.cells[index].strip() for row in islice(read_rows(path), 1, None)}
+    return {cells[index].strip() for _, cells in islice(read_rows(path), 1, None)}
 
 
 def in_yaml(label: str) -> str:
@@ -146,7 +154,7 @@ def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> N
         bad: (n, columns), which of their cells are of no use.
     """
     rows = read_rows(path)
-    header = read_header(next(rows).cells)
+    header = read_header(next(rows)[1])
     complaints, read = [], 0
     for row, position in np.argwhere(bad)[:MOST_COMPLAINTS].tolist():
         if row + 1 > read:
@@ -199,7 +207,7 @@ def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     """
     if data.rows * data.features > MOST_NUMBERS:
         text = f"{data.rows:,} × {data.features:,} numbers; at most {MOST_NUMBERS:,} can be made"
-        raise InputError([loaded.complaint(("data", "synthetic"), text)])
+        raise loaded.error(("data", "synthetic"), text)
     random = np.random.default_rng(data.seed)
     X = random.normal(size=(data.rows, data.features))
     w, b = random.normal(size=data.features), random.normal()
@@ -220,4 +228,4 @@ def check_labels(loaded: LoadedSpec, y: Numbers) -> None:
     if set(np.unique(y)) <= {-1.0, 1.0}:
         hint = "; turn -1 and 1 into 0 and 1"
     text = f"the model logistic needs targets from 0 to 1, {found}{hint}"
-    raise InputError([loaded.complaint(("data", "target" if of_csv else "y"), text)])
+    raise loaded.error(("data", "target" if of_csv else "y"), text)

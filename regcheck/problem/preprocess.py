@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.errors import InputError
 from regcheck.problem.files import held_out
 from regcheck.problem.load import Rows
 from regcheck.problem.npz import Numbers
@@ -38,7 +37,7 @@ def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
         train -= held_out(len(y), data.test.share)
         if train < 1:
             text = f"holds out all {len(y)} rows, and none is left to train on; lower the share"
-            raise InputError([loaded.complaint(("data", "test"), text)])
+            raise loaded.error(("data", "test"), text)
         if data.test.seed is not None:
             order = np.random.default_rng(data.test.seed).permutation(len(y))
             X, y = X[order], y[order]
@@ -48,17 +47,17 @@ def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
 
 
 def standardized(loaded: LoadedSpec, X: Numbers, train: int, ddof: int) -> Numbers:
-    """Give (X − mean)/s with mean and s of the first `train` rows.
+    """Return (X − mean)/s with mean and s of the first `train` rows.
 
     s divides by train − ddof, as NumPy's `std`; a column that is constant there keeps s = 1, as
     scikit-learn's StandardScaler does.
     """
     if X.ndim > 2:
         text = f"standardizes the columns of X (n, d), and X is {X.shape}; do it before you save X"
-        raise InputError([loaded.complaint(("data", "standardize"), text)])
+        raise loaded.error(("data", "standardize"), text)
     if train <= ddof:
         text = f"ddof {ddof} needs at least {ddof + 1} training rows, got {train}"
-        raise InputError([loaded.complaint(("data", "standardize"), text)])
+        raise loaded.error(("data", "standardize"), text)
     with np.errstate(over="ignore", invalid="ignore"):
         mean = X[:train].mean(axis=0)
         spread = X[:train].std(axis=0, ddof=ddof)
@@ -68,5 +67,5 @@ def standardized(loaded: LoadedSpec, X: Numbers, train: int, ddof: int) -> Numbe
     # A spread that overflows would make the column 0, which is finite and wrong.
     if not (np.isfinite(spread).all() and np.isfinite(scaled).all()):
         text = "overflows: the numbers are too large; scale them down in the file"
-        raise InputError([loaded.complaint(("data", "standardize"), text)])
+        raise loaded.error(("data", "standardize"), text)
     return scaled

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.errors import InputError
 from regcheck.problem.batches import Schedule, schedule_of
 from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
@@ -110,9 +109,9 @@ def scaled(schedule: Schedule, lr: float) -> Schedule:
 
 
 class Step(NamedTuple):
-    """What one update did, as either trainer tells it; None and {} where it does not tell.
+    """What one update did, as either trainer reports it; None and {} where it does not.
 
-    A user's code tells its parameters, and of the rest what it likes.
+    A user's code reports its parameters, and of the rest what it likes.
 
     Attributes:
         before, after: the parameters around the update.
@@ -183,7 +182,7 @@ def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
         weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
         if weight.size != features:
             text = f"must have {features} numbers, one for each feature, got {weight.size}"
-            raise InputError([loaded.complaint(("init", "weight"), text)])
+            raise loaded.error(("init", "weight"), text)
     return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
 
 
@@ -195,4 +194,4 @@ def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> 
         largest = max(float(np.abs(numbers).max()) for numbers in arrays)
         if largest > float(np.finfo(np.float32).max):
             text = f"float32 cannot hold the {name}, whose largest number is {largest:.3g}"
-            raise InputError([loaded.complaint(("dtype",), f"{text}; use float64")])
+            raise loaded.error(("dtype",), f"{text}; use float64")

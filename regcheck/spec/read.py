@@ -26,9 +26,9 @@ class LoadedSpec(NamedTuple):
     folder: Path
     document: Document
 
-    def complaint(self, path: SpecPath, text: str) -> Complaint:
-        """Complain about what stands at a path of the spec."""
-        return Complaint(self.document.place(path), f"{dotted(path)}: {text}")
+    def error(self, path: SpecPath, text: str) -> InputError:
+        """Return an error about what stands at a path of the spec."""
+        return InputError([Complaint(self.document.place(path), f"{dotted(path)}: {text}")])
 
 
 def read_spec(path: Path, given: Mapping[str, object] | None = None) -> LoadedSpec:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 
@@ -18,35 +17,83 @@ from regcheck.errors import Complaint, InputError, Place
 from regcheck.spec.fields import Path as SpecPath
 from regcheck.spec.fields import shown
 
+SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], object]], ...] = (
+    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
+    (re.compile(r"~|null|Null|NULL|"), lambda _: None),
+    (
+        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        lambda text: float(text.replace(".", "")),
+    ),
+)
+"""How plain text is read in YAML 1.2; any other is a word."""
 
-class Mark(NamedTuple):
-    """Where a key and its value stand, counted from 1."""
 
-    key: tuple[int, int]
-    value: tuple[int, int]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Document:
-    """A YAML document as plain values, with the mark of each path in it.
+    """A YAML document as plain values, with the places of the key and the value of each path in it.
 
     `unread` are the paths whose values could not be read, each of which has its complaint.
     """
 
     file: str
     content: object = None
-    marks: dict[SpecPath, Mark] = field(default_factory=dict)
+    places: dict[SpecPath, tuple[Place, Place]] = field(default_factory=dict)
     complaints: list[Complaint] = field(default_factory=list)
     unread: set[SpecPath] = field(default_factory=set)
 
     def place(self, path: SpecPath, *, of_key: bool = False) -> Place:
         """Return the place of a path, or that of the nearest thing around it."""
         for length in range(len(path), -1, -1):
-            mark = self.marks.get(path[:length])
-            if mark is not None:
-                at_key = of_key and length == len(path)
-                return Place(self.file, *(mark.key if at_key else mark.value))
+            if path[:length] in self.places:
+                key, value = self.places[path[:length]]
+                return key if of_key and length == len(path) else value
         return Place(self.file)
+
+    def at(self, node: yaml.Node) -> Place:
+        """Return the place of a node; lines and columns count from 1."""
+        return Place(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def read(self, node: yaml.Node, path: SpecPath, key: yaml.Node | None = None) -> object:
+        """Read the node that stands at `path` as plain values; note places and complaints."""
+        self.places[path] = (self.at(key or node), self.at(node))
+        if isinstance(node, yaml.MappingNode):
+            return self.read_mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, yaml.ScalarNode)
+        return self.read_scalar(node, path)
+
+    def read_mapping(self, node: yaml.MappingNode, path: SpecPath) -> dict[str, object]:
+        """Read a mapping; the first of two equal keys counts, the second is complained about."""
+        found: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value
+            inner = (*path, key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.complaints.append(Complaint(self.at(key_node), "a key must be a word"))
+            elif key in found:
+                text = f"is given twice, first in line {self.places[inner][0].line}"
+                text = f"{dotted(inner)}: {text}; keep one of them"
+                self.complaints.append(Complaint(self.at(key_node), text))
+            else:
+                found[key] = self.read(value_node, inner, key_node)
+        return found
+
+    def read_scalar(self, node: yaml.ScalarNode, path: SpecPath) -> object:
+        """Read a number, a word or a truth value; a missing value is complained about."""
+        text: str = node.value
+        kinds = (kind for pattern, kind in SCALARS if pattern.fullmatch(text))
+        problem = "has no value; give it one, or leave an optional key out"
+        try:
+            value = next(kinds, str)(text) if node.style is None else text
+        except ValueError:  # Python reads no whole number of more than 4,300 digits
+            value, problem = None, f"must be a finite number, got {len(text):,} digits"
+        if value is None and path:
+            self.unread.add(path)
+            self.complaints.append(Complaint(self.at(node), f"{dotted(path)}: {problem}"))
+        return value
 
 
 def dotted(path: SpecPath) -> str:
@@ -145,75 +192,5 @@ def parse(text: str, file: str) -> Document:
         reason = f"not valid YAML: the character U+{ord(text[error.position]):04X} is not allowed"
         raise InputError([Complaint(place, reason)]) from None
     document = Document(file)
-    return document if node is None else replace(document, content=Reader(document).read(node, ()))
-
-
-SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], object]], ...] = (
-    (re.compile(r"[-+]?[0-9]+"), int),
-    (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
-    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
-    (re.compile(r"~|null|Null|NULL|"), lambda _: None),
-    (
-        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-        lambda text: float(text.replace(".", "")),
-    ),
-)
-"""How plain text is read in YAML 1.2; any other is a word."""
-
-
-class Reader:
-    """Turns YAML nodes into plain values, noting marks and complaints in the document."""
-
-    def __init__(self, document: Document) -> None:
-        self.document = document
-
-    def read(self, node: yaml.Node, path: SpecPath, key: yaml.Node | None = None) -> object:
-        """Read one node that stands at `path`."""
-        self.document.marks[path] = Mark(position(key or node), position(node))
-        if isinstance(node, yaml.MappingNode):
-            return self.read_mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-        assert isinstance(node, yaml.ScalarNode)
-        return self.read_scalar(node, path)
-
-    def read_mapping(self, node: yaml.MappingNode, path: SpecPath) -> dict[str, object]:
-        """Read a mapping; the first of two equal keys counts, the second is complained about."""
-        found: dict[str, object] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value
-            inner = (*path, key)
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.complain(key_node, "a key must be a word")
-            elif key in found:
-                line = self.document.marks[inner].key[0]
-                text = f"is given twice, first in line {line}; keep one of them"
-                self.complain(key_node, f"{dotted(inner)}: {text}")
-            else:
-                found[key] = self.read(value_node, inner, key_node)
-        return found
-
-    def read_scalar(self, node: yaml.ScalarNode, path: SpecPath) -> object:
-        """Read a number, a word or a truth value; a missing value is complained about."""
-        text: str = node.value
-        kinds = (kind for pattern, kind in SCALARS if pattern.fullmatch(text))
-        try:
-            value = next(kinds, str)(text) if node.style is None else text
-        except ValueError:  # Python reads no whole number of more than 4,300 digits
-            value, problem = None, f"must be a finite number, got {len(text):,} digits"
-        else:
-            problem = "has no value; give it one, or leave an optional key out"
-        if value is None and path:
-            self.document.unread.add(path)
-            self.complain(node, f"{dotted(path)}: {problem}")
-        return value
-
-    def complain(self, node: yaml.Node, text: str) -> None:
-        """Note a complaint about a node."""
-        place = Place(self.document.file, *position(node))
-        self.document.complaints.append(Complaint(place, text))
-
-
-def position(node: yaml.Node) -> tuple[int, int]:
-    """Return a node's line and column, counted from 1."""
-    return node.start_mark.line + 1, node.start_mark.column + 1
+    document.content = None if node is None else document.read(node, ())
+    return document
