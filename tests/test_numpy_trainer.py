@@ -16,7 +16,10 @@ from regcheck.problem.problem import Parameters, Problem, Step, build_problem
 from regcheck.rules.convention import Decay, MomentumForm, PenaltyNorm, UpdateOrder
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from regcheck.user_code.problem_api import user_problem
 from tests.conftest import told
+from tests.reference import Training
+from tests.rule import Kept, Rule
 
 ROWS: dict[str, Any] = {
     "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
@@ -46,162 +49,55 @@ def steps_of(problem: Problem) -> Iterator[Step]:
         yield update.step
 
 
-# --- an independent loop in plain Python floats ---------------------------------------------------
+# --- the reference trainer, in extended precision -------------------------------------------------
+
+DECAYS = {
+    "gradient": "gradient",
+    "after-momentum": "velocity",
+    "decoupled": "apart",
+    "decoupled-unscaled": "bare",
+    "after-update": "late",
+    "before-clipping": "clipped",
+}
 
 
-class PlainLoop:
-    """The training of a spec, written in floats and lists straight from the README's table."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.spec = BASE | {"batch_size": 10**6, "accumulate": 1, "epochs": 1} | spec
-        defaults = {
-            "divide_penalty_by": "nothing",
-            "penalty_factor": 1.0,
-            "penalize_bias": True,
-            "decay": "gradient",
-            "penalty_norm": "squared",
-            "penalty_in_loss": False,
-            "loss_reduction": "mean",
-            "loss_factor": 1.0,
-            "momentum_form": "torch",
-            "update_order": "simultaneous",
-        }
-        self.c: dict[str, Any] = defaults | self.spec.get("convention", {})
-        optimizer = {"momentum": 0.0, "nesterov": False, "dampening": 0.0}
-        self.o: dict[str, Any] = optimizer | self.spec.get("optimizer", {})
-        self.X, self.y = self.spec["data"]["X"], self.spec["data"]["y"]
-        self.theta: list[float] = [*self.spec["init"]["weight"], *self.spec["init"]["bias"]]
-        self.velocity: list[float | None] = [None] * len(self.theta)
-
-    def groups(self) -> list[list[list[int]]]:
-        """Give an epoch's steps, each a list of micro-batches, each a list of rows."""
-        size, together = self.spec["batch_size"], self.spec["accumulate"]
-        n = len(self.y)
-        micro = [list(range(at, min(at + size, n))) for at in range(0, n, size)]
-        if self.spec.get("drop_last"):
-            micro = [rows for rows in micro if len(rows) == size]
-        return [micro[at : at + together] for at in range(0, len(micro), together)]
-
-    def data(self, theta: list[float], micro: list[list[int]]) -> tuple[float, list[float]]:
-        """Take the loss and its gradient, averaged over the micro-batches."""
-        total, gradient = 0.0, [0.0] * len(theta)
-        for rows in micro:
-            weight = self.c["loss_factor"] / len(micro)
-            if self.c["loss_reduction"] == "mean":
-                weight /= len(rows)
-            for row in rows:
-                x, y = [*self.X[row], 1.0], self.y[row]
-                z = sum(t * v for t, v in zip(theta, x, strict=True))
-                if self.spec["model"] == "linear":
-                    value, slope = (z - y) ** 2, 2 * (z - y)
-                else:
-                    p = 1 / (1 + math.exp(-z))
-                    value, slope = -y * math.log(p) - (1 - y) * math.log(1 - p), p - y
-                total += weight * value
-                gradient = [g + weight * slope * v for g, v in zip(gradient, x, strict=True)]
-        return total, gradient
-
-    def strengths(self, size: int) -> list[float]:
-        """Give κλ of each entry."""
-        divisor = {"nothing": 1, "batch": size, "dataset": len(self.y)}
-        kappa = self.c["penalty_factor"] / divisor[self.c["divide_penalty_by"]]
-        decay = self.spec["weight_decay"]
-        bias = decay["bias"] if self.c["penalize_bias"] else 0.0
-        features = len(self.theta) - 1
-        return [kappa * decay["weight"]] * features + [kappa * bias]
-
-    def norms(self, theta: list[float]) -> list[float]:
-        """Give the norm of the tensor that each entry belongs to."""
-        weight = math.sqrt(sum(t * t for t in theta[:-1]))
-        return [weight] * (len(theta) - 1) + [abs(theta[-1])]
-
-    def pull(self, theta: list[float], strengths: list[float]) -> list[float]:
-        """Take the penalty's gradient."""
-        if self.c["penalty_norm"] == "squared":
-            return [s * t for s, t in zip(strengths, theta, strict=True)]
-        return [
-            s * t / norm if norm else 0.0
-            for s, t, norm in zip(strengths, theta, self.norms(theta), strict=True)
-        ]
-
-    def clip(self, gradient: list[float]) -> list[float]:
-        """Clip as torch's two functions do."""
-        if "clip_value" in self.spec:
-            limit = self.spec["clip_value"]
-            return [max(-limit, min(limit, g)) for g in gradient]
-        if "clip_norm" in self.spec:
-            norm = math.sqrt(sum(g * g for g in gradient))
-            return [g * min(1.0, self.spec["clip_norm"] / (norm + 1e-6)) for g in gradient]
-        return gradient
-
-    def move(self, at: int, lr: float, gradient: list[float], strengths: list[float]) -> float:
-        """Move one entry."""
-        decay, form = self.c["decay"], self.c["momentum_form"]
-        mu: float = self.o["momentum"]
-        tau: float = self.o["dampening"]
-        pull = self.pull(self.theta, strengths)
-        if decay == "before-clipping":
-            gradient = [g + p for g, p in zip(gradient, pull, strict=True)]
-        g, w, p = self.clip(gradient)[at], self.theta[at], pull[at]
-        if decay == "gradient":
-            g += p
-        step = lr * g
-        if mu:
-            old = self.velocity[at]
-            if form == "torch":
-                v = g if old is None else mu * old + (1 - tau) * g
-                step = lr * (g + mu * v if self.o["nesterov"] else v)
-            elif form == "dampened":
-                v = mu * (old or 0.0) + (1 - mu) * g
-                step = lr * (g + mu * v if self.o["nesterov"] else v)
-            else:
-                v = lr * g if old is None else mu * old + (1 - tau) * lr * g
-                step = lr * g + mu * v if self.o["nesterov"] else v
-            self.velocity[at] = v
-        if decay in ("gradient", "before-clipping"):
-            return w - step
-        if decay == "after-update":
-            return w - step  # decayed once all entries have moved
-        if decay == "decoupled-unscaled":
-            return w - p - step
-        return w - lr * p - step
-
-    def decayed(self, moved: list[float], lr: float, strengths: list[float]) -> list[float]:
-        """Decay after the update."""
-        if self.c["decay"] != "after-update":
-            return moved
-        return [t - lr * p for t, p in zip(moved, self.pull(moved, strengths), strict=True)]
-
-    def lr(self, step: int) -> float:
-        """Give the lr: the `step` schedule alone is known here."""
-        schedule = self.spec.get("lr_schedule")
-        lr: float = self.spec["lr"]
-        return lr * schedule["factor"] ** ((step - 1) // schedule["every"]) if schedule else lr
-
-    def run(self) -> Iterator[tuple[list[float], float]]:
-        """Give the parameters after each step, and the loss reported."""
-        bias = len(self.theta) - 1
-        for step, micro in enumerate(self.groups() * self.spec["epochs"], 1):
-            lr, strengths = self.lr(step), self.strengths(sum(len(rows) for rows in micro))
-            loss, gradient = self.data(self.theta, micro)
-            if self.c["penalty_in_loss"]:
-                for at, s in enumerate(strengths):
-                    if self.c["penalty_norm"] == "squared":
-                        loss += s / 2 * self.theta[at] ** 2
-                if self.c["penalty_norm"] == "unsquared":
-                    norms = self.norms(self.theta)
-                    loss += strengths[0] * norms[0] + strengths[bias] * norms[bias]
-            if self.c["update_order"] == "bias-first":
-                new = [*self.theta[:bias], self.move(bias, lr, gradient, strengths)]
-                new[bias] = self.decayed(new, lr, strengths)[bias]
-                late = [*self.data(new, micro)[1][:bias], gradient[bias]]
-                weights = [self.move(at, lr, late, strengths) for at in range(bias)]
-                weights = self.decayed([*weights, 0.0], lr, strengths)[:bias]
-                self.theta = [*weights, new[bias]]
-            else:
-                moved = [self.move(at, lr, gradient, strengths) for at in range(bias + 1)]
-                self.theta = self.decayed(moved, lr, strengths)
-            yield self.theta, loss
+def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
+    """Train by the reference; yields the parameters after each step, and the reported loss."""
+    loaded = from_mapping(BASE | spec)
+    problem = build_problem(loaded)
+    c = problem.convention
+    choices: dict[str, Any] = {
+        "divide": {"nothing": "nothing", "batch": "rows", "dataset": "all rows"},
+        "velocity": {"torch": "torch", "dampened": "dampened", "lr-inside": "lr inside"},
+        "order": {"simultaneous": "together", "bias-first": "bias first"},
+    }
+    rule = Rule(
+        divide=choices["divide"][c.divide_penalty_by],
+        penalty=c.penalty_factor,
+        shape="w" if c.penalty_norm == "squared" else "unit",
+        bias="own" if c.penalize_bias else "none",
+        decay=DECAYS[c.decay],  # type: ignore[arg-type]
+        reduce=c.loss_reduction,
+        half=c.loss_factor,
+        velocity=choices["velocity"][c.momentum_form],
+        order=choices["order"][c.update_order],
+    )
+    training = Training(
+        user_problem(problem, loaded.spec, framework=False),
+        rule,
+        lambda step: problem.schedule.lr_at(step + 1),
+        np.longdouble,
+    )
+    kept, now = Kept(), training.start()
+    for step in range(problem.schedule.steps):
+        taken = training.step(kept, now, step)
+        loss = taken.passed.own_loss
+        if c.penalty_in_loss:
+            for strength, w in zip(training.strengths(taken.kept.sizes[-1]), now, strict=True):
+                square = (w * w).sum()
+                loss += strength * (square / 2 if rule.shape == "w" else np.sqrt(square))
+        kept, now = taken.kept, taken.after
+        yield [*map(float, now[0]), float(now[1])], float(loss)
 
 
 def flat(parameters: Parameters) -> list[float]:
@@ -251,11 +147,11 @@ def specs(decay: str) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("decay", get_args(Decay))
-def test_every_convention_is_the_plain_loop(decay: str) -> None:
+def test_every_convention_is_the_reference(decay: str) -> None:
     compared = 0
     for spec in specs(decay):
         steps = steps_of(problem_of(spec))
-        for step, (theta, loss) in zip(steps, PlainLoop(spec).run(), strict=True):
+        for step, (theta, loss) in zip(steps, exact_steps(spec), strict=True):
             # Up to 8 steps of some 50 roundings, of numbers of order 1 to 10.
             assert flat(step.after) == pytest.approx(theta, rel=1e-12, abs=1e-13), spec
             assert step.loss == pytest.approx(loss, rel=1e-12, abs=1e-13), spec
@@ -273,14 +169,8 @@ def test_every_convention_is_the_plain_loop(decay: str) -> None:
     accumulate=st.integers(1, 4),
     model=st.sampled_from(["linear", "logistic"]),
 )
-def test_any_shape_and_scale_is_the_plain_loop(
-    seed: int,
-    rows: int,
-    features: int,
-    scale: float,
-    batch_size: int,
-    accumulate: int,
-    model: str,
+def test_any_shape_and_scale_is_the_reference(
+    seed: int, rows: int, features: int, scale: float, batch_size: int, accumulate: int, model: str
 ) -> None:
     draw = np.random.default_rng(seed)
     spec = {
@@ -297,7 +187,7 @@ def test_any_shape_and_scale_is_the_plain_loop(
         "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
         "convention": {"divide_penalty_by": "batch", "penalty_in_loss": True},
     }
-    for step, (theta, loss) in zip(steps_of(problem_of(spec)), PlainLoop(spec).run(), strict=True):
+    for step, (theta, loss) in zip(steps_of(problem_of(spec)), exact_steps(spec), strict=True):
         # Up to 24 steps; the smallest scale has weights of size 1,000.
         assert flat(step.after) == pytest.approx(theta, rel=1e-11, abs=1e-12)
         # log(1 - p) of a sure row loses e^|z| units, with |z| below 15 here.
@@ -399,16 +289,6 @@ def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
                 losses.append(told(next(steps_of(problem_of(spec | moved))).loss))
             # Truncation h²/6 |L'''| < 1e-9 (λ/‖w‖² < 10), and rounding u L/h = 1e-11.
             assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slopes[at], abs=1e-9)
-
-
-def test_sum_is_the_mean_times_the_rows() -> None:
-    spec = {"weight_decay": 0.0, "epochs": 3}
-    summed = list(steps_of(problem_of(spec | {"convention": {"loss_reduction": "sum"}})))
-    mean = list(steps_of(problem_of(spec | {"lr": 0.05 * 7})))
-    for left, right in zip(summed, mean, strict=True):
-        # Three steps, a few roundings each.
-        assert flat(left.after) == pytest.approx(flat(right.after), rel=1e-13)
-        assert told(left.loss) == pytest.approx(7 * told(right.loss), rel=1e-13)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
