@@ -13,11 +13,14 @@ from regcheck.numerics.losses import (
     DENOMINATOR_FLOOR,
     LOSSES,
     Array,
+    accuracy,
     bce,
     bce_plain,
     bce_with_logits,
     brier,
+    gradient,
     mse,
+    predict,
     saturated,
     sigmoid,
 )
@@ -118,13 +121,6 @@ def test_loss_far_out_stays_torchs(name: str, dtype: str) -> None:
     np.testing.assert_allclose(found.dloss_dz[kept], slopes[kept], rtol=1e-6, atol=1e-30)
 
 
-def test_bce_of_a_certain_mistake_is_100_and_flat() -> None:
-    with np.errstate(over="ignore", divide="ignore"):
-        found = bce(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
-    assert found.values.tolist() == [100.0, 100.0]
-    assert np.abs(found.dloss_dz).tolist() == [0.0, 0.0]
-
-
 def test_bce_slope_fades_by_torchs_own_floor() -> None:
     # Where p (1 - p) is below the floor and has no rounding to speak of: 1e-12 would be 4e-9 off.
     z, y = np.array([-30.0, -40.0, -60.0]), np.array([1.0, 1.0, 1.0])
@@ -166,24 +162,6 @@ def test_outputs_are_saturated_where_the_floor_is_met(dtype: str, z: float, expe
         assert (math.exp(-abs(z)) < DENOMINATOR_FLOOR) == expected
 
 
-def test_bce_with_logits_of_a_certain_mistake_is_the_logit_and_steep() -> None:
-    with np.errstate(over="ignore"):
-        found = bce_with_logits(np.array([800.0, -800.0]), np.array([0.0, 1.0]))
-    assert found.values.tolist() == [800.0, 800.0]
-    assert found.dloss_dz.tolist() == [1.0, -1.0]
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(y=labels, seed=st.integers(0, 1000))
-def test_label_losses_do_not_change_when_classes_swap(y: list[float], seed: int) -> None:
-    z, target = logits_like(y, 8.0, seed)
-    for name in OF_LABELS:
-        here, there = BY_NAME[name](z, target), BY_NAME[name](-z, 1 - target)
-        # 1 - p holds up to e^8 = 3,000 u of its own size.
-        np.testing.assert_allclose(here.values, there.values, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(here.dloss_dz, -there.dloss_dz, rtol=1e-12, atol=1e-12)
-
-
 def test_slopes_add_up_to_zero_at_the_best_constant() -> None:
     y = np.array([0.0, 1.0, 1.0, 1.0])
     best = np.full(4, math.log(3.0))  # p = 3/4, the share of ones
@@ -208,3 +186,56 @@ def test_every_model_and_loss_of_the_spec_has_a_loss_on_both_sides() -> None:
     assert set(LOSSES) == pairs
     assert set(TORCH_LOSSES) == pairs
     assert TORCH_LOSSES["linear", "mse"] == (nn.Identity, nn.MSELoss)
+
+
+# --- the models -----------------------------------------------------------------------------------
+
+
+def test_predict_and_gradient_by_hand() -> None:
+    X = np.array([[1.0, 2.0], [3.0, -1.0]])
+    parameters = {"weight": np.array([[0.5, -0.25]]), "bias": np.array([1.0])}
+    assert predict(X, parameters).tolist() == [1.0, 2.75]
+    found = gradient(X, np.array([1.0, -2.0]))
+    assert found["weight"].tolist() == [[-5.0, 4.0]]
+    assert found["bias"].tolist() == [-1.0]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 20),
+    features=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_predict_and_gradient_are_torchs_linear(
+    rows: int, features: int, seed: int, dtype: str
+) -> None:
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(rows, features)).astype(dtype)
+    slopes = random.normal(size=rows).astype(dtype)
+    parameters = {"weight": random.normal(size=(1, features)).astype(dtype)}
+    parameters["bias"] = random.normal(size=1).astype(dtype)
+    weight = torch.tensor(parameters["weight"], requires_grad=True)
+    bias = torch.tensor(parameters["bias"], requires_grad=True)
+    z = torch.nn.functional.linear(torch.tensor(X), weight, bias)[:, 0]
+    (torch.tensor(slopes) * z).sum().backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert bias.grad is not None
+    found = gradient(X, slopes)
+    # Sums of at most 20 terms of size about 10: 20 · 10 u.
+    atol = 200 * float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(predict(X, parameters), z.detach().numpy(), rtol=0, atol=atol)
+    np.testing.assert_allclose(found["weight"], weight.grad.numpy(), rtol=0, atol=atol)
+    np.testing.assert_allclose(found["bias"], bias.grad.numpy(), rtol=0, atol=atol)
+    for name, tensor in found.items():
+        assert tensor.shape == parameters[name].shape
+        assert tensor.dtype == dtype
+
+
+def test_accuracy_counts_rows_on_the_right_side() -> None:
+    X = np.array([[-1.0], [2.0], [3.0], [0.0]])
+    parameters = {"weight": np.array([[1.0]]), "bias": np.array([0.0])}
+    # The last row is on the line: not above ½, so it counts as 0.
+    assert accuracy(X, np.array([0.0, 1.0, 0.0, 0.0]), parameters) == 0.75
+    assert accuracy(X[:0], np.empty(0), parameters) is None
+    assert math.isnan(accuracy(X * math.nan, np.zeros(4), parameters) or 0.0)
