@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def problem_of(**settings: Any) -> Problem:
 def bounds_of(problem: Problem, batch: Batch, step: Step, dloss_dz: Sequence[Array]) -> Bounds:
     """Bound a first step."""
     return RoundingModel(problem).bounds(RoundingState(), batch, step, dloss_dz)[0]
+
+
+MIXED = {"scratch": "float64", "framework": "float32"}
+
+
+def no_alarm(kind: tuple[str, str], **spec: Any) -> None:
+    """See that a matched run differs nowhere."""
+    report = check({"model": kind[0], "loss": kind[1], **spec})
+    assert (agrees(report), report.comparison.first_by_stage) == (True, {}), spec
 
 
 def first_step(problem: Problem) -> tuple[Batch, Step, Bounds]:
@@ -237,7 +247,7 @@ def test_velocity_carries_its_error_from_step_to_step(options: dict[str, Any]) -
     [
         ("float64", U64),
         ("float32", U32),
-        ({"scratch": "float64", "framework": "float32"}, U32),
+        (MIXED, U32),
         ({"scratch": "float32", "framework": "float64"}, U32),
     ],
 )
@@ -247,27 +257,6 @@ def test_the_coarser_dtype_counts(dtype: Any, u: float) -> None:
 
     assert start["weight"] == close(np.array([[2 * u, 4 * u]]))
     assert start["bias"].item() == (TINY64 if u == U64 else TINY32)
-
-
-def test_micro_batches_are_averaged() -> None:
-    rows = {"data": {"X": [[3.0, 4.0], [3.0, 4.0]], "y": [1.0, 1.0]}}
-    start = {"init": {"weight": [1.0, 0.0], "bias": 1.0}}
-    _, _, one = first_step(problem_of(**start))
-    _, _, two = first_step(problem_of(**rows, **start, batch_size=1, accumulate=2))
-
-    assert len(two.outputs) == 2
-    assert two.gradient["weight"] == close(one.gradient["weight"])
-    assert two.loss == close(one.loss)
-
-
-def test_a_small_batch_has_its_own_column_norms() -> None:
-    # Of 4 rows one is large. A batch of one row cannot have more than √1 times the largest entry.
-    X, y = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [0.0, 0.0, 0.0, 0.0]
-    problem = problem_of(data={"X": X, "y": y}, batch_size=1)
-    batch, step, _ = first_step(problem)
-    of_one = bounds_of(problem, batch, step, [np.array([1.0])]).gradient["weight"]
-
-    assert of_one == close(np.full((1, 2), (2 + 8) * U64))
 
 
 # --- the pieces ---------------------------------------------------------------------------------
@@ -512,7 +501,7 @@ def test_errors_of_float32_are_within_the_bounds_and_not_far_below(
             init={"normal": {"std": 1.0, "seed": seed}},
             weight_decay=0.1,
             lr=0.01,
-            dtype={"scratch": "float64", "framework": "float32"},
+            dtype=MIXED,
         )
         for name, ratio in errors_in_bounds(problem).items():
             largest[name] = max(largest.get(name, 0.0), ratio)
@@ -527,29 +516,17 @@ SATURATED += [20.0, 27.0, 28.0, 35.0, 37.0, 50.0, 90.0, 101.0, 200.0, 710.0, 750
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-@pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("z", SATURATED)
-@pytest.mark.parametrize(
-    "dtype",
-    ["float64", "float32", {"scratch": "float64", "framework": "float32"}],
-    ids=["float64", "float32", "mixed"],
-)
-def test_saturated_sigmoid_is_no_divergence(
-    kind: tuple[str, str], z: float, y: float, dtype: Any
-) -> None:
-    report = check(
-        {
-            "data": {"X": [[1.0]], "y": [y]},
-            "model": kind[0],
-            "loss": kind[1],
-            "init": {"weight": [z * 0.7], "bias": z * 0.3},
-            "lr": 1e-3,
-            "epochs": 2,
-            "dtype": dtype,
-        }
-    )
-
-    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
+@pytest.mark.parametrize("dtype", ["float64", "float32", MIXED], ids=str)
+def test_saturated_sigmoid_is_no_divergence(kind: tuple[str, str], dtype: Any) -> None:
+    for z, y in product(SATURATED, (0.0, 0.5, 1.0)):
+        no_alarm(
+            kind,
+            data={"X": [[1.0]], "y": [y]},
+            init={"weight": [z * 0.7], "bias": z * 0.3},
+            lr=1e-3,
+            epochs=2,
+            dtype=dtype,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -566,7 +543,7 @@ def test_errors_of_a_saturated_sigmoid_are_within_the_bounds(
                     model=kind[0],
                     loss=kind[1],
                     init={"weight": [z * 0.7], "bias": z * 0.3},
-                    dtype={"scratch": "float64", "framework": "float32"},
+                    dtype=MIXED,
                 )
             ).values()
         )
@@ -809,8 +786,7 @@ def test_the_loss_alone_has_no_bound_where_its_square_overflows() -> None:
 
 
 def test_one_side_alone_may_not_overflow_where_the_dtypes_differ() -> None:
-    mixed = {"scratch": "float64", "framework": "float32"}
-    problem = problem_of(init={"weight": [1e19, 0.0], "bias": 0.0}, dtype=mixed)
+    problem = problem_of(init={"weight": [1e19, 0.0], "bias": 0.0}, dtype=MIXED)
     batch, step, known = first_step(problem)
     lost = step._replace(loss=math.inf)
     slopes = NumpyTrainer(problem).forward_backward(step.before, batch).rows[0].dloss_dz
@@ -824,8 +800,7 @@ def test_one_side_alone_may_not_overflow_where_the_dtypes_differ() -> None:
 
 def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
     # The loss before it may well be finite; what is known of the other entries stays known.
-    mixed = {"scratch": "float64", "framework": "float32"}
-    problem = problem_of(dtype=mixed)
+    problem = problem_of(dtype=MIXED)
     batch, step, known = first_step(problem)
     lost = step._replace(delta=told(step.delta) | {"weight": np.array([[-math.inf, 1.0]])})
     slopes = NumpyTrainer(problem).forward_backward(step.before, batch).rows[0].dloss_dz
@@ -899,82 +874,39 @@ def test_a_learning_rate_too_small_for_float32_may_lose_the_whole_step() -> None
 
 def test_a_learning_rate_too_small_for_float32_is_no_divergence() -> None:
     # 1e-50 is 0 in float32, and the gradient is large enough for it to be seen in float64.
-    report = check(
-        {
-            "data": {"X": [[1e15], [2e15]], "y": [1e15, 0.0]},
-            "model": "linear",
-            "lr": 1e-50,
-            "epochs": 3,
-            "dtype": {"scratch": "float64", "framework": "float32"},
-            "compare": ["parameters"],
-        }
-    )
-
-    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
+    data = {"X": [[1e15], [2e15]], "y": [1e15, 0.0]}
+    no_alarm(KINDS[0], data=data, lr=1e-50, epochs=3, dtype=MIXED, compare=["parameters"])
 
 
-@pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-30, 1e-3, 1e3, 1e15])
-@pytest.mark.parametrize("dtype", ["float32", {"scratch": "float64", "framework": "float32"}])
-@pytest.mark.parametrize("kind", KINDS)
-def test_denormal_and_huge_data_raise_no_alarm(
-    kind: tuple[str, str], scale: float, dtype: Any
-) -> None:
-    X = np.random.default_rng(0).normal(size=(40, 3)) * scale
-    report = check(
-        {
-            "data": {"X": X.tolist(), "y": [0.0, 1.0] * 20},
-            "model": kind[0],
-            "loss": kind[1],
-            "init": {"constant": 1.0},
-            "lr": 0.1 / (1 + scale * scale),
-            "weight_decay": 0.01,
-            "epochs": 5,
-            "dtype": dtype,
-        }
-    )
-
-    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_equal_rows_in_great_number_raise_no_alarm(kind: tuple[str, str], dtype: str) -> None:
-    # Every term of each sum is the same, so that roundings add up instead of cancelling.
-    rows = 6000
-    report = check(
-        {
-            "data": {"X": [[1000.1, 0.3]] * rows, "y": [1.0] * rows},
-            "model": kind[0],
-            "loss": kind[1],
-            "lr": 1e-7,
-            "epochs": 3,
-            "dtype": dtype,
-        }
-    )
-
-    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
+@pytest.mark.parametrize("dtype", ["float32", MIXED], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_denormal_and_huge_data_raise_no_alarm(kind: tuple[str, str], dtype: Any) -> None:
+    for scale in (1e-44, 1e-40, 1e-30, 1e-3, 1e3, 1e15):
+        no_alarm(
+            kind,
+            data={
+                "X": (np.random.default_rng(0).normal(size=(40, 3)) * scale).tolist(),
+                "y": [0.0, 1.0] * 20,
+            },
+            init={"constant": 1.0},
+            lr=0.1 / (1 + scale * scale),
+            weight_decay=0.01,
+            epochs=5,
+            dtype=dtype,
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS, ids=" ".join)
-def test_equal_features_in_great_number_raise_no_alarm(
+def test_equal_terms_in_great_number_raise_no_alarm(
     kind: tuple[str, str], dtype: str, tmp_path: Path
 ) -> None:
-    # Every term of x·w is the same, so that roundings add up instead of cancelling.
+    # Roundings add up instead of cancelling: over rows, and over features in x·w.
+    rows = {"X": [[1000.1, 0.3]] * 6000, "y": [1.0] * 6000}
+    no_alarm(kind, data=rows, lr=1e-7, epochs=3, dtype=dtype)
     np.savez(tmp_path / "equal.npz", X=np.full((4, 40_000), 0.1), y=np.array([1.0, 0, 1, 0]))
-    report = check(
-        {
-            "data": {"npz": str(tmp_path / "equal.npz")},
-            "model": kind[0],
-            "loss": kind[1],
-            "init": {"constant": 0.1},
-            "lr": 1e-7,
-            "epochs": 2,
-            "dtype": dtype,
-        }
-    )
-
-    assert (agrees(report), report.comparison.first_by_stage) == (True, {})
+    features = {"npz": str(tmp_path / "equal.npz")}
+    no_alarm(kind, data=features, init={"constant": 0.1}, lr=1e-7, epochs=2, dtype=dtype)
 
 
 def test_zero_learning_rate_in_a_schedule_is_no_divergence() -> None:
