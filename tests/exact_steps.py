@@ -16,8 +16,7 @@ from regcheck.checking import check
 from regcheck.compare.comparison import Comparison, compare
 from regcheck.compare.history import History
 from regcheck.diagnosis.diagnose import diagnose
-from regcheck.diagnosis.records import Diagnosis
-from regcheck.diagnosis.replay import ByEntry
+from regcheck.diagnosis.records import ByEntry, Diagnosis
 from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
 from regcheck.trainers.sides import Sides

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.diagnosis.replay import Explanation
+from regcheck.diagnosis.records import Explanation
 from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly
 from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.judged_losses import faults_of_losses

@@ -13,7 +13,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from regcheck.diagnosis.replay import Explanation, Fit, Replay
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import Fit
 from regcheck.rules.cause import Change
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OPEN

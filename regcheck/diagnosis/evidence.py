@@ -4,64 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.effective_settings import (
-    EffectiveSettings,
-    other_penalty,
-    own_shifts,
-    rates,
-    recursion,
-    window,
-)
-from regcheck.diagnosis.records import Observed
+from regcheck.diagnosis.effective_settings import deltas, scratch_deltas, window, without_penalty
+from regcheck.diagnosis.records import EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
+from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_columns, fit_each
 from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
+from regcheck.trainers.numpy_trainer import ForwardBackward
 
 Indices = NDArray[np.intp]
 """Places of some entries."""
 
+MOST_RATES = 6
+"""The lrs that are listed."""
+
+MOST_TENSORS = 6
+"""Tensors that are named."""
+
 
 def without_cause(
-    seen: Observed, replay: Replay, scales: Mapping[str, EffectiveSettings]
+    run: Run, replay: Replay, settings: Mapping[str, EffectiveSettings]
 ) -> tuple[list[str], str]:
-    """Say what is known where nothing in the catalogue explains the updates; and the stage."""
-    clues = late_clues(seen)
-    record = next((one for one in seen.history.records() if one.batch.step == seen.first), None)
+    """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
+    evidence = late_evidence(run)
+    record = next((one for one in run.history.records() if one.batch.step == run.first), None)
     if record is None:
-        kept = len(seen.history)
-        return [*clues, f"Only the first {kept:,} steps are kept and could be replayed."], "update"
-    lost = lost_clue(seen, record)
-    if lost:
-        return [*clues, lost], "update"
-    if replay.residual({}) <= 1:
-        return [*clues, KEEPS_TO_IT], "update"
-    agrees = gradient_agrees(seen, record)
-    clues += gradient_clues(agrees)
-    rate = "" if agrees is False else rate_clue(replay)
-    if rate:
-        return [*clues, rate], "optimizer"
-    penalty = "" if agrees is False else penalty_clue(replay)
-    if penalty:
-        return [*clues, penalty], "penalty"
-    clues += scale_clues(scales, seen.training)
-    found, stage = recursion_clues(seen, replay, scales) if agrees is None else ([], "")
-    clues += found
-    stage = stage or ("optimizer" if agrees else "gradient")
+        kept = len(run.history)
+        text = f"Only the first {kept:,} steps are kept and could be replayed."
+        return [*evidence, text], "update"
+    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
+    if known:
+        return [*evidence, known], "update"
+    agrees = gradient_agrees(run, replay, record)
+    if agrees is not None:
+        evidence.append(GRADIENT[agrees])
+    if agrees is not False:
+        for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):
+            text = describe(replay)
+            if text:
+                return [*evidence, text], stage
+    evidence += settings_evidence(settings, run.training)
+    stage = "optimizer" if agrees else "gradient"
+    if agrees is None and not any(one.fits for one in settings.values()):
+        text, stage = recursion_evidence(replay, run.training.sgd.momentum)
+        evidence += [text] if text else []
     if stage == "gradient":
-        clues += difference_clues(seen, record)
-    if seen.leads and seen.gradient is None:
-        clues.append(
-            'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-            "..}}, regcheck tells whether that is off, or what the step makes of it."
-        )
-    return clues, stage
+        evidence += finite_differences(run, replay, record)
+    if run.scratch_is_reference and run.gradient is None:
+        evidence.append(YIELD_GRADIENT)
+    return evidence, stage
 
 
 KEEPS_TO_IT = (
@@ -70,89 +69,85 @@ KEEPS_TO_IT = (
     "a hook, a clamp, a constraint, tied weights."
 )
 
+GRADIENT = {
+    True: "The gradient that your code yields is torch's, to rounding: what differs is what the "
+    "step makes of it.",
+    False: "The gradient that your code yields is not torch's.",
+}
 
-def late_clues(seen: Observed) -> list[str]:
-    """Tell of many steps that agree before the first that does not."""
-    if seen.first is None or seen.first <= LATE:
+YIELD_GRADIENT = (
+    'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
+    "..}}, regcheck tells whether that is off, or what the step makes of it."
+)
+
+
+def late_evidence(run: Run) -> list[str]:
+    """Describe many steps that agree before the first that does not."""
+    if run.first is None or run.first <= LATE:
         return []
     text = (
-        f"Steps 1 to {seen.first - 1:,} agree: look at what changes in step {seen.first:,}, like "
+        f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, like "
         "an lr, an epoch, or the branch of an `if`."
     )
     return [text]
 
 
-def gradient_clues(agrees: bool | None) -> list[str]:
-    """Tell whether the gradient that a user's code yields is torch's; nothing if it yields none."""
-    if agrees is None:
-        return []
-    if not agrees:
-        return ["The gradient that your code yields is not torch's."]
-    text = "The gradient that your code yields is torch's, to rounding: what differs is what the "
-    return [text + "step makes of it."]
-
-
-def recursion_clues(
-    seen: Observed, replay: Replay, scales: Mapping[str, EffectiveSettings]
-) -> tuple[list[str], str]:
-    """Tell of steps that are made from torch's gradients all the same; and the stage, if known."""
-    rule = recursion(replay)
-    if rule is None or not rule.fits or any(one.fits for one in scales.values()):
-        return [], ""
-    if abs(rule.now) <= 1e-3 * abs(rule.last):
-        text = (
-            "Each step is made from the gradient of the step before: take the predictions and the "
-            "gradient anew, from the parameters as they are."
-        )
-        return [text], "gradient"
-    if not seen.training.sgd.momentum:
-        return [], ""
-    size = abs(rule.now) + abs(rule.last)
-    parts = {
-        "g": rule.now,
-        "times the last g": rule.last,
-        "times the last step": rule.kept,
-        "w": rule.decay,
-    }
-    told = [f"{value:.6g} {what}" for what, value in parts.items() if abs(value) > 1e-9 * size]
-    text = (
-        f"The steps are those of an optimizer all the same, which subtracts {' + '.join(told)}; "
-        f"torch's momentum is {seen.training.sgd.momentum:g}."
-    )
-    return [text], "optimizer"
-
-
-def lost_clue(seen: Observed, record: Record) -> str:
-    """Say where the scratch side's first diverging step is not finite; empty if it is."""
-    missing = ~np.isfinite(record.scratch)
-    if not missing.any():
+def not_finite(run: Run, record: Record) -> str:
+    """Describe where the scratch side's first diverging step is not finite; empty if it is."""
+    lost = ~np.isfinite(record.scratch)
+    if not lost.any():
         return ""
-    place = int(missing.argmax())
-    name = next(name for name, part in seen.history.slices.items() if part.stop > place)
+    place = int(lost.argmax())
     return (
-        f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in {name}, "
-        "from numbers from which torch gives numbers: look for a division by 0, a logarithm of 0, "
-        "or an exponential that overflows."
+        f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in "
+        f"{tensor_at(run.history, place)}, from numbers from which torch gives numbers: look for a "
+        "division by 0, a logarithm of 0, or an exponential that overflows."
     )
 
 
-MOST_RATES = 6
-"""The lrs that are listed."""
+def tensor_at(history: History, place: int) -> str:
+    """Name the tensor that an entry is of."""
+    return next(name for name, part in history.slices.items() if place < part.stop)
 
 
-def rate_clue(replay: Replay) -> str:
-    """Say whether the steps are torch's with another lr in each; empty if not."""
-    found = rates(replay)
-    if found is None:
+def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
+    """Whether the scratch side's own gradient is torch's; None where it yields none."""
+    bound = run.comparison.gradient_bound
+    if run.gradient is None or bound is None:
+        return None
+    flat = run.history.flat
+    differences = np.abs(flat(run.gradient) - record.gradient)
+    return bool((differences <= replay.limits * flat(bound)).all())
+
+
+def other_rates(replay: Replay) -> str:
+    """Describe steps that are torch's with another lr in each; empty if they are not.
+
+    S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
+    torch's momentum does not hold the lr, so that each step has its own α_t.
+    """
+    at = window(replay)
+    scratch, limits = scratch_deltas(replay, at)
+    with np.errstate(all="ignore"):
+        slope, target = deltas(replay, replay.torch, at) / limits, scratch / limits
+    if not (np.isfinite(slope).all() and np.isfinite(target).all()):
         return ""
-    told = np.isfinite(found.scratch)
-    own, torch = found.scratch[told], found.torch[told]
-    if found.constant and (torch != torch[0]).any():
+    shown = (np.abs(slope) > 1).sum(axis=1) > 1
+    slope, target = slope[shown], target[shown]
+    alpha, spread = fit_each(slope, target, 1)
+    left = np.abs(target - alpha[:, None] * slope)
+    if shown.sum() < 2 or left.max() > 1 or (alpha < 0).any():
+        return ""
+    torch = np.array([record.batch.lr for record in replay.history.records()])[at][shown]
+    own = alpha * torch
+    slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
+    constant = (np.abs(own - float(np.median(own))) <= slack + slack.max()).all()
+    if constant and (torch != torch[0]).any():
         return (
             f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
             f"{listed(torch)}, is not applied."
         )
-    first = 1 + window(replay).start + int(told.argmax())
+    first = 1 + at.start + int(shown.argmax())
     return (
         f"The steps are torch's with another lr in each: from step {first:,} on {listed(own)}, "
         f"where torch has {listed(torch)}."
@@ -165,40 +160,38 @@ def listed(values: Array) -> str:
     return some + (", .." if len(values) > MOST_RATES else "")
 
 
-def penalty_clue(replay: Replay) -> str:
-    """Say whether the steps are torch's with a penalty of another shape; empty if not."""
-    known = own_shifts(replay)
-    for text, shape in SHAPES.items():
-        strength = other_penalty(replay, shape, known)
-        if strength is not None:
-            return f"The steps are torch's with a penalty of {strength:.6g} {text} in its gradient."
-    for text, shape in sums(replay.history).items():
-        strength = other_penalty(replay, shape, known)
-        if strength is not None:
-            return (
-                f"The steps are torch's with one number added to the gradient of each entry, "
-                f"{strength:.6g} {text}, in the place of a penalty: multiply λ by each weight, "
-                "not by their sum."
-            )
+def other_penalty(replay: Replay) -> str:
+    """Describe steps that are torch's with a penalty of another shape; empty if they are not.
+
+    S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
+    """
+    at, free, history = window(replay), without_penalty(replay), replay.history
+    scratch, limits = scratch_deltas(replay, at)
+    by_gradient, own = deltas(replay, free, at), deltas(replay, replay.torch, at)
+    with np.errstate(all="ignore"):
+        target, off = (scratch - by_gradient) / limits, (scratch - own) / limits
+    # Some tensors, like the bias, may be free of it, or have torch's own.
+    concerned = np.zeros(history.entries, dtype=bool)
+    for part in history.slices.values():
+        concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
+    for text, shape in penalties(history).items():
+        with np.errstate(all="ignore"):
+            slope = (deltas(replay, free, at, shape) - by_gradient) / limits
+        if not (np.isfinite(slope).all() and np.isfinite(target).all()):
+            continue
+        here, there = slope[:, concerned], target[:, concerned]
+        if here.any():
+            strength = float(fit_each(here.ravel(), there.ravel(), 0)[0])
+            if strength and np.abs(there - strength * here).max() <= 1:
+                return text.format(f"{strength:.6g}")
     return ""
 
 
-SHAPES: dict[str, Callable[[Record], Array]] = {
-    "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
-    "w³": lambda record: record.before**3,
-    "|w|": lambda record: np.abs(record.before),
-}
-"""Other penalties' gradients, in words, and as functions of a step."""
-
-
-def sums(history: History) -> dict[str, Callable[[Record], Array]]:
-    """Give numbers that a sum over parameters may add to every entry, over the rows or not."""
-    weights = np.concatenate(
-        [
-            np.full(part.stop - part.start, not is_bias(name))
-            for name, part in history.slices.items()
-        ]
-    )
+def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
+    """Return other penalties' gradients, by what they are: functions of a step."""
+    weights = np.zeros(history.entries, dtype=bool)
+    for name, part in history.slices.items():
+        weights[part] = not is_bias(name)
 
     def whole(record: Record) -> Array:
         return np.full_like(record.before, record.before.sum())
@@ -206,43 +199,34 @@ def sums(history: History) -> dict[str, Callable[[Record], Array]]:
     def of_weights(record: Record) -> Array:
         return np.full_like(record.before, record.before[weights].sum())
 
+    shape = "The steps are torch's with a penalty of {} %s in its gradient."
+    number = (
+        "The steps are torch's with one number added to the gradient of each entry, {} %s, in the "
+        "place of a penalty: multiply λ by each weight, not by their sum."
+    )
     return {
-        "Σw": of_weights,
-        "Σw over weights and biases": whole,
-        "Σw/B": lambda record: of_weights(record) / record.batch.size,
-        "Σw/B over weights and biases": lambda record: whole(record) / record.batch.size,
+        shape % "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
+        shape % "w³": lambda record: record.before**3,
+        shape % "|w|": lambda record: np.abs(record.before),
+        number % "Σw": of_weights,
+        number % "Σw over weights and biases": whole,
+        number % "Σw/B": lambda record: of_weights(record) / record.batch.size,
+        number % "Σw/B over weights and biases": lambda record: whole(record) / record.batch.size,
     }
 
 
-def gradient_agrees(seen: Observed, record: Record) -> bool | None:
-    """Say whether the scratch side's own gradient is torch's; None where it tells none."""
-    if seen.gradient is None or seen.gradient_bound is None:
-        return None
-    history = seen.history
-    here, bound = history.flat(seen.gradient), history.flat(seen.gradient_bound)
-    limits = np.concatenate(
-        [np.full(history.shapes[name], seen.limits[name]).ravel() for name in history.shapes]
-    )
-    return bool((np.abs(here - record.gradient) <= limits * bound).all())
-
-
-def scale_clues(scales: Mapping[str, EffectiveSettings], training: Training) -> list[str]:
-    """Say which tensors go by torch's rule, which by it with other numbers, and which by neither.
+def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Training) -> list[str]:
+    """Describe which tensors go by torch's rule, which by it with other numbers, which by neither.
 
     Nothing where none goes by it, or the run does not tell.
     """
-    told: dict[str, list[str]] = {}
-    for name, one in scales.items():
-        told.setdefault(scale_text(one, training.sgd.weight_decay.get(name, 0.0)), []).append(name)
-    if not any(told.keys() - {NEITHER}):
+    rules: dict[str, list[str]] = {}
+    for name, one in settings.items():
+        rules.setdefault(rule_text(one, training.sgd.weight_decay.get(name, 0.0)), []).append(name)
+    if not rules.keys() - {NEITHER}:
         return []
-    return [
-        f"{few(names)} {'go' if len(names) > 1 else 'goes'} {text}." for text, names in told.items()
-    ]
-
-
-MOST_TENSORS = 6
-"""Tensors that are named."""
+    verbs = {text: "go" if len(names) > 1 else "goes" for text, names in rules.items()}
+    return [f"{few(names)} {verbs[text]} {text}." for text, names in rules.items()]
 
 
 def few(names: list[str]) -> str:
@@ -256,8 +240,8 @@ def few(names: list[str]) -> str:
 NEITHER = "by no multiple of torch's gradient and of the parameters"
 
 
-def scale_text(one: EffectiveSettings, weight_decay: float) -> str:
-    """Say by what rule one tensor goes."""
+def rule_text(one: EffectiveSettings, weight_decay: float) -> str:
+    """Describe by what rule one tensor goes."""
     if not one.fits or one.gradient is None:
         return NEITHER
     alpha, decay = one.gradient, one.decay
@@ -269,84 +253,110 @@ def scale_text(one: EffectiveSettings, weight_decay: float) -> str:
     factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
     if alpha.is_near(-1.0):
         factor = "a wrong sign: −1 times "
-    penalty = "" if decay is None or own else f", and a penalty of {decay.factor:.6g} w"
-    if decay is not None and not own and decay.is_near(0.0):
-        penalty = ", and no penalty"
+    penalty = ""
+    if decay is not None and not own:
+        penalty = f", and a penalty of {decay.factor:.6g} w"
+        penalty = ", and no penalty" if decay.is_near(0.0) else penalty
     return f"by {factor}torch's gradient{penalty}"
 
+
+def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
+    """Describe steps that are made from torch's gradients all the same; and the stage.
+
+    All forms of momentum at a constant lr are recursions over all tensors' entries,
+
+        S_t ≈ now g_t + last g_(t−1) + decay w_(t−1) + kept S_(t−1)
+
+    and so is the use of the gradient of the step before. What does not fit has another gradient.
+    """
+    at = window(replay)
+    scratch, limits = scratch_deltas(replay, at)
+    gradient, before = (replay.history.all(key)[at] for key in ("gradient", "before"))
+    columns = (gradient[1:], gradient[:-1], before[1:], scratch[:-1])
+    rule = fit_columns(columns, scratch[1:], limits[1:], replay.u)
+    if rule.entries < 2 * len(columns) or rule.residual > 100:
+        return "", "gradient"
+    now, last, decay, kept = (fit.factor if fit else 0.0 for fit in rule.fits)
+    if abs(now) <= 1e-3 * abs(last):
+        return PREVIOUS_GRADIENT, "gradient"
+    if not momentum:
+        return "", "gradient"
+    terms = {"g": now, "times the last g": last, "times the last step": kept, "w": decay}
+    least = 1e-9 * (abs(now) + abs(last))
+    shown = " + ".join(f"{value:.6g} {what}" for what, value in terms.items() if abs(value) > least)
+    text = (
+        f"The steps are those of an optimizer all the same, which subtracts {shown}; "
+        f"torch's momentum is {momentum:g}."
+    )
+    return text, "optimizer"
+
+
+PREVIOUS_GRADIENT = (
+    "Each step is made from the gradient of the step before: take the predictions and the "
+    "gradient anew, from the parameters as they are."
+)
 
 MOST_PROBED = 12
 """Entries whose derivative is taken by finite differences."""
 
-
-def difference_clues(seen: Observed, record: Record) -> list[str]:
-    """Take the derivative by central differences of torch's loss: with whom does it side?
-
-    The scratch side's gradient is its own, or else what it must have been to make its step by
-    torch's rule.
-    """
-    if seen.loss_at is None:
-        return []
-    history = seen.history
-    implied = history.flat(seen.gradient) if seen.gradient is not None else implied_gradient(seen)
-    if implied is None:
-        return []
-    apart = np.abs(implied - record.gradient)
-    order = np.argsort(-apart)[:MOST_PROBED]
-    slopes = differences(seen, record, order, apart[order])
-    if slopes is None:
-        return []
-    scratch_off = float(np.abs(implied[order] - slopes).max())
-    torch_off = float(np.abs(record.gradient[order] - slopes).max())
-    worst = int(order[0])
-    name = next(name for name, part in history.slices.items() if part.start <= worst < part.stop)
-    if not torch_off < SIDES * scratch_off < math.inf:
-        return []
-    text = (
-        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
-        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
-        f"{scratch_off:.1e}, most in {name}."
-    )
-    return [text]
-
-
-SIDES = 0.1
+NEARER = 0.1
 """How much nearer to a derivative one gradient must be than the other."""
 
 RELIABLE = 0.25
-"""How far two differences may be apart, of what the two gradients are apart."""
+"""How far two finite differences may be apart, of what the two gradients are apart."""
 
 FLOORED = 27.0
 """z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
 
 
-def differences(seen: Observed, record: Record, order: Indices, apart: Array) -> Array | None:
+def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
+    """Take the derivative by central differences of torch's loss: with whom does it side?
+
+    The scratch side's gradient is its own, or else what it must have been to make its step by
+    torch's rule.
+    """
+    own = run.gradient
+    implied = run.history.flat(own) if own is not None else implied_gradient(run, replay, record)
+    if implied is None:
+        return []
+    apart = np.abs(implied - record.gradient)
+    order = np.argsort(-apart)[:MOST_PROBED]
+    derivative = central_differences(run, record, order, apart[order])
+    if derivative is None:
+        return []
+    scratch_off = float(np.abs(implied[order] - derivative).max())
+    torch_off = float(np.abs(record.gradient[order] - derivative).max())
+    if not torch_off < NEARER * scratch_off < math.inf:
+        return []
+    text = (
+        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
+        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
+        f"{scratch_off:.1e}, most in {tensor_at(run.history, int(order[0]))}."
+    )
+    return [text]
+
+
+def central_differences(run: Run, record: Record, order: Indices, apart: Array) -> Array | None:
     """Take central differences of torch's loss, (L(w + h) − L(w − h))/2h, for some entries.
 
     None where they tell no derivative: the loss is random, has a floor, or another slope at h/2.
-
-    Args:
-        seen: the run.
-        record: the step.
-        order: the entries.
-        apart: how far the two gradients are apart in each, which the slopes must tell.
+    `apart` is how far the two gradients are apart in each entry, which they must tell.
     """
-    history, loss_at = seen.history, seen.loss_at
-    assert loss_at is not None
-    here = history.split(record.before)
-    if loss_at(here, record.batch) != loss_at(here, record.batch) or is_floored(seen, record):
+
+    def loss(entries: Array) -> float:
+        return run.sides.probe.loss_at(run.history.split(entries), record.batch)
+
+    if loss(record.before) != loss(record.before) or is_floored(run, record):
         return None
-    step = float(np.finfo(seen.torch.problem.framework_dtype).eps) ** (1 / 3)
+    step = float(np.finfo(run.torch.problem.framework_dtype).eps) ** (1 / 3)
     found = np.empty(len(order))
     for place, entry in enumerate(order):
         slopes = []
         for h in (step, step / 2):
-            h *= max(1.0, abs(float(record.before[entry])))
-            moved = [record.before.copy() for _ in range(2)]
-            moved[0][entry] += h
-            moved[1][entry] -= h
-            ends = [loss_at(history.split(entries), record.batch) for entries in moved]
-            slopes.append((ends[0] - ends[1]) / float(moved[0][entry] - moved[1][entry]))
+            above, below = record.before.copy(), record.before.copy()
+            above[entry] += h * max(1.0, abs(float(record.before[entry])))
+            below[entry] -= h * max(1.0, abs(float(record.before[entry])))
+            slopes.append((loss(above) - loss(below)) / float(above[entry] - below[entry]))
         reliable = abs(slopes[0] - slopes[1]) <= RELIABLE * apart[place]
         if not reliable or not any(slopes):  # of a loss that stays the same, nothing is known
             return None
@@ -354,41 +364,32 @@ def differences(seen: Observed, record: Record, order: Indices, apart: Array) ->
     return found
 
 
-def is_floored(seen: Observed, record: Record) -> bool:
-    """Say whether torch's loss has a floor at some rows of a step."""
-    problem = seen.torch.problem
-    if not seen.sees_rows or problem.loss != "bce":
+def is_floored(run: Run, record: Record) -> bool:
+    """Whether torch's loss has a floor at some rows of a step."""
+    if not run.sees_rows or run.torch.problem.loss != "bce":
         return False
-    there = seen.torch.forward_backward(seen.history.split(record.before), record.batch)
+    there = run.torch.forward_backward(run.history.split(record.before), record.batch)
     return any(bool((np.abs(z) > FLOORED).any()) for z in there.outputs)
 
 
-def implied_gradient(seen: Observed) -> Array | None:
-    """Give the data gradient that would make the scratch side's first diverging step by torch's.
+def implied_gradient(run: Run, replay: Replay, record: Record) -> Array | None:
+    """Return the data gradient that would make the scratch side's first diverging step by torch's.
 
     Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
     gradient gives a. None where clipping or an lr of 0 hides it.
     """
-    problem, history = seen.torch.problem, seen.history
+    problem, step = run.torch.problem, record.batch.step
     if problem.clip_norm is not None or problem.clip_value is not None:
         return None
-    state = seen.torch.start()
-    for record in history.records():
-        before = history.split(record.before)
-        if record.batch.step != seen.first:
-            seen_pass = Replay.seen_as(history, record.gradient)
-            state = seen.torch.step(
-                state._replace(parameters=before), record.batch, seen_pass
-            ).state
-            continue
-        afters = []
-        for gradient in (record.gradient, record.gradient + 1):
-            seen_pass = Replay.seen_as(history, gradient)
-            update = seen.torch.step(state._replace(parameters=before), record.batch, seen_pass)
-            afters.append(history.flat(update.step.after))
-        slope = afters[1] - afters[0]
-        if not slope.all():
-            return None
-        found: Array = record.gradient + (record.scratch - afters[0]) / slope
-        return found
-    return None
+
+    def after(gradient: Array) -> Array:
+        def known(one: Record) -> ForwardBackward:
+            return replay.pass_with(gradient if one.batch.step == step else one.gradient)
+
+        *_, (_, update) = islice(replay.updates(run.torch, known=known), step)
+        assert update is not None
+        return run.history.flat(update.step.after)
+
+    torch = after(record.gradient)
+    slope = after(record.gradient + 1) - torch
+    return record.gradient + (record.scratch - torch) / slope if slope.all() else None

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.compare.history import History
-from regcheck.diagnosis.records import Diagnosis, Observed, SpecFix
-from regcheck.diagnosis.replay import Explanation, Replay
+from regcheck.diagnosis.records import Diagnosis, Explanation, Run, SpecFix
+from regcheck.diagnosis.replay import Replay
+from regcheck.diagnosis.reported_loss import losses_of
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.cause import put_in
 from regcheck.rules.convention import NO_FAULTS, TORCH
@@ -19,49 +19,7 @@ from regcheck.spec import Spec
 from regcheck.spec.tolerance import ROUNDING
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
-
-def fix_spec(
-    spec: Spec,
-    found: Diagnosis,
-    match: Matching | None,
-    *,
-    reports_logits: bool = True,
-) -> SpecFix | str:
-    """Say how to change a spec so that its sides agree; or, in words, why no change does.
-
-    The built-in scratch side is given torch's convention. A user's own code stays as it is, and
-    torch is given what matches it.
-
-    Args:
-        spec: the spec.
-        found: the diagnosis of its run, which explains it.
-        match: the settings with which torch matches, if there are any; with the loss
-            bce_with_logits, where p − y is what parts the sides.
-        reports_logits: whether a user's code reports that loss.
-    """
-    if rounding_alone(spec, found):
-        text = "the sides differ by rounding alone, which the tolerance now allows"
-        return SpecFix({"tolerance": {"rounding": ROUNDING}}, text)
-    if spec.scratch is None:
-        if spec.own_framework is not None:
-            return "the framework side is your own: change it there"
-        return SpecFix({"convention": "pytorch"}, "the built-in scratch side follows torch")
-    if spec.own_framework is not None:
-        return "both sides are your own: change one of them"
-    changes: dict[str, Any] = {}
-    told = []
-    if found.best is not None:
-        changes, text = of_update(spec, found, match)
-        if not changes:
-            return text
-        told.append(text)
-    other_loss = found.reporting is not None and bool(found.reporting.causes)
-    if other_loss or ("loss" in changes and not reports_logits):
-        changes["compare"] = ["parameters"]
-        told.append("the losses are left out, since your code reports another one")
-    if not changes:
-        return "nothing in the spec fixes it: change the code"
-    return SpecFix(changes, "; ".join(told))
+CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"
 
 
 def equivalent_settings(
@@ -84,33 +42,79 @@ def equivalent_settings(
         return str(reason)
 
 
-def verified_fix(spec: Spec, run: Observed, found: Diagnosis) -> SpecFix | str:
+def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
     """Return the change of a spec that makes its sides agree, proved by replaying the steps."""
     match = equivalent_settings(found.best, run.training, loss="bce_with_logits")
     settings = match if isinstance(match, Matching) else None
-    plain = found.best is not None and "bce-saturated" in found.best.causes
-    reported = plain and run.losses_reported > 0
-    logits = not reported or reports(run.history, run.torch, "bce_with_logits")
-    fix = fix_spec(spec, found, settings, reports_logits=logits)
+    saturated = found.best is not None and "bce-saturated" in found.best.causes
+    other_loss = found.reporting is not None and bool(found.reporting.causes)
+    if saturated and run.comparison.losses_reported and not reports_logits(run):
+        other_loss = True
+    fix = fix_of(run.spec, found, settings, other_loss=other_loss)
     replayed = isinstance(fix, SpecFix) and "framework" in fix.changes
     if replayed and settings is not None and found.start is None:
-        limits = {name: run.limits[name] for name in run.history.shapes}
-        replay = Replay(run.history, matched(run.torch, settings), limits, sees_rows=True)
-        if replay.residual({"bce_slope": "plain"} if plain else {}) > 1:
+        torch = with_settings(run.torch, settings)
+        replay = Replay(run.history, torch, run.limits, sees_rows=True)
+        if replay.residual({"bce_slope": "plain"} if saturated else {}) > 1:
             return "the settings that match are lost to rounding: change the code"
     return fix
 
 
-def matched(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
+def reports_logits(run: Run) -> bool:
+    """Whether the scratch side reports the loss bce_with_logits."""
+    rule = run.torch.by(replace(run.torch.problem, loss="bce_with_logits"))
+    batches = [record.batch for record in run.history.records()]
+    losses = losses_of(rule, run.history, run.history.all("before"), batches)
+    return bool(np.allclose(run.history.loss("scratch"), losses, rtol=1e-6, atol=0))
+
+
+def with_settings(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
     """Return torch's rule with the settings that match the scratch side."""
-    problem = torch.problem
+    problem = torch.problem.with_sgd(match.sgd._replace(lr=torch.problem.sgd.lr))
     faults = problem.faults._replace(lr_factor=match.lr_factor)
-    matched = problem.with_sgd(match.sgd._replace(lr=problem.sgd.lr))
-    return torch.by(replace(matched, faults=faults))
+    return torch.by(replace(problem, faults=faults))
+
+
+def fix_of(
+    spec: Spec, found: Diagnosis, match: Matching | None, *, other_loss: bool
+) -> SpecFix | str:
+    """Return how to change a spec so that its sides agree; or, in words, why no change does.
+
+    The built-in scratch side is given torch's convention. A user's own code stays as it is, and
+    torch is given what matches it.
+
+    Args:
+        spec: the spec.
+        found: the diagnosis of its run, which explains it.
+        match: the settings with which torch matches, if there are any; with the loss
+            bce_with_logits, where p − y is what differs.
+        other_loss: whether a user's code reports another loss than torch will.
+    """
+    if rounding_alone(spec, found):
+        text = "the sides differ by rounding alone, which the tolerance now allows"
+        return SpecFix({"tolerance": {"rounding": ROUNDING}}, text)
+    if spec.scratch is None:
+        if spec.own_framework is not None:
+            return "the framework side is your own: change it there"
+        return SpecFix({"convention": "pytorch"}, "the built-in scratch side follows torch")
+    if spec.own_framework is not None:
+        return "both sides are your own: change one of them"
+    fixes: dict[str, dict[str, Any]] = {}
+    if found.best is not None:
+        if match is None and changes_settings(found.best):
+            return "no settings of torch's match your code: change the code"
+        fixes = update_fixes(spec, found.best, found, match)
+        if not fixes:
+            return CHANGE_THE_CODE
+    if other_loss:
+        text = "the losses are left out, since your code reports another one"
+        fixes[text] = {"compare": ["parameters"]}
+    changes = {key: value for fix in fixes.values() for key, value in fix.items()}
+    return SpecFix(changes, "; ".join(fixes)) if changes else CHANGE_THE_CODE
 
 
 def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
-    """Say whether only a tolerance on the drift keeps the sides from agreeing."""
+    """Whether only a tolerance on the drift keeps the sides from agreeing."""
     best = found.best
     if best is None or best.change or found.start is not None or not spec.tolerance.on_drift:
         return False
@@ -120,50 +124,37 @@ def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
     return known.issuperset(best.causes)
 
 
-def of_update(spec: Spec, found: Diagnosis, match: Matching | None) -> tuple[dict[str, Any], str]:
-    """Give what makes torch update as a user's scratch code does, and that in words.
+def changes_settings(best: Explanation) -> bool:
+    """Whether torch needs other settings to update as an explanation says."""
+    return bool(best.change.keys() - {"bce_slope"}) or best.weight_decay is not None
 
-    Without any change, the words say why there is none.
-    """
-    best = found.best
-    assert best is not None
-    changes: dict[str, Any] = {}
-    told = []
+
+def update_fixes(
+    spec: Spec, best: Explanation, found: Diagnosis, match: Matching | None
+) -> dict[str, dict[str, Any]]:
+    """Return what makes torch update as a user's scratch code does: in words, and in keys."""
+    fixes: dict[str, dict[str, Any]] = {}
     if "precision" in best.causes:
-        changes["dtype"] = {"scratch": "float32", "framework": spec.dtype.framework}
-        told.append("it says that the scratch side computes in float32")
+        dtype = {"scratch": "float32", "framework": spec.dtype.framework}
+        fixes["it says that the scratch side computes in float32"] = {"dtype": dtype}
         if spec.tolerance.on_drift:
-            changes["tolerance"] = {"rounding": ROUNDING}
-            told.append("the tolerance allows for its rounding")
+            tolerance = {"rounding": ROUNDING}
+            fixes["the tolerance allows for its rounding"] = {"tolerance": tolerance}
     if found.start is not None:
-        changes["init"] = {name: np.ravel(w).tolist() for name, w in found.start.items()}
-        told.append("both sides start where your code does")
+        start = {name: np.ravel(w).tolist() for name, w in found.start.items()}
+        fixes["both sides start where your code does"] = {"init": start}
     if best.note == NOT_SHUFFLED:
-        changes["shuffle"] = False
-        told.append("the rows keep their order, as your code has it")
+        fixes["the rows keep their order, as your code has it"] = {"shuffle": False}
     if best.change.get("bce_slope") == "plain":
-        changes["loss"] = "bce_with_logits"
-        told.append("torch takes the loss whose slope is p − y however large the outputs are")
-    if best.change.keys() - {"bce_slope"} or best.weight_decay is not None:
-        if match is None:
-            return {}, "no settings of torch's match your code: change the code"
-        changes["framework"] = settings_of(spec, match)
-        told.append("torch is given what matches your code")
-    return changes, "; ".join(told) or "nothing in the spec fixes it: change the code"
-
-
-def reports(history: History, torch: NumpyTrainer, loss: str) -> bool:
-    """Say whether the scratch side reports a loss of torch's, which may be another than its own."""
-    rule = torch.by(replace(torch.problem, loss=loss))
-    values = [
-        rule.forward_backward(history.split(one.before), one.batch).loss
-        for one in history.records()
-    ]
-    return bool(np.allclose(history.loss("scratch"), values, rtol=1e-6, atol=0))
+        text = "torch takes the loss whose slope is p − y however large the outputs are"
+        fixes[text] = {"loss": "bce_with_logits"}
+    if match is not None and changes_settings(best):
+        fixes["torch is given what matches your code"] = {"framework": settings_of(spec, match)}
+    return fixes
 
 
 def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
-    """Give torch's settings as a spec has them: those that are not the spec's own."""
+    """Return torch's settings as a spec has them: those that are not the spec's own."""
     found: dict[str, Any] = {}
     own, sgd = spec.optimizer.settings(spec.lr, spec.decays), match.sgd
     if sgd.lr != own.lr:

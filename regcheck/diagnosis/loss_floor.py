@@ -7,7 +7,7 @@ A loss −y log p − (1 − y) log(1 − p) by hand is kept from log 0 by a sma
     added         log(p + δ) and log(1 − p + δ)
 
 BCELoss takes no logarithm below −100, and BCEWithLogitsLoss takes them of z, where none is log 0.
-So reported losses part once some p is as close to 0 or 1 as δ, though the training is the same.
+So reported losses differ once some p is as close to 0 or 1 as δ, though the training is the same.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
-from regcheck.diagnosis.records import Observed
-from regcheck.numerics.losses import sigmoid
+from regcheck.diagnosis.records import Run
+from regcheck.numerics.losses import Array, sigmoid
 
-Array = NDArray[np.floating]
 Form = Callable[[Array, float], tuple[Array, Array]]
 
 FORMS: dict[str, tuple[Form, ...]] = {
@@ -44,75 +43,6 @@ FLOORS = (
 CLOSE = 1e-9
 """The relative difference of losses beside their bounds: δ is beside 1 in p, and rounded there."""
 
-
-def logarithm_clue(seen: Observed, *, explained: bool) -> str:
-    """Say where the scratch side's logarithms stop, if that is why the losses part; else ''.
-
-    Args:
-        seen: the run.
-        explained: whether all losses that are numbers are explained already.
-    """
-    problem = seen.torch.problem
-    if not seen.sees_rows or (problem.model, problem.loss) not in TORCHS:
-        return ""
-    with np.errstate(all="ignore"):
-        return infinite(seen) or ("" if explained else floor_of(seen))
-
-
-def infinite(seen: Observed) -> str:
-    """Say at which step a logarithm of 0 makes the scratch side's loss no number."""
-    scratch, framework = seen.history.loss("scratch"), seen.history.loss("framework")
-    lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
-    if not len(lost):
-        return ""
-    record = next(islice(seen.history.records(), int(lost[0]), None))
-    if not any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs_of(seen, record)):
-        return ""
-    return (
-        f"the scratch side's loss is {scratch[lost[0]]} from step {record.batch.step} on: there "
-        f"some p is 0 or 1 to rounding, and its logarithm is infinite. Take it of z: {OF_Z}."
-    )
-
-
-def floor_of(seen: Observed) -> str:
-    """Name the floor with which all reported losses agree; '' where there is none.
-
-    The step at which they differ most leaves few forms, of which the others are asked one by one.
-    """
-    scratch, framework = seen.history.loss("scratch"), seen.history.loss("framework")
-    told = np.isfinite(scratch) & np.isfinite(framework)
-    if not told.any():
-        return ""
-    allowed = seen.limits["loss"] * seen.history.loss("bound") + CLOSE * np.abs(scratch)
-    worst = int(np.argmax(np.where(told, np.abs(scratch - framework), -1.0)))
-    left = [
-        (said, form, floor) for said, forms in FORMS.items() for form in forms for floor in FLOORS
-    ]
-    places = chain([worst], range(len(scratch)))
-    records = chain(islice(seen.history.records(), worst, worst + 1), seen.history.records())
-    for place, record in zip(places, records, strict=True):
-        if not left:
-            return ""
-        if told[place]:
-            parts = outputs_of(seen, record)
-            left = [
-                one
-                for one in left
-                if abs(loss_by(one[1], one[2], parts) - scratch[place]) <= allowed[place]
-            ]
-    if not left:
-        return ""
-    floor = min(one[2] for one in left)
-    forms = dict.fromkeys(said.format(f"{floor:.3g}") for said, _, one in left if one == floor)
-    problem = seen.torch.problem
-    return (
-        f"the scratch side's loss has {', or '.join(forms)}; "
-        f"{TORCHS[problem.model, problem.loss]}. With that in torch's formula the losses of all "
-        f"{int(told.sum()):,} steps agree. Take both losses of z, {OF_Z} (BCEWithLogitsLoss), or "
-        "`compare: [parameters]`."
-    )
-
-
 OF_Z = "max(z, 0) − z y + log(1 + e^(−|z|))"
 """The loss by which no logarithm is taken of 0."""
 
@@ -123,19 +53,77 @@ TORCHS = {
 """What torch does in the place of that, by model and loss."""
 
 
-def outputs_of(seen: Observed, record: Record) -> list[tuple[Array, Array]]:
-    """Give z and y of a step's micro-batches."""
-    outputs = seen.torch.forward_backward(seen.history.split(record.before), record.batch).outputs
-    return [
-        (z, seen.torch.y[index])
-        for z, index in zip(outputs, record.batch.micro_batches, strict=True)
+def logarithm_evidence(run: Run, *, explained: bool) -> str:
+    """Describe where the scratch side's logarithms stop, if that is why the losses differ; else ''.
+
+    `explained` is whether all losses that are numbers are explained already.
+    """
+    problem = run.torch.problem
+    if not run.sees_rows or (problem.model, problem.loss) not in TORCHS:
+        return ""
+    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
+    with np.errstate(all="ignore"):
+        lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
+        if len(lost):
+            record = record_at(run, int(lost[0]))
+            if any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs_of(run, record)):
+                return (
+                    f"the scratch side's loss is {scratch[lost[0]]} from step {record.batch.step} "
+                    "on: there some p is 0 or 1 to rounding, and its logarithm is infinite. Take "
+                    f"it of z: {OF_Z}."
+                )
+        reported = np.isfinite(scratch) & np.isfinite(framework)
+        return "" if explained or not reported.any() else floor_of(run, reported)
+
+
+def floor_of(run: Run, reported: NDArray[np.bool_]) -> str:
+    """Name the floor with which all reported losses agree; '' where there is none.
+
+    The step at which they differ most leaves few forms, of which the others are asked one by one.
+    """
+    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
+    limits = run.limits["loss"] * run.history.loss("bound") + CLOSE * np.abs(scratch)
+    worst = int(np.argmax(np.where(reported, np.abs(scratch - framework), -1.0)))
+    left = [
+        (text, form, floor) for text, forms in FORMS.items() for form in forms for floor in FLOORS
     ]
+    places = chain([worst], range(len(scratch)))
+    records = chain([record_at(run, worst)], run.history.records())
+    for place, record in zip(places, records, strict=True):
+        if reported[place] and left:
+            rows = outputs_of(run, record)
+            losses = (loss_by(form, floor, rows) for _, form, floor in left)
+            near = [abs(loss - scratch[place]) <= limits[place] for loss in losses]
+            left = [one for one, is_near in zip(left, near, strict=True) if is_near]
+    if not left:
+        return ""
+    floor = min(floor for _, _, floor in left)
+    forms = dict.fromkeys(text.format(f"{floor:.3g}") for text, _, one in left if one == floor)
+    problem = run.torch.problem
+    return (
+        f"the scratch side's loss has {', or '.join(forms)}; "
+        f"{TORCHS[problem.model, problem.loss]}. With that in torch's formula the losses of all "
+        f"{int(reported.sum()):,} steps agree. Take both losses of z, {OF_Z} (BCEWithLogitsLoss), "
+        "or `compare: [parameters]`."
+    )
 
 
-def loss_by(form: Form, floor: float, parts: list[tuple[Array, Array]]) -> float:
-    """Take the mean loss of micro-batches by one form."""
+def record_at(run: Run, place: int) -> Record:
+    """Return a recorded step."""
+    return next(islice(run.history.records(), place, None))
+
+
+def outputs_of(run: Run, record: Record) -> list[tuple[Array, Array]]:
+    """Return z and y of a step's micro-batches."""
+    there = run.torch.forward_backward(run.history.split(record.before), record.batch)
+    batches = zip(there.outputs, record.batch.micro_batches, strict=True)
+    return [(z, run.torch.y[index]) for z, index in batches]
+
+
+def loss_by(form: Form, floor: float, rows: list[tuple[Array, Array]]) -> float:
+    """Return the mean loss of micro-batches by one form."""
     losses = []
-    for z, y in parts:
+    for z, y in rows:
         log_p, log_other = form(sigmoid(z), floor)
         losses.append(float(np.mean((y - 1) * log_other - y * log_p)))
     return sum(losses) / len(losses)

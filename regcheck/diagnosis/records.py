@@ -2,62 +2,181 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History
-from regcheck.diagnosis.effective_settings import EffectiveSettings
-from regcheck.diagnosis.replay import Explanation
-from regcheck.diagnosis.reported_loss import Reporting
-from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Parameters
-from regcheck.rules.convention import Convention
+from regcheck.numerics.least_squares import Fit
+from regcheck.problem.problem import Array, Parameters
+from regcheck.rules.cause import Change
+from regcheck.rules.causes import CAUSES
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
+from regcheck.spec import Spec
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from regcheck.trainers.sides import Sides, TorchFollowsScratch
 
 
-class Observed(NamedTuple):
+class Run(NamedTuple):
     """What a run gives to its diagnosis.
 
     Attributes:
-        history: its steps.
+        comparison: what its steps came to.
+        history: the recorded steps.
+        sides: both sides.
         torch: torch's rule in NumPy, by the settings that the framework side really has.
-        sees_rows: whether NumPy can pass over the rows itself.
+        spec: of the run.
         training: with those settings.
-        convention: what the spec says of the scratch side.
-        limits: bounds that each tensor, and the loss, may differ by.
-        parted: whether the parameters and the reported losses parted.
-        visible: the causes that the run could have shown; None where it is not known.
-        fits_float32: whether the scratch side of a float64 run gave numbers of float32 alone.
-        starts_apart: whether the sides started apart.
-        leads: whether the scratch side leads, so that its start is not known.
-        loss_at: gives torch's loss at any parameters.
-        gradient: the scratch side's own gradient at the first divergence, where it tells one.
-        first: the step of the first divergence of the parameters.
-        dtypes_differ: whether the sides compute in different dtypes.
-        losses_reported: the steps whose loss both sides reported.
     """
 
+    comparison: Comparison
     history: History
+    sides: Sides
     torch: NumpyTrainer
-    sees_rows: bool
+    spec: Spec
     training: Training
-    convention: Convention
-    limits: Mapping[str, float]
-    parted: bool
-    loss_parted: bool
-    visible: frozenset[str] | None
-    fits_float32: bool
-    starts_apart: bool
-    leads: bool
-    loss_at: Callable[[Parameters, Batch], float] | None
-    gradient: Parameters | None
-    gradient_bound: Parameters | None
-    first: int | None
-    dtypes_differ: bool
-    losses_reported: int
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The rounding bounds that each tensor, and the loss, may differ by."""
+        tolerance = self.spec.tolerance
+        return {name: tolerance.of(name).limit_within for name in (*self.history.shapes, "loss")}
+
+    @property
+    def first(self) -> int | None:
+        """The step of the first divergence of the parameters."""
+        first = self.comparison.first_divergence
+        return first.step if first else None
+
+    @property
+    def starts_differ(self) -> bool:
+        """Whether the sides started from different parameters."""
+        first = self.comparison.first_divergence
+        return first is not None and first.stage == "initial"
+
+    @property
+    def loss_diverged(self) -> bool:
+        """Whether the reported losses diverged."""
+        return self.comparison.first_loss_divergence is not None
+
+    @property
+    def sees_rows(self) -> bool:
+        """Whether NumPy can pass over the rows itself, as with one-layer models."""
+        return self.sides.sees_rows
+
+    @property
+    def visible(self) -> frozenset[str] | None:
+        """The causes that the run could have shown; None where it is not known."""
+        if self.spec.tolerance.on_drift:
+            return None
+        return frozenset(CAUSES) - {one.cause for one in self.comparison.not_distinguished}
+
+    @property
+    def scratch_is_reference(self) -> bool:
+        """Whether torch follows the scratch side, so that the latter's start is not known."""
+        return isinstance(self.sides.pair, TorchFollowsScratch)
+
+    @property
+    def fits_float32(self) -> bool:
+        """Whether the scratch side of a float64 run gave numbers of float32 alone."""
+        pair = self.sides.pair
+        own = isinstance(pair, TorchFollowsScratch) and pair.fits_float32
+        return own and self.spec.dtype.scratch == "float64"
+
+    @property
+    def dtypes_differ(self) -> bool:
+        """Whether the sides compute in different dtypes."""
+        problem = self.sides.problem
+        return problem.scratch_dtype != problem.framework_dtype
+
+    @property
+    def gradient(self) -> Parameters | None:
+        """The scratch side's own gradient at the first divergence, where it yields one."""
+        sample = self.comparison.sample
+        return sample.scratch.gradient if sample and self.scratch_is_reference else None
+
+
+class ByEntry(NamedTuple):
+    """Numbers that some entries have of their own.
+
+    Attributes:
+        what: the weight_decay, or a factor on torch's lr, or one on its gradient.
+        values: of each entry, torch's own among them: (entries,).
+    """
+
+    what: Literal["weight_decay", "lr", "gradient"]
+    values: Array
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A set of causes that makes every recorded step, to `residual` limits.
+
+    Attributes:
+        causes: their names; empty where the sides differ by rounding alone.
+        change: what they put into torch's rule.
+        residual: the largest difference left, in limits.
+        fits: the factor of those causes that have an open one.
+        note: what a cause's title leaves open otherwise.
+        weight_decay: of each tensor, where they are fitted each.
+        by_entry: the numbers of each entry, where they are.
+    """
+
+    causes: tuple[str, ...]
+    change: Change
+    residual: float
+    fits: Mapping[str, Fit] = field(default_factory=dict)
+    note: str = ""
+    weight_decay: Mapping[str, float] | None = None
+    by_entry: ByEntry | None = None
+
+
+class EffectiveSettings(NamedTuple):
+    """What one tensor's steps come to; None where the run does not tell.
+
+    Attributes:
+        gradient: α, the factor on torch's step without a penalty.
+        decay: κ, what the penalty's gradient is times w, at the spec's lr.
+        residual: the largest difference that they leave, in limits.
+    """
+
+    gradient: Fit | None
+    decay: Fit | None
+    residual: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether α and κ make every step to rounding."""
+        return self.residual <= 1
+
+    @property
+    def weight_decay(self) -> Fit | None:
+        """κ/α, the weight_decay that torch would need at the effective lr."""
+        if self.decay is None or self.gradient is None or self.gradient.factor == 0:
+            return None
+        alpha = self.gradient.factor
+        value = self.decay.factor / alpha
+        spread = math.hypot(self.decay.deviation, value * self.gradient.deviation) / abs(alpha)
+        return Fit(value, spread)
+
+
+class Reporting(NamedTuple):
+    """What explains the reported losses.
+
+    Attributes:
+        causes: of kind reporting; empty where the loss is that of the rule it trains by.
+        strengths: κ of each tensor in the loss, where the penalty is in it.
+        scale: c, the factor on the data loss.
+        residual: the largest difference left, in limits.
+    """
+
+    causes: tuple[str, ...]
+    strengths: Mapping[str, Fit]
+    scale: float
+    residual: float
 
 
 class SpecFix(NamedTuple):
@@ -72,15 +191,16 @@ class Diagnosis:
     """What explains a divergence.
 
     Attributes:
-        explained: whether all that parted is explained.
+        explained: whether all that differs is explained.
         explanations: the sets of causes that explain the update, the plainest first; the rest
             are alternatives. Empty where nothing explains it, or the updates agree.
         distinguished_by: what would tell each explanation from the first; empty for the first.
         reporting: what explains the reported losses; None where they agree, or nothing does.
+        loss_diverged: whether the reported losses differ.
         loss_evidence: what is known of the reported losses where no cause explains them.
         effective_settings: the effective lr and weight decay of each tensor.
         steps: how many steps were replayed.
-        stage: the stage within a step at which the sides part, by the diagnosis; None if unknown.
+        stage: the stage within a step at which the sides differ, by the diagnosis; None if unknown.
         evidence: what is known where nothing explains the update, in sentences.
         start: where the scratch side started, if elsewhere than the spec says.
         matching: the settings with which torch trains as the scratch side does, or why there are
@@ -105,16 +225,16 @@ class Diagnosis:
 
     @property
     def best(self) -> Explanation | None:
-        """Give the plainest explanation."""
+        """The plainest explanation."""
         return self.explanations[0] if self.explanations else None
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """Name the causes of the plainest explanation, and those of the reporting."""
+        """The causes of the plainest explanation, and those of the reporting."""
         own = self.best.causes if self.best else ()
         return (*own, *(self.reporting.causes if self.reporting else ()))
 
     def names(self, cause: str) -> bool:
-        """Say whether a cause is in any explanation, or in that of the losses."""
-        told = self.reporting.causes if self.reporting else ()
-        return cause in told or any(cause in one.causes for one in self.explanations)
+        """Whether a cause is in any explanation, or in that of the losses."""
+        reported = self.reporting.causes if self.reporting else ()
+        return cause in reported or any(cause in one.causes for one in self.explanations)

@@ -1,7 +1,7 @@
-"""Why the reported losses part: what the scratch side puts into its loss that torch leaves out.
+"""Why the reported losses differ: what the scratch side puts into its loss that torch leaves out.
 
-At the same parameters, torch reports the data loss ℓ. The scratch side may report, all told apart
-from what it trains by,
+At the same parameters, torch reports the data loss ℓ. The scratch side may report, whatever it
+trains by,
 
     ℓ + κ_w/2 ‖w‖² + κ_b/2 b²        the penalty, of the strength it trains by, or any other
     c ℓ                              another reduction, or half the loss
@@ -14,147 +14,73 @@ and some of these at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import History
-from regcheck.diagnosis.replay import Fit, pass_scale
+from regcheck.diagnosis.records import Explanation, Reporting, Run
+from regcheck.diagnosis.replay import pass_scale
+from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
 from regcheck.numerics.losses import LOSSES
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Array, Problem
-from regcheck.rules.convention import NO_FAULTS, is_bias
+from regcheck.problem.problem import Array, Parameters, Problem
+from regcheck.problem.row_orders import other_orders
+from regcheck.rules.cause import put_in
+from regcheck.rules.convention import NO_FAULTS, TORCH, is_bias
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
+FLOAT32 = 2.0**29
+"""How much coarser float32 rounds than float64."""
 
-class Reporting(NamedTuple):
-    """What explains the reported losses.
+FOUND_START = 64.0
+"""How much less well losses are known from a start that had to be found."""
 
-    Attributes:
-        causes: of kind reporting; empty where the loss is that of the rule it trains by.
-        strengths: κ of each tensor in the loss, where the penalty is in it.
-        scale: c, the factor on the data loss.
-        residual: the largest difference left, in limits.
-    """
+NAMED_SHARES = (1.0, 0.5, 2.0)
+"""Factors on λ that people put into a penalty that they report."""
 
-    causes: tuple[str, ...]
-    strengths: Mapping[str, Fit]
-    scale: float
-    residual: float
+
+class Place(NamedTuple):
+    """Where the scratch side takes its losses: torch's there, at each recorded step, and limits."""
+
+    framework: Array
+    limit: Array
+    batches: tuple[Batch, ...]
+    before: Array
 
 
 class Losses(NamedTuple):
-    """The losses at the steps at which both sides tell one, and what is known of these steps.
+    """The losses of those steps at which both sides report one, and what is known of them.
 
-    `every` holds torch's losses of all steps, and `every_batch` their rows; `penalties` has for
-    each tensor what κ multiplies in the loss: ‖w‖²/2.
+    Attributes:
+        run: the run.
+        place: where the losses are taken, at all recorded steps.
+        kept: which of these steps they are.
+        scratch: the scratch side's.
+        framework: torch's.
+        limit: what they may differ by.
+        batches: the rows.
+        before: the parameters.
     """
 
+    run: Run
+    place: Place
+    kept: NDArray[np.bool_]
     scratch: Array
     framework: Array
     limit: Array
-    every: Array
-    every_batch: tuple[Batch, ...]
     batches: tuple[Batch, ...]
     before: Array
-    kept: NDArray[np.bool_]
-    penalties: Mapping[str, Array]
-    norms: Mapping[str, Array]
 
-
-class Elsewhere(NamedTuple):
-    """Where a scratch side takes its losses, if not where torch does: other rows, another start.
-
-    Attributes:
-        losses: torch's there, at each recorded step.
-        batches: the rows of each step.
-        start: all entries of the parameters before step 1.
-    """
-
-    losses: Array | None = None
-    batches: tuple[Batch, ...] = ()
-    start: Array | None = None
-
-
-ELSEWHERE = 64.0
-"""How much less well losses are known from a start that had to be found."""
-
-
-class Rule(NamedTuple):
-    """A rule that the scratch side may train by, with κ of each tensor in it."""
-
-    problem: Problem
-    strengths: Mapping[str, float]
-
-
-def told(history: History, limit: float, elsewhere: Elsewhere) -> Losses:
-    """Take the steps at which both sides tell a loss."""
-    scratch, framework, bound = (history.loss(what) for what in ("scratch", "framework", "bound"))
-    everywhere = history.all("before")
-    if elsewhere.losses is not None:
-        framework = elsewhere.losses
-    if elsewhere.start is not None:
-        everywhere = np.vstack([elsewhere.start, everywhere[1:]])
-    kept = np.isfinite(scratch) & np.isfinite(framework) & np.isfinite(bound)
-    before = everywhere[kept]
-    squares = {name: (before[:, part] ** 2).sum(axis=1) for name, part in history.slices.items()}
-    batches = elsewhere.batches or tuple(record.batch for record in history.records())
-    limits = limit * bound
-    if elsewhere.start is not None:
-        # It is known to rounding alone, and the bound of its loss is that of another start.
-        limits *= ELSEWHERE
-        limits[0] += 1e-9 * abs(framework[0])
-    return Losses(
-        scratch[kept],
-        framework[kept],
-        limits[kept],
-        framework,
-        tuple(batches),
-        tuple(batch for batch, keep in zip(batches, kept, strict=True) if keep),
-        before,
-        kept,
-        {name: square / 2 for name, square in squares.items()},
-        {name: np.sqrt(square) for name, square in squares.items()},
-    )
-
-
-def explain_losses(
-    history: History,
-    limit: float,
-    rules: Sequence[Rule],
-    loss_after: Callable[[], Array | None],
-    elsewhere: Elsewhere = Elsewhere(),  # noqa: B008
-) -> Reporting | None:
-    """Find what explains the reported losses; None where nothing does.
-
-    Args:
-        history: the recorded steps.
-        limit: bounds that the loss may differ by.
-        rules: those that explain the updates, and torch's own.
-        loss_after: gives the loss after each recorded update, where it can be taken.
-        elsewhere: where the scratch side takes its losses, if not where torch does.
-    """
-    losses = told(history, limit, elsewhere)
-    if not len(losses.scratch):
-        return None
-    tried = []
-    for one in data_losses(history, losses, rules, loss_after):
-        for added in named_penalties(losses, one.scale, rules):
-            found = reporting_of(losses, one, added)
-            if found is not None:
-                return found
-        tried.append(one)
-    for one in tried:
-        fits = fitted_penalty(losses.scratch - one.values, losses)
-        if fits:
-            found = reporting_of(losses, one, Added(total(fits, losses.penalties), fits))
-            if found is not None:
-                return found
-    scaled = fitted_scale(losses)
-    return None if scaled is None else reporting_of(losses, scaled, Added(0 * scaled.values, {}))
+    def penalties(self, *, squared: bool = True) -> dict[str, Array]:
+        """Return what κ of each tensor multiplies in the loss, ‖w‖²/2, or ‖w‖: (steps,)."""
+        slices = self.run.history.slices.items()
+        squares = {name: (self.before[:, part] ** 2).sum(axis=1) for name, part in slices}
+        return {name: one / 2 if squared else np.sqrt(one) for name, one in squares.items()}
 
 
 class DataLoss(NamedTuple):
@@ -162,86 +88,164 @@ class DataLoss(NamedTuple):
 
     causes: tuple[str, ...]
     values: Array
-    scale: float
+    scale: float = 1.0
 
 
-class Added(NamedTuple):
+class Penalty(NamedTuple):
     """A penalty that may be in a reported loss: its values, and κ of each tensor."""
 
     values: Array
     strengths: Mapping[str, Fit]
 
 
-def reporting_of(losses: Losses, base: DataLoss, added: Added) -> Reporting | None:
-    """Say whether a data loss and a penalty are what is reported."""
-    slack = losses.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(added.values)
-    residual = worst(losses.scratch - base.values - added.values, slack)
-    if residual > 1:
-        return None
-    inside = ("penalty-in-loss",) if added.strengths else ()
-    return Reporting((*base.causes, *inside), added.strengths, base.scale, residual)
+def explain_losses(
+    run: Run, found: Sequence[Explanation], start: Parameters | None
+) -> Reporting | None:
+    """Find what explains the reported losses; None where nothing does.
+
+    Args:
+        run: the run.
+        found: what explains its updates.
+        start: where the scratch side started, if elsewhere than the spec says.
+    """
+    problem = run.torch.problem
+    rules = []
+    for one in found:
+        convention, faults = put_in(one.change, problem.convention, problem.faults)
+        rules.append(replace(problem, convention=convention, faults=faults))
+    rules.append(replace(problem, convention=TORCH, faults=NO_FAULTS))
+    coarser = any("precision" in one.causes for one in found)
+    for slack in (1.0, FLOAT32) if coarser else (1.0,):
+        for place in places(run, found, start):
+            losses = reported_at(run, place._replace(limit=slack * place.limit))
+            reporting = explain(losses, rules) if len(losses.scratch) else None
+            if reporting is not None:
+                return reporting
+    return None
 
 
-def data_losses(
-    history: History,
-    losses: Losses,
-    rules: Sequence[Rule],
-    loss_after: Callable[[], Array | None],
-) -> Iterator[DataLoss]:
-    """Give the data losses that may be reported, the plainest first."""
-    yield DataLoss((), losses.framework, 1.0)
-    # What a rule itself makes of the loss is no cause of its own.
-    seen: dict[tuple[object, ...], Problem] = {}
-    for rule, _ in rules:
-        seen.setdefault(seen_by(rule), rule)
-    for rule in seen.values():
-        yield from own_losses(history, losses, rule)
-    rows = np.array([float(batch.size) for batch in losses.batches])
-    for scale in (0.5, 2.0):
-        yield DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
-    for scale in (1.0, 0.5):
-        values = scale * rows * losses.framework
-        yield DataLoss(("reported-loss-scaled",), values, scale * rows[0])
-    nominal = replace(rules[-1].problem, faults=NO_FAULTS._replace(batch_divisor="batch-size"))
-    for one in own_losses(history, losses, nominal):
-        yield one._replace(causes=("reported-loss-scaled",))
-    # The mean is of all batches, also where the code tells it at an epoch's end alone.
-    epochs = np.array([batch.epoch for batch in losses.every_batch])
-    every, sizes = losses.every, np.array([float(batch.size) for batch in losses.every_batch])
-    plain = running_mean(every, epochs)
-    yield DataLoss(("loss-epoch-mean",), plain[losses.kept], 1.0)
-    weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
-    yield DataLoss(("loss-epoch-mean",), weighted[losses.kept], 1.0)
-    after = loss_after()
-    if after is not None:
-        yield DataLoss(("loss-after-update",), after[losses.kept], 1.0)
-        mean = running_mean(after, epochs)[losses.kept]
-        yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, 1.0)
+def places(run: Run, found: Sequence[Explanation], start: Parameters | None) -> Iterator[Place]:
+    """Yield where the scratch side may take its losses: from its start, on its rows, as torch."""
+    history = run.history
+    limit = run.limits["loss"] * history.loss("bound")
+    batches = tuple(record.batch for record in history.records())
+    own = Place(history.loss("framework"), limit, batches, history.all("before"))
+    if start is not None:
+        framework, before = own.framework.copy(), own.before.copy()
+        framework[0] = run.torch.forward_backward(start, batches[0]).loss
+        before[0] = history.flat(start)
+        # It is known to rounding alone, and the bound of its loss is that of another start.
+        limit = FOUND_START * limit
+        limit[0] += 1e-9 * abs(framework[0])
+        yield Place(framework, limit, batches, before)
+        return
+    for one in found:
+        if "row-order" in one.causes:
+            order = other_orders(run.torch.problem.schedule)[one.note]
+            batches = tuple(islice(order, len(history)))
+            losses = losses_of(run.torch, history, own.before, batches)
+            yield own._replace(framework=losses, batches=batches)
+    yield own  # the rows of the loss may not be those of the gradient
 
 
-def fitted_scale(losses: Losses) -> DataLoss | None:
-    """Fit one factor on all losses; None where they are so few that any numbers have one."""
+def losses_of(
+    rule: NumpyTrainer, history: History, parameters: Array, batches: Sequence[Batch]
+) -> Array:
+    """Return a rule's mean loss over micro-batches, from the rows, at each step."""
+    pairs = zip(parameters, batches, strict=True)
+    return np.array([rule.forward_backward(history.split(w), batch).loss for w, batch in pairs])
+
+
+def reported_at(run: Run, place: Place) -> Losses:
+    """Take the steps at which both sides report a loss."""
+    scratch = run.history.loss("scratch")
+    kept = np.isfinite(scratch) & np.isfinite(place.framework) & np.isfinite(place.limit)
+    batches = tuple(batch for batch, keep in zip(place.batches, kept, strict=True) if keep)
+    own = (scratch[kept], place.framework[kept], place.limit[kept])
+    return Losses(run, place, kept, *own, batches, place.before[kept])
+
+
+def explain(losses: Losses, rules: Sequence[Problem]) -> Reporting | None:
+    """Find a data loss and a penalty that are what is reported; None where none are.
+
+    Args:
+        losses: the losses.
+        rules: those that explain the updates, and torch's own as the last.
+    """
+    tried = []
+    for base in data_losses(losses, rules):
+        for penalty in named_penalties(losses, base.scale, rules):
+            reporting = reporting_of(losses, base, penalty)
+            if reporting is not None:
+                return reporting
+        tried.append(base)
+    for base in tried:
+        fitted = fitted_penalty(losses, losses.scratch - base.values)
+        reporting = reporting_of(losses, base, fitted) if fitted else None
+        if reporting is not None:
+            return reporting
     square = float(losses.framework @ losses.framework)
-    if len(losses.framework) < 3 or square == 0:
+    if len(losses.framework) < 3 or square == 0:  # so few that any numbers have a factor
         return None
     scale = float(losses.scratch @ losses.framework) / square
-    return DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
+    base = DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
+    return reporting_of(losses, base, Penalty(0 * base.values, {}))
 
 
-def seen_by(rule: Problem) -> tuple[object, ...]:
-    """Give what a rule's loss depends on."""
+def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting | None:
+    """Return a data loss and a penalty, if they are what is reported."""
+    slack = losses.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
+    with np.errstate(all="ignore"):
+        ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
+    residual = float(np.max(np.where(np.isnan(ratios), math.inf, ratios), initial=0.0))
+    if residual > 1:
+        return None
+    inside = ("penalty-in-loss",) if penalty.strengths else ()
+    return Reporting((*base.causes, *inside), penalty.strengths, base.scale, residual)
+
+
+def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
+    """Yield the data losses that may be reported, the plainest first."""
+    framework, kept = losses.framework, losses.kept
+    yield DataLoss((), framework)
+    # What a rule itself makes of the loss is no cause of its own.
+    distinct: dict[tuple[object, ...], Problem] = {}
+    for rule in rules:
+        distinct.setdefault(loss_keys(rule), rule)
+    for rule in distinct.values():
+        yield from own_losses(losses, rule)
+    rows = np.array([float(batch.size) for batch in losses.batches])
+    for scale in (0.5, 2.0):
+        yield DataLoss(("reported-loss-scaled",), scale * framework, scale)
+    for scale in (1.0, 0.5):
+        yield DataLoss(("reported-loss-scaled",), scale * rows * framework, scale * rows[0])
+    nominal = replace(rules[-1], faults=NO_FAULTS._replace(batch_divisor="batch-size"))
+    for one in own_losses(losses, nominal):
+        yield one._replace(causes=("reported-loss-scaled",))
+    # The mean is of all batches, also where the code reports it at an epoch's end alone.
+    every, batches = losses.place.framework, losses.place.batches
+    epochs = np.array([batch.epoch for batch in batches])
+    sizes = np.array([float(batch.size) for batch in batches])
+    yield DataLoss(("loss-epoch-mean",), running_mean(every, epochs)[kept])
+    weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
+    yield DataLoss(("loss-epoch-mean",), weighted[kept])
+    if losses.run.sees_rows:
+        history = losses.run.history
+        after = losses_of(losses.run.torch, history, history.all("scratch"), batches)
+        yield DataLoss(("loss-after-update",), after[kept])
+        mean = running_mean(after, epochs)[kept]
+        yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean)
+
+
+def loss_keys(rule: Problem) -> tuple[object, ...]:
+    """Return what a rule's loss depends on."""
     convention, faults = rule.convention, rule.faults
-    return (
-        convention.loss_reduction,
-        convention.loss_factor,
-        faults.target,
-        faults.batch_divisor,
-        faults.accumulation,
-    )
+    of_faults = (faults.target, faults.batch_divisor, faults.accumulation)
+    return (convention.loss_reduction, convention.loss_factor, *of_faults)
 
 
-def own_losses(history: History, losses: Losses, rule: Problem) -> Iterator[DataLoss]:
-    """Give what a rule makes of the loss; nothing where it must look at rows it cannot see.
+def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
+    """Yield what a rule makes of the loss; nothing where it must look at rows it cannot see.
 
     Where gradients of micro-batches are summed, losses may be, or may be averaged all the same.
     """
@@ -251,111 +255,71 @@ def own_losses(history: History, losses: Losses, rule: Problem) -> Iterator[Data
         scales = [pass_scale(order, faults, batch, rule) for batch in losses.batches]
         if None not in scales:
             factors = np.array(scales, np.float64)
-            yield DataLoss((), factors * losses.framework, float(np.abs(factors).max()))
-            continue
-        values = looked_up(history, losses, rule)
-        if values is None:
-            continue
-        if accumulation == "sum":
-            values = values * [float(len(batch.micro_batches)) for batch in losses.batches]
-        with np.errstate(all="ignore"):
-            scale = float(np.nan_to_num(np.abs(values / losses.framework), posinf=1).max())
-        yield DataLoss((), values, scale)
+            scale = float(np.abs(factors).max())
+            yield DataLoss((), factors * losses.framework, scale)
+        elif (rule.model, rule.loss) in LOSSES:
+            history = losses.run.history
+            values = losses_of(NumpyTrainer(rule), history, losses.before, losses.batches)
+            if accumulation == "sum":
+                values = values * [float(len(batch.micro_batches)) for batch in losses.batches]
+            with np.errstate(all="ignore"):
+                scale = float(np.nan_to_num(np.abs(values / losses.framework), posinf=1).max())
+            yield DataLoss((), values, scale)
 
 
-def looked_up(history: History, losses: Losses, rule: Problem) -> Array | None:
-    """Give a rule's mean loss over micro-batches, from the rows; None where it cannot see them."""
-    if (rule.model, rule.loss) not in LOSSES:
-        return None
-    trainer = NumpyTrainer(rule)
-    return np.array(
-        [
-            trainer.forward_backward(history.split(entries), batch).loss
-            for entries, batch in zip(losses.before, losses.batches, strict=True)
-        ]
-    )
-
-
-NAMED_SHARES = (1.0, 0.5, 2.0)
-"""Factors on λ that people put into a penalty that they report."""
-
-
-def named_penalties(losses: Losses, scale: float, rules: Sequence[Rule]) -> Iterator[Added]:
-    """Give the penalties that may be in a reported loss: none, a rule's own, or of a plain λ."""
-    yield Added(np.zeros_like(losses.scratch), {})
-    for rule, _ in rules:
-        own = strengths_of(rule, losses.batches)
-        squared = rule.convention.penalty_norm == "squared"
-        terms = losses.penalties if squared else losses.norms
+def named_penalties(losses: Losses, scale: float, rules: Sequence[Problem]) -> Iterator[Penalty]:
+    """Yield the penalties that may be in a reported loss: none, a rule's own, or of a plain λ."""
+    yield Penalty(np.zeros_like(losses.scratch), {})
+    squared = losses.penalties()
+    for rule in rules:
+        trainer = NumpyTrainer(rule)
+        decays = [trainer.effective_decays(batch) for batch in losses.batches]
+        own = {name: np.array([one[name] for one in decays]) for name in decays[0]}
+        terms = losses.penalties(squared=rule.convention.penalty_norm == "squared")
         for factor in dict.fromkeys((1.0, scale)):
-            yield from added(factor, own, terms)
-    problem = rules[-1].problem
+            yield from penalty_of(factor, own, terms)
+    problem = rules[-1]
     rows = np.array([float(batch.size) for batch in losses.batches])
-    decays = {name: decay for name, decay in problem.weight_decay.items() if name in losses.norms}
-    weights = {name: 0.0 if is_bias(name) else decay for name, decay in decays.items()}
-    for tensors in (decays, weights):
+    of_all = {name: problem.weight_decay[name] for name in problem.weight_decay if name in squared}
+    of_weights = {name: 0.0 if is_bias(name) else decay for name, decay in of_all.items()}
+    for tensors in (of_all, of_weights):
         for divisor in (np.ones_like(rows), rows, np.full_like(rows, len(problem.y))):
-            own = {name: decay / divisor for name, decay in tensors.items()}
             for factor in NAMED_SHARES:
-                yield from added(factor, own, losses.penalties)
+                own = {name: decay / divisor for name, decay in tensors.items()}
+                yield from penalty_of(factor, own, squared)
 
 
-def strengths_of(rule: Problem, batches: Sequence[Batch]) -> dict[str, Array]:
-    """Give κ of each tensor by a rule, at each step."""
-    trainer = NumpyTrainer(rule)
-    found = [trainer.effective_decays(batch) for batch in batches]
-    return {name: np.array([one[name] for one in found]) for name in found[0]}
-
-
-def added(
+def penalty_of(
     factor: float, strengths: Mapping[str, Array], terms: Mapping[str, Array]
-) -> Iterator[Added]:
-    """Give a penalty, with its κ at the first step, unless there is none."""
-    told = {name: kappa for name, kappa in strengths.items() if kappa.any()}
-    if told:
-        values = sum((factor * kappa * terms[name] for name, kappa in told.items()), 0.0)
-        fits = {name: Fit(float(factor * kappa[0]), 0.0) for name, kappa in told.items()}
-        yield Added(np.asarray(values), fits)
+) -> Iterator[Penalty]:
+    """Yield a penalty, with its κ at the first step, unless there is none."""
+    shown = {name: kappa for name, kappa in strengths.items() if kappa.any()}
+    if shown:
+        values = sum((factor * kappa * terms[name] for name, kappa in shown.items()), 0.0)
+        fits = {name: Fit(float(factor * kappa[0]), 0.0) for name, kappa in shown.items()}
+        yield Penalty(np.asarray(values), fits)
 
 
-def total(fits: Mapping[str, Fit], terms: Mapping[str, Array]) -> Array:
-    """Add the penalties of all tensors up."""
-    added: Array = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
-    return added
+def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
+    """Fit κ of each tensor to what is left of the loss; None where it cannot be known.
+
+    A penalty is no reward: κ is not negative.
+    """
+    terms = {name: half for name, half in losses.penalties().items() if half.any()}
+    if len(rest) <= len(terms) or not terms:
+        return None
+    solution = fit_columns(list(terms.values()), rest, losses.limit, 0.0)
+    fits = {name: fit for name, fit in zip(terms, solution.fits, strict=True) if fit}
+    if not solution.unique or any(fit.factor < -SLACK * fit.deviation for fit in fits.values()):
+        return None
+    values = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
+    return Penalty(np.asarray(values), fits)
 
 
 def running_mean(values: Array, epochs: Array) -> Array:
-    """Give the mean of an epoch's values so far, at each of its steps."""
+    """Return the mean of an epoch's values so far, at each of its steps."""
     found = np.empty_like(values)
     for epoch in np.unique(epochs):
         here = epochs == epoch
         found[here] = np.cumsum(values[here]) / np.arange(1, here.sum() + 1)
     return found
-
-
-def fitted_penalty(rest: Array, losses: Losses) -> dict[str, Fit]:
-    """Fit κ of each tensor to what is left of the loss; empty where it cannot be told.
-
-    A penalty is no reward: κ is not negative.
-    """
-    shown = {name: half / losses.limit for name, half in losses.penalties.items() if half.any()}
-    if len(rest) <= len(shown) or not shown:
-        return {}
-    columns = np.column_stack(list(shown.values()))
-    sizes = np.sqrt((columns**2).sum(axis=0))
-    scaled = columns / sizes
-    solution, _, rank, _ = np.linalg.lstsq(scaled, rest / losses.limit, rcond=1e-12)
-    if rank < len(shown):
-        return {}
-    spread = np.sqrt((np.linalg.pinv(scaled, rcond=1e-12) ** 2).sum(axis=1))
-    if (solution < -8 * spread).any():
-        return {}
-    found = zip(shown, solution / sizes, spread / sizes, strict=True)
-    return {name: Fit(float(kappa), float(deviation)) for name, kappa, deviation in found}
-
-
-def worst(rest: Array, limit: Array) -> float:
-    """Give the largest difference in limits."""
-    with np.errstate(all="ignore"):
-        ratios = np.abs(rest) / limit
-    return float(np.max(np.where(np.isnan(ratios), math.inf, ratios), initial=0.0))

@@ -1,22 +1,215 @@
 """Which sets of causes explain a run: single ones first, then pairs, then ones with open factors.
 
-All that explain it equally well are given, the plainest first: fewer causes before more, and ones
-without an open factor before ones with one. A set is only given where none of its parts explains
-the run already.
+All that explain it equally well are returned, the plainest first: fewer causes before more, and
+ones without an open factor before ones with one. A set is only returned where none of its subsets
+explains the run already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from regcheck.diagnosis.replay import Explanation, Fit, Replay, merged
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.replay import Replay, merged
+from regcheck.numerics.least_squares import Fit
 from regcheck.problem.batches import Schedule
 from regcheck.rules.cause import Change
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
+
+LATE = 16
+"""The step of the first divergence beyond which causes that show early are left out."""
+
+Found = tuple[Explanation, ...]
+
+
+class Hypotheses(NamedTuple):
+    """What may explain a run.
+
+    Attributes:
+        replay: its steps.
+        training: with the settings that the framework side really has.
+        changes: of the causes that concern it and leave nothing open.
+        shown: those of them that it could show: what it could not adds nothing to any set.
+        fitted: the causes with an open factor.
+    """
+
+    replay: Replay
+    training: Training
+    changes: Mapping[str, tuple[Change, ...]]
+    shown: frozenset[str]
+    fitted: tuple[str, ...]
+
+
+class Round(NamedTuple):
+    """Sets of causes to try, and when.
+
+    Attributes:
+        needed: whether to try them, after what was found and by the training.
+        sets: how many causes that leave nothing open, and whether one more with an open factor.
+        hidden: whether causes that the run could not show are among them.
+    """
+
+    needed: Callable[[Found, Training], bool]
+    sets: tuple[tuple[int, bool], ...]
+    hidden: bool = False
+
+
+def nothing_found(found: Found, training: Training) -> bool:  # noqa: ARG001
+    """Whether no set explains the run yet."""
+    return not found
+
+
+def none_plain(found: Found, training: Training) -> bool:
+    """Whether each set found has an odd factor, which may be the product of plain ones."""
+    return not any(all_named(one, training) for one in found)
+
+
+ROUNDS = (
+    Round(nothing_found, ((1, False), (0, True), (2, False), (1, True))),
+    Round(nothing_found, ((3, False),)),
+    Round(none_plain, ((2, True),)),
+    # What torch's rule would not show, another cause may bring out.
+    Round(nothing_found, ((2, False), (1, True)), hidden=True),
+)
+
+
+def search(
+    replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
+) -> Found:
+    """Find the explanations, the plainest first.
+
+    Args:
+        replay: the steps.
+        training: with the settings that the framework side really has.
+        convention: the scratch side's, where a spec states one.
+        visible: the causes that the run could have shown; looked for where it is not known.
+    """
+    hypotheses = concerning(replay, training, convention, visible)
+    found: Found = ()
+    for one in ROUNDS:
+        if one.needed(found, training):
+            for size, fitted in one.sets:
+                found += tuple(explaining(hypotheses, found, size, fitted, one.hidden))
+    return listed(found, training)
+
+
+def concerning(
+    replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
+) -> Hypotheses:
+    """Choose the causes that concern a run."""
+    causes = {
+        name: cause.changes
+        for name, cause in CAUSES.items()
+        if cause.kind == "update" and cause.changes and cause.concerns(training, convention)
+    }
+    if "schedule-shifted" in causes:
+        causes["schedule-shifted"] = shifts_of(replay.torch.problem.schedule)
+    if replay.first > LATE:
+        # What would have shown long before is no part of it, and each trial is long.
+        causes = {name: changes for name, changes in causes.items() if is_late(replay, changes)}
+    changes = {name: own for name, own in causes.items() if not CAUSES[name].fitted}
+    shown = visible
+    if shown is None:
+        shown = frozenset(
+            name for name, own in changes.items() if any(map(replay.first_shown, own))
+        )
+    fitted = tuple(name for name in causes if CAUSES[name].fitted)
+    return Hypotheses(replay, training, changes, shown & changes.keys(), fitted)
+
+
+def is_late(replay: Replay, changes: Sequence[Change]) -> bool:
+    """Whether changes show no earlier than about when the sides diverge."""
+    steps = map(replay.first_shown, changes)
+    return any(step is None or step >= replay.first // 2 for step in steps)
+
+
+def explaining(
+    hypotheses: Hypotheses, found: Found, size: int, fitted: bool, hidden: bool
+) -> Iterator[Explanation]:
+    """Yield the sets of so many causes that explain the run, where no subset does already."""
+    names = hypotheses.changes if hidden else hypotheses.shown
+    for causes in combinations(sorted(names), size):
+        if hidden and hypotheses.shown.issuperset(causes):
+            continue  # tried before
+        for factor in hypotheses.fitted if fitted else ("",):
+            together = {*causes, factor}
+            if any(together.issuperset(one.causes) for one in found):
+                continue
+            explain = fit_with if fitted else replayed
+            explanation = explain(hypotheses, causes, factor)
+            if explanation is not None:
+                yield explanation
+
+
+def replayed(hypotheses: Hypotheses, causes: tuple[str, ...], _: str) -> Explanation | None:
+    """Return causes that leave nothing open as an explanation, if they are one."""
+    replay = hypotheses.replay
+    for change in ways(hypotheses.changes, causes):
+        note = shift_text(replay.torch.problem.schedule, causes, change)
+        found = replay.explanation(causes, change, note=note)
+        if found is not None:
+            return found
+    return None
+
+
+def fit_with(hypotheses: Hypotheses, causes: tuple[str, ...], cause: str) -> Explanation | None:
+    """Fit the open factor of a cause beside others; None if that explains nothing."""
+    key = CAUSES[cause].factor_key
+    assert key is not None
+    for change in ways(hypotheses.changes, causes):
+        fit = None if key in change else hypotheses.replay.fit(change, key)
+        if fit is None or (fit.factor <= 0 and key != "penalty_factor"):
+            continue
+        plain = fit.plain(named_factors(cause, hypotheses.training))
+        for near in dict.fromkeys((plain, fit)):
+            names = tuple(sorted((*causes, cause)))
+            whole = {**change, key: near.factor}
+            found = hypotheses.replay.explanation(names, whole, {cause: near})
+            if found is not None:
+                return found
+    return None
+
+
+def ways(changes: Mapping[str, tuple[Change, ...]], causes: tuple[str, ...]) -> list[Change]:
+    """Return the ways to put some causes together: each may have several changes."""
+    found: list[Change] = [{}]
+    for cause in causes:
+        pairs = (merged((way, change)) for way in found for change in changes[cause])
+        found = [way for way in pairs if way is not None]
+    return found
+
+
+def listed(found: Found, training: Training) -> Found:
+    """Order what was found, without factors that another cause names."""
+    kept = [one for one in found if not has_other_name(one, found, training)]
+    plain = (not one.fits or len(one.causes) == 1 for one in kept if all_named(one, training))
+    if any(plain):
+        kept = [one for one in kept if len(one.causes) == 1 or all_named(one, training)]
+
+    def size(one: Explanation) -> tuple[bool, int, int, tuple[str, ...]]:
+        return len(one.causes) > 1, len(one.fits), len(one.causes), one.causes
+
+    return tuple(sorted(kept, key=size))
+
+
+def all_named(explanation: Explanation, training: Training) -> bool:
+    """Whether its factors are numbers of the training: an odd one is no plain reason."""
+    return all(name_of_factor(cause, fit, training) for cause, fit in explanation.fits.items())
+
+
+def has_other_name(explanation: Explanation, found: Found, training: Training) -> bool:
+    """Whether an open factor is what another cause stands for, which explains the run too."""
+    sets = [set(one.causes) for one in found]
+    for cause, fit in explanation.fits.items():
+        others = set(explanation.causes) - {cause}
+        for value, named in named_factors(cause, training).items():
+            if named.cause and fit.is_near(value) and others | {named.cause} in sets:
+                return True
+    return False
 
 
 class Named(NamedTuple):
@@ -27,7 +220,7 @@ class Named(NamedTuple):
 
 
 def named_factors(cause: str, training: Training) -> dict[float, Named]:
-    """Give the factors with names that a cause's open factor may turn out to be."""
+    """Return the factors with names that a cause's open factor may turn out to be."""
     rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.sgd.momentum
     found: dict[float, Named] = {}
     if cause == "penalty-scaled":
@@ -53,187 +246,24 @@ def named_factors(cause: str, training: Training) -> dict[float, Named]:
 
 
 def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
-    """Find the name of a fitted factor: of those that it cannot be told from, the first."""
-    for value, named in named_factors(cause, training).items():
-        if fit.is_near(value):
-            return named
-    return None
+    """Return the name of a fitted factor: the first of those that it is near."""
+    named = named_factors(cause, training).items()
+    return next((name for value, name in named if fit.is_near(value)), None)
 
 
 def shifts_of(schedule: Schedule) -> tuple[Change, ...]:
-    """Give the ways in which a schedule may be shifted: by a step, and by an epoch of its lrs."""
+    """Return the ways in which a schedule may be shifted: by a step, by an epoch of its lrs."""
     by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
     found = dict.fromkeys((1, schedule.steps_per_epoch if by_epoch else 1))
     return tuple({"lr_shift": sign * steps} for steps in found for sign in (1, -1))
 
 
 def shift_text(schedule: Schedule, causes: Sequence[str], change: Change) -> str:
-    """Say how a schedule is shifted, where that is all that a set of causes is about."""
+    """Describe how a schedule is shifted, where that is all that a set of causes is about."""
     early = change.get("lr_shift")
     if tuple(causes) != ("schedule-shifted",) or not isinstance(early, int):
         return ""
     epochs, steps = divmod(abs(early), schedule.steps_per_epoch)
     by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
-    whole = by_epoch and not steps
-    count, unit = (epochs, "epoch") if whole else (abs(early), "step")
+    count, unit = (epochs, "epoch") if by_epoch and not steps else (abs(early), "step")
     return f"{count} {unit}{'s' if count > 1 else ''} {'early' if early > 0 else 'late'}"
-
-
-LATE = 16
-"""The step of the first divergence beyond which causes that show early are left out."""
-
-
-class Search:
-    """The search for what explains one run."""
-
-    def __init__(
-        self,
-        replay: Replay,
-        training: Training,
-        convention: Convention,
-        visible: frozenset[str] | None = None,
-    ) -> None:
-        """Take the recorded steps, and what decides which causes concern them.
-
-        Args:
-            replay: the steps.
-            training: with the settings that the framework side really has.
-            convention: the scratch side's, where a spec states one.
-            visible: the causes that the run could have shown; looked for where it is not known.
-        """
-        self.replay, self.training, self.visible = replay, training, visible
-        concerned = {
-            name: cause
-            for name, cause in CAUSES.items()
-            if cause.kind == "update" and cause.concerns(training, convention)
-        }
-        self.changes: dict[str, tuple[Change, ...]] = {
-            name: cause.changes
-            for name, cause in concerned.items()
-            if cause.changes and not cause.fitted
-        }
-        if "schedule-shifted" in self.changes:
-            self.changes["schedule-shifted"] = shifts_of(replay.torch.problem.schedule)
-        self.open = [name for name, cause in concerned.items() if cause.fitted]
-        self.found: list[Explanation] = []
-        self.tried: frozenset[str] = frozenset()
-
-    def run(self) -> list[Explanation]:
-        """Find the explanations, the plainest first."""
-        if self.replay.first > LATE:
-            # What would have shown long before is no part of it, and each trial is long.
-            self.changes = {
-                name: changes for name, changes in self.changes.items() if self.is_late(changes)
-            }
-            self.open = [name for name in self.open if self.is_late(CAUSES[name].changes)]
-        self.seen = {
-            name: changes for name, changes in self.changes.items() if self.shows(name, changes)
-        }
-        self.try_named(1)
-        self.try_open(0)
-        self.try_named(2)
-        self.try_open(1)
-        if not self.found:
-            self.try_named(3)
-        if not any(self.all_named(one) for one in self.found):
-            # An odd factor may be the product of plain ones.
-            self.try_open(2)
-        if not self.found:
-            # What torch's rule would not show, another cause may bring out.
-            self.tried, self.seen = frozenset(self.seen), self.changes
-            self.try_named(2)
-            self.try_open(1)
-        return self.listed()
-
-    def shows(self, cause: str, changes: tuple[Change, ...]) -> bool:
-        """Say whether this run could show a cause: what it could not adds nothing to any set."""
-        if self.visible is not None:
-            return cause in self.visible
-        return any(self.replay.first_shown(change) for change in changes)
-
-    def is_late(self, changes: tuple[Change, ...]) -> bool:
-        """Say whether changes show no earlier than about when the sides part."""
-        shown = [self.replay.first_shown(change) for change in changes]
-        return any(step is None or step >= self.replay.first // 2 for step in shown)
-
-    def listed(self) -> list[Explanation]:
-        """Give what was found, without factors that another cause names, in order."""
-        kept = [one for one in self.found if not self.goes_by_another_name(one)]
-        plain = (not one.fits or len(one.causes) == 1 for one in kept if self.all_named(one))
-        if any(plain):
-            kept = [one for one in kept if len(one.causes) == 1 or self.all_named(one)]
-        return sorted(
-            kept, key=lambda one: (len(one.causes) > 1, len(one.fits), len(one.causes), one.causes)
-        )
-
-    def all_named(self, explanation: Explanation) -> bool:
-        """Say whether its factors are numbers of the training: an odd one is no plain reason."""
-        return all(
-            name_of_factor(cause, fit, self.training) for cause, fit in explanation.fits.items()
-        )
-
-    def goes_by_another_name(self, explanation: Explanation) -> bool:
-        """Say whether an open factor is what another cause stands for, which explains it too."""
-        found = [set(one.causes) for one in self.found]
-        for cause, fit in explanation.fits.items():
-            others = {one for one in explanation.causes if one != cause}
-            for value, named in named_factors(cause, self.training).items():
-                if named.cause and fit.is_near(value) and {*others, named.cause} in found:
-                    return True
-        return False
-
-    def explained(self, causes: Iterable[str]) -> bool:
-        """Say whether some of the causes explain the run already, or all do not."""
-        together = set(causes)
-        if self.tried and self.tried.issuperset(together.difference(self.open)):
-            return True
-        return any(together.issuperset(one.causes) for one in self.found)
-
-    def try_named(self, size: int) -> None:
-        """Try each set of so many causes that leave nothing open."""
-        found = []
-        for causes in combinations(sorted(self.seen), size):
-            if self.explained(causes):
-                continue
-            for change in self.together(causes):
-                residual = self.replay.residual(change)
-                if residual <= 1:
-                    note = shift_text(self.replay.torch.problem.schedule, causes, change)
-                    found.append(Explanation(causes, change, residual, note=note))
-                    break
-        self.found += found
-
-    def try_open(self, size: int) -> None:
-        """Try each set of so many causes with one more that has an open factor."""
-        found = []
-        for causes in combinations(sorted(self.seen), size):
-            for cause in self.open:
-                if not self.explained((*causes, cause)):
-                    found += self.fitted(causes, cause)
-        self.found += found
-
-    def fitted(self, causes: tuple[str, ...], cause: str) -> list[Explanation]:
-        """Fit the open factor of a cause beside others; gives what explains the run."""
-        key = CAUSES[cause].factor_key
-        assert key is not None
-        for change in self.together(causes):
-            if key in change:
-                continue
-            fit = self.replay.fit(change, key)
-            if fit is None or (fit.factor <= 0 and key != "penalty_factor"):
-                continue
-            for near in dict.fromkeys((fit.plain(named_factors(cause, self.training)), fit)):
-                whole = {**change, key: near.factor}
-                residual = self.replay.residual(whole)
-                if residual <= 1:
-                    names = tuple(sorted((*causes, cause)))
-                    return [Explanation(names, whole, residual, {cause: near})]
-        return []
-
-    def together(self, causes: tuple[str, ...]) -> Iterator[Change]:
-        """Give the ways to put some causes together: each may have several changes."""
-        ways: list[Change] = [{}]
-        for cause in causes:
-            pairs = (merged((way, change)) for way in ways for change in self.seen[cause])
-            ways = [way for way in pairs if way is not None]
-        yield from ways

@@ -7,11 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.diagnosis.effective_settings import EffectiveSettings
-from regcheck.diagnosis.records import Diagnosis, SpecFix
-from regcheck.diagnosis.replay import Explanation, Fit
-from regcheck.diagnosis.reported_loss import Reporting
+from regcheck.diagnosis.records import (
+    Diagnosis,
+    EffectiveSettings,
+    Explanation,
+    Reporting,
+    SpecFix,
+)
 from regcheck.diagnosis.search import name_of_factor
+from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.report.text import upward
 from regcheck.rules.cause import put_in
