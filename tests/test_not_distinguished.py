@@ -1,0 +1,301 @@
+"""What a run could not have shown: each cause put into torch's rule, and tried along the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.problem.batches import training_of
+from regcheck.rules.cause import HIDING
+from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import is_bias
+from regcheck.spec import from_mapping
+from regcheck.user_code.problem_api import UserProblem
+from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
+from tests.test_sabotage import (
+    DAMPENED,
+    MOMENTUM,
+    NESTEROV,
+    NEW_LR_AT_5,
+    SATURATED,
+    ZEROS,
+    spec_of,
+)
+
+Spec = dict[str, Any]
+
+ACTING: Spec = spec_of(batches="mini") | {
+    "batch_size": 3,  # 3, 3, 3 and 2 rows, of which two make a step
+    "accumulate": 2,
+    "epochs": 4,
+    "clip_norm": 1.0,
+    "lr_schedule": {"kind": "exponential", "factor": 0.8},
+}
+"""A training in which everything acts that can: two steps an epoch, all but the first clipped."""
+
+FREE: Spec = {"weight_decay": {"weight": 0.5, "bias": 0}}
+
+
+@pytest.mark.parametrize("momentum", [MOMENTUM, NESTEROV, DAMPENED], ids=["plain", "N", "damped"])
+@pytest.mark.parametrize("decay", [{}, FREE], ids=["both", "bias-free"])
+def test_run_in_which_everything_acts_could_have_shown_every_cause(
+    momentum: Spec, decay: Spec
+) -> None:
+    report = check(ACTING | momentum | decay)
+
+    assert report.verdict == "equivalent"
+    assert report.not_distinguished == ()
+
+
+def test_every_cause_and_what_may_hide_it_is_in_some_run() -> None:
+    concerned = set()
+    for changes in (MOMENTUM | FREE, NESTEROV, DAMPENED, SATURATED):
+        loaded = from_mapping(ACTING | changes)
+        training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
+        concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}
+
+    assert concerned == set(CAUSES)
+    assert HIDING.keys() <= {why for _, expected in HIDDEN.values() for why in expected}
+
+
+# --- what hides a cause ---------------------------------------------------------------------------
+
+REASONS = HIDING | {
+    "loss-alone": "`compare` leaves the parameters out",
+    "no-effect": "the effect is 0 here",
+    "no-step": "no step was compared",
+    "small": "the effect stays within the tolerance (…)",
+}
+
+ALL = PENALTY | BIAS | ALWAYS
+"""What concerns a training with weight_decay, and nothing else that is special."""
+
+NO_LOSS = ALL - {"loss-halved", "loss-summed", "target-broadcast", "penalty-in-loss"}
+"""Of these, what leaves the loss alone that is reported at the same parameters."""
+
+ACTING_WITHOUT_LR = {"decay-not-scaled-by-lr", "penalty-in-loss"}
+"""Of the penalty's, those that shrink w by 1 − λ, or do nothing to w."""
+
+AT_ZERO = PENALTY - {"penalty-constant"}
+"""Of the penalty's, those that do nothing where what is penalized is 0."""
+
+PAIRING, ONE_STEP = {"target-broadcast"}, {"gradient-accumulated"}
+BY_BATCH = {"penalty-divided-by-batch"}
+OF_SCHEDULE = {"schedule-shifted", "momentum-lr-inside"}
+
+TINY: Spec = {"weight_decay": 1e-10, "dtype": "float32"}
+# z = ±w against ±1: what the bias gets from one row the other takes away, to the last bit.
+ODD: Spec = {"data": {"X": [[1.0], [-1.0]], "y": [1.0, -1.0]}} | ZEROS
+NOTHING_TO_LEARN: Spec = {"data": {"X": [[1.0, 2.0], [3.0, 1.0]], "y": [0.0, 0.0]}} | ZEROS
+EQUAL_TARGETS: Spec = {"data": NOTHING_TO_LEARN["data"] | {"y": [2.0, 2.0]}} | ZEROS
+ONE_ROW: Spec = {"data": {"X": [[1.0, 2.0]], "y": [3.0]}} | ZEROS
+UNSATURATED = spec_of("logistic") | {"loss": "bce"}
+
+HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
+    "everything that this plain run has acts": ({}, {}),
+    # Where the bias does not move, it does not matter when.
+    "bias stays 0": (ODD, {"bias-zero": BIAS, "no-effect": {"update-sequential"}}),
+    "bias stays 0, and is free": (
+        ODD | FREE,
+        {"bias-zero": {"bias-penalized"}, "no-effect": {"update-sequential"}},
+    ),
+    "lr 0": ({"lr": 0}, {"lr-zero": NO_LOSS - ACTING_WITHOUT_LR}),
+    "lr 0, from 0": (
+        {"lr": 0} | ZEROS,
+        # Each output is 0, against which the mean loss is the same in any pairing.
+        {
+            "bias-zero": BIAS,
+            "penalized-zero": AT_ZERO,
+            "lr-zero": (ALWAYS & NO_LOSS) | {"penalty-constant"} | PAIRING,
+        },
+    ),
+    "no gradient": (
+        NOTHING_TO_LEARN,
+        {
+            "bias-zero": BIAS,
+            "penalized-zero": AT_ZERO,
+            "zero-gradient": ALWAYS - PAIRING,
+            "equal-targets": PAIRING,
+        },
+    ),
+    "equal targets": (EQUAL_TARGETS, {"equal-targets": PAIRING}),
+    "λ 0": ({"weight_decay": 0}, {}),
+    "λ 0, but a convention about it": (
+        {"weight_decay": 0, "convention": "bias-free"},
+        {"no-decay": PENALTY, "no-bias-decay": BIAS},
+    ),
+    "λ tiny in float64": ({"weight_decay": 1e-8}, {}),
+    "λ tiny in float32": (TINY, {"small": PENALTY | BIAS}),
+    # A reason holds at every step, or it is none.
+    "λ tiny in float32, lr 0 in the last step": (
+        TINY | {"lr_schedule": {"kind": "list", "values": [*5 * [0.1], 0]}},
+        {"small": PENALTY | BIAS},
+    ),
+    "λ tiny in float32, lr 0 in the first step": (
+        TINY | {"lr_schedule": {"kind": "list", "values": [0, 0.1]}},
+        {"small": PENALTY | BIAS},
+    ),
+    "λ tiny in float32, lr 0": (
+        TINY | {"lr": 0},
+        {"small": ACTING_WITHOUT_LR, "lr-zero": NO_LOSS - ACTING_WITHOUT_LR},
+    ),
+    "one row a batch": (
+        {"batch_size": 1, "epochs": 1},
+        {"one-row-losses": {"loss-summed"}, "one-row-batches": BY_BATCH, "equal-targets": PAIRING},
+    ),
+    "one row a micro-batch": (
+        {"batch_size": 1, "accumulate": 2, "epochs": 1},
+        {"one-row-losses": {"loss-summed"}, "equal-targets": PAIRING},
+    ),
+    "one row in all": (
+        ONE_ROW,
+        {
+            "one-row-losses": {"loss-summed"},
+            "one-row-batches": BY_BATCH,
+            "one-training-row": {"penalty-divided-by-dataset"},
+            "equal-targets": PAIRING,
+        },
+    ),
+    "one micro-batch a step": (
+        {"accumulate": 3},
+        {"one-micro-batch": {"accumulation-not-averaged"}},
+    ),
+    "one step": ({"epochs": 1}, {"one-step": ONE_STEP}),
+    "one step with momentum": (
+        {"epochs": 1} | MOMENTUM,
+        {"one-step": ONE_STEP | COUPLED, "one-plain-step": {"momentum-missing"}},
+    ),
+    # d₁ = (1 + μ) g₁ has the momentum in it.
+    "one step with Nesterov": ({"epochs": 1} | NESTEROV, {"one-step": ONE_STEP}),
+    # w₀ = 0 is all that torch's velocity remembers at step 2, and rounding is a part of that.
+    "two steps with momentum, from 0": ({"epochs": 2} | MOMENTUM | ZEROS, {"small": COUPLED}),
+    "schedule that comes after the run": (
+        {"epochs": 3} | NEW_LR_AT_5 | MOMENTUM,
+        {"lr-unchanged": OF_SCHEDULE},
+    ),
+    # One step early it shows in the run's last; one step late it does not.
+    "schedule that comes right after the run": (
+        {"epochs": 4} | NEW_LR_AT_5 | MOMENTUM,
+        {"lr-unchanged": OF_SCHEDULE},
+    ),
+    "clipping that never acts": (
+        {"clip_norm": 1e9},
+        {"never-clipped": {"clip-per-tensor", "decay-before-clipping"}},
+    ),
+    "clipping of entries that never acts": (
+        {"clip_value": 1e9},
+        {"never-clipped": {"decay-before-clipping"}},
+    ),
+    "no output that is saturated": (UNSATURATED, {"never-saturated": {"bce-saturated"}}),
+    "loss alone": ({"compare": ["loss"]}, {"loss-alone": NO_LOSS}),
+    # The mean of (0 − y)² is the same in any pairing; the parameters would show it.
+    "loss alone, one step from 0": (
+        {"compare": ["loss"], "epochs": 1} | ZEROS,
+        {"loss-alone": NO_LOSS | PAIRING, "penalized-zero": {"penalty-in-loss"}},
+    ),
+    "parameters alone": ({"compare": ["parameters"]}, {}),
+    # The bias moves by lr λ b a step, a weight by 1e-4 of itself, and by half as much, a hundredth
+    # as much, or lr λ as much: in six steps that is less than a thousandth.
+    "loose tolerance on the drift": (
+        {"tolerance": {"rtol": 1e-3}, "weight_decay": 1e-3},
+        {"small": BIAS | {"decay-after-update", "penalty-halved", "penalty-scaled"}},
+    ),
+    "no step": ({"batch_size": 20, "drop_last": True}, {"no-step": ALL}),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_run_says_what_it_could_not_have_shown(name: str) -> None:
+    changes, expected = HIDDEN[name]
+    report = check(spec_of() | changes)
+    given = {cause: re.sub(r" \(.*%.*\)", " (…)", why) for cause, why in report.not_distinguished}
+
+    assert report.verdict == ("inconclusive" if name == "no step" else "equivalent")
+    assert given == {cause: REASONS[why] for why, causes in expected.items() for cause in causes}
+    assert list(given) == sorted(given)
+
+
+@pytest.mark.parametrize("key", [{"loss_factor": 0.5}, {"loss_reduction": "sum"}], ids=str)
+def test_what_is_hidden_does_not_depend_on_what_the_scratch_side_does(key: Spec) -> None:
+    # Causes are put into torch's rule, not into one whose gradient is another.
+    report = check(spec_of() | TINY | {"convention": key})
+
+    assert report.verdict == "diverged"
+    assert dict(report.not_distinguished).keys() == PENALTY | BIAS
+
+
+def test_clipping_of_one_tensor_is_the_same_by_its_own_norm() -> None:
+    spec = spec_of() | {"clip_norm": 0.1, "bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
+    assert "clip-per-tensor" not in dict(check(spec).not_distinguished)
+
+
+# --- a user's own model, with names of its own --------------------------------------------------
+
+
+class Bare(nn.Module):
+    """A model of one parameter that is called neither weight nor bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.w
+
+
+def two_layers(bias: bool = True) -> nn.Module:
+    """Make a model whose biases start at zero, or one without."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 2, bias=bias), nn.Tanh(), nn.Linear(2, 1, bias=bias), nn.Flatten(0)]
+    model = nn.Sequential(*layers).double()
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(tensor)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "weights", "biases", "hidden"),
+    [
+        (two_layers, 0.5, 0.5, "bias-not-penalized"),
+        (two_layers, 0.5, 0.0, "bias-penalized"),
+        (two_layers, 0.0, 0.5, "bias-not-penalized"),
+        (lambda: two_layers(bias=False), 0.5, 0.5, None),
+        (Bare, 0.5, 0.5, None),
+    ],
+    ids=["biases at zero", "free biases", "decay of biases alone", "no biases", "another name"],
+)
+def test_own_models_biases_are_known_by_the_last_part_of_their_names(
+    make: Callable[[], nn.Module], weights: float, biases: float, hidden: str | None
+) -> None:
+    def made(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+        model = make()
+        groups = [
+            {"params": [w], "weight_decay": biases if is_bias(name) else weights}
+            for name, w in model.named_parameters()
+        ]
+        return model, nn.MSELoss(), torch.optim.SGD(groups, lr=problem.lr)
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        model, loss, optimizer = made(problem)
+        for rows in problem.batches:
+            optimizer.zero_grad()
+            z = model(torch.from_numpy(problem.X[rows]))
+            loss(z, torch.from_numpy(problem.y[rows])).backward()
+            optimizer.step()
+            yield {name: w.detach().numpy().copy() for name, w in model.named_parameters()}
+
+    data = {"X": [[1.0, 2.0, -1.0], [0.5, -1.0, 3.0], [2.0, 0.0, 1.0]], "y": [1.0, -1.0, 2.0]}
+    report = check({"data": data, "lr": 0.1}, scratch=train, framework=made)
+    assert report.verdict != "diverged"  # inconclusive where nothing is penalized but zeros
+    found = dict(report.not_distinguished)
+    if hidden is None:
+        assert not {"bias-not-penalized", "bias-penalized", "update-sequential"} & found.keys()
+    else:
+        assert found[hidden] == "the bias stays 0"
