@@ -17,8 +17,9 @@ from regcheck.report.output import as_text
 from regcheck.rules.cause import HIDING
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
+from regcheck.rules.equivalent import torch_call
 from tests.conftest import ROOT
-from tests.formula_reader import case_of, value_of
+from tests.formula_reader import case_of, training, value_of
 
 
 def plain_text(explanation: Any) -> str:
@@ -117,6 +118,29 @@ def test_no_color_is_respected(
     monkeypatch.setenv("NO_COLOR", "1")
     assert cli.exit_code(["explain"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "call"),
+    [
+        ({}, "torch.optim.SGD(lr=0.1, weight_decay=0.5)"),
+        ({"weight_decay": {"weight": 0.0, "bias": 0.0}}, "torch.optim.SGD(lr=0.1)"),
+        (
+            {"momentum": 0.9, "nesterov": True},
+            "torch.optim.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)",
+        ),
+        (
+            {"momentum": 0.9, "dampening": 0.5, "weight_decay": {"weight": 0.5, "bias": 0.0}},
+            (
+                'torch.optim.SGD([{"params": [model.weight], "weight_decay": 0.5}, '
+                '{"params": [model.bias], "weight_decay": 0}], '
+                "lr=0.1, momentum=0.9, dampening=0.5)"
+            ),
+        ),
+    ],
+)
+def test_torch_call_is_written_as(changes: dict[str, Any], call: str) -> None:
+    assert torch_call(training(**changes).sgd) == call
 
 
 def test_spec_is_explained_with_its_numbers_and_the_match() -> None:

@@ -43,7 +43,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"optimizer": {"name": "sgd", "momentum": 0.6, "dampening": 0.3}},
 ]
 CLIPS: list[dict[str, Any]] = [{}, {"clip_norm": 0.5}, {"clip_value": 0.2}]
-DECAYS = [0.3, {"weight": 0.3, "bias": 0.2}, {"weight": 0.3, "bias": 0.0}, 0.0]
+DECAYS = [0.3, 0.0, *({"weight": w, "bias": b} for w, b in ((0.3, 0.2), (0.3, 0.0), (0.0, 0.2)))]
 
 
 def specs(decay: str) -> Iterator[dict[str, Any]]:

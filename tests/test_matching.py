@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from regcheck.problem.batches import training_of
-from regcheck.problem.problem import Array, Parameters, Problem, build_problem, with_settings
-from regcheck.rules.convention import Convention, Decay, Faults, MomentumForm
-from regcheck.rules.equivalent import Matching, NoMatchError, matching, torch_call
+from regcheck.problem.problem import Array, build_problem, with_settings
+from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Decay, Faults, MomentumForm
+from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.settings import SgdSettings
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.training import TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
@@ -53,43 +54,24 @@ def match_of(spec: LoadedSpec) -> Matching:
     return matching(spec.spec.named_convention(), training_of(spec.spec, 8))
 
 
-def match_or_reason(spec: LoadedSpec) -> Matching | str:
-    """Match a spec, or tell why not."""
-    try:
-        return match_of(spec)
-    except NoMatchError as reason:
-        return str(reason)
+def difference(spec: LoadedSpec, match: Matching) -> float:
+    """Return how far torch with the matched settings is from NumPy, relative to order 1.
 
-
-def by_numpy(problem: Problem) -> Iterator[Parameters]:
-    """Train in NumPy."""
-    trainer = NumpyTrainer(problem)
-    state = trainer.start()
-    for batch in problem.schedule.batches():
-        state = trainer.step(state, batch).state
-        yield state.parameters
-
-
-def by_torch(problem: Problem, match: Matching) -> Iterator[Parameters]:
-    """Train in torch with the matched settings in the place of the spec's."""
+    The largest difference after any step.
+    """
+    problem = build_problem(spec)
     matched = TorchSettings(
         lr=problem.schedule.lr * match.lr_factor,
         weight_decay=WeightDecay(**match.sgd.weight_decay),
         optimizer=problem.optimizer.model_copy(update=match.sgd.options()),
     )
-    trainer = TorchTrainer(with_settings(problem, matched))
+    torch, scratch = TorchTrainer(with_settings(problem, matched)), NumpyTrainer(problem)
+    state, worst = scratch.start(), 0.0
     for batch in problem.schedule.batches():
-        yield trainer.step(batch).after
-
-
-def apart(spec: LoadedSpec, match: Matching) -> float:
-    """Give the largest difference after any step, relative to numbers of order 1."""
-    problem = build_problem(spec)
-    worst = 0.0
-    for left, right in zip(by_numpy(problem), by_torch(problem, match), strict=True):
-        for name, tensor in left.items():
-            size = max(1.0, float(np.abs(tensor).max()))
-            worst = max(worst, float(np.abs(tensor - right[name]).max()) / size)
+        state, after = scratch.step(state, batch).state, torch.step(batch).after
+        for name, w in state.parameters.items():
+            size = max(1.0, float(np.abs(w).max()))
+            worst = max(worst, float(np.abs(w - after[name]).max()) / size)
     return worst
 
 
@@ -167,22 +149,22 @@ def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None
     matched = refused = 0
     for seed, spec in enumerate(specs()):
         loaded = loaded_spec(spec, seed)
-        match = match_or_reason(loaded)
-        if isinstance(match, str):
-            refused += 1
-            # Where nothing is ever clipped there might be a match; only the steps could tell.
-            assert "clip" in match or not could_match(loaded), (spec, match)
-            continue
-        assert could_match(loaded), spec
+        try:
+            worst, reason = difference(loaded, match_of(loaded)), ""
+        except NoMatchError as error:
+            worst, reason = np.inf, str(error)
+        # Where nothing is ever clipped there might be a match; only the steps could tell.
+        assert could_match(loaded) == (not reason) or "clip" in reason, (spec, reason)
         # Up to 16 steps of some 50 roundings, of numbers of order 1.
-        assert apart(loaded, match) < 1e-12, (spec, match)
-        matched += 1
+        assert reason or worst < 1e-12, spec
+        matched += not reason
+        refused += bool(reason)
     assert matched > 100
     assert refused > 100
 
 
 @pytest.mark.parametrize(
-    ("changes", "convention", "lr", "weight_decay"),
+    ("changes", "rule", "lr", "weight_decay"),
     [
         # lr 0.1, λ 0.5, 8 rows, momentum 0.9 where named
         ({}, Convention(), 0.1, 0.5),
@@ -200,15 +182,34 @@ def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None
         # .. and λ is divided by the step's rows, not by a micro-batch's.
         ({"micro_rows": (4,)}, Convention(divide_penalty_by="batch"), 0.1, 0.0625),
         ({"lr": 0.0}, Convention(divide_penalty_by="batch"), 0.0, 0.0625),
+        ({}, Faults(gradient_factor=2.0), 0.2, 0.25),
+        ({}, Faults(lr_factor=2.0), 0.2, 0.5),
+        ({}, Faults(lr_shift=1), 0.1, 0.5),
+        ({}, Faults(batch_divisor="batch-size"), 0.1, 0.5),
+        ({"micro_rows": (4,)}, Faults(accumulation="sum"), 0.2, 0.25),
+        ({"micro_rows": (3, 2)}, Faults(accumulation="sum"), 0.3, 0.5 / 3),
+        ({"weight_decay": {"weight": 0.5, "bias": 0.0}}, Faults(bias_decay="of-weight"), 0.1, 0.5),
     ],
 )
 def test_match_by_hand(
-    changes: dict[str, Any], convention: Convention, lr: float, weight_decay: float
+    changes: dict[str, Any], rule: Convention | Faults, lr: float, weight_decay: float
 ) -> None:
-    found = matching(convention, training(**changes))
+    convention, faults = (rule, NO_FAULTS) if isinstance(rule, Convention) else (TORCH, rule)
+    found = matching(convention, training(**changes), faults)
     # One or two roundings.
     assert found.sgd.lr == pytest.approx(lr, rel=1e-15)
     assert found.sgd.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
+
+
+def test_other_settings_of_momentum_are_matched_by_themselves() -> None:
+    dampened = training(momentum=0.9, dampening=0.3)
+    missing = matching(TORCH, dampened, Faults(momentum="ignored")).sgd
+    assert missing == SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
+    added = matching(TORCH, training(momentum=0.9), Faults(nesterov="added")).sgd
+    assert added == training(momentum=0.9, nesterov=True).sgd
+    assert matching(TORCH, training(**added._asdict()), Faults(nesterov="missing")).sgd == (
+        training(momentum=0.9).sgd
+    )
 
 
 def test_changing_lr_is_matched_by_a_factor_on_each() -> None:
@@ -222,7 +223,6 @@ def test_changing_lr_is_matched_by_a_factor_on_each() -> None:
 
 MOMENTUM = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 DECAYING = {"weight_decay": 0.3}
-
 NESTEROV = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
 DAMPENED = {"optimizer": {"name": "sgd", "momentum": 0.6, "dampening": 0.3}}
 VARYING = {"lr_schedule": SCHEDULE}
@@ -264,37 +264,26 @@ def test_refusal_names_its_reason_and_nothing_would_match(
     assert not could_match(loaded)
 
 
-def test_no_settings_take_the_floor_of_bceloss_away() -> None:
-    spec = loaded_spec({"model": "logistic", "loss": "bce", "weight_decay": 0.1})
-    training, plain = training_of(spec.spec, 8), Faults(bce_slope="plain")
-
-    with pytest.raises(NoMatchError, match=r"`loss: bce_with_logits` \(torch.nn.BCEWithLogitsLoss"):
-        matching(Convention(), training, plain)
-    with pytest.raises(NoMatchError, match="or scaled features"):
-        matching(Convention(penalty_factor=2.0), training, plain)
-
-
-# --- the call -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("changes", "call"),
+    ("reason", "changes", "faults"),
     [
-        ({}, "torch.optim.SGD(lr=0.1, weight_decay=0.5)"),
-        ({"weight_decay": {"weight": 0.0, "bias": 0.0}}, "torch.optim.SGD(lr=0.1)"),
-        (
-            {"momentum": 0.9, "nesterov": True},
-            "torch.optim.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)",
-        ),
-        (
-            {"momentum": 0.9, "dampening": 0.5, "weight_decay": {"weight": 0.5, "bias": 0.0}},
-            (
-                'torch.optim.SGD([{"params": [model.weight], "weight_decay": 0.5}, '
-                '{"params": [model.bias], "weight_decay": 0}], '
-                "lr=0.1, momentum=0.9, dampening=0.5)"
-            ),
-        ),
+        ("no multiple of w", {}, Faults(penalty_form="constant")),
+        ("no target", {}, Faults(target="batch-mean")),
+        ("`loss: bce_with_logits` .* or scaled features", {}, Faults(bce_slope="plain")),
+        ("last batch", {"batch_rows": (4, 2)}, Faults(batch_divisor="batch-size")),
+        ("numbers of micro-batches", {"batch_rows": (4, 2)}, Faults(accumulation="sum")),
+        ("zeroes the gradients", {}, Faults(zeroing="never")),
+        ("earlier or later", {"lr_varies": True}, Faults(lr_shift=1)),
+        ("by one norm", {}, Faults(clip_scope="tensor")),
+        ("does not dampen", {}, Faults(first_step="dampened")),
+        ("dampening of its own", {"dampening": 0.5}, Faults(nesterov="added")),
+        ("clipping acts", {"clipped": True}, Faults(gradient_factor=2.0)),
+        ("clipping acts", {"clipped": True, "micro_rows": (4,)}, Faults(accumulation="sum")),
     ],
 )
-def test_torch_call_is_written_as(changes: dict[str, Any], call: str) -> None:
-    assert torch_call(training(**changes).sgd) == call
+def test_fault_that_no_settings_come_to_is_refused(
+    reason: str, changes: dict[str, Any], faults: Faults
+) -> None:
+    for convention in (TORCH, Convention(penalty_factor=2.0)):
+        with pytest.raises(NoMatchError, match=reason):
+            matching(convention, training(**changes), faults)

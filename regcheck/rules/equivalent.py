@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from keyword import iskeyword
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import (
@@ -17,6 +17,8 @@ from regcheck.rules.settings import (
     number,
     with_faults,
 )
+
+Value = TypeVar("Value")
 
 
 class NoMatchError(Exception):
@@ -202,11 +204,11 @@ def torch_call(sgd: SgdSettings) -> str:
     return f"torch.optim.SGD([{', '.join(written)}], {', '.join(options)})"
 
 
-def alike(decays: Mapping[str, float]) -> dict[float, list[str]]:
-    """Return the tensors of each weight decay, in their order."""
-    found: dict[float, list[str]] = {}
-    for name, decay in decays.items():
-        found.setdefault(decay, []).append(name)
+def alike(values: Mapping[str, Value]) -> dict[Value, list[str]]:
+    """Return the tensors of each value, in their order."""
+    found: dict[Value, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
     return found
 
 
@@ -228,11 +230,8 @@ def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
     >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
     "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
     """
-    found: dict[tuple[float, float], list[str]] = {}
-    for name, decay in decays.items():
-        if decay != torch[name]:
-            found.setdefault((decay, torch[name]), []).append(name)
+    pairs = {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
     return "; ".join(
         f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
-        for (own, other), names in found.items()
+        for (own, other), names in alike(pairs).items()
     )
