@@ -10,73 +10,55 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.refusals import CSV_DATA, GOOD_CSV, NPZ_DATA, Refused, X, Y, npz, refused
+from tests.refusals import CSV_DATA, GOOD_CSV, NPZ_DATA, Refused, X, Y, cases, npz, refused, short
 
 __all__ = ["refused"]  # a fixture
 
-CSV_FILES = {
-    "empty": ("", "rows.csv: empty; a header and at least one row are needed"),
-    "blank": ("\n\n", "rows.csv: empty; a header and at least one row are needed"),
-    "header-only": ("a,b,y\n", "rows.csv: has a header but no rows"),
-    "short-row": (GOOD_CSV + "1,2\n", "rows.csv:5: row 4 has 2 cells, the header 3"),
-    "long-row": (GOOD_CSV + "1,2,3,4\n", "rows.csv:5: row 4 has 4 cells, the header 3"),
-    "repeated-column": ("a,a,y\n1,2,0\n", "rows.csv:1: the column `a` is there twice"),
-    "unnamed-column": (",b,y\n1,2,0\n", "rows.csv:1: column 1 has no name; name it, or list the"),
-    "semicolons": (GOOD_CSV.replace(",", ";"), "rows.csv:1: the header has one column only; separ"),
-    "tabs": (GOOD_CSV.replace(",", "\t"), "rows.csv:1: the header has one column only; separate"),
-    "decimal-comma": (
-        'a,b,y\n"1,5",2,0\n3,4,1\n',
-        "rows.csv:2: row 1, column `a`: must be a finite number, got '1,5'; write a decimal point",
-    ),
-    "unclosed-quote": ('a,b,y\n1,"2,0\n', "rows.csv:2: not valid CSV: unexpected end of data"),
-    "text-after-quote": ('a,b,y\n1,"2"x,0\n', "rows.csv:2: not valid CSV: ',' expected after"),
-    "field-too-large": (f"a,b,y\n{'9' * 200_000},2,0\n", "rows.csv:2: not valid CSV: field larger"),
-    "missing-na": ("a,b,y\n1,2,0\n1,NA,0\n", "rows.csv:3: row 2, column `b`: missing value ('NA')"),
-    "missing-empty": ("a,b,y\n,2,0\n1,2,0\n", "rows.csv:2: row 1, column `a`: missing value ('')"),
-    "missing-column": ("a,b,y\n,2,0\n,2,0\n", "rows.csv:2: row 1, column `a`: missing value ('')"),
-    "missing-target": ("a,b,y\n1,2,\n3,4,\n", "rows.csv:2: row 1, column `y`: missing value ('')"),
-    "missing-many": ("a,b,y\n" + ",2,1\n" * 30, "rows.csv: and 20 more like these"),
-    "infinite-cell": ("a,b,y\n1,inf,0\n", "rows.csv:2: row 1, column `b`: must be a finite number"),
-    "overflowing-cell": ("a,b,y\n1e400,2,0\n", "rows.csv:2: row 1, column `a`: must be a finite"),
-    "underscored-cell": ("a,b,y\n1_000,2,0\n", "rows.csv:2: row 1, column `a`: must be a finite"),
-    "nul-cell": ("a,b,y\n1,\0,0\n1,2,0\n", "rows.csv:2: row 1, column `b`: must be a finite numbe"),
-    "escape-cell": ("a,b,y\n1,\x1b,0\n1,2,0\n", "rows.csv:2: row 1, column `b`: must be a finite"),
-    "quoted-line-break": (
-        'a,b,y\n1,2,0\n3,"x\ny",1\n',
-        "rows.csv:4: row 2, column `b`: must be a finite number, got 'x\\ny'",
-    ),
-    "no-numeric-column": ("a,b,y\nx,u,0\nz,v,1\n", "rows.csv:1: no column but the target is nume"),
-    "text-labels": (
-        "a,b,y\n1,2,cat\n3,4,dog\n",
-        "spec.yaml:1:31: data.target: holds labels (cat, dog); say which one is 1 with `positive:",
-    ),
-    "mixed-labels": ("a,b,y\n1,2,0\n3,4,no\n", "rows.csv:3: row 2, column `y`: must be a finite"),
-    "labels-minus-one": ("a,b,y\n1,2,-1\n3,4,1\n", "spec.yaml:1:31: data.target: the model logist"),
-    "labels-one-two": ("a,b,y\n1,2,1\n3,4,2\n", "spec.yaml:1:31: data.target: the model logistic"),
-    "no-target-column": (
-        "a,b,yy\n1,2,0\n",
-        "spec.yaml:1:31: data.target: no column `y` in rows.csv; did you mean `yy`?",
-    ),
-    "no-header": (
-        "1,2,0\n3,4,1\n",
-        "spec.yaml:1:31: data.target: no column `y` in rows.csv; known",
-    ),
+CSV_FILES = cases("""
+↵↵ => rows.csv: empty; a header and at least one row are needed
+a,b,y↵ => rows.csv: has a header but no rows
+a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2↵ => rows.csv:5: row 4 has 2 cells, the header 3
+a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2,3,4↵ => rows.csv:5: row 4 has 4 cells, the header 3
+a,a,y↵1,2,0↵ => rows.csv:1: the column `a` is there twice
+,b,y↵1,2,0↵ => rows.csv:1: column 1 has no name; name it, or list the
+a;b;y↵1;2;0↵3;4;1↵5;6;1↵ => rows.csv:1: the header has one column only; separ
+a,b,y↵"1,5",2,0↵3,4,1↵
+    rows.csv:2: row 1, column `a`: must be a finite number, got '1,5'; write a decimal point
+a,b,y↵1,"2,0↵ => rows.csv:2: not valid CSV: unexpected end of data
+a,b,y↵1,"2"x,0↵ => rows.csv:2: not valid CSV: ',' expected after
+a,b,y↵1,2,0↵1,NA,0↵ => rows.csv:3: row 2, column `b`: missing value ('NA')
+a,b,y↵,2,0↵1,2,0↵ => rows.csv:2: row 1, column `a`: missing value ('')
+a,b,y↵,2,0↵,2,0↵ => rows.csv:2: row 1, column `a`: missing value ('')
+a,b,y↵1,2,↵3,4,↵ => rows.csv:2: row 1, column `y`: missing value ('')
+a,b,y↵1,inf,0↵ => rows.csv:2: row 1, column `b`: must be a finite number
+a,b,y↵1e400,2,0↵ => rows.csv:2: row 1, column `a`: must be a finite
+a,b,y↵1_000,2,0↵ => rows.csv:2: row 1, column `a`: must be a finite
+a,b,y↵x,u,0↵z,v,1↵ => rows.csv:1: no column but the target is nume
+a,b,y↵1,2,cat↵3,4,dog↵
+    spec.yaml:1:31: data.target: holds labels (cat, dog); say which one is 1 with `positive:
+a,b,y↵1,2,0↵3,4,no↵ => rows.csv:3: row 2, column `y`: must be a finite
+a,b,y↵1,2,-1↵3,4,1↵ => spec.yaml:1:31: data.target: the model logist
+a,b,y↵1,2,1↵3,4,2↵ => spec.yaml:1:31: data.target: the model logistic
+a,b,yy↵1,2,0↵ => spec.yaml:1:31: data.target: no column `y` in rows.csv; did you mean `yy`?
+1,2,0↵3,4,1↵ => spec.yaml:1:31: data.target: no column `y` in rows.csv; known
+""") | {
+    "": "rows.csv: empty; a header and at least one row are needed",
+    GOOD_CSV.replace(",", "\t"): "rows.csv:1: the header has one column only; separate",
+    f"a,b,y\n{'9' * 200_000},2,0\n": "rows.csv:2: not valid CSV: field larger",
+    "a,b,y\n" + ",2,1\n" * 30: "rows.csv: and 20 more like these",
+    "a,b,y\n1,\0,0\n1,2,0\n": "rows.csv:2: row 1, column `b`: must be a finite numbe",
+    "a,b,y\n1,\x1b,0\n1,2,0\n": "rows.csv:2: row 1, column `b`: must be a finite",
+    'a,b,y\n1,2,0\n3,"x\ny",1\n': "rows.csv:4: row 2, column `b`: must be a finite number, got 'x",
 }
 
-CSV_SPECS = {
-    "feature-not-there": (
-        "{csv: rows.csv, target: y, features: [a, bb]}",
-        "spec.yaml:1:48: data.features[1]: no column `bb` in rows.csv; did you mean `b`?",
-    ),
-    "feature-of-text": (
-        "{csv: rows.csv, target: y, features: [a, word]}",
-        "rows.csv:2: row 1, column `word`: must be a finite number, got 'u'; fix it, or leave",
-    ),
-    "positive-not-there": (
-        "{csv: rows.csv, target: word, positive: w}",
-        "spec.yaml:1:47: data.positive: no row of rows.csv has the label `w`; known here: u, v",
-    ),
-}
+CSV_SPECS = cases("""
+{csv: rows.csv, target: y, features: [a, bb]}
+    spec.yaml:1:48: data.features[1]: no column `bb` in rows.csv; did you mean `b`?
+{csv: rows.csv, target: y, features: [a, word]}
+    rows.csv:2: row 1, column `word`: must be a finite number, got 'u'; fix it, or leave
+{csv: rows.csv, target: word, positive: w}
+    spec.yaml:1:47: data.positive: no row of rows.csv has the label `w`; known here: u, v
+""")
 
 
 def with_member(content: bytes) -> bytes:
@@ -156,15 +138,13 @@ NPZ_FILES = {
 }
 
 
-@pytest.mark.parametrize("case", CSV_FILES)
-def test_run_bad_csv_file(case: str, refused: Refused) -> None:
-    content, expected = CSV_FILES[case]
+@pytest.mark.parametrize(("content", "expected"), CSV_FILES.items(), ids=short)
+def test_run_bad_csv_file(content: str, expected: str, refused: Refused) -> None:
     assert expected in refused.message(spec_yaml=CSV_DATA.encode(), rows_csv=content.encode())
 
 
-@pytest.mark.parametrize("case", CSV_SPECS)
-def test_run_bad_spec_for_a_csv_file(case: str, refused: Refused) -> None:
-    data, expected = CSV_SPECS[case]
+@pytest.mark.parametrize(("data", "expected"), CSV_SPECS.items())
+def test_run_bad_spec_for_a_csv_file(data: str, expected: str, refused: Refused) -> None:
     spec = f"data: {data}\nmodel: logistic\nlr: 0.1\n".encode()
     message = refused.message(spec_yaml=spec, rows_csv=b"a,b,word,y\n1,2,u,0\n3,4,v,1\n")
     assert message.startswith(expected)

@@ -35,6 +35,7 @@ SCALARS: dict[str, object] = {
     "1e400": math.inf,
     ".inf": math.inf,
     "-.INF": -math.inf,
+    ".NaN": math.nan,
     "true": True,
     "False": False,
     "yes": "yes",
@@ -58,53 +59,44 @@ SCALARS: dict[str, object] = {
 @pytest.mark.parametrize("text", SCALARS)
 def test_parse_scalar_of_yaml_1_2(text: str) -> None:
     value = content(f"x: {text}\n")
-    assert value == {"x": SCALARS[text]}
     assert isinstance(value, dict)
-    assert type(value["x"]) is type(SCALARS[text])
+    assert repr(value["x"]) == repr(SCALARS[text])
 
 
-def test_parse_nan() -> None:
-    value = content("x: .NaN")
-    assert isinstance(value, dict)
-    assert math.isnan(value["x"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:\n  - 1\n  - {b: 2}\n", {"a": [1, {"b": 2}]}),
+        ("{a: [1, {b: 2}]}", {"a": [1, {"b": 2}]}),
+        ("3: 1\nnull: 2\ntrue: 3\n1e3: 4", {"3": 1, "null": 2, "true": 3, "1e3": 4}),
+        ("a: " + "[" * 30 + "]" * 30, {"a": eval("[" * 30 + "]" * 30)}),
+        ("# only a comment\n", None),
+        ("", None),
+        ("null", None),
+    ],
+)
+def test_parse(text: str, expected: object) -> None:
+    assert content(text) == expected
 
 
-def test_parse_block_and_flow_alike() -> None:
-    assert content("a:\n  - 1\n  - {b: 2}\n") == content("{a: [1, {b: 2}]}") == {"a": [1, {"b": 2}]}
+NO_VALUE = "x: has no value; give it one, or leave an optional key out"
+DIGITS = "x: must be a finite number, got 5,000 digits"
+TWICE = "a.b: is given twice, first in line 1; keep one of them"
 
 
-def test_parse_nothing_is_none() -> None:
-    assert content("# only a comment\n") is None
-    assert content("") is None
-    assert content("null") is None
-
-
-def test_parse_keys_are_words_whatever_they_look_like() -> None:
-    assert content("3: 1\nnull: 2\ntrue: 3\n1e3: 4") == {"3": 1, "null": 2, "true": 3, "1e3": 4}
-
-
-@pytest.mark.parametrize("text", ["x: null", "x: ~", "x:", "x: Null"])
-def test_parse_null_is_complained_about(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected", "complaint", "unread"),
+    [
+        *((text, {"x": None}, f"1:4: {NO_VALUE}", {("x",)}) for text in ("x: null", "x: ~")),
+        ("x:", {"x": None}, f"1:3: {NO_VALUE}", {("x",)}),
+        ("x: " + "9" * 5000, {"x": None}, f"1:4: {DIGITS}", {("x",)}),
+        ("a: {b: 1, b: 2}\n", {"a": {"b": 1}}, f"1:11: {TWICE}", set()),
+    ],
+)
+def test_parse_complains(text: str, expected: object, complaint: str, unread: object) -> None:
     document = parse(text, "spec.yaml")
-    assert [str(one).partition(": ")[2] for one in document.complaints] == [
-        "x: has no value; give it one, or leave an optional key out"
-    ]
-    assert document.unread == {("x",)}
-
-
-def test_parse_number_of_too_many_digits_is_complained_about() -> None:
-    document = parse("x: " + "9" * 5000, "spec.yaml")
-    place = Place("spec.yaml", 1, 4)
-    assert document.complaints == [Complaint(place, "x: must be a finite number, got 5,000 digits")]
-
-
-def test_parse_duplicate_key_keeps_the_first() -> None:
-    document = parse("a: {b: 1, b: 2}\n", "spec.yaml")
-    assert document.content == {"a": {"b": 1}}
-    assert [str(one) for one in document.complaints] == [
-        "spec.yaml:1:11: a.b: is given twice, first in line 1; keep one of them"
-    ]
-    assert document.unread == set()
+    assert [str(one) for one in document.complaints] == [f"spec.yaml:{complaint}"]
+    assert (document.content, document.unread) == (expected, unread)
 
 
 def test_place_of_values_keys_and_what_is_not_there() -> None:
@@ -140,10 +132,6 @@ def test_place_in_a_mapping_without_marks_is_the_name() -> None:
 )
 def test_parse_refuses(text: str, expected: str) -> None:
     assert expected in refusal(text)
-
-
-def test_parse_nesting_of_a_spec_is_far_from_the_limit() -> None:
-    assert content("a: " + "[" * 30 + "]" * 30) != {}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

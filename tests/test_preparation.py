@@ -21,27 +21,28 @@ def prepared(X: list[list[float]] = X, y: list[float] = Y, **keys: Any) -> Split
     return prepare(loaded, load_rows(loaded))
 
 
-def test_prepare_nothing_leaves_the_rows_as_they_are() -> None:
-    split = prepared()
-    np.testing.assert_array_equal(split.X, X)
-    np.testing.assert_array_equal(split.y, Y)
-    assert (split.X_test.shape, split.y_test.shape) == ((0, 2), (0,))
+SHUFFLED = np.random.default_rng(3).permutation(4).tolist()
 
 
-def test_prepare_test_share_without_a_seed_holds_out_the_last_rows() -> None:
-    split = prepared(test=0.25)
-    np.testing.assert_array_equal(split.y, [1, 2, 3])
-    np.testing.assert_array_equal(split.y_test, [4])
-    np.testing.assert_array_equal(split.X_test, [[6, 30]])
-
-
-def test_prepare_test_share_with_a_seed_keeps_rows_whole_and_loses_none() -> None:
-    split = prepared(test={"share": 0.5, "seed": 3})
-    order = np.random.default_rng(3).permutation(4)
-    np.testing.assert_array_equal(split.y, np.array(Y)[order[:2]])
-    np.testing.assert_array_equal(split.X, np.array(X)[order[:2]])
-    np.testing.assert_array_equal(split.y_test, np.array(Y)[order[2:]])
-    np.testing.assert_array_equal(split.X_test, np.array(X)[order[2:]])
+@pytest.mark.parametrize(
+    ("keys", "train", "test"),
+    [
+        ({}, [0, 1, 2, 3], []),
+        ({"test": 0.25}, [0, 1, 2], [3]),
+        ({"test": {"share": 0.5, "seed": 3}}, SHUFFLED[:2], SHUFFLED[2:]),
+    ],
+    ids=["nothing", "the last rows", "rows by a seed"],
+)
+def test_prepare_holds_out_rows(keys: dict[str, Any], train: list[int], test: list[int]) -> None:
+    split = prepared(**keys)
+    for found, rows, expected in (
+        (split.X, train, X),
+        (split.y, train, Y),
+        (split.X_test, test, X),
+        (split.y_test, test, Y),
+    ):
+        assert found.tolist() == np.array(expected)[rows].tolist()
+    assert split.X_test.shape == (len(test), 2)
 
 
 @pytest.mark.parametrize(("ddof", "spread"), [(0, np.sqrt(2 / 3)), (1, 1.0)])
