@@ -64,8 +64,9 @@ def plant(module: ModuleType, source: str) -> None:
     """Make a source the module, and its names those that others have imported from it."""
     old = dict(vars(module))
     exec(compile(source, str(module.__file__), "exec"), vars(module))
+    changed = {name for name in old if vars(module)[name] is not old[name]}
     for other in list(sys.modules.values()):
-        for name in old.keys() & vars(other).keys():
+        for name in changed & vars(other).keys():
             if not name.startswith("__") and vars(other)[name] is old[name]:
                 setattr(other, name, vars(module)[name])
 

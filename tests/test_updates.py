@@ -88,6 +88,7 @@ def test_nan_and_infinity_are_outcomes() -> None:
     [
         ([0.5, np.float32(0.1)], 0, True),
         ([0.5, 0.1], 0, False),
+        ([0.5, 0.7], 0, False),
         ([0.5, 0.5], 0.1, False),
         ([1e300, 0.5], 0, False),
         ([np.nan, 0.1], 0, False),
@@ -115,10 +116,25 @@ def test_matrices_are_taken_in_their_own_shape_or_row_by_row(first: Any) -> None
     assert np.array_equal(step.parameters["0.weight"], W)
 
 
-def test_transposed_matrix_is_refused() -> None:
-    expected = r"shape \(3, 2\).*expected 6 numbers in shape \(2, 3\)\n  Transpose it: yield `W\.T`"
-    with pytest.raises(Refused, match=expected):
-        read_one({"0.weight": W.T, "1.weight": [1, 2]}, MATRIX)
+def test_vector_is_taken_in_any_shape_row_by_row() -> None:
+    step = read_one({"w": [[1, 2], [3, 4]]}, {"w": (1, 4)})
+    assert step.parameters["w"].tolist() == [[1.0, 2.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize("matrix", [W, W.T])
+def test_transposed_matrix_is_refused(matrix: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        read_one({"w": matrix.T}, {"w": matrix.shape})
+    assert str(refused.value) == (
+        f"`w` has shape {matrix.T.shape}, 6 numbers; expected 6 numbers in shape {matrix.shape}\n"
+        "  Transpose it: yield `W.T`."
+    )
+
+
+def test_matrix_of_another_size_is_refused() -> None:
+    with pytest.raises(Refused) as refused:
+        read_one({"w": np.zeros((2, 2))}, {"w": (2, 3)})
+    assert str(refused.value).endswith("4 numbers; expected 6 numbers in shape (2, 3)")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +196,7 @@ RIGHT = {"weight": [0, 0], "bias": 0}
             RIGHT | {"loss": [1, 2]},
             r"`loss` has shape \(2,\), 2 numbers; expected one number\n  Yield the mean",
         ),
+        (RIGHT | {"loss": []}, r"`loss` has shape \(0,\), 0 numbers"),
     ],
     ids=str,
 )
