@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 
 from regcheck.errors import UserCodeError
 from regcheck.user_code.function import UserFunction, imported
+from regcheck.user_code.generator import ScratchSteps
 from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import ROOT
-from tests.user_files import STEPS, TRAIN, begin, problem, run_all, run_file, write
+from tests.user_files import SHAPES, STEPS, TRAIN, begin, problem, run_all, run_file, write
 
 
 def test_file_trains_as_the_same_lines_do_on_their_own(tmp_path: Path) -> None:
@@ -143,6 +145,14 @@ def test_library_code_without_a_frame_of_the_users_is_reported_in_its_own_lines(
     with pytest.raises(UserCodeError, match=r"raised statistics\.StatisticsError") as raised:
         UserFunction(statistics.mean, "mean").call([])
     assert "statistics.py" in str(raised.value)
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(1, "those of the one epoch"), (2, "over all 2 ep")])
+def test_missing_steps_are_reported_with_their_epochs(epochs: int, words: str) -> None:
+    given = replace(problem(), epochs=epochs)
+    steps = ScratchSteps(UserFunction(lambda problem: iter(()), "f"), given, SHAPES, STEPS)
+    with pytest.raises(UserCodeError, match=f"f: must yield 4 times, and (.|\n)*{words}"):
+        steps.next()
 
 
 def cleaning(yielded: object, done: list[str]) -> UserFunction:

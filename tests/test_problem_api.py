@@ -9,9 +9,10 @@ import pytest
 
 from regcheck.problem.problem import Parameters, Problem, build_problem
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.user_code.problem_api import UserProblem, user_problem
+from regcheck.user_code.problem_api import UserProblem, plain_decay, user_problem
 
 ROWS = 7
+DECAYS = {"0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.2}
 
 
 def loaded_spec(**keys: Any) -> LoadedSpec:
@@ -49,14 +50,14 @@ def test_full_batch_is_a_number() -> None:
 @pytest.mark.parametrize(
     ("weight_decay", "expected"),
     [
-        ({"weight": 0.1, "bias": 0}, {"weight": 0.1, "bias": 0.0}),
+        ({"weight": 0.1, "bias": 0.0}, {"weight": 0.1, "bias": 0.0}),
         ({"weight": 0.1, "bias": 0.1}, 0.1),
+        ({"0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.1}, {"weight": 0.1, "bias": 0.0}),
+        (DECAYS, DECAYS),
     ],
 )
-def test_weight_decay_is_a_mapping_only_where_tensors_differ(
-    weight_decay: Any, expected: Any
-) -> None:
-    assert both(weight_decay=weight_decay)[0].weight_decay == expected
+def test_weight_decay_is_as_coarse_a_mapping_as_will_do(weight_decay: Any, expected: Any) -> None:
+    assert plain_decay(weight_decay) == expected
 
 
 def test_scratch_start_fits_the_formula_and_framework_start_fits_torch() -> None:
