@@ -37,7 +37,7 @@ INTERNAL_ERROR = (
     "internal error, and no verdict; please report it to the maintainers, with the lines above"
 )
 
-OLD_OPTIONS = {"patience": "timeout"}
+RENAMED = {"patience": "timeout"}
 """Former names of options, which are still taken."""
 
 
@@ -72,9 +72,7 @@ def commands() -> None:
     """
 
 
-@commands.command(
-    context_settings={"token_normalize_func": lambda name: OLD_OPTIONS.get(name, name)}
-)
+@commands.command(context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)})
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @click.option(
     "--steps",
@@ -189,8 +187,8 @@ def run_spec(
     except MemoryError:
         output.error(str(path), f"{path}: not enough memory for this many rows and features")
         return UNUSABLE
-    except Exception:
-        show_traceback()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         output.error(str(path), f"{path}: {INTERNAL_ERROR}")
         return INTERNAL
 
@@ -293,14 +291,7 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         # Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED if isinstance(error, BrokenPipeError) else UNUSABLE
-    except Exception:
-        show_traceback()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         click.echo(f"regcheck: {INTERNAL_ERROR}", err=True)
         return INTERNAL
-
-
-def show_traceback() -> None:
-    """Print the exception being handled, for a report of an internal error."""
-    import traceback  # only here: `explain` starts faster without it
-
-    traceback.print_exc()

@@ -308,7 +308,7 @@ def test_floor_of_a_users_own_torch_side_is_named_too() -> None:
 
 def test_report_says_where_the_floor_is_met_and_what_to_do() -> None:
     report = check(RAW, scratch=code())
-    told, ways = " ".join(remarks(report)), dict(fixes(report))
+    told, ways = " ".join(remarks(report)), fixes(report)
 
     assert "BCELoss's floor applies from step 2 on, to 100 % of that step's samples." in told
     assert "In step 20, 100 % of the samples are saturated" in told
@@ -317,7 +317,7 @@ def test_report_says_where_the_floor_is_met_and_what_to_do() -> None:
     assert "bce_with_logits" in ways["in torch"][0]
     assert ways["in the spec"] == ["loss: bce_with_logits"]
     # Its own line keeps p − y where something else is to change.
-    other = dict(fixes(check(RAW, scratch=code(penalty=2.0))))["in the scratch code"]
+    other = fixes(check(RAW, scratch=code(penalty=2.0)))["in the scratch code"]
     assert other[-1] == "w ← w − 0.05 (g(p−y) + 0.01 w), b likewise"
 
 

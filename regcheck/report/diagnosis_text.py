@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.diagnosis.records import (
-    Diagnosis,
-    EffectiveSettings,
-    Explanation,
-    Reporting,
-    SpecFix,
-)
+from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting, SpecFix
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
-from regcheck.report.text import upward
+from regcheck.report.text import upward, written
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.equivalent import Matching, alike, torch_call
 from regcheck.rules.formula import loss_text, rule_lines
-from regcheck.rules.settings import Training, exact, letters, number
+from regcheck.rules.settings import letters, number
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are printed; the JSON report has them all."""
@@ -43,6 +37,8 @@ UNEXPLAINED = (
     "penalty reproduces these steps."
 )
 
+UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
+
 UNEXPLAINED_STAGES = {
     "gradient": "in the data gradient, as far as the steps show: check the forward pass, the "
     "loss's derivative, and which rows are used.",
@@ -50,6 +46,8 @@ UNEXPLAINED_STAGES = {
     "penalty": "in the penalty: the data gradient is torch's.",
 }
 """Where to look if no cause explains a divergence."""
+
+SAME_RULE = "the same rule under another name: fix either"
 
 
 class Line(NamedTuple):
@@ -95,7 +93,7 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
         causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
     lines = labelled("Cause", causes)
     convention, faults = put_in(best.change, TORCH, NO_FAULTS)
-    own = letters(fitted_training(report) or report.rule_training)
+    own = letters(report.fitted_training or report.rule_training)
     scratch = rule_lines(convention, own, faults)
     torch = rule_lines(TORCH, letters(report.rule_training))
     if scratch != torch:
@@ -105,16 +103,6 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
                 for place, text in enumerate(rule)
             ]
     return lines
-
-
-def fitted_training(report: Report) -> Training | None:
-    """Return the rule's training with fitted decays; None where none were, or of other tensors."""
-    best = report.diagnosis.best if report.diagnosis else None
-    own = report.rule_training
-    if best is None or best.weight_decay is None:
-        return None
-    same = best.weight_decay.keys() == own.sgd.weight_decay.keys()
-    return own.with_decays(best.weight_decay) if same else None
 
 
 def factor_text(report: Report, cause: str, fit: Fit) -> str:
@@ -155,22 +143,18 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
 def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Describe the explanations that are as good, and the runs that would distinguish them."""
     texts = []
-    others = list(zip(found.explanations[1:], found.distinguished_by[1:], strict=True))
-    for one, apart in others[:MOST_ALTERNATIVES]:
-        plain = [cause for cause in one.causes if cause not in one.fits]
-        fitted = [
+    for one, run in zip(found.explanations[1:], found.distinguished_by[1:], strict=True):
+        causes = [
             f"{cause} by {factor_text(report, cause, one.fits[cause])}"
-            for cause in one.causes
             if cause in one.fits
+            else cause
+            for cause in sorted(one.causes, key=lambda cause: cause in one.fits)
         ]
-        tell = (
-            f"a run with {apart} would tell them apart"
-            if apart
-            else "the same rule under another name: fix either"
-        )
-        texts.append(f"{' with '.join(plain + fitted)} explains it just as well ({tell})")
-    if len(others) > MOST_ALTERNATIVES:
-        texts.append(f"and {len(others) - MOST_ALTERNATIVES} more, in the JSON report")
+        how = f"a run with {run} would tell them apart" if run else SAME_RULE
+        texts.append(f"{' with '.join(causes)} explains it just as well ({how})")
+    if len(texts) > MOST_ALTERNATIVES:
+        rest = len(texts) - MOST_ALTERNATIVES
+        texts[MOST_ALTERNATIVES:] = [f"and {rest} more, in the JSON report"]
     return labelled("Or", texts)
 
 
@@ -179,54 +163,37 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     if not found.loss_diverged:
         return []
     if found.reporting is None:
-        return [
-            Line(
-                "Loss",
-                found.loss_evidence or "no known cause explains why the reported losses differ.",
-            )
-        ]
+        return [Line("Loss", found.loss_evidence or UNEXPLAINED_LOSS)]
     texts = [
         f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
         for cause in found.reporting.causes
     ]
     formula = reported_formula(report, found.reporting)
-    if formula != TORCHS_LOSS and not texts:
-        texts.append("the scratch side reports the loss that it trains by")
-    lines = labelled("Loss", texts)
-    if formula != TORCHS_LOSS:
-        lines.append(Line("", f"scratch  {formula}", formula=True))
-    if found.loss_evidence:
-        lines.append(Line("" if lines else "Loss", found.loss_evidence))
-    return lines
+    if formula == TORCHS_LOSS:
+        return labelled("Loss", [*texts, found.loss_evidence] if found.loss_evidence else texts)
+    lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
+    lines.append(Line("", f"scratch  {formula}", formula=True))
+    return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
 
 
 def reported_formula(report: Report, reporting: Reporting) -> str:
     """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
     scale = f"{reporting.scale:.6g}"
-    for share, text in ((1.0, ""), (0.5, "½ ")):
+    for share, half in ((0.5, "½ "), (1.0, "")):
         fit = Fit(reporting.scale / share, 0.0)
         named = name_of_factor("gradient-scaled", fit, report.training)
-        if named:
-            scale = text + named.text
-            break
+        scale = half + named.text if named else scale
     if scale == "1" and "reported-loss-scaled" in reporting.causes:
         scale = "c"  # another at each step
-    data = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    formula = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
     for cause in reporting.causes:
         if cause != "reported-loss-scaled" and CAUSES[cause].reports:
-            data = CAUSES[cause].reports.format(data)
-    letter = {"weight": "w", "bias": "b"}
-    terms = [
-        f"½·{fit.factor:.6g} Σ{letter.get(name, name)}²"
-        for name, fit in reporting.strengths.items()
-        if fit.factor
-    ]
-    return " + ".join([data, *terms])
-
-
-def effective(scales: EffectiveSettings) -> tuple[Fit | None, Fit | None]:
-    """Return a tensor's factor on the lr and its weight decay; None where the steps show none."""
-    return (scales.gradient, scales.weight_decay) if scales.fits else (None, None)
+            formula = CAUSES[cause].reports.format(formula)
+    for name, fit in reporting.strengths.items():
+        if fit.factor:
+            letter = {"weight": "w", "bias": "b"}.get(name, name)
+            formula += f" + ½·{fit.factor:.6g} Σ{letter}²"
+    return formula
 
 
 def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
@@ -236,8 +203,8 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
     penalties: dict[str, list[str]] = {}
     spreads: dict[str, str] = {}
     for name, scales in found.effective_settings.items():
-        rate, decay = effective(scales)
-        if rate is None:
+        rate, decay = scales.gradient, scales.weight_decay
+        if not scales.fits or rate is None:
             return []
         alpha = 1.0 if rate.is_near(1.0) else rate.factor
         rates.setdefault(f"lr {alpha * lr:.6g}", []).append(name)
@@ -279,11 +246,11 @@ def fix_of(report: Report, cause: str) -> str:
     return fix
 
 
-def fixes(report: Report) -> list[tuple[str, list[str]]]:
-    """Say what to change on either side, or in the spec, so that they match: labels and lines."""
+def fixes(report: Report) -> dict[str, list[str]]:
+    """Return what to change on either side, or in the spec, so that they match."""
     found = report.diagnosis
     if found is None or not (found.best or found.reporting):
-        return []
+        return {}
     best, match = found.best, found.matching
     given = letters(report.rule_training)
     lines = [fix_of(report, cause) for cause in found.causes]
@@ -295,7 +262,7 @@ def fixes(report: Report) -> list[tuple[str, list[str]]]:
         own = f"{TORCHS_LOSS}, as your loss function has it"
         loss = loss_text(TORCH, given) if report.spec.own_framework is None else own
         lines.append(f"reports  {loss}")
-    ways = {"in the scratch code": lines}
+    ways = {"in the scratch code": lines} if lines else {}
     if changed and isinstance(match, Matching):
         ways["or in torch"] = [torch_call(match.sgd)]
         if report.training.lr_varies and match.lr_factor != 1:
@@ -303,10 +270,9 @@ def fixes(report: Report) -> list[tuple[str, list[str]]]:
     elif changed and match is not None:
         ways["in torch"] = [f"no lr and weight_decay match: {match}"]
     if isinstance(found.fix, SpecFix):
-        ways["in the spec"] = [
-            f"{key}: {written(value)}" for key, value in found.fix.changes.items()
-        ]
-    return [(label, lines) for label, lines in ways.items() if lines]
+        changes = found.fix.changes.items()
+        ways["in the spec"] = [f"{key}: {written(value)}" for key, value in changes]
+    return ways
 
 
 def not_written(report: Report) -> str:
@@ -318,22 +284,11 @@ def not_written(report: Report) -> str:
     found = report.diagnosis
     if found is None or not found.causes:
         return "no cause was found"
-    named = ", ".join(found.causes)
-    if isinstance(found.fix, str):
-        return f"{named}: {found.fix}"
-    rest = "the reported losses" if found.best else "the parameters"
-    return (
-        f"{named}: the fix is in the scratch code; why {rest} differ is not explained, so no "
-        "change of the spec makes the sides agree"
-    )
-
-
-def written(value: object) -> str:
-    """Write a value of a spec in one line, its numbers in full."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {written(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(written, value)) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return exact(value) if isinstance(value, float) else str(value)
+    reason = found.fix
+    if not isinstance(reason, str):
+        rest = "the reported losses" if found.best else "the parameters"
+        reason = (
+            f"the fix is in the scratch code; why {rest} differ is not explained, so no change of "
+            "the spec makes the sides agree"
+        )
+    return f"{', '.join(found.causes)}: {reason}"

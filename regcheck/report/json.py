@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from regcheck import __version__
-from regcheck.compare.comparison import Final
-from regcheck.compare.differences import Difference
 from regcheck.compare.steps import Sample
 from regcheck.compare.trace import TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
-from regcheck.report.diagnosis_text import effective, fitted_training, fix_of
+from regcheck.report.diagnosis_text import fix_of
 from regcheck.report.result import Report
 from regcheck.rules.cause_formula import framework_formula, scratch_formula
 from regcheck.rules.causes import CAUSES
@@ -83,15 +81,23 @@ def report_head(report: Report) -> dict[str, Any]:
         "amplification": found.drift.amplification and found.drift.amplification._asdict(),
         "saturation": found.saturation and found.saturation._asdict(),
         "sample": sample_dict(found.sample),
-        "final": {side: final_dict(final) for side, final in found.final.items()}
+        "final": {
+            side: {**final.parameters, "loss": final.loss, "accuracy": final.accuracy or None}
+            for side, final in found.final.items()
+        }
         | {"max_drift": found.drift.largest},
         "environment": report.environment,
     }
     return {key: plain(value) for key, value in head.items()}
 
 
+def pick(record: Any, *names: str) -> dict[str, Any]:
+    """Return some fields of a record."""
+    return {name: getattr(record, name) for name in names}
+
+
 def verdict_dict(report: Report) -> dict[str, Any]:
-    """Return the verdict, and from which step on it is so."""
+    """Return the verdict, and the first steps that it rests on."""
     found, loss = report.comparison, report.first_loss_divergence
     return {
         "regcheck": __version__,
@@ -104,16 +110,8 @@ def verdict_dict(report: Report) -> dict[str, Any]:
         "compared": found.compared,
         "first_divergence": divergence_dict(report),
         "first_loss_divergence": loss
-        and {
-            "step": loss.step,
-            "scratch": loss.at.scratch,
-            "framework": loss.at.framework,
-            "difference": loss.at.difference,
-            "bound": loss.at.bound,
-        },
-        "first_by_stage": found.first_by_stage,
-        "first_unjudged": found.first_unjudged,
-        "first_loss_unjudged": found.first_loss_unjudged,
+        and {"step": loss.step, **pick(loss.at, "scratch", "framework", "difference", "bound")},
+        **pick(found, "first_by_stage", "first_unjudged", "first_loss_unjudged"),
     }
 
 
@@ -126,20 +124,13 @@ def divergence_dict(report: Report) -> dict[str, Any] | None:
     if divergence is None:
         return None
     on_drift = report.spec.tolerance.of(divergence.at.tensor).on_drift
+    numbers = ("tensor", "index", "scratch", "framework", "difference", "bound", "ratio")
     return {
-        "step": divergence.step,
-        "epoch": divergence.epoch,
-        "batch": divergence.batch,
-        "stage": divergence.stage,
-        **difference_dict(divergence.at),
+        **pick(divergence, "step", "epoch", "batch", "stage"),
+        **pick(divergence.at, *numbers),
         "on": "drift" if on_drift else "local",
-        "within": difference_dict(divergence.within),
+        "within": pick(divergence.within, *numbers),
     }
-
-
-def difference_dict(difference: Difference) -> dict[str, Any]:
-    """Return one entry's difference."""
-    return {key: value for key, value in difference._asdict().items() if key != "judged"}
 
 
 def diagnosis_dict(report: Report) -> dict[str, Any] | None:
@@ -172,10 +163,10 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
 def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     """Return one cause of a diagnosis."""
     assert report.diagnosis is not None
-    row, best, reporting = CAUSES[cause], report.diagnosis.best, report.diagnosis.reporting
+    best, reporting = report.diagnosis.best, report.diagnosis.reporting
     fit = best.fits.get(cause) if best else None
     factor = fit and fit.factor
-    own = fitted_training(report) if cause == "penalty-scaled" else None
+    own = report.fitted_training if cause == "penalty-scaled" else None
     if own is not None:
         formula = "; ".join(rule_lines(TORCH, letters(own)))
     else:
@@ -183,10 +174,9 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
         formula = scratch_formula(cause, report.rule_training, factor, scale)
     return {
         "id": cause,
-        "kind": row.kind,
-        "title": row.title,
+        **pick(CAUSES[cause], "kind", "title"),
         "fix": fix_of(report, cause),
-        "since": row.since,
+        "since": CAUSES[cause].since,
         "scratch_formula": formula,
         "framework_formula": framework_formula(cause, report.rule_training),
         "factor": factor,
@@ -197,7 +187,10 @@ def effective_dict(report: Report) -> dict[str, Any]:
     """Return the lr and weight decay of both sides; None where the steps do not show them."""
     assert report.diagnosis is not None
     sgd = report.training.sgd
-    fits = {name: effective(scales) for name, scales in report.diagnosis.effective_settings.items()}
+    fits = {
+        name: (scales.gradient, scales.weight_decay) if scales.fits else (None, None)
+        for name, scales in report.diagnosis.effective_settings.items()
+    }
     return {
         "effective_weight_decay": {
             "scratch": {name: decay and decay.factor for name, (_, decay) in fits.items()},
@@ -223,9 +216,7 @@ def matching_dict(match: Matching) -> dict[str, Any]:
     values = set(decays.values())
     return {
         "weight_decay": values.pop() if len(values) == 1 else decays,
-        "lr": match.sgd.lr,
-        "momentum": match.sgd.momentum,
-        "nesterov": match.sgd.nesterov,
+        **pick(match.sgd, "lr", "momentum", "nesterov"),
     }
 
 
@@ -243,27 +234,14 @@ def sample_dict(sample: Sample | None) -> dict[str, Any] | None:
 
 def step_dict(step: Step) -> dict[str, Any]:
     """Return a step's loss and tensors. Penalty and shift hold the learning rate."""
-    return {
-        "loss": step.loss,
-        "gradient": step.gradient,
-        "penalty": step.penalty,
-        "shift": step.delta,
-        "after": step.after,
-    }
-
-
-def final_dict(final: Final) -> dict[str, Any]:
-    """Return where one side ended."""
-    return {**final.parameters, "loss": final.loss, "accuracy": final.accuracy or None}
+    return {**pick(step, "loss", "gradient", "penalty"), "shift": step.delta, "after": step.after}
 
 
 def row_dict(row: TraceRow) -> dict[str, Any]:
     """Return one row."""
     found: dict[str, Any] = plain(
         {
-            "step": row.step,
-            "epoch": row.epoch,
-            "batch": row.batch,
+            **pick(row, "step", "epoch", "batch"),
             "loss": {
                 "scratch": row.scratch_loss,
                 "framework": row.framework_loss,
@@ -272,10 +250,7 @@ def row_dict(row: TraceRow) -> dict[str, Any]:
             },
             "tensors": {
                 name: {
-                    "drift": trace.drift,
-                    "local": trace.local,
-                    "bound": trace.bound,
-                    "ratio": trace.ratio,
+                    **pick(trace, "drift", "local", "bound", "ratio"),
                     "tolerance_ratio": trace.judged,
                 }
                 for name, trace in row.tensors.items()

@@ -78,6 +78,15 @@ class Report:
         return self.training.with_decays(largest)
 
     @property
+    def fitted_training(self) -> Training | None:
+        """That training with the fitted weight decays, where the diagnosis has any."""
+        best, own = self.diagnosis and self.diagnosis.best, self.rule_training
+        if not best or best.weight_decay is None:
+            return None
+        same = best.weight_decay.keys() == own.sgd.weight_decay.keys()
+        return own.with_decays(best.weight_decay) if same else None
+
+    @property
     def limit_within(self) -> float:
         """The rounding bounds that a tensor may differ by within a step, of all the largest."""
         return max(

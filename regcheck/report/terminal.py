@@ -115,11 +115,11 @@ def print_verdict(report: Report, console: Console) -> None:
         diagnosis.add_row(Text(f"{label:<6}", "bold"), Text(line, "cyan" if formula else ""))
     if diagnosis.row_count:
         console.print(diagnosis)
-    found = fixes(report) if report.verdict == "diverged" else []
-    if found:
+    ways = fixes(report) if report.verdict == "diverged" else {}
+    if ways:
         console.print("To make them match", style="bold")
         grid = Table.grid(padding=(0, 2))
-        for label, lines in found:
+        for label, lines in ways.items():
             for position, line in enumerate(lines):
                 grid.add_row("" if position else f"  {label}", Text(line, "cyan"))
         console.print(grid)

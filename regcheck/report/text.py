@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from regcheck.rules.formula import (
     penalty_text,
     rule_lines,
 )
-from regcheck.rules.settings import Letters, letters, symbols
+from regcheck.rules.settings import Letters, exact, letters, symbols
 from regcheck.spec.tolerance import Tolerance
 
 WHERE = {
@@ -64,6 +65,17 @@ def tolerance_text(tolerance: Tolerance) -> str:
     if isinstance(used, str):
         return used
     return "{" + ", ".join(f"{key}: {value:g}" for key, value in used.items()) + "}"
+
+
+def written(value: object) -> str:
+    """Write a value of a spec in one line, its numbers in full."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return exact(value) if isinstance(value, float) else str(value)
 
 
 def subject(report: Report) -> str:
