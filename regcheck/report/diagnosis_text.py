@@ -24,14 +24,6 @@ MOST_ALTERNATIVES = 3
 
 TORCHS_LOSS = "torch's loss"
 
-BY_ENTRY_FIXES = {
-    "gradient-scaled": "leave out what multiplies the gradient of the entries named above",
-    "learning-rate-scaled": "step those entries by torch's lr too",
-    "penalty-missing": "add λ w to the gradient of those entries too",
-    "penalty-scaled": "add torch's own λ w to the gradient of those entries",
-}
-"""What to change where only some entries differ, which are named with their numbers."""
-
 UNEXPLAINED = (
     "not explained: no known cause, no pair of causes and no factor on the lr, the gradient or the "
     "penalty reproduces these steps."
@@ -238,8 +230,8 @@ def fix_of(report: Report, cause: str) -> str:
             for decay, names in alike(report.training.sgd.weight_decay).items()
         ]
         return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
-    if best.by_entry is not None and cause in BY_ENTRY_FIXES:
-        return BY_ENTRY_FIXES[cause]
+    if best.by_entry is not None and CAUSES[cause].fix_by_entry:
+        return CAUSES[cause].fix_by_entry
     if cause in best.fits:
         factor = factor_text(report, cause, best.fits[cause])
         fix = fix.replace("the factor c", f"the factor {factor}")

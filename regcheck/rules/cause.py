@@ -58,6 +58,7 @@ class Cause(NamedTuple):
             where there is a penalty too, its lr·λ w shows that first.
         since: when it shows, to follow "it shows".
         fix: what to change in the scratch code, as a request.
+        fix_by_entry: the same where only some entries differ, which are named with their numbers.
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
         reports: the reported loss where no change makes it, with {} for torch's.
@@ -69,6 +70,7 @@ class Cause(NamedTuple):
     fix: str
     changes: tuple[Change, ...] = ()
     concerns: Callable[[Training, Convention], bool] = always
+    fix_by_entry: str = ""
     hidden_by: tuple[str, ...] = ()
     fitted: bool = False
     reports: str = ""

@@ -169,6 +169,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the gradient",
+        fix_by_entry="add λ w to the gradient of those entries too",
         hidden_by=PENALTY,
     ),
     "penalty-norm-not-squared": Cause(
@@ -187,6 +188,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="leave the factor c out: add λ w to the gradient as it is",
+        fix_by_entry="add torch's own λ w to the gradient of those entries",
         hidden_by=PENALTY,
         fitted=True,
     ),
