@@ -17,6 +17,7 @@ from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, difference
 from regcheck.rules.equivalent import NoMatchError, matching, torch_call
 from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
 from regcheck.rules.settings import (
+    LOSSES,
     SYMBOLIC,
     Letters,
     SgdSettings,
@@ -253,30 +254,7 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
 MOMENTUM = SYMBOLIC._replace(momentum="μ")
 
 LOSSES_AND_OPTIMIZERS = (
-    Entry(
-        "bce",
-        "loss",
-        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
-        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
-        ["torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12."],
-    ),
-    Entry(
-        "bce_with_logits",
-        "loss",
-        "torch.nn.BCEWithLogitsLoss",
-        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
-        ["The same loss as bce, without its limits where p is nearly 0 or 1."],
-    ),
-    Entry(
-        "mse",
-        "loss",
-        "torch.nn.MSELoss: no ½",
-        [
-            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
-            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
-        ],
-        ["Half the squared error is `convention: {loss_factor: 0.5}`."],
-    ),
+    *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
     Entry(
         "sgd",
         "optimizer",

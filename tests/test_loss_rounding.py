@@ -8,9 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.loss_rounding import STEEPEST, TAIL, LossRounding, precision_of
+from regcheck.numerics.loss_rounding import LossRounding, precision_of
 from regcheck.numerics.losses import DENOMINATOR_FLOOR as FLOOR
 from regcheck.numerics.losses import LOSSES
+from regcheck.rules.settings import LOSSES as TORCHS
 from tests.test_rounding import KINDS, TINY32, TINY64, U32, U64, close
 
 Array = NDArray[np.floating]
@@ -29,9 +30,11 @@ def test_steepest_is_the_largest_slope_of_the_slope(kind: tuple[str, str]) -> No
     )
     largest = np.abs(steepness).max(axis=0)
 
-    assert 0.95 * STEEPEST[kind] < largest.max() < STEEPEST[kind] * (1 + 1e-6)
-    if kind[0] == "logistic":
-        assert np.all(largest <= TAIL[kind[1]] * np.exp(-np.abs(z)) * 1.001)
+    model, name = kind
+    steepest = TORCHS[name].steepest[model]
+    assert 0.95 * steepest < largest.max() < steepest * (1 + 1e-6)
+    if model == "logistic":
+        assert np.all(largest <= TORCHS[name].tail * np.exp(-np.abs(z)) * 1.001)
 
 
 def test_a_slope_s_error_adds_what_a_sigmoid_loses_to_that_of_the_output() -> None:

@@ -17,17 +17,7 @@ import numpy as np
 
 from regcheck.numerics.losses import DENOMINATOR_FLOOR, LOG_FLOOR, Array
 from regcheck.numerics.norms import norm
-
-STEEPEST = {
-    ("linear", "mse"): 2.0,
-    ("logistic", "bce"): 0.25,
-    ("logistic", "bce_with_logits"): 0.25,
-    ("logistic", "mse"): 0.16,
-}
-"""The largest |d²ℓ/dz²| of each model and loss, over all z and all y from 0 to 1."""
-
-TAIL = {"bce": 1.0, "bce_with_logits": 1.0, "mse": 2.5}
-"""How many times σ′(z) ≤ e^(−|z|) the logistic model's |d²ℓ/dz²| can be, by loss."""
+from regcheck.rules.settings import LOSSES
 
 
 class Precision(NamedTuple):
@@ -95,11 +85,11 @@ class LossRounding:
         error of a sigmoid adds 4u more σ(z), from its factor 1 − p. For the logistic model L_i is
         at most c σ′ in z_i ± δz_i, and so 3c e^(−|z_i|) where δz_i ≤ 1.
         """
-        steepest = STEEPEST[self.model, self.loss]
+        steepest = LOSSES[self.loss].steepest[self.model]
         if self.model == "linear":
             return steepest * norm(dz)
         odds = np.exp(z)
-        steep = np.minimum((3 * TAIL[self.loss]) * np.minimum(odds, 1 / odds), steepest)
+        steep = np.minimum((3 * LOSSES[self.loss].tail) * np.minimum(odds, 1 / odds), steepest)
         if float(dz.max()) > 1:
             steep[dz > 1] = steepest
         error = steep * dz + self.precision.floor  # σ(z) may underflow, and x_ij be large

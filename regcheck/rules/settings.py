@@ -9,6 +9,66 @@ from typing import Any, NamedTuple, TypeVar
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, penalized
 
 
+class Loss(NamedTuple):
+    """One of torch's losses of a row, ℓ, taken of a model's output z.
+
+    Attributes:
+        torch: its class in torch.nn; the mean over the rows is meant.
+        of: by model, the class in torch.nn that turns z into what the loss is taken of.
+        title, formulas, notes: what `explain` writes.
+        steepest: by model, the largest |d²ℓ/dz²| over all z and all y from 0 to 1.
+        tail: how many times e^(−|z|) the logistic model's |d²ℓ/dz²| can be.
+    """
+
+    torch: str
+    of: Mapping[str, str]
+    title: str
+    formulas: list[str]
+    notes: list[str]
+    steepest: Mapping[str, float]
+    tail: float
+
+
+LOSSES: dict[str, Loss] = {
+    "bce": Loss(
+        "BCELoss",
+        {"logistic": "Sigmoid"},
+        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
+        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
+        ["torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12."],
+        steepest={"logistic": 0.25},
+        tail=1.0,
+    ),
+    "bce_with_logits": Loss(
+        "BCEWithLogitsLoss",
+        {"logistic": "Identity"},
+        "torch.nn.BCEWithLogitsLoss",
+        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
+        ["The same loss as bce, without its limits where p is nearly 0 or 1."],
+        steepest={"logistic": 0.25},
+        tail=1.0,
+    ),
+    "mse": Loss(
+        "MSELoss",
+        {"linear": "Identity", "logistic": "Sigmoid"},
+        "torch.nn.MSELoss: no ½",
+        [
+            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
+            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
+        ],
+        ["Half the squared error is `convention: {loss_factor: 0.5}`."],
+        steepest={"linear": 2.0, "logistic": 0.16},
+        tail=2.5,
+    ),
+}
+
+MODELS = {
+    model: tuple(name for name, loss in LOSSES.items() if model in loss.of)
+    for model in ("linear", "logistic")
+}
+"""Each model with the losses that go with it, its default first."""
+
+
 class SgdSettings(NamedTuple):
     """The settings of `torch.optim.SGD`; `weight_decay` is λ of each tensor."""
 

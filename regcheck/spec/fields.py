@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from regcheck.errors import is_planned, refusal
+from regcheck.errors import is_planned, refusal, suggest
 
 Path = tuple[str | int, ...]
 """Where a value stands in a spec: keys, and positions in lists from 0."""
@@ -25,6 +25,21 @@ Path = tuple[str | int, ...]
 def wrong(text: str) -> PydanticCustomError:
     """Make an error whose text is reported as it stands."""
     return PydanticCustomError("regcheck", "{text}", {"text": text})
+
+
+def one_of(choices: Iterable[str], value: object) -> object:
+    """Return a value that is one of the choices; any other is an error."""
+    known = list(choices)
+    if value in known:
+        return value
+    raise wrong(choice_text(known, value))
+
+
+def choice_text(choices: list[str], value: object) -> str:
+    """Describe which values there are, and which one was meant, if it is near."""
+    hint = suggest(value, choices) if isinstance(value, str) else ""
+    text = f"must be one of {', '.join(choices)}, got {shown(value)}"
+    return f"{text}; {hint}" if hint.startswith("did") else text
 
 
 def raise_inside(errors: Iterable[tuple[Path, str]]) -> None:

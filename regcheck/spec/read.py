@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from regcheck.errors import Complaint, InputError, suggest
+from regcheck.rules.settings import MODELS
 from regcheck.spec.data import ONE_SOURCE, source_of
 from regcheck.spec.fields import Path as SpecPath
-from regcheck.spec.fields import Section, shown
-from regcheck.spec.schema import MODELS, Spec
+from regcheck.spec.fields import Section, choice_text, shown
+from regcheck.spec.schema import Spec
 from regcheck.spec.yaml_text import Document, dotted, parse, read_text
 
 
@@ -163,9 +164,7 @@ def reason(kind: str, context: Mapping[str, Any], value: object) -> str:
         return str(context["text"])
     if kind == "literal_error":
         choices = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        hint = suggest(value, choices) if isinstance(value, str) else ""
-        text = f"must be one of {', '.join(choices)}, got {shown(value)}"
-        return f"{text}; {hint}" if hint.startswith("did") else text
+        return choice_text(choices, value)
     expected = REASONS.get(kind, "is not valid").format(**context)
     if kind in LIMITS:
         (limit,) = context.values()

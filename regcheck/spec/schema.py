@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from regcheck.rules.convention import Convention
+from regcheck.rules.settings import LOSSES, MODELS
 from regcheck.spec.data import DataSource
 from regcheck.spec.fields import (
     Count,
@@ -20,6 +21,7 @@ from regcheck.spec.fields import (
     Positive,
     Section,
     has_bias,
+    one_of,
     raise_inside,
     refuse_planned,
     shown,
@@ -37,9 +39,6 @@ from regcheck.spec.training import (
     batch_size_form,
 )
 
-MODELS = {"linear": ("mse",), "logistic": ("bce", "bce_with_logits", "mse")}
-"""Each model with the losses that go with it, its default first."""
-
 DtypeName = Literal["float32", "float64"]
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
@@ -53,9 +52,9 @@ def model_form(value: object) -> object:
 
 
 def loss_form(value: object) -> object:
-    """Refuse the loss that goes with the models of later versions."""
+    """Check that a value names a loss; refuse those that later versions have."""
     refuse_planned("loss", value)
-    return value
+    return value if value is None else one_of(LOSSES, value)
 
 
 UserCode = str | Callable[[Any], Any]
@@ -125,7 +124,7 @@ class Dtype(Section):
 FLOAT64 = Dtype(scratch="float64", framework="float64")
 
 Model = Annotated[Literal["linear", "logistic"] | None, BeforeValidator(model_form)]
-Loss = Annotated[Literal["mse", "bce", "bce_with_logits"] | None, BeforeValidator(loss_form)]
+Loss = Annotated[str | None, BeforeValidator(loss_form)]
 BatchSize = Annotated[int | Literal["full"], BeforeValidator(batch_size_form)]
 Clip = Annotated[Positive | None, NoneWord]
 

@@ -18,15 +18,7 @@ from torch.optim import Optimizer
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import flat
 from regcheck.problem.problem import Array, Parameters, Problem
-from regcheck.rules.settings import SGD_DEFAULTS, SgdSettings
-
-LOSSES: dict[tuple[str, str], tuple[type[nn.Module], type[nn.Module]]] = {
-    ("linear", "mse"): (nn.Identity, nn.MSELoss),
-    ("logistic", "bce"): (nn.Sigmoid, nn.BCELoss),
-    ("logistic", "bce_with_logits"): (nn.Identity, nn.BCEWithLogitsLoss),
-    ("logistic", "mse"): (nn.Sigmoid, nn.MSELoss),
-}
-"""By model and loss: what is put on z, and torch's loss of that."""
+from regcheck.rules.settings import LOSSES, SGD_DEFAULTS, SgdSettings
 
 
 @dataclass
@@ -198,7 +190,8 @@ def built_in(problem: Problem) -> Module:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(problem.initial[name]))
-    link, measure = (make() for make in LOSSES[problem.model, problem.loss])
+    loss = LOSSES[problem.loss]
+    link, measure = getattr(nn, loss.of[problem.model])(), getattr(nn, loss.torch)()
     groups: list[dict[str, Any]] = [
         {"params": [tensor], "weight_decay": problem.weight_decay[name]}
         for name, tensor in tensors.items()
