@@ -95,7 +95,7 @@ def test_lr_stays_at_its_end() -> None:
     assert [one.lr for one in cosine.batches()][10:] == [0.1] * 10
     assert [one.lr for one in listed.batches()] == [0.3] + [0.2] * 19
     assert [one.lr for one in warm.batches()][4:] == [0.4] * 16
-    assert warm.lr_at(0) == warm.lr_at(-3) == warm.lr_at(1) == 0.4 / 5
+    assert warm.lr_at(0) == warm.lr_at(-3) == warm.lr_at(1) == 0.4 * 0.2
 
 
 def test_lr_that_outgrows_float64_is_infinite() -> None:
