@@ -29,7 +29,7 @@ from regcheck.diagnosis.effective_settings import (
 )
 from regcheck.diagnosis.records import ByEntry, Explanation
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each, rounded
+from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_each, rounded
 from regcheck.problem.problem import Array
 
 Indices = NDArray[np.intp]
@@ -92,8 +92,7 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
         slope, target = family.slope[:, places], family.target[:, places]
         if (np.abs(slope) > 1).sum() < LEAST_SHOWN:
             return None
-        factor, spread = fit_each(slope.ravel(), target.ravel(), 0)
-        fit = rounded(float(factor), float(spread), replay.u)
+        fit = rounded(*fit_all(slope, target), replay.u)
         for value in (fit.plain((0.0,)).factor, fit.factor):
             left = largest_left(slope, target, value)
             if left <= 1:

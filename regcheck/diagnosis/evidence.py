@@ -14,7 +14,7 @@ from regcheck.diagnosis.effective_settings import deltas, scratch_deltas, window
 from regcheck.diagnosis.records import EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_columns, fit_each
+from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns, fit_each
 from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
@@ -181,7 +181,7 @@ def other_penalty(replay: Replay) -> str:
             continue
         here, there = slope[:, concerned], target[:, concerned]
         if here.any():
-            strength = float(fit_each(here.ravel(), there.ravel(), 0)[0])
+            strength, _ = fit_all(here, there)
             if strength and np.abs(there - strength * here).max() <= 1:
                 return text.format(f"{strength:.6g}")
     return ""

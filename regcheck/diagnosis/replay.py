@@ -21,7 +21,7 @@ import numpy as np
 
 from regcheck.compare.history import History, Record
 from regcheck.diagnosis.records import Explanation
-from regcheck.numerics.least_squares import Fit, fit_each, rounded
+from regcheck.numerics.least_squares import Fit, fit_all, rounded
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.cause import Change, put_in
@@ -261,7 +261,7 @@ class Replay:
             if informative == most:
                 break
         slope, rest = np.array(slopes), np.array(rests)
-        by, spread = (float(value) for value in fit_each(slope.ravel(), rest.ravel(), 0))
+        by, spread = fit_all(slope, rest)
         left = np.abs(rest - by * slope).max() / (1 + abs(by / other))
         fits = math.isfinite(by) and left <= coarse
         return rounded(factor + by, spread, self.u) if fits else None

@@ -54,6 +54,14 @@ def fit_each(slope: Array, target: Array, axis: int) -> tuple[Array, Array]:
         return np.asarray((slope * target).sum(axis=axis)) / weight, 1 / np.sqrt(weight)
 
 
+def fit_all(slope: Array, target: Array) -> tuple[float, float]:
+    """Fit one c to all steps, (steps, entries), adding up step after step."""
+    with np.errstate(all="ignore"):
+        weight = np.float64(sum(float(row @ row) for row in slope))
+        moment = sum(float(row @ rest) for row, rest in zip(slope, target, strict=True))
+        return float(moment / weight), float(1 / np.sqrt(weight))
+
+
 def rounded(factor: float, spread: float, u: float) -> Fit:
     """Return a factor with the deviation √(spread² + (4 u c)²)."""
     return Fit(factor, math.hypot(spread, ROUNDED * u * factor))
