@@ -12,7 +12,6 @@ from torch import nn
 
 from regcheck.checking import check
 from regcheck.compare.history import History
-from regcheck.diagnosis.by_entry import named
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
@@ -284,7 +283,7 @@ def test_entries_are_named_as_slices() -> None:
     history = History({"a": (2, 3), "b": (2,), "c": (2, 2, 2)}, schedule)
 
     def names(*places: int) -> str:
-        return named(history, np.array(places))
+        return history.named(np.array(places))
 
     assert names(0, 1, 2, 3, 4, 5) == "a"
     assert names(1, 2, 3, 6, 7) == "a[0, 1:3], a[1, 0] and b"

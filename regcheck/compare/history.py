@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.numerics.rounding import Bounds
@@ -25,6 +26,9 @@ MOST_AFTER = 4096
 KEPT = ("before", "scratch", "framework", "gradient", "bound")
 """What is kept of each tensor's entries: the parameters before the step (both sides'), those after
 it on either side, the data gradient of torch, and the rounding bound of the parameters after."""
+
+MOST_NAMED = 4
+"""Slices of tensors that are named."""
 
 LOSSES = ("scratch", "framework", "bound")
 
@@ -114,3 +118,29 @@ class History:
         parts = [self.all(what) for what in KEPT]
         for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
             yield Record(batch, *(part[index] for part in parts))
+
+    def tensor_at(self, entry: int) -> str:
+        """Name the tensor that an entry is of."""
+        return next(name for name, part in self.slices.items() if entry < part.stop)
+
+    def named(self, entries: NDArray[np.intp]) -> str:
+        """Name entries as slices: weight[0, 0:2]; a whole tensor by its name alone."""
+        found = []
+        for name, part in self.slices.items():
+            inside = entries[(entries >= part.start) & (entries < part.stop)] - part.start
+            if len(inside) == part.stop - part.start:
+                found.append(name)
+            elif len(inside):
+                found += runs_of(name, self.shapes[name], inside)
+        more = len(found) - MOST_NAMED
+        shown = found[:MOST_NAMED] + ([f"{more} more"] if more > 0 else [])
+        return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def runs_of(name: str, shape: tuple[int, ...], inside: NDArray[np.intp]) -> Iterator[str]:
+    """Name some entries of a tensor: runs of neighbours in its last dimension."""
+    breaks = (np.diff(inside) != 1) | (inside[1:] % shape[-1] == 0)
+    for run in np.split(inside, np.flatnonzero(breaks) + 1):
+        *outer, first = (int(index) for index in np.unravel_index(run[0], shape))
+        last = f"{first}:{first + len(run)}" if len(run) > 1 else f"{first}"
+        yield f"{name}[{', '.join([*map(str, outer), last])}]"

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History
-from regcheck.diagnosis.by_entry import by_entries
 from regcheck.diagnosis.distinguish import distinguishing
-from regcheck.diagnosis.effective_settings import effective_settings_of, with_other_settings
 from regcheck.diagnosis.evidence import without_cause
 from regcheck.diagnosis.fix import equivalent_settings, verified_fix
-from regcheck.diagnosis.loss_floor import logarithm_evidence
+from regcheck.diagnosis.loss_evidence import logarithm_evidence
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
+from regcheck.diagnosis.other_settings import (
+    by_entries,
+    effective_settings_of,
+    with_other_settings,
+)
 from regcheck.diagnosis.records import Diagnosis, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import FLOAT32, explain_losses

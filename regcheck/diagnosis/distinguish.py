@@ -16,7 +16,6 @@ import numpy as np
 from regcheck.diagnosis.records import Explanation
 from regcheck.problem.batches import Schedule
 from regcheck.problem.problem import OWN_MODEL, Array, Parameters, Problem
-from regcheck.rules.cause import put_in
 from regcheck.rules.convention import is_bias
 from regcheck.spec.training import LrSchedule, Sgd
 from regcheck.trainers.numpy_trainer import NumpyTrainer
@@ -150,8 +149,7 @@ def trained(problem: Problem, explanation: Explanation, scaled: dict[float, floa
         if key in FACTORS and isinstance(value, float):
             sizes = (one for one in scaled if one != 1 and math.isclose(value, one, rel_tol=1e-9))
             change[key] = scaled.get(next(sizes, math.nan), value)
-    convention, faults = put_in(change, problem.convention, problem.faults)
-    trainer = NumpyTrainer(replace(problem, convention=convention, faults=faults))
+    trainer = NumpyTrainer(problem.with_change(change))
     state, found = trainer.start(), []
     for batch in islice(problem.schedule.batches(), STEPS):
         state = trainer.step(state, batch).state

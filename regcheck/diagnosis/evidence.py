@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.effective_settings import deltas, scratch_deltas, window, without_penalty
+from regcheck.diagnosis.loss_evidence import finite_differences
+from regcheck.diagnosis.other_settings import deltas, scratch_deltas, window, without_penalty
 from regcheck.diagnosis.records import EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
@@ -18,10 +16,6 @@ from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns
 from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
-from regcheck.trainers.numpy_trainer import ForwardBackward
-
-Indices = NDArray[np.intp]
-"""Places of some entries."""
 
 MOST_RATES = 6
 """The lrs that are listed."""
@@ -100,14 +94,9 @@ def not_finite(run: Run, record: Record) -> str:
     place = int(lost.argmax())
     return (
         f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in "
-        f"{tensor_at(run.history, place)}, from numbers from which torch gives numbers: look for a "
+        f"{run.history.tensor_at(place)}, from numbers from which torch gives numbers: look for a "
         "division by 0, a logarithm of 0, or an exponential that overflows."
     )
-
-
-def tensor_at(history: History, place: int) -> str:
-    """Name the tensor that an entry is of."""
-    return next(name for name, part in history.slices.items() if place < part.stop)
 
 
 def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
@@ -295,101 +284,3 @@ PREVIOUS_GRADIENT = (
     "Each step is made from the gradient of the step before: take the predictions and the "
     "gradient anew, from the parameters as they are."
 )
-
-MOST_PROBED = 12
-"""Entries whose derivative is taken by finite differences."""
-
-NEARER = 0.1
-"""How much nearer to a derivative one gradient must be than the other."""
-
-RELIABLE = 0.25
-"""How far two finite differences may be apart, of what the two gradients are apart."""
-
-FLOORED = 27.0
-"""z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
-
-
-def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
-    """Take the derivative by central differences of torch's loss: with whom does it side?
-
-    The scratch side's gradient is its own, or else what it must have been to make its step by
-    torch's rule.
-    """
-    own = run.gradient
-    implied = run.history.flat(own) if own is not None else implied_gradient(run, replay, record)
-    if implied is None:
-        return []
-    apart = np.abs(implied - record.gradient)
-    order = np.argsort(-apart)[:MOST_PROBED]
-    derivative = central_differences(run, record, order, apart[order])
-    if derivative is None:
-        return []
-    scratch_off = float(np.abs(implied[order] - derivative).max())
-    torch_off = float(np.abs(record.gradient[order] - derivative).max())
-    if not torch_off < NEARER * scratch_off < math.inf:
-        return []
-    text = (
-        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
-        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
-        f"{scratch_off:.1e}, most in {tensor_at(run.history, int(order[0]))}."
-    )
-    return [text]
-
-
-def central_differences(run: Run, record: Record, order: Indices, apart: Array) -> Array | None:
-    """Take central differences of torch's loss, (L(w + h) − L(w − h))/2h, for some entries.
-
-    None where they tell no derivative: the loss is random, has a floor, or another slope at h/2.
-    `apart` is how far the two gradients are apart in each entry, which they must tell.
-    """
-
-    def loss(entries: Array) -> float:
-        return run.sides.probe.loss_at(run.history.split(entries), record.batch)
-
-    if loss(record.before) != loss(record.before) or is_floored(run, record):
-        return None
-    step = float(np.finfo(run.torch.problem.framework_dtype).eps) ** (1 / 3)
-    found = np.empty(len(order))
-    for place, entry in enumerate(order):
-        slopes = []
-        for h in (step, step / 2):
-            above, below = record.before.copy(), record.before.copy()
-            above[entry] += h * max(1.0, abs(float(record.before[entry])))
-            below[entry] -= h * max(1.0, abs(float(record.before[entry])))
-            slopes.append((loss(above) - loss(below)) / float(above[entry] - below[entry]))
-        reliable = abs(slopes[0] - slopes[1]) <= RELIABLE * apart[place]
-        if not reliable or not any(slopes):  # of a loss that stays the same, nothing is known
-            return None
-        found[place] = slopes[1]
-    return found
-
-
-def is_floored(run: Run, record: Record) -> bool:
-    """Whether torch's loss has a floor at some rows of a step."""
-    if not run.sees_rows or run.torch.problem.loss != "bce":
-        return False
-    there = run.torch.forward_backward(run.history.split(record.before), record.batch)
-    return any(bool((np.abs(z) > FLOORED).any()) for z in there.outputs)
-
-
-def implied_gradient(run: Run, replay: Replay, record: Record) -> Array | None:
-    """Return the data gradient that would make the scratch side's first diverging step by torch's.
-
-    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
-    gradient gives a. None where clipping or an lr of 0 hides it.
-    """
-    problem, step = run.torch.problem, record.batch.step
-    if problem.clip_norm is not None or problem.clip_value is not None:
-        return None
-
-    def after(gradient: Array) -> Array:
-        def known(one: Record) -> ForwardBackward:
-            return replay.pass_with(gradient if one.batch.step == step else one.gradient)
-
-        *_, (_, update) = islice(replay.updates(run.torch, known=known), step)
-        assert update is not None
-        return run.history.flat(update.step.after)
-
-    torch = after(record.gradient)
-    slope = after(record.gradient + 1) - torch
-    return record.gradient + (record.scratch - torch) / slope if slope.all() else None

@@ -10,6 +10,7 @@ import numpy as np
 from regcheck.diagnosis.records import Diagnosis, Explanation, Run, SpecFix
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import losses_of
+from regcheck.problem.problem import Parameters
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.cause import put_in
 from regcheck.rules.convention import NO_FAULTS, TORCH
@@ -17,7 +18,6 @@ from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import ROUNDING
-from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"
 
@@ -53,8 +53,10 @@ def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
     fix = fix_of(run.spec, found, settings, other_loss=other_loss)
     replayed = isinstance(fix, SpecFix) and "framework" in fix.changes
     if replayed and settings is not None and found.start is None:
-        torch = with_settings(run.torch, settings)
-        replay = Replay(run.history, torch, run.limits, sees_rows=True)
+        own = run.torch.problem
+        matched = own.with_sgd(settings.sgd._replace(lr=own.sgd.lr))
+        matched = matched.with_change({"lr_factor": settings.lr_factor})
+        replay = Replay(run.history, run.torch.by(matched), run.limits, sees_rows=True)
         if replay.residual({"bce_slope": "plain"} if saturated else {}) > 1:
             return "the settings that match are lost to rounding: change the code"
     return fix
@@ -66,13 +68,6 @@ def reports_logits(run: Run) -> bool:
     batches = [record.batch for record in run.history.records()]
     losses = losses_of(rule, run.history, run.history.all("before"), batches)
     return bool(np.allclose(run.history.loss("scratch"), losses, rtol=1e-6, atol=0))
-
-
-def with_settings(torch: NumpyTrainer, match: Matching) -> NumpyTrainer:
-    """Return torch's rule with the settings that match the scratch side."""
-    problem = torch.problem.with_sgd(match.sgd._replace(lr=torch.problem.sgd.lr))
-    faults = problem.faults._replace(lr_factor=match.lr_factor)
-    return torch.by(replace(problem, faults=faults))
 
 
 def fix_of(
@@ -101,9 +96,12 @@ def fix_of(
         return "both sides are your own: change one of them"
     fixes: dict[str, dict[str, Any]] = {}
     if found.best is not None:
-        if match is None and changes_settings(found.best):
-            return "no settings of torch's match your code: change the code"
-        fixes = update_fixes(spec, found.best, found, match)
+        fixes = update_fixes(spec, found.best, found.start)
+        if found.best.change.keys() - {"bce_slope"} or found.best.weight_decay is not None:
+            if match is None:
+                return "no settings of torch's match your code: change the code"
+            framework = settings_of(spec, match)
+            fixes["torch is given what matches your code"] = {"framework": framework}
         if not fixes:
             return CHANGE_THE_CODE
     if other_loss:
@@ -124,15 +122,10 @@ def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
     return known.issuperset(best.causes)
 
 
-def changes_settings(best: Explanation) -> bool:
-    """Whether torch needs other settings to update as an explanation says."""
-    return bool(best.change.keys() - {"bce_slope"}) or best.weight_decay is not None
-
-
 def update_fixes(
-    spec: Spec, best: Explanation, found: Diagnosis, match: Matching | None
+    spec: Spec, best: Explanation, start: Parameters | None
 ) -> dict[str, dict[str, Any]]:
-    """Return what makes torch update as a user's scratch code does: in words, and in keys."""
+    """Return what beside torch's settings makes both sides update alike: in words, and in keys."""
     fixes: dict[str, dict[str, Any]] = {}
     if "precision" in best.causes:
         dtype = {"scratch": "float32", "framework": spec.dtype.framework}
@@ -140,16 +133,14 @@ def update_fixes(
         if spec.tolerance.on_drift:
             tolerance = {"rounding": ROUNDING}
             fixes["the tolerance allows for its rounding"] = {"tolerance": tolerance}
-    if found.start is not None:
-        start = {name: np.ravel(w).tolist() for name, w in found.start.items()}
-        fixes["both sides start where your code does"] = {"init": start}
+    if start is not None:
+        init = {name: np.ravel(w).tolist() for name, w in start.items()}
+        fixes["both sides start where your code does"] = {"init": init}
     if best.note == NOT_SHUFFLED:
         fixes["the rows keep their order, as your code has it"] = {"shuffle": False}
     if best.change.get("bce_slope") == "plain":
         text = "torch takes the loss whose slope is p − y however large the outputs are"
         fixes[text] = {"loss": "bce_with_logits"}
-    if match is not None and changes_settings(best):
-        fixes["torch is given what matches your code"] = {"framework": settings_of(spec, match)}
     return fixes
 
 

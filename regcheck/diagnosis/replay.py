@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,8 +23,7 @@ from regcheck.diagnosis.records import Explanation
 from regcheck.numerics.least_squares import Fit, fit_all, rounded
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
-from regcheck.rules.cause import Change, put_in
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.cause import Change
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 
 FEW = 4
@@ -34,14 +32,18 @@ FEW = 4
 COARSE = 1e3
 """Limits that a first fit may leave: from far off, rounding is multiplied by the way to c."""
 
-DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
-"""Keys that each say what a batch's sum is divided by."""
-
 
 class Replay:
     """Replays rules along a run's recorded steps.
 
     Ratios are in limits: above 1, rounding cannot explain a difference.
+
+    Args:
+        history: the steps.
+        torch: torch's rule, by the settings that the framework side really has.
+        limits: the rounding bounds that each tensor may differ by.
+        sees_rows: whether NumPy can pass over the rows itself, as with one-layer models.
+        first: the step of the first divergence.
     """
 
     def __init__(
@@ -53,15 +55,6 @@ class Replay:
         sees_rows: bool,
         first: int = 1,
     ) -> None:
-        """Take the recorded steps and torch's rule in NumPy.
-
-        Args:
-            history: the steps.
-            torch: torch's rule, by the settings that the framework side really has.
-            limits: the rounding bounds that each tensor may differ by.
-            sees_rows: whether NumPy can pass over the rows itself, as with one-layer models.
-            first: the step of the first divergence.
-        """
         self.first = first
         self.history, self.torch, self.sees_rows = history, torch, sees_rows
         dtypes = (torch.problem.scratch_dtype, torch.problem.framework_dtype)
@@ -72,9 +65,7 @@ class Replay:
 
     def by(self, change: Change) -> NumpyTrainer:
         """Return torch's rule with a change in it; the empty change is its own."""
-        problem = self.torch.problem
-        convention, faults = put_in(change, problem.convention, problem.faults)
-        return self.torch.by(replace(problem, convention=convention, faults=faults))
+        return self.torch.by(self.torch.problem.with_change(change))
 
     def updates(
         self,
@@ -82,15 +73,13 @@ class Replay:
         records: Iterable[Record] | None = None,
         known: Callable[[Record], ForwardBackward | None] | None = None,
     ) -> Iterator[tuple[Record, Update | None]]:
-        """Take each recorded step by a rule, from the recorded parameters.
+        """Yield each recorded step and a rule's update from its parameters, by the rule's momentum.
 
         Args:
-            rule: keeps its own momentum from step to step.
+            rule: its update is None where it would have to see rows that cannot be seen.
             records: the steps, where rows or parameters are not the recorded ones.
             known: the pass over a step's rows, or None for the rule's own; by default what it
                 makes of torch's gradient.
-
-        Yields each record and its update; None where the rule would have to see unseen rows.
         """
         state = rule.start()
         for record in self.history.records() if records is None else records:
@@ -130,7 +119,7 @@ class Replay:
 
     def scaled_pass(self, problem: Problem, record: Record) -> ForwardBackward | None:
         """Return what a rule makes of torch's gradient; None where it must see the rows itself."""
-        scale = pass_scale(problem.convention, problem.faults, record.batch, problem)
+        scale = pass_scale(problem, record.batch)
         return None if scale is None else self.pass_with(scale * record.gradient)
 
     def pass_with(self, gradient: Array) -> ForwardBackward:
@@ -212,20 +201,15 @@ class Replay:
                 if near is None:
                     break
                 fit = near
-            # A factor that is not known says nothing: bounds widen with it, and swallow all.
-            fitted = fit.deviation < 0.1 * abs(fit.factor)
+            # A factor that is not known says nothing, nor one whose wider bounds allow torch's own
+            # steps too: 1e21 g is clipped like any large one, and its rounding exceeds every step.
+            known = fit.deviation < 0.1 * abs(fit.factor)
             change = {"gradient_factor": fit.factor}
-            if fitted and self.residual(change) <= 1 and not self.swallowed(change):
-                return fit
+            if known and self.residual(change) <= 1:
+                steps = self.steps(self.by(change))
+                if self.largest((record, record.framework) for record, _ in steps) > 1:
+                    return fit
         return None
-
-    def swallowed(self, change: Change) -> bool:
-        """Whether a change's wider bounds allow torch's own steps too: it explains nothing.
-
-        A gradient times 1e21 is clipped like any large one, and its rounding exceeds every step.
-        """
-        steps = self.steps(self.by(change))
-        return self.largest((record, record.framework) for record, _ in steps) <= 1
 
     def fit_near(
         self,
@@ -239,8 +223,7 @@ class Replay:
     ) -> Fit | None:
         """Fit a factor from the steps at a first guess and at a share of it (or at 0 and 1).
 
-        None where the fit leaves more than `coarse` limits, or nothing is known. `most` is the
-        number of informative steps that are taken.
+        None where more than `coarse` limits are left, from at most so many informative steps.
         """
         other = factor * share if factor else 1.0
         here, there = (self.steps(self.by({**change, key: value})) for value in (factor, other))
@@ -272,7 +255,7 @@ def gain(rule: Problem, batch: Batch) -> float:
     faults, options = rule.faults, rule.optimizer
     found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
     if rule.convention.loss_reduction == "sum":
-        found *= max(len_of(index, rule) for index in batch.micro_batches)
+        found *= max(rows_of(rule, batch))
     if faults.accumulation == "sum":
         found *= len(batch.micro_batches)
     if faults.zeroing == "never":
@@ -289,42 +272,32 @@ def gain(rule: Problem, batch: Batch) -> float:
     return found if math.isfinite(found) else 1.0
 
 
-def pass_scale(
-    convention: Convention, faults: Faults, batch: Batch, problem: Problem
-) -> float | None:
+def pass_scale(rule: Problem, batch: Batch) -> float | None:
     """Return what a rule's pass over the rows multiplies torch's mean gradient by.
 
     None where it varies. The faults on the gradient itself come later in the step.
     """
-    if convention.update_order != "simultaneous" or faults.target != "row":
-        return None  # it must look at the rows again
-    if faults.bce_slope != "floored":
+    convention, faults = rule.convention, rule.faults
+    looks_again = convention.update_order != "simultaneous"
+    if looks_again or faults.target != "row" or faults.bce_slope != "floored":
         return None
-    sizes = {len_of(index, problem) for index in batch.micro_batches}
     scale = convention.loss_factor
     if convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size":
-        if len(sizes) > 1:
+        sizes = rows_of(rule, batch)
+        if len(set(sizes)) > 1:
             return None
-        scale *= sizes.pop()
+        scale *= sizes[0]
         if faults.batch_divisor == "batch-size":
-            scale /= problem.schedule.batch_size
+            scale /= rule.schedule.batch_size
     if faults.accumulation == "sum":
         scale *= len(batch.micro_batches)
     return scale
 
 
-def len_of(index: object, problem: Problem) -> int:
-    """Return the number of rows that an index chooses."""
-    if isinstance(index, slice):
-        return len(range(*index.indices(len(problem.y))))
-    return len(index)  # type: ignore[arg-type]
-
-
-def merged(changes: Iterable[Change]) -> Change | None:
-    """Put several changes together; None where two set the same key, or both set the divisor."""
-    together: dict[str, object] = {}
-    for change in changes:
-        if not together.keys().isdisjoint(change):
-            return None
-        together |= change
-    return None if together.keys() >= DIVISORS else together
+def rows_of(rule: Problem, batch: Batch) -> list[int]:
+    """Return the number of rows of each micro-batch."""
+    rows = range(len(rule.y))
+    return [
+        len(rows[index]) if isinstance(index, slice) else len(index)
+        for index in batch.micro_batches
+    ]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -30,8 +29,7 @@ from regcheck.numerics.losses import LOSSES
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.problem.row_orders import other_orders
-from regcheck.rules.cause import put_in
-from regcheck.rules.convention import NO_FAULTS, TORCH, is_bias
+from regcheck.rules.convention import is_bias
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 FLOAT32 = 2.0**29
@@ -54,18 +52,7 @@ class Place(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The losses of those steps at which both sides report one, and what is known of them.
-
-    Attributes:
-        run: the run.
-        place: where the losses are taken, at all recorded steps.
-        kept: which of these steps they are.
-        scratch: the scratch side's.
-        framework: torch's.
-        limit: what they may differ by.
-        batches: the rows.
-        before: the parameters.
-    """
+    """The losses of those steps of a place at which both sides report one, which are `kept`."""
 
     run: Run
     place: Place
@@ -101,19 +88,9 @@ class Penalty(NamedTuple):
 def explain_losses(
     run: Run, found: Sequence[Explanation], start: Parameters | None
 ) -> Reporting | None:
-    """Find what explains the reported losses; None where nothing does.
-
-    Args:
-        run: the run.
-        found: what explains its updates.
-        start: where the scratch side started, if elsewhere than the spec says.
-    """
+    """Find what explains the reported losses, after its updates and start; None: nothing does."""
     problem = run.torch.problem
-    rules = []
-    for one in found:
-        convention, faults = put_in(one.change, problem.convention, problem.faults)
-        rules.append(replace(problem, convention=convention, faults=faults))
-    rules.append(replace(problem, convention=TORCH, faults=NO_FAULTS))
+    rules = [*(problem.with_change(one.change) for one in found), problem]
     coarser = any("precision" in one.causes for one in found)
     for slack in (1.0, FLOAT32) if coarser else (1.0,):
         for place in places(run, found, start):
@@ -168,9 +145,7 @@ def reported_at(run: Run, place: Place) -> Losses:
 def explain(losses: Losses, rules: Sequence[Problem]) -> Reporting | None:
     """Find a data loss and a penalty that are what is reported; None where none are.
 
-    Args:
-        losses: the losses.
-        rules: those that explain the updates, and torch's own as the last.
+    The rules are those that explain the updates, and torch's own as the last.
     """
     tried = []
     for base in data_losses(losses, rules):
@@ -219,8 +194,7 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
         yield DataLoss(("reported-loss-scaled",), scale * framework, scale)
     for scale in (1.0, 0.5):
         yield DataLoss(("reported-loss-scaled",), scale * rows * framework, scale * rows[0])
-    nominal = replace(rules[-1], faults=NO_FAULTS._replace(batch_divisor="batch-size"))
-    for one in own_losses(losses, nominal):
+    for one in own_losses(losses, rules[-1].with_change({"batch_divisor": "batch-size"})):
         yield one._replace(causes=("reported-loss-scaled",))
     # The mean is of all batches, also where the code reports it at an epoch's end alone.
     every, batches = losses.place.framework, losses.place.batches
@@ -239,9 +213,8 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
 
 def loss_keys(rule: Problem) -> tuple[object, ...]:
     """Return what a rule's loss depends on."""
-    convention, faults = rule.convention, rule.faults
-    of_faults = (faults.target, faults.batch_divisor, faults.accumulation)
-    return (convention.loss_reduction, convention.loss_factor, *of_faults)
+    faults = (rule.faults.target, rule.faults.batch_divisor, rule.faults.accumulation)
+    return (rule.convention.loss_reduction, rule.convention.loss_factor, *faults)
 
 
 def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
@@ -249,10 +222,10 @@ def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
 
     Where gradients of micro-batches are summed, losses may be, or may be averaged all the same.
     """
-    order = rule.convention._replace(update_order="simultaneous")
     for accumulation in dict.fromkeys((rule.faults.accumulation, "mean")):
-        faults = rule.faults._replace(accumulation=accumulation)
-        scales = [pass_scale(order, faults, batch, rule) for batch in losses.batches]
+        change = {"update_order": "simultaneous", "accumulation": accumulation}
+        at_once = rule.with_change(change)
+        scales = [pass_scale(at_once, batch) for batch in losses.batches]
         if None not in scales:
             factors = np.array(scales, np.float64)
             scale = float(np.abs(factors).max())

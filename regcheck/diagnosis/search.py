@@ -7,21 +7,23 @@ explains the run already.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 from regcheck.diagnosis.records import Explanation
-from regcheck.diagnosis.replay import Replay, merged
+from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
-from regcheck.problem.batches import Schedule
-from regcheck.rules.cause import Change
+from regcheck.rules.cause import Change, Named, named_factors
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
 
 LATE = 16
 """The step of the first divergence beyond which causes that show early are left out."""
+
+DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
+"""Keys that each say what a batch's sum is divided by."""
 
 Found = tuple[Explanation, ...]
 
@@ -39,7 +41,7 @@ class Hypotheses(NamedTuple):
 
     replay: Replay
     training: Training
-    changes: Mapping[str, tuple[Change, ...]]
+    changes: Mapping[str, Sequence[Change]]
     shown: frozenset[str]
     fitted: tuple[str, ...]
 
@@ -101,24 +103,23 @@ def concerning(
     replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
 ) -> Hypotheses:
     """Choose the causes that concern a run."""
-    causes = {
+    causes: dict[str, Sequence[Change]] = {
         name: cause.changes
         for name, cause in CAUSES.items()
         if cause.kind == "update" and cause.changes and cause.concerns(training, convention)
     }
     if "schedule-shifted" in causes:
-        causes["schedule-shifted"] = shifts_of(replay.torch.problem.schedule)
+        shifts = replay.torch.problem.schedule.likely_shifts()
+        causes["schedule-shifted"] = [{"lr_shift": steps} for steps in shifts]
     if replay.first > LATE:
         # What would have shown long before is no part of it, and each trial is long.
         causes = {name: changes for name, changes in causes.items() if is_late(replay, changes)}
     changes = {name: own for name, own in causes.items() if not CAUSES[name].fitted}
-    shown = visible
-    if shown is None:
-        shown = frozenset(
-            name for name, own in changes.items() if any(map(replay.first_shown, own))
-        )
+    if visible is None:
+        shown = {name for name, own in changes.items() if any(map(replay.first_shown, own))}
+        visible = frozenset(shown)
     fitted = tuple(name for name in causes if CAUSES[name].fitted)
-    return Hypotheses(replay, training, changes, shown & changes.keys(), fitted)
+    return Hypotheses(replay, training, changes, visible & changes.keys(), fitted)
 
 
 def is_late(replay: Replay, changes: Sequence[Change]) -> bool:
@@ -135,52 +136,54 @@ def explaining(
     for causes in combinations(sorted(names), size):
         if hidden and hypotheses.shown.issuperset(causes):
             continue  # tried before
-        for factor in hypotheses.fitted if fitted else ("",):
+        for factor in hypotheses.fitted if fitted else (None,):
             together = {*causes, factor}
             if any(together.issuperset(one.causes) for one in found):
                 continue
-            explain = fit_with if fitted else replayed
-            explanation = explain(hypotheses, causes, factor)
+            explanations = trials(hypotheses, causes, factor)
+            explanation = next((one for one in explanations if one is not None), None)
             if explanation is not None:
                 yield explanation
 
 
-def replayed(hypotheses: Hypotheses, causes: tuple[str, ...], _: str) -> Explanation | None:
-    """Return causes that leave nothing open as an explanation, if they are one."""
+def trials(
+    hypotheses: Hypotheses, causes: tuple[str, ...], factor: str | None
+) -> Iterator[Explanation | None]:
+    """Replay each way to put some causes together, with one more that has an open factor."""
     replay = hypotheses.replay
-    for change in ways(hypotheses.changes, causes):
-        note = shift_text(replay.torch.problem.schedule, causes, change)
-        found = replay.explanation(causes, change, note=note)
-        if found is not None:
-            return found
-    return None
-
-
-def fit_with(hypotheses: Hypotheses, causes: tuple[str, ...], cause: str) -> Explanation | None:
-    """Fit the open factor of a cause beside others; None if that explains nothing."""
-    key = CAUSES[cause].factor_key
-    assert key is not None
-    for change in ways(hypotheses.changes, causes):
-        fit = None if key in change else hypotheses.replay.fit(change, key)
-        if fit is None or (fit.factor <= 0 and key != "penalty_factor"):
-            continue
-        plain = fit.plain(named_factors(cause, hypotheses.training))
-        for near in dict.fromkeys((plain, fit)):
-            names = tuple(sorted((*causes, cause)))
-            whole = {**change, key: near.factor}
-            found = hypotheses.replay.explanation(names, whole, {cause: near})
-            if found is not None:
-                return found
-    return None
-
-
-def ways(changes: Mapping[str, tuple[Change, ...]], causes: tuple[str, ...]) -> list[Change]:
-    """Return the ways to put some causes together: each may have several changes."""
-    found: list[Change] = [{}]
+    ways: list[Change] = [{}]
     for cause in causes:
-        pairs = (merged((way, change)) for way in found for change in changes[cause])
-        found = [way for way in pairs if way is not None]
-    return found
+        pairs = (merged((way, one)) for way in ways for one in hypotheses.changes[cause])
+        ways = [way for way in pairs if way is not None]
+    for change in ways:
+        if factor is None:
+            yield replay.explanation(causes, change, note=shift_note(replay, causes, change))
+            continue
+        names, key = tuple(sorted((*causes, factor))), CAUSES[factor].factor_key
+        assert key is not None
+        fit = None if key in change else replay.fit(change, key)
+        if fit is not None and (fit.factor > 0 or key == "penalty_factor"):
+            plain = fit.plain(named_factors(factor, hypotheses.training))
+            for near in dict.fromkeys((plain, fit)):
+                yield replay.explanation(names, {**change, key: near.factor}, {factor: near})
+
+
+def merged(changes: Iterable[Change]) -> Change | None:
+    """Put several changes together; None where two set the same key, or both set the divisor."""
+    together: dict[str, object] = {}
+    for change in changes:
+        if not together.keys().isdisjoint(change):
+            return None
+        together |= change
+    return None if together.keys() >= DIVISORS else together
+
+
+def shift_note(replay: Replay, causes: tuple[str, ...], change: Change) -> str:
+    """Describe how a schedule is shifted, where that is all that a set of causes is about."""
+    early = change.get("lr_shift")
+    if causes != ("schedule-shifted",) or not isinstance(early, int):
+        return ""
+    return replay.torch.problem.schedule.shift_text(early)
 
 
 def listed(found: Found, training: Training) -> Found:
@@ -212,58 +215,7 @@ def has_other_name(explanation: Explanation, found: Found, training: Training) -
     return False
 
 
-class Named(NamedTuple):
-    """A factor that has a name of its own: in letters, and the cause that stands for it."""
-
-    text: str
-    cause: str | None = None
-
-
-def named_factors(cause: str, training: Training) -> dict[float, Named]:
-    """Return the factors with names that a cause's open factor may turn out to be."""
-    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.sgd.momentum
-    found: dict[float, Named] = {}
-    if cause == "penalty-scaled":
-        found = {
-            2.0: Named("2", "penalty-doubled"),
-            0.5: Named("½", "penalty-halved"),
-            0.0: Named("0", "penalty-missing"),
-            -1.0: Named("−1", "penalty-sign-flipped"),
-            1 / training.batch_rows[0]: Named("1/B", "penalty-divided-by-batch"),
-            1 / train_rows: Named("1/n", "penalty-divided-by-dataset"),
-        }
-    if cause == "gradient-scaled":
-        found = {0.5: Named("½", "loss-halved")}
-    if cause == "learning-rate-scaled":
-        found = {0.5: Named("½"), 2.0: Named("2")}
-    if cause != "penalty-scaled":
-        letter = "m" if training.micro_rows else "B"
-        found |= {float(train_rows): Named("n"), 1 / train_rows: Named("1/n")}
-        found |= {float(rows): Named(letter), 1 / rows: Named(f"1/{letter}")}
-        found |= {1 - mu: Named("1 − μ"), 1 / (1 - mu): Named("1/(1 − μ)")} if 0 < mu < 1 else {}
-    found.pop(1.0, None)
-    return found
-
-
 def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
     """Return the name of a fitted factor: the first of those that it is near."""
     named = named_factors(cause, training).items()
     return next((name for value, name in named if fit.is_near(value)), None)
-
-
-def shifts_of(schedule: Schedule) -> tuple[Change, ...]:
-    """Return the ways in which a schedule may be shifted: by a step, by an epoch of its lrs."""
-    by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
-    found = dict.fromkeys((1, schedule.steps_per_epoch if by_epoch else 1))
-    return tuple({"lr_shift": sign * steps} for steps in found for sign in (1, -1))
-
-
-def shift_text(schedule: Schedule, causes: Sequence[str], change: Change) -> str:
-    """Describe how a schedule is shifted, where that is all that a set of causes is about."""
-    early = change.get("lr_shift")
-    if tuple(causes) != ("schedule-shifted",) or not isinstance(early, int):
-        return ""
-    epochs, steps = divmod(abs(early), schedule.steps_per_epoch)
-    by_epoch = schedule.lr_schedule is not None and schedule.lr_schedule.per == "epoch"
-    count, unit = (epochs, "epoch") if by_epoch and not steps else (abs(early), "step")
-    return f"{count} {unit}{'s' if count > 1 else ''} {'early' if early > 0 else 'late'}"

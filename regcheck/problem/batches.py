@@ -100,6 +100,19 @@ class Schedule:
             found.append(rows if order is None else order[rows])
         return tuple(found), stop - first * self.batch_size
 
+    def likely_shifts(self) -> tuple[int, ...]:
+        """Return the steps by which the lrs are likely early, or late: one, or an epoch of them."""
+        by_epoch = self.lr_schedule is not None and self.lr_schedule.per == "epoch"
+        found = dict.fromkeys((1, self.steps_per_epoch if by_epoch else 1))
+        return tuple(sign * steps for steps in found for sign in (1, -1))
+
+    def shift_text(self, early: int) -> str:
+        """Write by how many steps, or whole epochs of its lrs, the schedule is early or late."""
+        epochs, steps = divmod(abs(early), self.steps_per_epoch)
+        by_epoch = self.lr_schedule is not None and self.lr_schedule.per == "epoch"
+        count, unit = (epochs, "epoch") if by_epoch and not steps else (abs(early), "step")
+        return f"{count} {unit}{'s' if count > 1 else ''} {'early' if early > 0 else 'late'}"
+
     def sizes(self) -> tuple[int, ...]:
         """Return the distinct numbers of rows of steps, the usual one first."""
         return self.first_and_last(self.accumulate)

@@ -91,3 +91,36 @@ def put_in(change: Change, convention: Convention, faults: Faults) -> tuple[Conv
     chosen = {key: value for key, value in change.items() if key in Convention._fields}
     faulty = {key: value for key, value in change.items() if key in Faults._fields}
     return convention._replace(**chosen), faults._replace(**faulty)  # type: ignore[arg-type]
+
+
+class Named(NamedTuple):
+    """A factor that has a name of its own: in letters, and the cause that stands for it."""
+
+    text: str
+    cause: str | None = None
+
+
+def named_factors(cause: str, training: Training) -> dict[float, Named]:
+    """Return the factors with names that a cause's open factor may turn out to be."""
+    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.sgd.momentum
+    found: dict[float, Named] = {}
+    if cause == "penalty-scaled":
+        found = {
+            2.0: Named("2", "penalty-doubled"),
+            0.5: Named("½", "penalty-halved"),
+            0.0: Named("0", "penalty-missing"),
+            -1.0: Named("−1", "penalty-sign-flipped"),
+            1 / training.batch_rows[0]: Named("1/B", "penalty-divided-by-batch"),
+            1 / train_rows: Named("1/n", "penalty-divided-by-dataset"),
+        }
+    if cause == "gradient-scaled":
+        found = {0.5: Named("½", "loss-halved")}
+    if cause == "learning-rate-scaled":
+        found = {0.5: Named("½"), 2.0: Named("2")}
+    if cause != "penalty-scaled":
+        letter = "m" if training.micro_rows else "B"
+        found |= {float(train_rows): Named("n"), 1 / train_rows: Named("1/n")}
+        found |= {float(rows): Named(letter), 1 / rows: Named(f"1/{letter}")}
+        found |= {1 - mu: Named("1 − μ"), 1 / (1 - mu): Named("1/(1 − μ)")} if 0 < mu < 1 else {}
+    found.pop(1.0, None)
+    return found

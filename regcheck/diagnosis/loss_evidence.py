@@ -1,4 +1,4 @@
-"""Where the logarithms of a reported log loss stop: at a floor that is not torch's, or nowhere.
+"""What torch's loss tells: its derivative by finite differences, and where its logarithms stop.
 
 A loss −y log p − (1 − y) log(1 − p) by hand is kept from log 0 by a small δ, in one of these forms:
 
@@ -12,6 +12,7 @@ So reported losses differ once some p is as close to 0 or 1 as δ, though the tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import chain, islice
 
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
 from regcheck.diagnosis.records import Run
+from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.losses import Array, sigmoid
+from regcheck.trainers.numpy_trainer import ForwardBackward
 
 Form = Callable[[Array, float], tuple[Array, Array]]
 
@@ -51,6 +54,18 @@ TORCHS = {
     ("logistic", "bce_with_logits"): "torch's BCEWithLogitsLoss has no floor, as it takes z",
 }
 """What torch does in the place of that, by model and loss."""
+
+MOST_PROBED = 12
+"""Entries whose derivative is taken by finite differences."""
+
+NEARER = 0.1
+"""How much nearer to a derivative one gradient must be than the other."""
+
+RELIABLE = 0.25
+"""How far two finite differences may be apart, of what the two gradients are apart."""
+
+FLOORED = 27.0
+"""z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
 
 
 def logarithm_evidence(run: Run, *, explained: bool) -> str:
@@ -127,3 +142,91 @@ def loss_by(form: Form, floor: float, rows: list[tuple[Array, Array]]) -> float:
         log_p, log_other = form(sigmoid(z), floor)
         losses.append(float(np.mean((y - 1) * log_other - y * log_p)))
     return sum(losses) / len(losses)
+
+
+def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
+    """Take the derivative by central differences of torch's loss: with whom does it side?
+
+    The scratch side's gradient is its own, or else what it must have been to make its step by
+    torch's rule.
+    """
+    own = run.gradient
+    implied = run.history.flat(own) if own is not None else implied_gradient(run, replay, record)
+    if implied is None:
+        return []
+    apart = np.abs(implied - record.gradient)
+    order = np.argsort(-apart)[:MOST_PROBED]
+    derivative = central_differences(run, record, order, apart[order])
+    if derivative is None:
+        return []
+    scratch_off = float(np.abs(implied[order] - derivative).max())
+    torch_off = float(np.abs(record.gradient[order] - derivative).max())
+    if not torch_off < NEARER * scratch_off < math.inf:
+        return []
+    text = (
+        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
+        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
+        f"{scratch_off:.1e}, most in {run.history.tensor_at(int(order[0]))}."
+    )
+    return [text]
+
+
+def central_differences(
+    run: Run, record: Record, order: NDArray[np.intp], apart: Array
+) -> Array | None:
+    """Take central differences of torch's loss, (L(w + h) − L(w − h))/2h, for some entries.
+
+    None where they tell no derivative: the loss is random, has a floor, or another slope at h/2.
+    `apart` is how far the two gradients are apart in each entry, which they must tell.
+    """
+
+    def loss(entries: Array) -> float:
+        return run.sides.probe.loss_at(run.history.split(entries), record.batch)
+
+    if loss(record.before) != loss(record.before) or is_floored(run, record):
+        return None
+    step = float(np.finfo(run.torch.problem.framework_dtype).eps) ** (1 / 3)
+    found = np.empty(len(order))
+    for place, entry in enumerate(order):
+        slopes = []
+        for h in (step, step / 2):
+            above, below = record.before.copy(), record.before.copy()
+            above[entry] += h * max(1.0, abs(float(record.before[entry])))
+            below[entry] -= h * max(1.0, abs(float(record.before[entry])))
+            slopes.append((loss(above) - loss(below)) / float(above[entry] - below[entry]))
+        reliable = abs(slopes[0] - slopes[1]) <= RELIABLE * apart[place]
+        if not reliable or not any(slopes):  # of a loss that stays the same, nothing is known
+            return None
+        found[place] = slopes[1]
+    return found
+
+
+def is_floored(run: Run, record: Record) -> bool:
+    """Whether torch's loss has a floor at some rows of a step."""
+    if not run.sees_rows or run.torch.problem.loss != "bce":
+        return False
+    there = run.torch.forward_backward(run.history.split(record.before), record.batch)
+    return any(bool((np.abs(z) > FLOORED).any()) for z in there.outputs)
+
+
+def implied_gradient(run: Run, replay: Replay, record: Record) -> Array | None:
+    """Return the data gradient that would make the scratch side's first diverging step by torch's.
+
+    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
+    gradient gives a. None where clipping or an lr of 0 hides it.
+    """
+    problem, step = run.torch.problem, record.batch.step
+    if problem.clip_norm is not None or problem.clip_value is not None:
+        return None
+
+    def after(gradient: Array) -> Array:
+        def known(one: Record) -> ForwardBackward:
+            return replay.pass_with(gradient if one.batch.step == step else one.gradient)
+
+        *_, (_, update) = islice(replay.updates(run.torch, known=known), step)
+        assert update is not None
+        return run.history.flat(update.step.after)
+
+    torch = after(record.gradient)
+    slope = after(record.gradient + 1) - torch
+    return record.gradient + (record.scratch - torch) / slope if slope.all() else None
