@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -187,11 +188,13 @@ def test_drift_may_be_atol_and_rtol_of_the_frameworks() -> None:
     assert within(Tolerance(atol=2.0), [9.0], [6.0]).ratio == 1.5
     assert within(Tolerance(rtol=0.25), [9.0], [6.0]).ratio == 2.0
     assert within(Tolerance(rtol=0.25), [9.0], [0.0]).ratio == INF
+    # Beyond the range of float64, all that is finite is allowed.
+    assert within(Tolerance(rtol=1e308), [9e3], [6e3]).ratio < 1
 
 
 def test_drift_of_an_infinite_side_is_never_allowed() -> None:
-    for scratch, framework in ONE_SIDED:
-        found = within(CLOSE, [scratch], [framework])
+    for tolerance, pair in product([CLOSE, Tolerance(rtol=1e308)], ONE_SIDED):
+        found = within(tolerance, [pair[0]], [pair[1]])
         assert (found.ratio, found.judged) == (INF, True)
     assert not within(CLOSE, [INF], [INF]).judged
 
