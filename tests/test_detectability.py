@@ -1,0 +1,128 @@
+"""What an equivalent run could have told, worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from regcheck.compare.detectability import ROUNDING_ALONE, SHARE, Power, swallowed_text
+from regcheck.numerics.rounding import Bounds
+from regcheck.problem.problem import Step
+from regcheck.trainers.sides import Steps
+
+Tensors = dict[str, list[float]]
+
+
+def both(step: Step) -> Steps:
+    """Let both sides take one step."""
+    return Steps(step, step, step, step, None)
+
+
+def bounds_of(after: Tensors) -> Bounds:
+    """Make bounds of the parameters after a step."""
+    entries = {name: np.array(x) for name, x in after.items()}
+    return Bounds((), 0.0, entries, entries, entries, entries)
+
+
+def take(
+    power: Power,
+    before: Tensors,
+    after: Tensors,
+    gradient: Tensors,
+    bound: Tensors,
+    noise: Tensors | None = None,
+) -> None:
+    """Take in a step of both sides."""
+    given = [{name: np.array(x) for name, x in one.items()} for one in (before, after, gradient)]
+    step = Step(given[0], None, None, given[2], None, {}, None, given[1])
+    own = {name: np.array(x) for name, x in (noise or {}).items()}
+    power.take(both(step), bounds_of(bound), own)
+
+
+def taken(power: Power, bound: list[float], noise: float = 0.0) -> Power:
+    """Take in a step of w = (1, 2, 3), which moves by (0.1, 0.5, 0)."""
+    step = {"w": [1.0, 2.0, 3.0]}, {"w": [1.1, 2.5, 3.0]}, {"w": [1.0, 5.0, 0.0]}
+    take(power, *step, {"w": bound}, {"w": [noise] * 3})
+    return power
+
+
+def test_the_share_is_the_smallest_of_all_entries_that_move_and_of_all_steps() -> None:
+    power = taken(Power({"w": 8.0}), [0.05, 0.05, 1e-12])
+    assert power.shares == power.swallowed == pytest.approx({"w": 8 * 0.05 / 0.5})
+
+    taken(power, [0.1, 0.1, 0.1])
+    assert power.shares == pytest.approx({"w": 0.8})
+
+    taken(power, [1e-5, 0.1, 0.1])
+    assert power.shares == pytest.approx({"w": 8 * 1e-5 / 0.1})
+    assert (power.swallowed, power.reason()) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [(SHARE * 0.999, ""), (SHARE * 1.001, "% of the step of w"), (np.inf, "the step of w itself")],
+)
+def test_a_tensor_is_judged_from_a_hundredth_on(limit: float, reason: str) -> None:
+    found = taken(Power({"w": limit}), [9.0, 0.5, 0.5]).reason()
+
+    assert reason in found
+    assert bool(found) is bool(reason)
+
+
+def test_a_bound_that_is_no_number_shows_nothing() -> None:
+    power = taken(Power({"w": 8.0}), [np.nan, np.nan, 0.0])
+
+    assert "as large as the step of w itself" in power.reason()
+
+
+def test_a_tensor_that_does_not_move_is_not_asked() -> None:
+    power = Power({"w": 8.0, "frozen": 8.0})
+    before, after = {"w": [1.0], "frozen": [1.0]}, {"w": [2.0], "frozen": [1.0]}
+    take(power, before, after, {"w": [1.0], "frozen": [0.0]}, {"w": [1e-9], "frozen": [1.0]})
+
+    assert power.shares == pytest.approx({"w": 8e-9})
+    assert power.reason() == ""
+
+
+@pytest.mark.parametrize(("times", "counts"), [(1.1, False), (0.9, True)])
+def test_a_tensor_whose_gradient_is_rounding_alone_does_not_count_beside_others(
+    times: float, counts: bool
+) -> None:
+    power = Power({"w": 8.0, "b": 8.0})
+    step = {"w": [1.0], "b": [0.0]}, {"w": [2.0], "b": [1.0]}, {"w": [1.0], "b": [1e-16]}
+    noise = {"w": [0.0], "b": [times * ROUNDING_ALONE * 1e-16]}
+    take(power, *step, {"w": [1e-9], "b": [1.0]}, noise)
+
+    assert power.swallowed == {"b": 8.0}
+    assert ("b" in power.clear) is ("the step of b itself" in power.reason()) is counts
+    assert bool(power.reason()) is counts
+
+
+def test_but_where_all_are_swallowed_that_is_the_reason() -> None:
+    power = taken(Power({"w": 8.0}), [0.05, 0.05, 0.05], noise=100.0)
+
+    assert power.clear == set()
+    assert "80 %" in power.reason()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.04, "as large as 4 % of the step of w; a wrong lr of 4 % would pass"),
+        (0.00042, "as large as 0.00042 of the step of w; a wrong lr of 0.00042 would pass"),
+        (0.999, "as large as 1e+02 % of the step of w"),
+        (1.0, "as large as the step of w itself, so that any lr or gradient would pass"),
+        (np.nan, "as large as the step of w itself"),
+    ],
+)
+def test_the_reason_names_the_share(share: float, text: str) -> None:
+    assert text in swallowed_text("w", share)
+
+
+def test_a_fault_that_would_not_have_shown_is_a_reason() -> None:
+    power = taken(Power({"w": 1e-6}), [0.05, 0.05, 0.05])
+    power.hidden = ("a doubled weight decay", "a missing weight decay")
+
+    assert power.reason() == (
+        "a doubled weight decay and a missing weight decay would have passed too"
+    )
