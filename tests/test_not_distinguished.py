@@ -162,10 +162,7 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
             "equal-targets": PAIRING,
         },
     ),
-    "one micro-batch a step": (
-        {"accumulate": 3},
-        {"one-micro-batch": {"accumulation-not-averaged"}},
-    ),
+    "one micro-batch": ({"accumulate": 3}, {"one-micro-batch": {"accumulation-not-averaged"}}),
     "one step": ({"epochs": 1}, {"one-step": ONE_STEP}),
     "one step with momentum": (
         {"epochs": 1} | MOMENTUM,
