@@ -14,7 +14,7 @@ import yaml
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from tests.conftest import SMALL, in_one_line
+from tests.conftest import SMALL, agrees, in_one_line
 from tests.test_tolerance import MIXED
 
 Spec = dict[str, Any]
@@ -66,7 +66,7 @@ def lowered(tolerance: dict[str, dict[str, float]], kind: str) -> Iterator[tuple
 def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(seed: int) -> None:
     spec = any_spec(seed)
     report = check(spec)
-    assert report.verdict != "inconclusive"
+    assert report.verdict == "diverged" or agrees(report)
     smallest = smallest_of(report)
     for kind in ("rounding", "rtol", "atol"):
         # A number that must be positive stands in where 0 would do.
@@ -74,7 +74,7 @@ def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(
         assert all(math.isfinite(one[kind]) for one in each.values())
         common = {kind: max(one[kind] for one in each.values())}
         for tolerance in (each, common):
-            assert check(spec | {"tolerance": tolerance}).verdict == "equivalent", kind
+            assert agrees(check(spec | {"tolerance": tolerance})), kind
         for name, less in lowered(each, kind):
             found = check(spec | {"tolerance": less})
             assert found.verdict == "diverged", (kind, name)
@@ -95,7 +95,7 @@ def test_smallest_rtol_and_atol_are_those_beside_the_spec_s_other_one(seed: int,
     smallest = smallest_of(check(spec | {"tolerance": given_other}))
     each = {name: given_other[name] | {kind: smallest[name][kind]} for name in TENSORS}
 
-    assert check(spec | {"tolerance": each}).verdict == "equivalent"
+    assert agrees(check(spec | {"tolerance": each}))
     if share < 0.99:  # else what is left is of the size of its own rounding
         for name, less in lowered(each, kind):
             assert check(spec | {"tolerance": less}).verdict == "diverged", name
@@ -125,6 +125,9 @@ def test_smallest_tolerance_as_printed_passes_as_a_spec_s_own(seed: int, tmp_pat
     if seed % 2:
         spec["tolerance"] = {"rtol": 1e-3, "atol": 1e-7}
     report = check(spec)
+    if report.verdict == "inconclusive":  # rounding hides the step, and none is printed
+        assert agrees(report)
+        return
     smallest = report.smallest_tolerance()
     forms = printed_forms(report)
     kinds = set()
@@ -132,7 +135,7 @@ def test_smallest_tolerance_as_printed_passes_as_a_spec_s_own(seed: int, tmp_pat
         path = tmp_path / "again.yaml"
         head = {key: value for key, value in spec.items() if key != "tolerance"}
         path.write_text(f"{yaml.safe_dump(head)}tolerance: {form}\n", encoding="utf-8")
-        assert check(path).verdict == "equivalent", form
+        assert agrees(check(path)), form
         number = re.search(r"(rounding|rtol|atol): ([^,}]*)\}?$", form.split(", atol: 1e-07")[0])
         if number and "exact" not in form:
             kinds.add(number[1])
