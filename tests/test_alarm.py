@@ -17,32 +17,37 @@ from regcheck.errors import UserCodeError
 from regcheck.user_code.alarm import Alarm, TimedOut
 from regcheck.user_code.function import UserFunction, imported
 from tests.conftest import ROOT
-from tests.user_files import STEPS, TRAIN, run_all, run_file, write
-
-LOOP = "import threading, time\ndef train(problem):\n    for rows in problem.batches:\n        "
+from tests.user_files import STEPS, TRAIN, run_all, run_file, stepping, write
 
 ENDLESS = {
-    "busy": "while True:\n            pass",
+    "busy": "while True: pass",
     "sleep": "time.sleep(1e6)",
-    "swallowing Exception": "while True:\n            try: time.sleep(9)\n"
-    "            except Exception: pass",
-    "swallowing once": "try: time.sleep(9)\n        except BaseException: pass\n"
-    "        while True: pass",
-    "going on": "try: time.sleep(9)\n        except BaseException: pass",
-    "going on rightly": "try: time.sleep(9)\n        except BaseException: pass\n"
-    "        yield {'weight': [0, 0], 'bias': 0}",
-    "raising something else": "try: time.sleep(9)\n        except BaseException: raise ValueError",
+    "swallowing Exception": """while True:
+            try: time.sleep(9)
+            except Exception: pass""",
+    "swallowing once": """try: time.sleep(9)
+        except BaseException: pass
+        while True: pass""",
+    "going on": """try: time.sleep(9)
+        except BaseException: pass""",
+    "going on wrongly": """try: time.sleep(9)
+        except BaseException: yield""",
+    "raising something else": """try: time.sleep(9)
+        except BaseException: raise ValueError""",
     "waiting for a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
-    "waiting for a child": "import subprocess; subprocess.run(['sleep', '99'])",
+    "waiting for a child": "subprocess.run(['sleep', '99'])",
 }
+
+
+def endless(act: str) -> str:
+    return stepping(act, "import subprocess, threading, time")
 
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_step_is_ended(tmp_path: Path, name: str) -> None:
-    source = LOOP + ENDLESS[name] + "\n        yield"
     before = time.monotonic()
     with pytest.raises(UserCodeError) as raised:
-        run_file(tmp_path, source, timeout=0.2)
+        run_file(tmp_path, endless(ENDLESS[name]), timeout=0.2)
     assert 0.2 <= time.monotonic() - before < 3
     text = str(raised.value)
     assert text.startswith("mine.py:train: step 1 of 4: took longer than 0.2 seconds")
@@ -64,8 +69,7 @@ def test_endless_import_is_ended(tmp_path: Path) -> None:
 
 
 def test_each_step_has_its_own_time(tmp_path: Path) -> None:
-    source = LOOP + "time.sleep(0.2)\n        yield {'weight': [0, 0], 'bias': 0}"
-    assert len(run_file(tmp_path, source, timeout=0.5)) == STEPS
+    assert len(run_file(tmp_path, endless("time.sleep(0.2)"), timeout=0.5)) == STEPS
 
 
 def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
@@ -136,8 +140,7 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
 
 def test_endless_step_is_ended_in_another_thread(tmp_path: Path) -> None:
-    source = LOOP + "while True:\n            pass\n        yield"
-    error = in_thread(lambda: run_file(tmp_path, source, timeout=0.2))
+    error = in_thread(lambda: run_file(tmp_path, endless(ENDLESS["busy"]), timeout=0.2))
     assert isinstance(error, UserCodeError)
     assert "step 1 of 4: took longer than 0.2 seconds" in str(error)
     assert 'mine.py", line ' in str(error)

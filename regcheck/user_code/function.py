@@ -54,15 +54,11 @@ class UserFunction:
         self.guard = guard or Guard(label, timeout, folder)
 
     def call(self, problem: object) -> Any:
-        """Call the function with the problem.
-
-        Raises:
-            UserCodeError: on anything that goes wrong.
-        """
+        """Call the function with the problem; whatever goes wrong is a UserCodeError."""
         return self.guard.run("", self.call_unguarded, problem)
 
     def call_unguarded(self, problem: object) -> Any:
-        """Call the function, once its parameters are seen to fit; of a class, an object of it."""
+        """Call the function, once its parameters are seen to fit."""
         function = self.to_call()
         mismatch = misfit(function, problem)
         if mismatch:
@@ -73,11 +69,7 @@ class UserFunction:
         return function(problem)
 
     def to_call(self) -> Callable[..., Any]:
-        """Return what is called with the problem.
-
-        Raises:
-            UserCodeError: nothing in it can be called with the problem.
-        """
+        """Return what is called with the problem: the function, or an object of the class."""
         code = self.function
         if is_torch_module(code):
             what = "a class of models" if isinstance(code, type) else "a model"
@@ -92,8 +84,8 @@ class UserFunction:
                 f"{self.label}: is a class of which no object can be made without arguments: they "
                 f"are {mismatch}\n  Give an object of it, or defaults to its arguments."
             )
-        made_of_it: Callable[..., Any] = code()
-        return made_of_it
+        made: Callable[..., Any] = code()
+        return made
 
 
 def misfit(function: Callable[..., Any], *args: object) -> str:

@@ -20,15 +20,14 @@ Result = TypeVar("Result")
 class ScratchSteps:
     """The updates of a user's scratch function, one at a time.
 
+    Whatever goes wrong in making, `next` or `finish` is raised as a UserCodeError.
+
     Args:
         function: called with `problem`, it returns a generator.
         problem: what it is called with.
         shapes: torch's shape of each parameter.
         steps: how many updates there must be.
         fixed: the parameters that nobody trains, which need not be yielded.
-
-    Raises:
-        UserCodeError: the function returns no generator, or fails.
     """
 
     def __init__(
@@ -46,19 +45,11 @@ class ScratchSteps:
         self.generator = self.run("at its start", self.begin)
 
     def next(self) -> Yielded:
-        """Let the function take its next step.
-
-        Raises:
-            UserCodeError: it fails, ends too early, or yields something else.
-        """
+        """Let the function take its next step."""
         return self.run(f"step {self.taken + 1} of {self.steps}", self.advance)
 
     def finish(self) -> None:
-        """Let the function end after its last step.
-
-        Raises:
-            UserCodeError: it fails, or yields once more.
-        """
+        """Let the function end after its last step."""
         self.run("after its last step", self.end)
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ def exception_text(where: str, error: BaseException, folder: str | None) -> str:
     """Describe what a call raised, with the frames of the user's code, which is in `folder`."""
     described = traceback.TracebackException.from_exception(error)
     chain = [described]
-    for one in chain:
+    for one in chain:  # which grows meanwhile
         one.stack = own_frames(one.stack, folder)
         # Python itself writes the frames of a recursion in a few lines.
         places = {(frame.filename, frame.lineno) for frame in one.stack}
