@@ -8,33 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from regcheck import checking, cli
+from regcheck.report.result import Report
+from regcheck.spec import LoadedSpec
 from tests.conftest import ROOT
 
 Write = Callable[..., Path]
 
 DIVERGED = {"convention": "doubled"}
-
-
-def test_run_equivalent_exits_0(write_spec: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.exit_code(["run", str(write_spec())]) == 0
-    assert "EQUIVALENT over 3 steps" in capsys.readouterr().out
-
-
-def test_run_diverged_exits_1(write_spec: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.exit_code(["run", str(write_spec(**DIVERGED))]) == 1
-    assert "DIVERGED at step 1 of 3" in capsys.readouterr().out
-
-
-def test_run_without_steps_is_inconclusive_and_exits_4(
-    write_spec: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_spec(batch_size=9, drop_last=True)
-    assert cli.exit_code(["run", str(path)]) == 4
-    assert "INCONCLUSIVE" in capsys.readouterr().out
 
 
 def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
@@ -116,23 +101,38 @@ def test_several_specs_all_run_and_the_gravest_code_wins(
     assert len((captured.out + captured.err).splitlines()) == len(paths)
 
 
-def test_internal_error_exits_3_says_so_and_the_other_specs_still_run(
-    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ZeroDivisionError("planted"), 3, ["internal error", "planted", "Traceback"]),
+        (MemoryError(), 2, ["broken.yaml: not enough memory"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+    ],
+    ids=repr,
+)
+def test_error_in_one_spec_has_its_exit_code_and_keeps_what_was_printed(
+    error: BaseException,
+    code: int,
+    says: list[str],
+    write_spec: Write,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    good, broken = write_spec("good.yaml"), write_spec("broken.yaml")
+    paths = [str(write_spec(f"{name}.yaml")) for name in ("first", "broken", "last")]
     real = checking.check_loaded
 
-    def fail(loaded: object, *rest: object) -> object:
-        if str(broken) == loaded.name:  # type: ignore[attr-defined]
-            raise ZeroDivisionError("planted")
-        return real(loaded, *rest)  # type: ignore[arg-type]
+    def fail(loaded: LoadedSpec, *rest: Any) -> Report:
+        if loaded.name == paths[1]:
+            raise error
+        return real(loaded, *rest)
 
     monkeypatch.setattr(checking, "check_loaded", fail)
-    assert cli.exit_code(["run", "--quiet", str(broken), str(good)]) == 3
+    assert cli.exit_code(["run", "--json", *paths]) == code
     captured = capsys.readouterr()
-    assert "internal error" in captured.err
-    assert "planted" in captured.err
-    assert "good.yaml: EQUIVALENT" in captured.out
+    assert [one for one in says if one not in captured.err] == []
+    first, *others = json.loads(captured.out)  # the array is closed
+    assert first["verdict"] == "equivalent"
+    assert [one.get("verdict") for one in others] == ([] if code == 130 else [None, "equivalent"])
 
 
 def test_internal_error_outside_a_run_exits_3(
@@ -143,28 +143,6 @@ def test_internal_error_outside_a_run_exits_3(
     monkeypatch.setattr(explain, "explain_all", lambda: 1 / 0)
     assert cli.exit_code(["explain"]) == 3
     assert "internal error" in capsys.readouterr().err
-
-
-def test_not_enough_memory_exits_2(
-    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(loaded: object, *rest: object) -> object:
-        raise MemoryError
-
-    monkeypatch.setattr(checking, "check_loaded", fail)
-    assert cli.exit_code(["run", str(write_spec())]) == 2
-    assert "not enough memory" in capsys.readouterr().err
-
-
-def test_interruption_exits_130(
-    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(loaded: object, *rest: object) -> object:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checking, "check_loaded", interrupt)
-    assert cli.exit_code(["run", str(write_spec())]) == 130
-    assert "interrupted" in capsys.readouterr().err
 
 
 def test_json_is_all_that_standard_output_holds(
@@ -182,12 +160,13 @@ def test_json_of_several_specs_is_an_array_with_errors_in_their_places(
     write_spec: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [write_spec("a.yaml"), write_spec("b.yaml", lr="x"), write_spec("c.yaml", **DIVERGED)]
-    assert cli.exit_code(["run", "--json", *map(str, paths)]) == 2
-    first, second, third = json.loads(capsys.readouterr().out)
-    assert first["verdict"] == "equivalent"
-    assert "lr: must be a number" in second["error"]
-    assert "verdict" not in second
-    assert third["verdict"] == "diverged"
+    assert cli.exit_code(["run", "--json", "missing.yaml", *map(str, paths)]) == 2
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [one.get("verdict") for one in found] == [None, "equivalent", None, "diverged"]
+    assert "no such file" in found[0]["error"]
+    assert "lr: must be a number" in found[2]["error"]
+    assert "missing.yaml: no such file" in captured.err
 
 
 def test_json_of_two_runs_is_the_same_to_the_byte(
@@ -219,18 +198,15 @@ def test_pipe_that_closes_early_leaves_no_traceback(write_spec: Write) -> None:
     assert done.stderr == ""
 
 
-def test_output_without_a_terminal_has_no_colour_and_no_trailing_blanks(write_spec: Write) -> None:
-    done = run_process("run", str(write_spec(**DIVERGED)))
-    assert done.returncode == 1
-    assert "\x1b" not in done.stdout
-    assert all(line == line.rstrip() for line in done.stdout.splitlines())
-    assert done.stderr == ""
-
-
-def test_output_where_the_locale_has_ascii_alone_is_still_printed(write_spec: Write) -> None:
-    done = run_process("run", str(write_spec(**DIVERGED)), PYTHONIOENCODING="ascii")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_output_without_a_terminal_has_no_colour_in_any_encoding(
+    encoding: str, write_spec: Write
+) -> None:
+    done = run_process("run", str(write_spec(**DIVERGED)), PYTHONIOENCODING=encoding)
     assert done.returncode == 1
     assert "DIVERGED at step 1" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
     assert done.stderr == ""
 
 
@@ -245,40 +221,12 @@ def run_process(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
-def test_missing_spec_does_not_keep_the_others_from_running(
-    write_spec: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.exit_code(["run", "--json", "missing.yaml", str(write_spec())]) == 2
-    captured = capsys.readouterr()
-    missing, good = json.loads(captured.out)
-    assert "no such file" in missing["error"]
-    assert good["verdict"] == "equivalent"
-    assert "missing.yaml: no such file" in captured.err
-
-
-def test_interruption_keeps_what_was_printed_and_closes_the_array(
-    write_spec: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = checking.check_loaded
-
-    def interrupt(loaded: object, *rest: object) -> object:
-        if str(loaded.name).endswith("two.yaml"):  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-        return real(loaded, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(checking, "check_loaded", interrupt)
-    paths = [str(write_spec("one.yaml")), str(write_spec("two.yaml"))]
-    assert cli.exit_code(["run", "--json", *paths]) == 130
-    (first,) = json.loads(capsys.readouterr().out)
-    assert first["verdict"] == "equivalent"
-
-
 @pytest.mark.parametrize("given", [["--timeout", "7"], ["--patience", "9", "--patience", "7"]])
 def test_timeout_may_go_by_its_old_name_and_the_last_one_counts(
     given: list[str], write_spec: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds: list[object] = []
-    monkeypatch.setattr(checking, "check_loaded", lambda *given: seconds.append(given[2]))
+    monkeypatch.setattr(checking, "check_loaded", lambda *passed: seconds.append(passed[2]))
     cli.exit_code(["run", *given, str(write_spec())])
     cli.exit_code(["run", "--timeout", "8", *given, str(write_spec())])
     assert seconds == [7.0, 7.0]

@@ -45,7 +45,7 @@ def trained(
     reported: Callable[[int], float] = lambda rows: 1.0,
     inside: float = 0,
 ) -> Train:
-    """Write a user's code with factors in it.
+    """Return a user's code with factors in it.
 
     Args:
         gradient, rate: on the gradient, and on the lr.
@@ -70,8 +70,22 @@ def trained(
     return train
 
 
-def told(report: Report) -> str:
-    """Give a report's text with its breaks undone."""
+def linear_of(optimizer: Callable[..., torch.optim.Optimizer], **options: float) -> Any:
+    """Write a user's own linear model, with a loss that is a plain function."""
+
+    def build(problem: UserProblem) -> Any:
+        model = nn.Linear(3, 1, dtype=torch.float64)
+        with torch.no_grad():
+            for name, w in model.named_parameters():
+                w.copy_(torch.from_numpy(problem.initial[name]))
+        made = optimizer(model.parameters(), lr=problem.lr, **options)
+        return model, lambda z, y: ((z[:, 0] - y) ** 2).mean(), made
+
+    return build
+
+
+def text_of(report: Report) -> str:
+    """Return a report's text with its breaks undone."""
     return re.sub(r"\s+", " ", report_text(report))
 
 
@@ -134,7 +148,7 @@ def test_call_in_a_report_makes_the_optimizer_that_matches() -> None:
     report = check(spec, scratch=train, framework=build)
     assert report.diagnosis is not None
     assert report.diagnosis.causes == ("bias-not-penalized",)
-    call = re.search(r"or in torch (torch\.optim\.SGD\(.*?\], lr=[\d.]+\))", told(report))
+    call = re.search(r"or in torch (torch\.optim\.SGD\(.*?\], lr=[\d.]+\))", text_of(report))
     assert call is not None
     model = Net()
     names = {id(w): name for name, w in model.named_parameters()}
@@ -162,7 +176,7 @@ FACTORS: dict[str, tuple[Train, Spec, str]] = {
 def test_fix_names_the_factor_that_was_fitted(name: str) -> None:
     train, more, fix = FACTORS[name]
     report = check(BASE | more, scratch=train)
-    text = told(report)
+    text = text_of(report)
     assert fix in text
     assert "factor c" not in text
     (cause,) = report.to_dict()["diagnosis"]["causes"]
@@ -179,14 +193,14 @@ def test_fix_of_a_cause_with_an_open_factor_has_a_place_for_it(cause: str) -> No
 @pytest.mark.parametrize("key", ["rate", "gradient"])
 def test_number_is_written_once_where_its_name_is_that_number(key: str, factor: float) -> None:
     for more in ({}, MINI):
-        text = told(check(BASE | more, scratch=trained(**{key: factor})))  # type: ignore[arg-type]
+        text = text_of(check(BASE | more, scratch=trained(**{key: factor})))  # type: ignore[arg-type]
         assert re.search(r"factor: [\d.]+|loss-halved|loss-summed", text)
         assert not re.search(r"(?<![\d.])([\d.]+) = \1(?![\d.])", text)
 
 
 def test_decay_of_each_tensor_is_told_in_words() -> None:
     report = check(BASE, scratch=trained(decay=(0.05, 0.2)))
-    text = told(report)
+    text = text_of(report)
     assert "the weight_decay of weight is 0.05, torch's is 0.1" in text
     assert "the weight_decay of bias is 0.2, torch's is 0.1" in text
     assert "decay each tensor by torch's weight_decay: 0.1 for weight and bias" in text
@@ -247,26 +261,18 @@ def test_loss_of_the_rule_that_is_trained_is_written_too() -> None:
     assert report.diagnosis.causes == ("loss-halved",)
     assert (
         "Loss the scratch side reports the loss that it trains by scratch ½ torch's loss"
-        in told(report)
+        in text_of(report)
     )
 
 
 def test_loss_of_ones_own_is_not_called_the_mean() -> None:
-    def build(problem: UserProblem) -> Any:
-        model = nn.Linear(3, 1, dtype=torch.float64)
-        with torch.no_grad():
-            for name, w in model.named_parameters():
-                w.copy_(torch.from_numpy(problem.initial[name]))
-        optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr, weight_decay=0.1)
-        return model, lambda z, y: ((z[:, 0] - y) ** 2).mean(), optimizer
-
-    report = check(BASE, scratch=trained(inside=0.1), framework=build)
-    text = told(report)
+    own = linear_of(torch.optim.SGD, weight_decay=0.1)
+    text = text_of(check(BASE, scratch=trained(inside=0.1), framework=own))
     assert "reports torch's loss, as your loss function has it" in text
     assert "mean ℓ" not in text
 
 
-# --- what would tell, and what is fitted ----------------------------------------------------------
+# --- which run distinguishes them, and what is fitted ---------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,18 +295,10 @@ def test_run_away_from_zero_is_not_told_to_start_there() -> None:
     # In one step from w, any factor on the lr is one on gradient and penalty together.
     spec = BASE | {"epochs": 1, "init": {"constant": 1}}
     for train in (trained(rate=0.5), trained(gradient=0.5, decay=(0.05, 0.05))):
-        assert "a start away from zero" not in told(check(spec, scratch=train))
+        assert "a start away from zero" not in text_of(check(spec, scratch=train))
 
 
 def test_nothing_is_said_of_steps_to_which_nothing_was_fitted() -> None:
-    def build(problem: UserProblem) -> Any:
-        model = nn.Linear(3, 1, dtype=torch.float64)
-        with torch.no_grad():
-            for name, w in model.named_parameters():
-                w.copy_(torch.from_numpy(problem.initial[name]))
-        optimizer = torch.optim.Adam(model.parameters(), lr=problem.lr)
-        return model, lambda z, y: ((z[:, 0] - y) ** 2).mean(), optimizer
-
-    report = check(BASE, scratch=trained(), framework=build)
+    report = check(BASE, scratch=trained(), framework=linear_of(torch.optim.Adam))
     assert report.verdict == "diverged"
-    assert "Fitted" not in told(report)
+    assert "Fitted" not in text_of(report)
