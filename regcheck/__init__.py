@@ -1,4 +1,4 @@
-"""regcheck tells whether two trainings follow the same rule, and if not, where and why.
+"""regcheck checks whether two trainings follow the same rule; if not, where and why they differ.
 
 `check` runs a spec and gives a report; `assert_equivalent` raises where its sides differ.
 """

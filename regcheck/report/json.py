@@ -34,14 +34,14 @@ def json_chunks(report: Report) -> Iterator[str]:
     yield text.removesuffix("\n}") + ',\n "rows": ['
     separator = "\n  "
     for row in report.comparison.trace:
-        yield separator + json.dumps(row_dict(row))
+        yield separator + row_text(row)
         separator = ",\n  "
     yield "\n ]\n}"
 
 
 def report_dict(report: Report) -> dict[str, Any]:
     """Return a report as plain data: what `regcheck run --json` prints, read back."""
-    return report_head(report) | {"rows": [row_dict(row) for row in report.comparison.trace]}
+    return report_head(report) | {"rows": [plain(row_dict(row)) for row in report.comparison.trace]}
 
 
 def plain(value: Any) -> Any:
@@ -238,23 +238,32 @@ def step_dict(step: Step) -> dict[str, Any]:
 
 
 def row_dict(row: TraceRow) -> dict[str, Any]:
-    """Return one row."""
-    found: dict[str, Any] = plain(
-        {
-            **pick(row, "step", "epoch", "batch"),
-            "loss": {
-                "scratch": row.scratch_loss,
-                "framework": row.framework_loss,
-                "ratio": row.loss_ratio,
-                "tolerance_ratio": row.loss_judged,
-            },
-            "tensors": {
-                name: {
-                    **pick(trace, "drift", "local", "bound", "ratio"),
-                    "tolerance_ratio": trace.judged,
-                }
-                for name, trace in row.tensors.items()
-            },
-        }
-    )
-    return found
+    """Return one row, whose numbers may be NaN or infinite."""
+    return {
+        **pick(row, "step", "epoch", "batch"),
+        "loss": {
+            "scratch": row.scratch_loss,
+            "framework": row.framework_loss,
+            "ratio": row.loss_ratio,
+            "tolerance_ratio": row.loss_judged,
+        },
+        "tensors": {
+            name: {
+                **pick(trace, "drift", "local", "bound", "ratio"),
+                "tolerance_ratio": trace.judged,
+            }
+            for name, trace in row.tensors.items()
+        },
+    }
+
+
+FINITE = json.JSONEncoder(allow_nan=False)
+
+
+def row_text(row: TraceRow) -> str:
+    """Write one row as JSON, quickly where its numbers are finite."""
+    found = row_dict(row)
+    try:
+        return FINITE.encode(found)
+    except ValueError:
+        return json.dumps(plain(found))
