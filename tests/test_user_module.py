@@ -1,0 +1,400 @@
+"""What a user's function may give, what hooks into it, and what is pointed out in its loss."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.errors import UserCodeError
+from regcheck.user_code.problem_api import UserProblem
+from tests.test_user_framework import (
+    BASE,
+    BATCHES,
+    LOGISTIC,
+    NO_MODEL,
+    Build,
+    Made,
+    Spec,
+    flat_line,
+    line,
+    scratch,
+    sgd,
+    user,
+)
+
+# --- what a function may give ---------------------------------------------------------------------
+
+
+def giving(*changed: Any, place: int | None = None) -> Build:
+    """Give what a function should, with one of the three changed; or other things altogether."""
+
+    def made(problem: UserProblem) -> Any:
+        right = list(user()(problem))
+        if place is None:
+            return changed[0] if len(changed) == 1 else changed
+        right[place] = changed[0]
+        return tuple(right)
+
+    return made
+
+
+RETURNS = "it must return (model, loss_function, optimizer)"
+
+BAD: dict[str, tuple[Any, list[str]]] = {
+    "nothing": (giving(None), ["gave None; " + RETURNS]),
+    "two things": (giving(1, 2), ["gave 2 things; " + RETURNS]),
+    "four things": (giving(1, 2, 3, 4), ["gave 4 things; " + RETURNS]),
+    "a dict": (giving({"model": 1}), ["gave a dict; " + RETURNS]),
+    "a generator": (scratch(), ["gave a generator; " + RETURNS]),
+    "no model": (
+        giving(np.zeros(3), place=0),
+        ["gave a ndarray in the place of the model, a torch.nn.Module; " + RETURNS],
+    ),
+    "no loss": (giving(0.5, place=1), ["gave a float in the place of the loss_function"]),
+    "no optimizer": (
+        giving(0.05, place=2),
+        ["gave a float in the place of the optimizer, a torch.optim.Optimizer; " + RETURNS],
+    ),
+    "a loss not made": (
+        giving(nn.MSELoss, place=1),
+        ["gave the class MSELoss in the place of the loss_function; make one of it: MSELoss(..)"],
+    ),
+    "an optimizer not made": (
+        giving(torch.optim.SGD, place=2),
+        ["gave the class SGD in the place of the optimizer; make one of it: SGD(..)"],
+    ),
+    "another model's optimizer": (
+        user(optimizer=lambda problem, _: sgd(problem, line(problem))),
+        ["the optimizer has none of the model's parameters; give it model.parameters()"],
+    ),
+    "no parameters": (
+        user(lambda _: nn.Flatten(0), None, lambda problem, _: sgd(problem, line(problem))),
+        ["the model has no parameters; there is nothing to train"],
+    ),
+    "no bias": (
+        user(lambda _: nn.Linear(3, 1, bias=False).double()),
+        ["the model has weight (1, 3)", "one weight of 3 entries and one bias", "leave `model`"],
+    ),
+    "two layers": (
+        user(lambda _: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double()),
+        ["0.weight (3, 3), 0.bias (3,), 1.weight (1, 3), 1.bias (1,)", "give `scratch` too"],
+    ),
+    "half precision": (
+        user(lambda problem: line(problem, torch.bfloat16)),
+        ["weight is torch.bfloat16; it must be torch.float32 or torch.float64"],
+    ),
+    "elsewhere": (
+        user(lambda _: nn.Linear(3, 1, device="meta")),
+        ["weight is on meta; regcheck trains on the CPU: leave out .to(device)"],
+    ),
+    "an optimizer that needs a closure": (
+        user(optimizer=lambda _, model: torch.optim.LBFGS(model.parameters())),
+        ["torch.optim.LBFGS takes the loss several times in one step", "torch.optim.SGD"],
+    ),
+    "no function of the problem": (
+        lambda: None,
+        ["cannot be called with the problem alone: its parameters are ()"],
+    ),
+    "a loss cut off": (
+        user(loss=lambda z, y: ((z.detach() - y) ** 2).mean()),
+        ["gave a tensor of shape (), cut off", "that torch can differentiate"],
+    ),
+    "a loss as a number": (
+        user(loss=lambda z, y: ((z - y) ** 2).mean().item()),
+        ["It must give one number that torch can differentiate"],
+    ),
+    "a loss of each row": (
+        user(loss=nn.MSELoss(reduction="none")),
+        ["loss_function(model(X), y) gave a tensor of shape (24,)", "the mean of the rows' losses"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_is_told(name: str) -> None:
+    own, expected = BAD[name]
+    with pytest.raises(UserCodeError) as told:
+        check(BASE, framework=own)
+    for words in expected:
+        assert words in str(told.value)
+
+
+def test_parameters_of_a_sequential_go_by_the_models_names() -> None:
+    report = check(BASE, framework=user())
+    assert set(report.comparison.final["framework"].parameters) == {"weight", "bias"}
+    assert report.comparison.final["framework"].parameters["weight"].shape == (1, 3)
+
+
+class Own(nn.Module):
+    """A model with names of its own, and its weight as a column or a row."""
+
+    def __init__(self, problem: UserProblem, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        first = problem.initial["weight"] if "weight" in problem.initial else np.ones((1, 3))
+        last = problem.initial["bias"] if "bias" in problem.initial else np.ones(1)
+        self.beta = nn.Parameter(torch.from_numpy(first).reshape(shape))
+        self.offset = nn.Parameter(torch.from_numpy(last))
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return X @ self.beta.ravel() + self.offset
+
+
+def named(shape: tuple[int, ...]) -> Build:
+    return user(lambda problem: Own(problem, shape))
+
+
+def test_one_weight_and_one_bias_are_found_whatever_their_names() -> None:
+    report = check(BASE, framework=named((1, 3)))
+    assert report.verdict == "equivalent"
+    assert set(report.comparison.final["framework"].parameters) == {"weight", "bias"}
+
+
+def test_weight_of_another_shape_is_told() -> None:
+    with pytest.raises(
+        UserCodeError, match=r"beta has shape \(3, 1\).*as nn.Linear does, \(1, 3\)"
+    ):
+        check(BASE, framework=named((3, 1)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3,)], ids=str)
+def test_parameters_keep_their_own_names_without_the_specs_model(shape: tuple[int, ...]) -> None:
+    report = check(NO_MODEL, framework=named(shape), scratch=own_names)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 8)
+    assert report.comparison.final["framework"].parameters["beta"].shape == shape
+    assert set(report.comparison.final["scratch"].parameters) == {"beta", "offset"}
+
+
+def own_names(problem: UserProblem) -> Iterator[Spec]:
+    for yielded in scratch()(problem_with_names(problem)):
+        yield {"beta": yielded["weight"], "offset": yielded["bias"], "loss": yielded["loss"]}
+
+
+def problem_with_names(problem: UserProblem) -> UserProblem:
+    initial = problem.initial
+    initial["weight"], initial["bias"] = initial["beta"].ravel(), initial["offset"].reshape(1)
+    return problem
+
+
+# --- a loss that holds on to its model ------------------------------------------------------------
+
+
+def penalty_in_torch(problem: UserProblem) -> Made:
+    model = flat_line(problem)
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        penalty = sum((w**2).sum() for w in model.parameters())
+        return nn.functional.mse_loss(z, y) + 0.1 / 2 * penalty
+
+    return model, loss, sgd(problem, model, weight_decay=0)
+
+
+def with_penalty(problem: UserProblem) -> Iterator[Spec]:
+    w, b = problem.initial["weight"], problem.initial["bias"]
+    for yielded in scratch()(problem):
+        penalty = 0.1 / 2 * ((w**2).sum() + (b**2).sum())
+        w, b = yielded["weight"], yielded["bias"]
+        yield {**yielded, "loss": yielded["loss"] + penalty}
+
+
+@pytest.mark.parametrize("spec", [{}, BATCHES], ids=["full", "batches"])
+def test_penalty_in_the_frameworks_own_loss_is_that_of_its_own_model(spec: Spec) -> None:
+    report = check(BASE | spec, framework=penalty_in_torch, scratch=with_penalty)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", report.comparison.steps)
+    assert report.first_loss_divergence is None
+
+
+@pytest.mark.parametrize("holds_on", [False, True])
+def test_model_made_once_is_copied_unless_its_loss_holds_on_to_it(holds_on: bool) -> None:
+    model = nn.Linear(3, 1, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.5, -0.7, 0.9]], dtype=torch.float64))
+        model.bias.fill_(0.3)
+
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        penalty = (model.weight**2).sum() if holds_on else 0
+        return nn.functional.mse_loss(z, y) + penalty
+
+    build = user(lambda _: nn.Sequential(model, nn.Flatten(0)), loss)
+    if holds_on:
+        with pytest.raises(UserCodeError, match="Make the model inside the function"):
+            check(BASE, framework=build, scratch=scratch())
+    else:
+        assert check(BASE, framework=build, scratch=scratch()).verdict == "equivalent"
+
+
+def test_function_that_makes_another_model_each_time_is_refused() -> None:
+    widths = iter(range(2, 9))
+
+    def model(_: UserProblem) -> nn.Module:
+        hidden = next(widths)
+        return nn.Sequential(nn.Linear(3, hidden), nn.Linear(hidden, 1), nn.Flatten(0)).double()
+
+    with pytest.raises(UserCodeError, match="let it make the same model each time"):
+        check(NO_MODEL, framework=user(model), scratch=scratch())
+
+
+@pytest.mark.parametrize("spec", [{}, BATCHES], ids=["full", "batches"])
+def test_rows_changed_in_place_are_pointed_out(spec: Spec) -> None:
+    class Doubling(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, X: torch.Tensor) -> Any:
+            return self.model(X.mul_(2))
+
+    with pytest.raises(UserCodeError, match="changes the X or y that it is given in place"):
+        check(BASE | spec, framework=user(lambda problem: Doubling(flat_line(problem))))
+
+
+# --- predictions (n, 1) against targets (n,) ------------------------------------------------------
+
+TRAPS: dict[str, Any] = {
+    "MSELoss": nn.MSELoss(),
+    "L1Loss": nn.L1Loss(),
+    "functional": nn.functional.mse_loss,
+    "own": lambda z, y: ((z - y) ** 2).mean(),
+    "own, turned": lambda z, y: (y - z).abs().mean(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")  # torch's own, where a batch has one row
+@pytest.mark.parametrize("name", TRAPS)
+@pytest.mark.parametrize(
+    ("spec", "rows"), [({}, 24), (BATCHES, 10), ({"batch_size": 23}, 23)], ids=str
+)
+def test_targets_that_broadcast_are_pointed_out(name: str, spec: Spec, rows: int) -> None:
+    with pytest.raises(UserCodeError) as told:
+        check(BASE | spec, framework=user(line, TRAPS[name]))
+    text = str(told.value)
+    assert f"predictions ({rows}, 1) meet targets ({rows},)" in text
+    assert f"broadcasts them to ({rows}, {rows})" in text
+    assert "`.squeeze(-1)`" in text
+    assert "y[:, None]" in text
+
+
+def test_targets_that_broadcast_are_pointed_out_beside_own_code_and_own_losses_too() -> None:
+    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (nn.functional.softplus(z) - z * y).mean()
+
+    trap = r"predictions \(24, 1\) meet targets \(24,\)"
+    with pytest.raises(UserCodeError, match=trap):
+        check(BASE, framework=user(line), scratch=scratch())
+    with pytest.raises(UserCodeError, match=trap):
+        check(BASE | LOGISTIC | {"loss": "bce_with_logits"}, framework=user(line, loss))
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
+def test_shapes_that_torch_itself_refuses_are_explained(loss: nn.Module) -> None:
+    own = user(lambda problem: nn.Sequential(line(problem), nn.Sigmoid()), loss)
+    with pytest.raises(UserCodeError) as told:
+        check(BASE | LOGISTIC, framework=own)
+    assert "raised ValueError: " in str(told.value)
+    assert "torch.Size([24, 1])" in str(told.value)
+    if isinstance(loss, nn.BCEWithLogitsLoss):
+        assert "let the model's output be (n,) too, by `.squeeze(-1)`" in str(told.value)
+
+
+def test_targets_made_a_column_are_no_trap() -> None:
+    loss = nn.MSELoss()
+    report = check(BASE, framework=user(line, lambda z, y: loss(z, y[:, None])))
+    assert report.verdict == "equivalent"
+
+
+# --- what is hooked into a step ------------------------------------------------------------------
+
+
+def shrinking(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Halve the parameters after a step."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            for w in group["params"]:
+                w *= 0.5
+
+
+class HalvingSGD(torch.optim.SGD):
+    """An optimizer of one's own."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        shrinking(self)
+
+
+def hook(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    optimizer.register_step_post_hook(shrinking)
+    return optimizer
+
+
+def another_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    step = optimizer.step
+
+    def halving() -> None:
+        step()
+        shrinking(optimizer)
+
+    optimizer.step = halving  # type: ignore[method-assign, assignment]
+    return optimizer
+
+
+def own_kind(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    group = optimizer.param_groups[0]
+    return HalvingSGD(group["params"], lr=group["lr"], weight_decay=group["weight_decay"])
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Wrap the step of the class itself, under its own name."""
+    step = torch.optim.SGD.step
+
+    @functools.wraps(step)
+    def halving(optimizer: torch.optim.SGD, closure: Any = None) -> None:
+        step(optimizer, closure)
+        shrinking(optimizer)
+
+    def patch(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        monkeypatch.setattr(torch.optim.SGD, "step", halving)
+        return optimizer
+
+    return patch
+
+
+@pytest.mark.parametrize("kind", ["hook", "another step", "an own class", "a patched class"])
+@pytest.mark.parametrize("halves", [True, False])
+def test_what_is_hooked_into_a_step_is_done(kind: str, halves: bool, patched: Any) -> None:
+    kinds = {"hook": hook, "another step": another_step, "an own class": own_kind}
+    changed = kinds.get(kind, patched)
+
+    def made(problem: UserProblem) -> Made:
+        model, loss, optimizer = user()(problem)
+        return model, loss, changed(optimizer)
+
+    report = check(BASE, scratch=scratch(times=0.5 if halves else 1.0), framework=made)
+
+    assert report.verdict == ("equivalent" if halves else "diverged")
+
+
+def test_sparse_gradients_are_refused() -> None:
+    class Table(nn.Embedding):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return super().forward(rows.long())[:, 0, 0]
+
+    def made(_: UserProblem) -> Made:
+        model = Table(4, 1, sparse=True, dtype=torch.float64)
+        return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        for _ in problem.batches:
+            yield dict(problem.initial)
+
+    spec = {"data": {"X": [[0], [1], [3]], "y": [1.0, 2.0, 0.5]}, "lr": 0.1, "epochs": 2}
+    with pytest.raises(UserCodeError, match="the gradient of weight is sparse") as caught:
+        check(spec, scratch=train, framework=made)
+    assert "sparse=True" in str(caught.value)
+    assert "Your own code raised it" not in str(caught.value)
