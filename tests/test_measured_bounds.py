@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from regcheck.checking import check
-from regcheck.numerics.optimizer_rounding import FORMULAS, Noise
+from regcheck.numerics.optimizer_rounding import FORMULAS
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import RoundingModel, RoundingState
 from regcheck.problem.problem import build_problem
@@ -29,20 +29,15 @@ from regcheck.trainers.measured_bounds import APART, MeasuredBounds
 from regcheck.trainers.monte_carlo import RandomRounding, is_random, sample
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import NumpyFollowsTorch, Steps
+from regcheck.trainers.torch_model import plainly
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from regcheck.trainers.user_module import of_module, wrap_user_module
 from tests.random_specs import SpecDict, mismatched_spec
+from tests.test_rounding import KINDS
 
 Array = NDArray[np.floating]
 Made = tuple[Any, Any, Optimizer]
 Build = Callable[[Any], Made]
-
-KINDS = [
-    ("linear", "mse"),
-    ("logistic", "bce"),
-    ("logistic", "bce_with_logits"),
-    ("logistic", "mse"),
-]
 
 BOUNDS = 8.0
 """Worked-out bounds that a measured one may reach."""
@@ -247,10 +242,16 @@ def trained_by(
 
 
 def run(
-    build: Build, *, spec: SpecDict | None = None, other: Build | None = None, **by: Any
+    build: Build,
+    *,
+    dtype: torch.dtype = torch.float64,
+    spec: SpecDict | None = None,
+    other: Build | None = None,
+    **by: Any,
 ) -> Report:
     """Check a user's model against its second training."""
-    return check(SPEC | (spec or {}), scratch=trained_by(other or build, **by), framework=build)
+    known = SPEC | {"dtype": str(dtype).removeprefix("torch.")} | (spec or {})
+    return check(known, scratch=trained_by(other or build, **by), framework=build)
 
 
 class Plain(Optimizer):
@@ -268,6 +269,13 @@ class Plain(Optimizer):
 
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    # those with a formula
+    "adam": lambda w: torch.optim.Adam(w, lr=0.01, weight_decay=0.01, amsgrad=True),
+    "adamw": lambda w: torch.optim.AdamW(w, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda w: torch.optim.RMSprop(w, lr=0.01, momentum=0.9, centered=True),
+    "adagrad": lambda w: torch.optim.Adagrad(w, lr=0.05),
+    "sgd": lambda w: torch.optim.SGD(w, lr=0.05, momentum=0.9, nesterov=True),
+    # and those judged by clones
     "own": lambda w: Plain(w, lr=0.05),
     "adadelta": lambda w: torch.optim.Adadelta(w, lr=0.5),
     "adafactor": lambda w: torch.optim.Adafactor(w, lr=0.05),
@@ -285,31 +293,10 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_optimizers_without_a_formula_are_judged_by_copies(name: str, dtype: torch.dtype) -> None:
+def test_optimizers_of_every_kind(name: str, dtype: torch.dtype) -> None:
     # Muon takes matrices alone.
     build = builder(lambda: mlp(bias=name != "muon"), OPTIMIZERS[name], dtype=dtype)
-    spec: SpecDict = {"dtype": str(dtype).removeprefix("torch.")}
-    right, wrong = run(build, spec=spec), run(build, spec=spec, lr=1.01)
-
-    assert (right.verdict, right.reason) == ("equivalent", "")
-    assert wrong.verdict == "diverged"
-
-
-OWN_FORMULA: dict[str, Callable[[Any], Optimizer]] = {
-    "adam": lambda w: torch.optim.Adam(w, lr=0.01, weight_decay=0.01, amsgrad=True),
-    "adamw": lambda w: torch.optim.AdamW(w, lr=0.01, weight_decay=0.1),
-    "rmsprop": lambda w: torch.optim.RMSprop(w, lr=0.01, momentum=0.9, centered=True),
-    "adagrad": lambda w: torch.optim.Adagrad(w, lr=0.05),
-    "sgd": lambda w: torch.optim.SGD(w, lr=0.05, momentum=0.9, nesterov=True),
-}
-
-
-@pytest.mark.parametrize("name", OWN_FORMULA)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_optimizers_with_a_formula(name: str, dtype: torch.dtype) -> None:
-    build = builder(optimizer=OWN_FORMULA[name], dtype=dtype)
-    spec: SpecDict = {"dtype": str(dtype).removeprefix("torch."), "epochs": 8}
-    right, wrong = run(build, spec=spec), run(build, spec=spec, lr=1.01)
+    right, wrong = run(build, dtype=dtype), run(build, dtype=dtype, lr=1.01)
 
     assert (right.verdict, right.reason) == ("equivalent", "")
     assert wrong.verdict == "diverged"
@@ -377,9 +364,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_models_of_every_kind(name: str, dtype: torch.dtype) -> None:
     build = builder(MODELS[name], dtype=dtype)
-    spec: SpecDict = {"dtype": str(dtype).removeprefix("torch.")}
     last = [key for key, w in build(None)[0].named_parameters() if "unused" not in key][-2]
-    right, wrong = run(build, spec=spec), run(build, spec=spec, lost=last)
+    right, wrong = run(build, dtype=dtype), run(build, dtype=dtype, lost=last)
 
     assert (right.verdict, right.reason) == ("equivalent", "")
     assert not right.comparison.random
@@ -477,9 +463,7 @@ def trainer_of(build: Build, spec: SpecDict | None = None) -> TorchTrainer:
     """Make torch's side of a user's model."""
     loaded = from_mapping(SPEC | (spec or {}) | {"scratch": build, "framework": build})
     problem = build_problem(loaded)
-    module = wrap_user_module(
-        build(None), "build", lambda function, *args: function(*args), problem
-    )
+    module = wrap_user_module(build(None), "build", plainly, problem)
     return TorchTrainer(of_module(problem, module), module)
 
 
@@ -564,15 +548,8 @@ def test_a_plain_sample_is_the_step_itself(model: Callable[[], nn.Module]) -> No
         assert math.sqrt(float(np.sum(plain.used**2))) == pytest.approx(0.01, rel=1e-3)
 
 
-class Seen(NamedTuple):
-    """What measured bounds did along a training that torch takes alone."""
-
-    steps: list[int]
-    bounds: list[Array]
-
-
-def bounds_along(trainer: TorchTrainer) -> Seen:
-    """Bound each step of a training; and note the steps that were measured."""
+def bounds_along(trainer: TorchTrainer) -> tuple[list[int], list[Array]]:
+    """Bound each step of a training that torch takes alone; with the steps that were measured."""
     measured, steps, found = MeasuredBounds(trainer, "float64"), [], []
     for batch in trainer.problem.schedule.batches():
         step = trainer.step(batch)
@@ -580,18 +557,15 @@ def bounds_along(trainer: TorchTrainer) -> Seen:
         found.append(flat(bounds.after))
         if measured.noise is not None:
             steps.append(batch.step)
-    return Seen(steps, found)
+    return steps, found
 
 
-def test_steps_1_4_16_and_64_are_measured() -> None:
-    seen = bounds_along(trainer_of(builder(), {"epochs": 30}))
+@pytest.mark.parametrize("model", [mlp, Frozen, Shared])
+def test_steps_1_4_16_and_64_are_measured(model: Callable[[], nn.Module]) -> None:
+    # A tensor without a gradient makes no more of them.
+    steps, _ = bounds_along(trainer_of(builder(model), {"epochs": 30}))
 
-    assert seen.steps == [APART**k for k in range(4)]
-
-
-@pytest.mark.parametrize("model", [Frozen, Shared])
-def test_no_more_are_where_a_tensor_has_no_gradient(model: Callable[[], nn.Module]) -> None:
-    assert bounds_along(trainer_of(builder(model), {"epochs": 6})).steps == [1, 4, 16]
+    assert steps == [APART**k for k in range(4)]
 
 
 def test_so_is_a_step_whose_gradient_has_become_much_smaller() -> None:
@@ -601,9 +575,7 @@ def test_so_is_a_step_whose_gradient_has_become_much_smaller() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return model, lambda z, y: 4.5 * (model.weight**2).sum() + 0 * z.sum(), optimizer
 
-    seen = bounds_along(trainer_of(build))
-
-    assert seen.steps[:4] == [1, 3, 4, 6]
+    assert bounds_along(trainer_of(build))[0][:4] == [1, 3, 4, 6]
 
 
 def test_what_rounding_did_to_the_velocity_is_carried() -> None:
@@ -613,7 +585,7 @@ def test_what_rounding_did_to_the_velocity_is_carried() -> None:
         lambda w: torch.optim.SGD(w, lr=1.0, momentum=0.99),
         lambda z, y: (torch.sigmoid(z) - torch.sigmoid(z)).sum(),
     )
-    found = bounds_along(trainer_of(build)).bounds
+    _, found = bounds_along(trainer_of(build))
     growth = [float(np.median(one / found[0])) for one in found]
 
     assert 4 < growth[9] < 12
@@ -670,21 +642,3 @@ def test_where_both_overflow_what_is_left_is_not_judged(side: str) -> None:
 
     assert report.verdict == "inconclusive"
     assert report.comparison.first_unjudged == 1
-
-
-def test_noise_is_infinite_where_a_sample_is_no_number() -> None:
-    noise = Noise(1.0, [np.zeros(2), np.zeros(2)])
-    noise.add(1.5, [np.array([1.0, np.nan]), np.array([np.inf, 0.5])])
-
-    assert noise.loss_error == 0.5
-    assert [size.tolist() for size in noise.sizes()] == [[3.0, math.inf], [math.inf, 1.5]]
-    noise.add(np.nan, [np.zeros(2), np.zeros(2)])
-    assert noise.loss_error == math.inf
-
-
-def test_noise_is_the_largest_error_or_three_deviations() -> None:
-    noise = Noise(0.0, [np.zeros(2)])
-    for k in range(16):
-        noise.add(0.0, [np.array([1.0, 8.0 * (k == 3)])])
-
-    assert noise.sizes()[0].tolist() == [3.0, 8.0]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from regcheck.numerics.optimizer_rounding import FORMULAS, Carried, OptimizerStep
+from regcheck.numerics.optimizer_rounding import FORMULAS, Carried, Noise, OptimizerStep
 from regcheck.trainers.torch_model import optimizer_class_name
 
 Array = NDArray[np.floating]
@@ -267,3 +267,21 @@ def test_float32_is_within_the_bound_of_float64(name: str) -> None:
     assert found.real.max() > 0
     # The smallest entries are of the size 1e-4, and 1e-3 of a step of the lr is far above rounding.
     assert np.median(found.bound[1:] / np.maximum(found.moved[1:], 1e-12)) < 1e-2
+
+
+def test_noise_is_infinite_where_a_sample_is_no_number() -> None:
+    noise = Noise(1.0, [np.zeros(2), np.zeros(2)])
+    noise.add(1.5, [np.array([1.0, np.nan]), np.array([np.inf, 0.5])])
+
+    assert noise.loss_error == 0.5
+    assert [size.tolist() for size in noise.sizes()] == [[3.0, math.inf], [math.inf, 1.5]]
+    noise.add(np.nan, [np.zeros(2), np.zeros(2)])
+    assert noise.loss_error == math.inf
+
+
+def test_noise_is_the_largest_error_or_three_deviations() -> None:
+    noise = Noise(0.0, [np.zeros(2)])
+    for k in range(16):
+        noise.add(0.0, [np.array([1.0, 8.0 * (k == 3)])])
+
+    assert noise.sizes()[0].tolist() == [3.0, 8.0]
