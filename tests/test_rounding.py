@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from regcheck.checking import check
 from regcheck.numerics.norms import chosen, norm
+from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import (
     FEW,
     Bounds,
@@ -34,6 +35,7 @@ KINDS = [
     ("logistic", "bce_with_logits"),
     ("logistic", "mse"),
 ]
+SHAPES = {"weight": (1, 2), "bias": (1,)}
 U64, TINY64 = 2.0**-53, 2.0**-1022
 U32, TINY32 = 2.0**-24, 2.0**-126
 
@@ -89,16 +91,9 @@ def test_bounds_of_one_row_worked_by_hand() -> None:
     assert told(step.delta)["weight"].tolist() == [[9.125, 12.0]]
     assert bounds.outputs[0] == close(np.array([dz * U64]))
     assert bounds.loss == close(loss * U64)
-    for found, expected in [
-        (bounds.gradient, gradient),
-        (bounds.penalty, 4 * 0.5 * pull),
-        (bounds.delta, shift),
-        (bounds.after, after),
-    ]:
-        vector = np.append(found["weight"], found["bias"])
-        assert vector == close(expected * U64, abs=4 * TINY64)
-        assert found["weight"].shape == (1, 2)
-        assert found["bias"].shape == (1,)
+    for found, expected in zip(bounds[2:], (gradient, 2 * pull, shift, after), strict=True):
+        assert flat(found) == close(expected * U64, abs=4 * TINY64)
+        assert {name: bound.shape for name, bound in found.items()} == SHAPES
 
 
 def test_bounds_of_micro_batches_worked_by_hand() -> None:
@@ -128,17 +123,13 @@ def test_bounds_of_micro_batches_worked_by_hand() -> None:
     pull, moved = np.array([0.375, 0.5, 2.25]), np.array([8.265625, 63.4375, 0.03125])
     shift = 0.125 * (gradient + 5 * pull) + 2 * moved
 
-    assert np.append(told(step.delta)["weight"], told(step.delta)["bias"]) == close(-moved)
-    for found, expected in zip(bounds.outputs, dz, strict=True):
-        assert found == close(expected * U64)
+    assert flat(told(step.delta)) == close(-moved)
+    for output, off in zip(bounds.outputs, dz, strict=True):
+        assert output == close(off * U64)
     assert bounds.loss == close((first + second + rounded) / 2 * U64)
-    for part, expected in [
-        (bounds.gradient, gradient),
-        (bounds.penalty, 4 * 0.125 * pull),
-        (bounds.delta, shift),
-        (bounds.after, shift + 2 * (np.array([1.5, 2, 3]) + moved)),
-    ]:
-        assert np.append(part["weight"], part["bias"]) == close(expected * U64)
+    after = shift + 2 * (np.array([1.5, 2, 3]) + moved)
+    for found, expected in zip(bounds[2:], (gradient, 0.5 * pull, shift, after), strict=True):
+        assert flat(found) == close(expected * U64)
 
 
 @pytest.mark.parametrize("z", [-5.0, -0.5, 0.5, 5.0])
@@ -172,13 +163,8 @@ def test_bounds_of_nothing_but_zeros_are_what_lies_below_the_normal_numbers() ->
 
     assert bounds.outputs[0] == close(np.array([TINY64]))
     assert bounds.loss == TINY64
-    for part, expected in [
-        (bounds.gradient, gradient),
-        (bounds.penalty, np.full(3, 1 + 0.5)),
-        (bounds.delta, shift),
-        (bounds.after, shift),
-    ]:
-        assert np.append(part["weight"], part["bias"]) == close(expected * TINY64)
+    for found, expected in zip(bounds[2:], (gradient, np.full(3, 1.5), shift, shift), strict=True):
+        assert flat(found) == close(expected * TINY64)
 
 
 def test_loss_bound_of_squared_sigmoids_in_micro_batches_worked_by_hand() -> None:
@@ -383,74 +369,58 @@ def test_features_are_alike_within_a_quarter_of_the_sum_s_last_digit(
 # --- clipping -----------------------------------------------------------------------------------
 
 
-def clipped_problem(limit: float) -> Problem:
-    # z = 0, s = −2: the gradient is (−6, −8, −2), whose norm is √104.
-    return problem_of(clip_norm=limit)
+def clipped(limit: float, g: Sequence[float], dg: Array, dtype: str = "float64") -> Array:
+    """Carry the bound of a gradient of three entries through clipping."""
+    problem = problem_of(clip_norm=limit, dtype=dtype)
+    _, step, _ = first_step(problem)
+    gradient = {"weight": np.array([g[:2]]), "bias": np.array(g[2:])}
+    return RoundingModel(problem).clipped(dg, step._replace(gradient=gradient))
 
 
 @pytest.mark.parametrize(("limit", "factor"), [(20.0, 1.0), (5.0, 5 / math.sqrt(104))])
 def test_clipping_scales_the_bound_and_adds_that_of_the_factor(limit: float, factor: float) -> None:
-    problem = clipped_problem(limit)
-    _, step, bounds = first_step(problem)
-    model = RoundingModel(problem)
-    gradient = np.append(bounds.gradient["weight"], bounds.gradient["bias"])
-    found = model.clipped(gradient, step)
-    size = math.sqrt(104)
-    relative = (norm(gradient) + U64 * (math.sqrt(3) + 2) * size) / size + 3 * U64
-    wobble = 0.0 if limit > size else factor * relative * np.array([6, 8, 2])
+    g, dg, size = np.array([-6.0, -8.0, -2.0]), np.array([3.0, 4.0, 12.0]) * 1e-14, math.sqrt(104)
+    relative = (norm(dg) + U64 * (math.sqrt(3) + 2) * size) / size + 3 * U64
+    wobble = 0.0 if limit > size else factor * relative * np.abs(g)
 
-    assert found == close(factor * gradient + wobble, rel=1e-5)
+    assert clipped(limit, g.tolist(), dg) == close(factor * dg + wobble, rel=1e-5)
 
 
 def test_clipping_of_a_gradient_as_small_as_what_is_added_to_its_norm() -> None:
     # f = C/(‖g‖ + 1e-6) with ‖g‖ = 2e-6, of C = 1.5e-6, is 1/2 and moves by f (δ‖g‖/3e-6 + 3u).
-    model = RoundingModel(problem_of(clip_norm=1.5e-6))
-    step = first_step(clipped_problem(1.0))[1]
     g, dg = np.array([0.0, 1.2e-6, -1.6e-6]), np.array([3.0, 4.0, 12.0])
-    small = step._replace(gradient={"weight": g[None, :2], "bias": g[2:]})
-    size = 13 + (math.sqrt(3) + 2) * 2e-6
-    wobble = 0.5 * (size / 3e-6 + 3)
+    wobble = 0.5 * ((13 + (math.sqrt(3) + 2) * 2e-6) / 3e-6 + 3)
 
-    assert model.clipped(dg * U64, small) == close((0.5 * dg + wobble * np.abs(g)) * U64)
+    expected = (0.5 * dg + wobble * np.abs(g)) * U64
+    assert clipped(1.5e-6, g.tolist(), dg * U64) == close(expected)
 
 
 def test_a_clipping_factor_is_at_most_one() -> None:
     # ‖g‖ = 2 is known to ±13, so that it may be clipped to 8; as it stands, f = 1.
-    model = RoundingModel(problem_of(clip_norm=8.0))
-    step = first_step(clipped_problem(1.0))[1]
     g, dg = np.array([0.0, 1.2, -1.6]), np.array([3.0, 4.0, 12.0])
-    near = step._replace(gradient={"weight": g[None, :2], "bias": g[2:]})
 
-    assert model.clipped(dg, near) == close(dg + 13 / (2 + 1e-6) * np.abs(g), rel=1e-12)
+    assert clipped(8.0, g.tolist(), dg) == close(dg + 13 / (2 + 1e-6) * np.abs(g), rel=1e-12)
 
 
 @pytest.mark.parametrize(("off", "moves"), [(-1e-5, True), (0.0, True), (1e-5, False)])
 def test_clipping_near_its_threshold(off: float, moves: bool) -> None:
     # f < 1 from ‖g‖ = C − 1e-6 on; within rounding of that, one side may clip and the other not.
-    problem = clipped_problem(math.sqrt(104) + 1e-6 + off)
-    _, step, bounds = first_step(problem)
-    gradient = np.append(bounds.gradient["weight"], bounds.gradient["bias"])
+    dg = np.full(3, 1e-14)
+    found = clipped(math.sqrt(104) + 1e-6 + off, [-6.0, -8.0, -2.0], dg)
 
-    assert np.any(RoundingModel(problem).clipped(gradient, step) > gradient * 1.5) == moves
+    assert np.any(found > dg * 1.5) == moves
 
 
 def test_a_clipping_factor_below_the_normal_numbers_has_an_absolute_error() -> None:
     # f = 1e-20/1.7e18 is below float32's 1e-38, and may be off by all of its digits.
-    problem = problem_of(clip_norm=1e-20, dtype="float32")
-    model, step = RoundingModel(problem), first_step(problem)[1]
-    large = step._replace(gradient={"weight": np.full((1, 2), 1e18), "bias": np.full(1, 1e18)})
-
-    assert np.all(model.clipped(np.zeros(3), large) >= 1e18 * TINY32)
+    assert np.all(clipped(1e-20, [1e18] * 3, np.zeros(3), "float32") >= 1e18 * TINY32)
 
 
 @pytest.mark.parametrize(("share", "nothing"), [(0.99, False), (1.01, True), (1e12, True)])
 def test_a_norm_that_may_overflow_may_clip_to_nothing(share: float, nothing: bool) -> None:
     # From an eighth of the range on, as for all sums.
-    problem = problem_of(clip_norm=1.0, dtype="float32")
-    model, step = RoundingModel(problem), first_step(problem)[1]
     each = math.sqrt(share * (2 - 2.0**-23) * 2.0**127 / 8 / 3)
-    huge = step._replace(gradient={"weight": np.full((1, 2), each), "bias": np.full(1, each)})
-    found = model.clipped(np.zeros(3), huge)
+    found = clipped(1.0, [each] * 3, np.zeros(3), "float32")
 
     # f |g| = 1/√3 in all, or its rounding: δf = f (u (√3 + 2) + 3u) and the error of a denormal f.
     rounding = (math.sqrt(3) + 5) * U32 / math.sqrt(3) + each * TINY32
@@ -661,17 +631,9 @@ def test_a_bound_that_is_no_number_passes_nothing(value: float, part: str, tenso
 def test_bounds_end_where_numbers_may_overflow() -> None:
     _, _, bounds = first_step(problem_of(init={"weight": [1e308, 0.0], "bias": 0.0}))
 
-    assert all(
-        np.isinf(one).all()
-        for one in (
-            *bounds.outputs,
-            np.array(bounds.loss),
-            *bounds.gradient.values(),
-            *bounds.penalty.values(),
-            *bounds.delta.values(),
-            *bounds.after.values(),
-        )
-    )
+    assert bounds.loss == math.inf
+    assert np.isinf(bounds.outputs).all()
+    assert all(np.isinf(flat(bound)).all() for bound in bounds[2:])
 
 
 def test_sizes_worked_by_hand() -> None:
