@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.loss_rounding import LossRounding, precision_of
+from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_of
 from regcheck.numerics.losses import DENOMINATOR_FLOOR as FLOOR
 from regcheck.numerics.losses import LOSSES
 from regcheck.rules.settings import LOSSES as TORCHS
@@ -211,3 +211,39 @@ def test_rounding_of_float32_s_loss_worked_by_hand(z: float, y: float, expected:
 
     found = model.loss_error(np.array([z]), np.array([y]), np.zeros(1), 9.0)
     assert found == close(expected, rel=1e-9)
+
+
+def test_a_users_own_loss_of_z_may_be_taken_from_p() -> None:
+    # Beside 4u |z|: 4u (1 + e^z) for log(1 − p), where y lets it count, and 4u for log p.
+    model = logistic("bce_with_logits", own=["scratch"])
+    found = model.loss_error(np.array([3.0, -4.0]), np.array([0.25, 1.0]), np.zeros(2), 9.0)
+    logs = 0.75 * 4 * (1 + math.exp(3)) / 2 + 4
+
+    assert found == close((4 * 5 / math.sqrt(2) + logs) * U64)
+
+
+@pytest.mark.parametrize("z", [37.0, 40.0])
+def test_a_users_own_loss_may_have_a_floor_of_its_own(z: float) -> None:
+    # Where p is 1 on both sides, log(1 − p) is torch's −100 or anything above.
+    lost = [np.array([z]), np.array([0.0])]
+    own = logistic("bce", own=["scratch"]).log_error(*lost, lowest=-100.0).item()
+    theirs = logistic("bce").log_error(*lost, lowest=-100.0).item()
+
+    assert own == (theirs if z == 37.0 else 100.0)
+
+
+def test_a_users_own_sigmoid_loses_what_rounding_leaves_of_1_minus_p() -> None:
+    # m = t/max(q, ε) with t = e^−30, where q is t ± 1.5u, and torch's from (t − 1.5u)/ε on.
+    t, off = math.exp(-30.0), 1.5 * U64
+    most = max(t / max(t - off, FLOOR), t / FLOOR, (t + off) / FLOOR)
+    least = min(t / max(t + off, FLOOR), (t - off) / FLOOR)
+    found = logistic("bce", own=["framework"]).fading(*map(np.array, ([30.0], [0.25], [0.0])))
+
+    assert found.item() == close(0.75 * (most - least), rel=1e-6)
+
+
+def test_a_mean_squared_error_by_its_gram_matrix_worked_by_hand() -> None:
+    # (2 · 3 + 4 · 0.5 + 7)² = 225, over 9 rows: u (√9 + 2 √2 + 6) 225/9.
+    found = gram_error(U64, np.array([2.0, 4.0]), np.array([3.0, 0.5]), 7.0, 9)
+
+    assert found == close((3 + 2 * math.sqrt(2) + 6) * 25 * U64)
