@@ -225,9 +225,9 @@ def test_a_users_own_loss_of_z_may_be_taken_from_p() -> None:
 @pytest.mark.parametrize("z", [37.0, 40.0])
 def test_a_users_own_loss_may_have_a_floor_of_its_own(z: float) -> None:
     # Where p is 1 on both sides, log(1 − p) is torch's −100 or anything above.
-    lost = [np.array([z]), np.array([0.0])]
-    own = logistic("bce", own=["scratch"]).log_error(*lost, lowest=-100.0).item()
-    theirs = logistic("bce").log_error(*lost, lowest=-100.0).item()
+    row, zero = np.array([z]), np.zeros(1)
+    own = logistic("bce", own=["scratch"]).log_error(row, zero, -100.0).item()
+    theirs = logistic("bce").log_error(row, zero, -100.0).item()
 
     assert own == (theirs if z == 37.0 else 100.0)
 
@@ -237,7 +237,8 @@ def test_a_users_own_sigmoid_loses_what_rounding_leaves_of_1_minus_p() -> None:
     t, off = math.exp(-30.0), 1.5 * U64
     most = max(t / max(t - off, FLOOR), t / FLOOR, (t + off) / FLOOR)
     least = min(t / max(t + off, FLOOR), (t - off) / FLOOR)
-    found = logistic("bce", own=["framework"]).fading(*map(np.array, ([30.0], [0.25], [0.0])))
+    model = logistic("bce", own=["framework"])
+    found = model.fading(np.array([30.0]), np.array([0.25]), np.zeros(1))
 
     assert found.item() == close(0.75 * (most - least), rel=1e-6)
 

@@ -76,12 +76,9 @@ class RoundingModel:
     """Bounds for the steps of one problem. Norms of the data are taken once."""
 
     def __init__(self, problem: Problem, own: Collection[str] = ()) -> None:
-        """Take a problem.
+        """Take a problem; `own` are the sides that are a user's code, scratch or framework.
 
-        Args:
-            problem: what both sides train.
-            own: which sides, of scratch and framework, are a user's own code, which may evaluate
-                σ and the loss by any of the usual formulas.
+        That may evaluate σ and the loss by any of the usual formulas.
         """
         self.problem, self.own_code = problem, bool(own)
         self.precision = precision_of(problem.scratch_dtype, problem.framework_dtype)
@@ -110,7 +107,7 @@ class RoundingModel:
     def bounds(
         self, state: RoundingState, batch: Batch, step: Step, dloss_dz: Sequence[Array]
     ) -> tuple[Bounds, RoundingState]:
-        """Bound a step's errors; returns the state after it too.
+        """Bound a step's errors; with the state after it.
 
         Args:
             state: what the step before carried on.
