@@ -129,14 +129,14 @@ class RoundingModel:
             if lr < self.floor:  # the coarser dtype has few bits for it, or none
                 delta += lr * largest.direction
             after = delta + (2 * u) * (size + moved)
-            all_finite = math.isfinite(float(np.sum(after)))
+            total = float(np.sum(after)) if self.precision.mixed else 0.0
         tensors = (split(vector, step.before) for vector in (gradient, penalty, delta, after))
         bounds = Bounds(outputs, loss, *tensors)
         if not largest.all < self.precision.finer_top:
             bounds = replaced(bounds, lambda bound: np.full_like(bound, math.inf))
         elif not largest.loss < self.precision.finer_top:
             bounds = bounds._replace(loss=math.inf)
-        if self.precision.mixed and not (all_finite and math.isfinite(bounds.loss)):
+        if self.precision.mixed and not math.isfinite(bounds.loss + total):
             bounds = replaced(bounds, lambda bound: np.where(np.isfinite(bound), bound, math.nan))
         return bounds, RoundingState(velocity, largest.velocity)
 
