@@ -29,6 +29,9 @@ weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
 optimizer: adam => 6:12: optimizer: the optimizer adam is planned
+optimizer: {name: adamw, betas: [0.9, 0.999]}
+    6:12: optimizer: the optimizer adamw is planned, and not in this version of regcheck
+optimizer: {name: sgd, momentum: -1} => 6:34: optimizer.momentum: must be a number ≥ 0, got -1
 optimizer: sdg => 6:12: optimizer: no optimizer is called 'sdg'; did you
 optimizer: [sgd] => 6:12: optimizer: must be sgd, or {name: sgd, mom
 optimizer: {momentum: 0.9} => 6:1: optimizer.name: is required

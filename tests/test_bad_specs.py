@@ -79,6 +79,7 @@ data: {csv: 5, target: y} => 1:13: data.csv: must be a word, got 5
 data: {csv: "", target: y} => 1:13: data.csv: must not be empty, got ''
 data: {csv: a.csv} => 1:1: data.target: is required: the column that holds
 data: {csv: a, target: y, features: a} => 1:37: data.features: must be a l
+data: {csv: a, target: y, features: []} => 1:37: data.features: must not b
 data: {csv: a, target: y, features: [a, b, a]} => 1:44: data.features[2]: `a` is listed twice
 data: {csv: a, target: y, features: [a, y]}
     1:41: data.features[1]: `y` is the target, and cannot be a feature

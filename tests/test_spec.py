@@ -233,10 +233,16 @@ def test_complaint_gives_the_nearest_place(tmp_path: Path) -> None:
     ("text", "starts"),
     [
         (GOOD.replace("[0, 1]", "[0, null, 1]"), ["spec.yaml:1:34: data.y[1]: has no value"]),
+        (GOOD + "init: {normal: null}\n", ["spec.yaml:4:16: init.normal: has no value"]),
         (GOOD + "lr: 1\nlr: 2\n", ["spec.yaml:4:1: lr:", "spec.yaml:5:1: lr:"]),
         (GOOD + "epochs: 0\nepochs: 1\n", ["spec.yaml:4:9: epochs:", "spec.yaml:5:1: epochs:"]),
     ],
-    ids=["a null", "a key given three times", "a repeated key whose first value is wrong"],
+    ids=[
+        "a null",
+        "a null of which the whole is made",
+        "a key given three times",
+        "a repeated key whose first value is wrong",
+    ],
 )
 def test_complaints_are_one_for_each_mistake(tmp_path: Path, text: str, starts: list[str]) -> None:
     found = complaints(tmp_path, text)

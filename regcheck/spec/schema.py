@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -78,32 +79,27 @@ def in_a_module(value: object) -> str:
     return f"; for the function {dotted[2]} of a module, write {file}:{dotted[2]}"
 
 
-def is_user_code(value: object) -> bool:
-    """Whether a value names a function in a Python file, or is one, or a class that may be."""
-    if not isinstance(value, str):
-        return callable(value)
-    named = re.fullmatch(r".+\.py:(\w+)", value.strip())
-    return named is not None and named[1].isidentifier()
-
-
-def scratch_form(value: object) -> object:
-    """Check that a value names a function in a Python file, or is one."""
-    if not is_user_code(value):
-        raise wrong(f"must be {FUNCTION}; got {shown(value)}{in_a_module(value)}")
-    return value.strip() if isinstance(value, str) else value
+def user_code(forms: str, value: object) -> object:
+    """Check that a value names a function in a Python file, or is one, or a class that may be."""
+    named = re.fullmatch(r"\s*(\S.*\.py:(\w+))\s*", value) if isinstance(value, str) else None
+    if named is not None and named[2].isidentifier():
+        return named[1]
+    if not callable(value):
+        raise wrong(f"must be {forms}; got {shown(value)}{in_a_module(value)}")
+    return value
 
 
 def framework_form(value: object, info: ValidationInfo) -> object:
     """Check that a value names a user's function, or holds settings of torch's own."""
     if isinstance(value, Mapping):
         return TorchSettings.model_validate(value, context={"bias": has_bias(info)})
-    if isinstance(value, TorchSettings) or is_user_code(value):
-        return value.strip() if isinstance(value, str) else value
+    if isinstance(value, TorchSettings):
+        return value
     forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
-    raise wrong(f"must be {forms}; got {shown(value)}{in_a_module(value)}")
+    return user_code(forms, value)
 
 
-Scratch = Annotated[UserCode | None, BeforeValidator(scratch_form)]
+Scratch = Annotated[UserCode | None, BeforeValidator(partial(user_code, FUNCTION))]
 Framework = Annotated[UserCode | TorchSettings | None, BeforeValidator(framework_form)]
 
 
