@@ -1,25 +1,23 @@
-"""Mismatches that users reported, as their own code: in plain loops, and in vectorised NumPy."""
+"""Mismatches that users reported, as their own code."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from regcheck import cli
 from regcheck.checking import check
 from regcheck.report.result import Report
 from regcheck.user_code.problem_api import UserProblem
-from tests.conftest import ROOT
 
 Spec = dict[str, Any]
 Move = Callable[[UserProblem, Any, Any, Any, bool], tuple[Any, Any]]
-"""Moves one number, or an array of them: problem, w, gradient, velocity, is it the bias → w, v."""
+"""Moves an array of numbers: problem, w, gradient, velocity, is it the bias → w, v."""
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
+
 ON_WEIGHT = {"weight": 0.5, "bias": 0}
 
 BASE: Spec = {
@@ -28,13 +26,6 @@ BASE: Spec = {
     "model": "linear",
     "epochs": 10,
 }
-
-
-# --- what the users wrote, for one parameter ------------------------------------------------------
-
-
-def plain(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
-    return w - p.lr * g, v
 
 
 def doubled(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
@@ -77,32 +68,6 @@ def summed(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any
     return w - p.lr * (g * len(p.y)), v
 
 
-# --- two ways to write the loop -------------------------------------------------------------------
-
-
-def in_loops(move: Move) -> Callable[[UserProblem], Iterator[Spec]]:
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        w = [float(one) for one in problem.initial["weight"]]
-        b = float(problem.initial["bias"][0])
-        v, c = [0.0] * len(w), 0.0
-        for rows in problem.batches:
-            loss, gw, gb = 0.0, [0.0] * len(w), 0.0
-            for i in rows:
-                r = b - problem.y[i]
-                for j in range(len(w)):
-                    r += w[j] * problem.X[i, j]
-                loss += r * r / len(rows)
-                gb += 2 * r / len(rows)
-                for j in range(len(w)):
-                    gw[j] += 2 * r * problem.X[i, j] / len(rows)
-            for j in range(len(w)):
-                w[j], v[j] = move(problem, w[j], gw[j], v[j], False)
-            b, c = move(problem, b, gb, c, True)
-            yield {"weight": w, "bias": b, "loss": loss}
-
-    return train
-
-
 def vectorised(move: Move) -> Callable[[UserProblem], Iterator[Spec]]:
     def train(problem: UserProblem) -> Iterator[Spec]:
         w, b = problem.initial["weight"], problem.initial["bias"]
@@ -117,8 +82,6 @@ def vectorised(move: Move) -> Callable[[UserProblem], Iterator[Spec]]:
 
     return train
 
-
-WAYS = {"loops": in_loops, "vectorised": vectorised}
 
 # --- the cases ------------------------------------------------------------------------------------
 
@@ -290,164 +253,47 @@ CASES = {
 # in another order on another machine).
 TOLERANCE = 1e-12
 
-each_case = pytest.mark.parametrize("name", CASES)
-each_way = pytest.mark.parametrize("way", WAYS)
-
-
-def run(name: str, way: str, **changes: Any) -> Report:
-    case = CASES[name]
-    return check(BASE | case.spec | changes, scratch=WAYS[way](case.move))
-
 
 def ended(report: Report, side: str) -> list[float]:
     final = report.to_dict()["final"][side]
     return [*final["weight"][0], *final["bias"]]
 
 
-@each_case
-@each_way
-def test_users_code_ends_at_the_reported_numbers(name: str, way: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_users_code_has_its_cause_and_the_settings_that_match(name: str) -> None:
     case = CASES[name]
-    for epochs, framework, scratch in zip((1, 10), case.framework, case.scratch, strict=True):
-        report = run(name, way, epochs=epochs)
-        assert ended(report, "framework") == pytest.approx(framework, rel=0, abs=TOLERANCE)
-        assert ended(report, "scratch") == pytest.approx(scratch, rel=0, abs=TOLERANCE)
-
-
-@each_case
-@each_way
-def test_users_code_is_told_its_cause(name: str, way: str) -> None:
-    case = CASES[name]
-    report = run(name, way).to_dict()
-    first, found = report["first_divergence"], report["diagnosis"]
-    assert (report["verdict"], report["compared"]) == ("diverged", 10)
+    spec, scratch = BASE | case.spec, vectorised(case.move)
+    report = check(spec, scratch=scratch)
+    told = report.to_dict()
+    first, found = told["first_divergence"], told["diagnosis"]
+    assert (told["verdict"], told["compared"]) == ("diverged", 10)
     assert (first["step"], first["stage"]) == (case.step, case.stage)
-    assert report["first_loss_divergence"] is None
+    assert told["first_loss_divergence"] is None
     assert found["explained"]
     assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [(case.cause, "update")]
     assert found["alternatives"] == case.others
+    for side, numbers in (("framework", case.framework), ("scratch", case.scratch)):
+        assert ended(report, side) == pytest.approx(numbers[1], rel=0, abs=TOLERANCE)
     assert found["residual_ratio"] <= 8  # the default tolerance, in rounding bounds
-
-
-@each_case
-@each_way
-def test_matching_settings_make_torch_do_as_the_users_code(name: str, way: str) -> None:
-    case = CASES[name]
-    match = run(name, way).to_dict()["diagnosis"]["matching"]
+    match = found["matching"]
     if case.matching is None:
         assert match is None
         return
-    decay, lr = case.matching
     # A named cause has its numbers from the spec, with a rounding or two.
-    assert match["weight_decay"] == pytest.approx(decay, rel=1e-15)
-    assert match["lr"] == pytest.approx(lr, rel=1e-15)
-    settings: Spec = {"lr": match["lr"], "weight_decay": match["weight_decay"]}
+    assert match["weight_decay"] == pytest.approx(case.matching[0], rel=1e-15)
+    assert match["lr"] == pytest.approx(case.matching[1], rel=1e-15)
+    settings = {key: match[key] for key in ("lr", "weight_decay")}
     if "optimizer" in case.spec:
-        momentum = {"momentum": match["momentum"], "nesterov": match["nesterov"]}
-        settings["optimizer"] = {"name": "sgd"} | momentum
-    again = run(name, way, framework=settings)
+        settings["optimizer"] = {"name": "sgd", **{k: match[k] for k in ("momentum", "nesterov")}}
+    again = check(spec | {"framework": settings}, scratch=scratch)
     assert (again.verdict, again.comparison.compared) == ("equivalent", 10)
     assert ended(again, "framework") == pytest.approx(case.scratch[1], rel=0, abs=TOLERANCE)
 
 
-@each_way
-def test_velocity_that_holds_the_lr_is_the_same_rule_at_a_constant_lr(way: str) -> None:
+def test_velocity_that_holds_the_lr_is_the_same_rule_at_a_constant_lr() -> None:
     # pytorch/pytorch#1099: the negative control.
-    for epochs, numbers in zip((1, 10), HEAVY_BALL, strict=True):
-        spec = BASE | {"lr": 0.01, "optimizer": MOMENTUM, "epochs": epochs}
-        report = check(spec, scratch=WAYS[way](keras))
-        assert (report.verdict, report.comparison.compared) == ("equivalent", epochs)
-        assert report.diagnosis is None
-        for side in ("scratch", "framework"):
-            assert ended(report, side) == pytest.approx(numbers, rel=0, abs=TOLERANCE)
-
-
-# --- the question and its answer ------------------------------------------------------------------
-
-
-def shared_out(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
-    assert isinstance(p.weight_decay, float)
-    return w - p.lr * (g + p.weight_decay / len(p.y) * w), v
-
-
-def joined(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
-    return w - p.lr * (g + p.weight_decay * w), v
-
-
-ANSWER: Spec = {
-    "data": {"X": [[2.0], [4.0]], "y": [7.0, 11.0]},
-    "model": "linear",
-    "init": {"weight": [1.0], "bias": [1.0]},
-    "lr": 0.1,
-    "weight_decay": 1.0,
-    "epochs": 1,
-}
-
-
-@each_way
-def test_answers_two_points_by_hand(way: str) -> None:
-    # z = 3 and 5 against 7 and 11: loss 26, gradients −32 and −10; λ/B = 1/2.
-    report = check(ANSWER, scratch=WAYS[way](shared_out))
-    assert (report.verdict, report.first_divergence and report.first_divergence.step) == (
-        "diverged",
-        1,
-    )
-    # The last digit is float64's own: 1 − 0.1 (−32 + 1) and so on, with a rounding or two.
-    assert ended(report, "framework") == pytest.approx([4.1, 1.9], rel=4e-16)
-    assert ended(report, "scratch") == pytest.approx([4.15, 1.95], rel=4e-16)
-    assert (
-        report.comparison.final["scratch"].loss == report.comparison.final["framework"].loss == 26.0
-    )
-    found = report.to_dict()["diagnosis"]
-    assert [cause["id"] for cause in found["causes"]] == ["penalty-divided-by-batch"]
-    # With two rows in all, B and n are 2, and ½ λ is λ/2.
-    assert found["alternatives"] == [
-        ["penalty-divided-by-dataset"],
-        ["penalty-halved"],
-        ["learning-rate-scaled", "loss-summed"],
-    ]
-    assert (found["matching"]["weight_decay"], found["matching"]["lr"]) == (0.5, 0.1)
-    settings = {"weight_decay": 0.5}
-    again = check(ANSWER | {"framework": settings}, scratch=WAYS[way](shared_out))
-    assert again.verdict == "equivalent"
-    assert ended(again, "framework") == pytest.approx([4.15, 1.95], rel=4e-16)
-
-
-@each_way
-def test_answers_fix_is_torchs_rule(way: str) -> None:
-    report = check(ANSWER, scratch=WAYS[way](joined))
-    assert report.verdict == "equivalent"
-    assert ended(report, "scratch") == pytest.approx([4.1, 1.9], rel=4e-16)
-
-
-def test_questions_own_code_diverges_for_the_reason_that_the_answer_gives(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert cli.exit_code(["run", "--json", str(ROOT / "configs" / "question.yaml")]) == 1
-    report = json.loads(capsys.readouterr().out)
-    first, found = report["first_divergence"], report["diagnosis"]
-    assert (report["steps"], report["compared"]) == (1000, 1000)
-    assert (first["step"], first["stage"]) == (2, "penalty")  # at zero there is no penalty
-    assert report["first_loss_divergence"]["step"] == 2
-    assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [
-        ("penalty-divided-by-batch", "update"),
-        ("penalty-in-loss", "reporting"),
-    ]
-    assert found["alternatives"][0] == ["penalty-divided-by-dataset"]
-    # λ/B with the 1,096 rows of the full batch; one division.
-    assert found["matching"]["weight_decay"] == pytest.approx(0.1 / 1096, rel=1e-15)
-    assert found["matching"]["lr"] == 0.05
-    for tensor in ("weight", "bias"):
-        decay = found["effective_weight_decay"]["scratch"][tensor]
-        # Measured from 1,000 steps that each round at 1e-16 of some 0.1.
-        assert decay == pytest.approx(0.1 / 1096, rel=1e-6)
-        assert found["effective_weight_decay"]["framework"][tensor] == 0.1
-
-
-def test_questions_code_with_the_answers_fix_is_equivalent(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert cli.exit_code(["run", "--json", str(ROOT / "configs" / "question-fixed.yaml")]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["verdict"], report["compared"]) == ("equivalent", 1000)
-    assert report["first_loss_divergence"] is None
+    report = check(BASE | {"lr": 0.01, "optimizer": MOMENTUM}, scratch=vectorised(keras))
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 10)
+    assert report.diagnosis is None
+    for side in ("scratch", "framework"):
+        assert ended(report, side) == pytest.approx(HEAVY_BALL[1], rel=0, abs=TOLERANCE)

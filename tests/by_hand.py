@@ -1,0 +1,97 @@
+"""Torch's rule by hand, as users write it, and what they make of its steps and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from regcheck.checking import check
+from regcheck.user_code.problem_api import UserProblem
+
+Spec = dict[str, Any]
+Train = Callable[[UserProblem], Iterator[Spec]]
+Step = Callable[["At"], tuple[Any, Any]]
+
+LAMBDA, LR, ROWS = 0.1, 0.05, 40
+
+
+def data(labels: bool = False) -> Spec:
+    random = np.random.default_rng(1)
+    X = random.normal(size=(ROWS, 3))
+    y = X @ [0.5, -1.5, 2.0] + 0.3 * random.normal(size=ROWS)
+    return {"X": X.tolist(), "y": ((y > 0).astype(float) if labels else y).tolist()}
+
+
+BASE: Spec = {
+    "data": data(),
+    "model": "linear",
+    "init": {"weight": [0.5, -0.7, 0.9], "bias": [0.3]},
+    "epochs": 12,
+    "lr": LR,
+    "weight_decay": LAMBDA,
+}
+BATCHES: Spec = {"batch_size": 16, "epochs": 4}  # 16, 16 and 8 rows
+MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
+LOGISTIC: Spec = {"data": data(labels=True), "model": "logistic"}
+
+
+class At:
+    """Where a user's code is within a step: parameters, data gradient, rows, what it remembers."""
+
+    def __init__(self, problem: UserProblem) -> None:
+        self.w, self.b = problem.initial["weight"], problem.initial["bias"]
+        self.memory: Spec = {}
+        self.X = self.y = self.z = self.gw = self.gb = np.zeros(0)
+        self.loss = 0.0
+
+    def look(self, problem: UserProblem, rows: Any) -> None:
+        self.X, self.y = problem.X[rows], problem.y[rows]
+        self.z = z = self.X @ self.w + self.b
+        if problem.model == "linear":
+            self.loss, slope = ((z - self.y) ** 2).mean(), 2 * (z - self.y)
+        else:
+            p = 1 / (1 + np.exp(-z))
+            self.loss = -(self.y * np.log(p) + (1 - self.y) * np.log(1 - p)).mean()
+            slope = p - self.y
+        self.gw, self.gb = self.X.T @ slope / len(slope), slope.mean(keepdims=True)
+
+
+def code(step: Step, loss: Callable[[At], Any] | None = None, grad: Step | None = None) -> Train:
+    """Write a user's function: what it makes of a step, and what it tells beside it."""
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        at = At(problem)
+        for rows in problem.batches:
+            at.look(problem, rows)
+            told: Spec = {"loss": at.loss if loss is None else loss(at)}
+            if grad is not None:
+                told["grad"] = dict(zip(("weight", "bias"), grad(at), strict=True))
+            at.w, at.b = step(at)
+            yield {"weight": at.w, "bias": at.b, **told}
+
+    return train
+
+
+def descent(penalty: float, of_bias: float | None = None, by: float = 1.0, lr: float = LR) -> Step:
+    """Write w ← w − lr (by·g + penalty·w); of_bias is the bias's own penalty."""
+    other = penalty if of_bias is None else of_bias
+    return lambda at: (
+        at.w - lr * (by * at.gw + penalty * at.w),
+        at.b - lr * (by * at.gb + other * at.b),
+    )
+
+
+TORCHS = descent(LAMBDA)
+"""What torch does."""
+
+
+def found_by(train: Train | None, **spec: Any) -> Spec:
+    """Give the diagnosis as JSON has it."""
+    found: Spec = check(BASE | spec, scratch=train).to_dict()["diagnosis"]
+    return found
+
+
+def causes_of(found: Spec) -> list[str]:
+    return [cause["id"] for cause in found["causes"]]

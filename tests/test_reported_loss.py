@@ -1,0 +1,182 @@
+"""Reported losses: what explains them, beside the training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from regcheck.checking import check
+from regcheck.report.json import json_chunks
+from regcheck.report.terminal import report_text
+from tests.by_hand import (
+    BASE,
+    BATCHES,
+    LAMBDA,
+    LR,
+    ROWS,
+    TORCHS,
+    At,
+    Spec,
+    causes_of,
+    code,
+    descent,
+)
+
+
+def squares(at: At) -> tuple[float, float]:
+    return float((at.w**2).sum()), float((at.b**2).sum())
+
+
+def after_update(at: At) -> float:
+    w, b = TORCHS(at)
+    return float(((at.X @ w + b - at.y) ** 2).mean())
+
+
+def epoch_mean(by_rows: bool) -> Callable[[At], float]:
+    def mean(at: At) -> float:
+        share = len(at.y) if by_rows else 1
+        seen = at.memory.get("seen", [])
+        if sum(rows for rows, _, _ in seen) == ROWS:
+            seen = []
+        at.memory["seen"] = seen = [*seen, (len(at.y), share, at.loss)]
+        weighted = sum(part * loss for _, part, loss in seen)
+        return float(weighted / sum(part for _, part, _ in seen))
+
+    return mean
+
+
+def at_epochs_end(at: At) -> float | None:
+    mean = epoch_mean(False)(at)
+    return mean if sum(rows for rows, _, _ in at.memory["seen"]) == ROWS else None
+
+
+REPORTS: dict[str, tuple[Callable[[At], float | None], Spec, list[str], int]] = {
+    "the penalty": (
+        lambda at: at.loss + LAMBDA / 2 * sum(squares(at)),
+        {},
+        ["penalty-in-loss"],
+        1,
+    ),
+    "the penalty of the weights": (
+        lambda at: at.loss + LAMBDA / 2 * squares(at)[0],
+        {},
+        ["penalty-in-loss"],
+        1,
+    ),
+    "the penalty without its ½": (
+        lambda at: at.loss + LAMBDA * sum(squares(at)),
+        {},
+        ["penalty-in-loss"],
+        1,
+    ),
+    "a penalty of its own": (
+        lambda at: at.loss + 0.0731 * squares(at)[0] + 0.02 * squares(at)[1],
+        {},
+        ["penalty-in-loss"],
+        1,
+    ),
+    "the loss after the update": (after_update, {}, ["loss-after-update"], 1),
+    "the loss after the update, of a batch": (after_update, BATCHES, ["loss-after-update"], 1),
+    "the mean of the epoch's batches": (epoch_mean(False), BATCHES, ["loss-epoch-mean"], 2),
+    "the mean of the epoch's batches, at its end": (at_epochs_end, BATCHES, ["loss-epoch-mean"], 3),
+    "the mean of the epoch's rows": (epoch_mean(True), BATCHES, ["loss-epoch-mean"], 2),
+    "the sum": (lambda at: at.loss * len(at.y), {}, ["reported-loss-scaled"], 1),
+    "the sum of a batch": (lambda at: at.loss * len(at.y), BATCHES, ["reported-loss-scaled"], 1),
+    "half of it": (lambda at: at.loss / 2, {}, ["reported-loss-scaled"], 1),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reported_loss_is_told_from_the_training(name: str) -> None:
+    loss, spec, causes, first = REPORTS[name]
+    report = check(BASE | spec, scratch=code(TORCHS, loss))
+    data = report.to_dict()
+    found = data["diagnosis"]
+    assert (data["verdict"], data["first_divergence"]) == ("diverged", None)
+    assert data["first_loss_divergence"]["step"] == first
+    assert found["explained"]
+    assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [
+        (cause, "reporting") for cause in causes
+    ]
+    assert found["matching"] is None  # torch's settings do not change what the code reports
+    text = report_text(report)
+    assert (
+        f"DIVERGED at step {first} of 12, in the reported loss; the training itself agree" in text
+    )
+    alone = check(BASE | spec | {"compare": ["parameters"]}, scratch=code(TORCHS, loss))
+    assert (alone.verdict, alone.comparison.compared) == ("equivalent", 12)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "written"),
+    [
+        ((LAMBDA, LAMBDA), "torch's loss + ½·0.1 Σw² + ½·0.1 Σb²"),
+        ((LAMBDA, 0.0), "torch's loss + ½·0.1 Σw²"),
+        ((2 * LAMBDA, 2 * LAMBDA), "torch's loss + ½·0.2 Σw² + ½·0.2 Σb²"),
+        ((0.1462, 0.04), "torch's loss + ½·0.1462 Σw² + ½·0.04 Σb²"),
+    ],
+)
+def test_penalty_in_the_loss_has_its_strength(strengths: tuple[float, float], written: str) -> None:
+    def loss(at: At) -> float:
+        of_weight, of_bias = squares(at)
+        return at.loss + strengths[0] / 2 * of_weight + strengths[1] / 2 * of_bias
+
+    report = check(BASE, scratch=code(TORCHS, loss))
+    assert report.diagnosis is not None
+    assert report.diagnosis.reporting is not None
+    fits = report.diagnosis.reporting.strengths
+    measured = [fits[name].factor if name in fits else 0.0 for name in ("weight", "bias")]
+    # Fitted to twelve losses near 5 that are rounded at some 1e-15.
+    assert measured == pytest.approx(strengths, abs=1e-10)
+    assert written in report_text(report)
+
+
+def test_training_and_reporting_that_differ_are_told_apart() -> None:
+    report = check(
+        BASE,
+        scratch=code(
+            descent(LAMBDA / ROWS), lambda at: at.loss + LAMBDA / 2 / ROWS * sum(squares(at))
+        ),
+    ).to_dict()
+    found = report["diagnosis"]
+    assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [
+        ("penalty-divided-by-batch", "update"),
+        ("penalty-in-loss", "reporting"),
+    ]
+    assert report["first_divergence"]["step"] == report["first_loss_divergence"]["step"] == 1
+
+
+def test_loss_that_its_own_rule_makes_is_no_further_cause() -> None:
+    # The sum is trained by and reported: one cause.
+    train = code(descent(LAMBDA, by=ROWS, lr=LR), lambda at: at.loss * ROWS)
+    report = check(BASE | {"epochs": 3}, scratch=train).to_dict()
+    assert causes_of(report["diagnosis"]) == ["loss-summed"]
+    assert report["first_loss_divergence"]["step"] == 1
+    assert report["diagnosis"]["explained"]
+
+
+def test_loss_that_nothing_explains_leaves_the_training_explained_in_part() -> None:
+    report = check(BASE, scratch=code(descent(2 * LAMBDA), lambda at: at.loss + np.sin(at.w[0])))
+    found = report.to_dict()["diagnosis"]
+    assert not found["explained"]
+    assert causes_of(found) == ["penalty-doubled"]
+    assert "no known cause explains why the reported losses differ" in report_text(report)
+
+
+def test_expected_cause_of_the_reported_loss() -> None:
+    loss = REPORTS["the penalty"][0]
+    expect = {"verdict": "diverged", "cause": "penalty-in-loss"}
+    assert check(BASE | {"expect": expect}, scratch=code(TORCHS, loss)).expected is True
+    assert check(BASE | {"expect": expect}, scratch=code(TORCHS, after_update)).expected is False
+
+
+def test_json_of_two_runs_of_users_code_is_the_same_to_the_byte() -> None:
+    train = code(descent(LAMBDA / ROWS), REPORTS["the penalty"][0])
+    first, second = ("".join(json_chunks(check(BASE, scratch=train))) for _ in range(2))
+    assert first == second
+    found = json.loads(first)["diagnosis"]
+    for cause in found["causes"]:
+        assert all(cause[key] for key in ("id", "title", "fix", "scratch_formula"))

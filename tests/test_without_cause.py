@@ -1,0 +1,222 @@
+"""What is known of code that no cause explains, and what a yielded gradient tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regcheck.checking import check
+from regcheck.report.terminal import report_text
+from regcheck.user_code.problem_api import UserProblem
+from tests.by_hand import (
+    BASE,
+    BATCHES,
+    LAMBDA,
+    LR,
+    ROWS,
+    TORCHS,
+    At,
+    Spec,
+    Step,
+    Train,
+    causes_of,
+    code,
+    descent,
+    found_by,
+)
+
+
+def wrong_sign_of_bias(at: At) -> tuple[Any, Any]:
+    return at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (-at.gb + LAMBDA * at.b)
+
+
+def uphill(at: At) -> tuple[Any, Any]:
+    return at.w + LR * (at.gw + LAMBDA * at.w), at.b + LR * (at.gb + LAMBDA * at.b)
+
+
+def stale(at: At) -> tuple[Any, Any]:
+    gw, gb = at.memory.get("last", (at.gw, at.gb))
+    at.memory["last"] = at.gw, at.gb
+    return at.w - LR * (gw + LAMBDA * at.w), at.b - LR * (gb + LAMBDA * at.b)
+
+
+def absolute(at: At) -> tuple[Any, Any]:
+    return (
+        at.w - LR * (at.gw + LAMBDA * np.sign(at.w)),
+        at.b - LR * (at.gb + LAMBDA * np.sign(at.b)),
+    )
+
+
+def wrong_derivative(at: At) -> tuple[Any, Any]:
+    slope = 2 * np.abs(at.z - at.y)
+    gw, gb = at.X.T @ slope / len(slope), slope.mean(keepdims=True)
+    return at.w - LR * (gw + LAMBDA * at.w), at.b - LR * (gb + LAMBDA * at.b)
+
+
+WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
+    "a sign in one tensor": (
+        wrong_sign_of_bias,
+        {},
+        1,
+        "gradient",
+        ["weight goes by torch's rule.", "bias goes by a wrong sign: −1 times torch's gradient."],
+    ),
+    "all signs": (
+        uphill,
+        {},
+        1,
+        "gradient",
+        ["weight and bias go by −1 times torch's step: a sign is wrong."],
+    ),
+    "the gradient of the step before": (
+        stale,
+        BATCHES,
+        2,
+        "gradient",
+        ["Each step is made from the gradient of the step before: take the predictions"],
+    ),
+    "a derivative": (
+        wrong_derivative,
+        {},
+        1,
+        "gradient",
+        ["Finite differences of the loss side with torch: at step 1, its gradient is off by at"],
+    ),
+    "a sum in one tensor": (
+        lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (ROWS * at.gb)),
+        {},
+        1,
+        "gradient",
+        ["weight goes by torch's rule.", "bias goes by 40 times torch's gradient"],
+    ),
+    "an L1 penalty": (
+        absolute,
+        {},
+        1,
+        "penalty",
+        ["The steps are torch's with a penalty of 0.1 sign(w), as an L1 penalty of λ Σ|w| has"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> None:
+    step, spec, first, stage, clues = WRONG[name]
+    report = check(BASE | spec, scratch=code(step))
+    found = report.to_dict()["diagnosis"]
+    assert not found["explained"]
+    assert (causes_of(found), found["alternatives"], found["matching"]) == ([], [], None)
+    assert report.first_divergence is not None
+    assert (report.first_divergence.step, report.first_divergence.stage) == (first, stage)
+    assert found["stage"] == stage
+    for clue in clues:
+        assert any(one.startswith(clue) for one in found["clues"]), found["clues"]
+    text = " ".join(report_text(report).split())
+    assert "not explained: no known cause" in text
+    assert all(" ".join(clue.split()) in text for clue in found["clues"])
+    assert report.diagnosis is not None
+    assert report.diagnosis.fix is None
+
+
+def mlp_framework(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+    random = np.random.default_rng(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0)).double()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.from_numpy(random.normal(size=tuple(tensor.shape))))
+    return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=LR, weight_decay=LAMBDA)
+
+
+def mlp_scratch(slope: Callable[[Any, Any], Any]) -> Train:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        P = problem.initial
+        for rows in problem.batches:
+            X, y = problem.X[rows], problem.y[rows]
+            a = X @ P["0.weight"].T + P["0.bias"]
+            h = np.tanh(a)
+            z = h @ P["2.weight"][0] + P["2.bias"]
+            dz = 2 * (z - y) / len(y)
+            da = dz[:, None] * P["2.weight"] * slope(a, h)
+            gradient = {
+                "0.weight": da.T @ X,
+                "0.bias": da.sum(0),
+                "2.weight": dz @ h,
+                "2.bias": dz.sum(),
+            }
+            P = {name: w - LR * (gradient[name] + LAMBDA * w) for name, w in P.items()}
+            yield {**P, "loss": ((z - y) ** 2).mean()}
+
+    return train
+
+
+def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -> None:
+    spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
+    right = check(spec, scratch=mlp_scratch(lambda a, h: 1 - h**2), framework=mlp_framework)
+    assert right.verdict == "equivalent"
+    wrong = check(spec, scratch=mlp_scratch(lambda a, h: 1 - a**2), framework=mlp_framework)
+    first, found = wrong.first_divergence, wrong.diagnosis
+    assert first is not None
+    assert found is not None
+    assert (first.step, first.stage, found.explained) == (1, "gradient", False)
+    told = " ".join(found.evidence)
+    assert "0.weight and 0.bias go by no multiple of torch's gradient" in told
+    assert "2.weight and 2.bias go by torch's rule." in told
+    assert "Finite differences of the loss side with torch" in told
+
+
+# --- the gradient that the code yields ------------------------------------------------------------
+
+
+def curved(at: At) -> tuple[Any, Any]:
+    """Make something of the gradient that no cause makes."""
+    return at.w - LR * (at.gw + 0.1 * at.gw**2 + LAMBDA * at.w), TORCHS(at)[1]
+
+
+def own(at: At) -> tuple[Any, Any]:
+    return at.gw, at.gb
+
+
+def with_penalty(at: At) -> tuple[Any, Any]:
+    return at.gw + LAMBDA * at.w, at.gb + LAMBDA * at.b
+
+
+def flipped(at: At) -> tuple[Any, Any]:
+    return -at.gw, at.gb
+
+
+@pytest.mark.parametrize(
+    ("grad", "stage", "clue"),
+    [
+        (None, "gradient", "If your code yields its gradient too"),
+        (own, "optimizer", "The gradient that your code yields is torch's, to rounding"),
+        (with_penalty, "optimizer", "The gradient that your code yields is torch's, to rounding"),
+        (flipped, "gradient", "The gradient that your code yields is not torch's."),
+    ],
+    ids=["none", "data gradient", "with the penalty", "wrong"],
+)
+def test_gradient_that_is_yielded_decides_the_stage(
+    grad: Step | None, stage: str, clue: str
+) -> None:
+    report = check(BASE, scratch=code(curved, grad=grad))
+    found = report.diagnosis
+    assert report.first_divergence is not None
+    assert found is not None
+    assert not found.explained
+    assert (report.first_divergence.stage, found.stage) == (stage, stage)
+    assert sum(one.startswith(clue) for one in found.evidence) == 1
+    assert sum(one.startswith("The gradient that your code yields") for one in found.evidence) == (
+        grad is not None
+    )
+
+
+@pytest.mark.parametrize("grad", [own, with_penalty, flipped])
+def test_gradient_that_is_yielded_does_not_decide_the_verdict(grad: Step) -> None:
+    # It is told for the diagnosis; what trains is what comes of it.
+    assert check(BASE, scratch=code(TORCHS, grad=grad)).verdict == "equivalent"
+    found = found_by(code(descent(2 * LAMBDA), grad=grad))
+    assert causes_of(found) == ["penalty-doubled"]
