@@ -15,13 +15,12 @@ from torch import nn
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.diagnosis.distinguish import small
 from regcheck.errors import InputError, UserCodeError
 from regcheck.explain import explain_spec
 from regcheck.numerics.losses import gradient, predict
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import RoundingModel, RoundingState, split
-from regcheck.problem.problem import Problem, build_problem
+from regcheck.problem.problem import Problem, build_problem, small_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.rules.causes import CAUSES
@@ -206,7 +205,7 @@ def test_no_cause_of_a_bias_could_have_shown(name: str) -> None:
 
 
 def test_small_problem_that_tells_rules_apart_has_no_bias() -> None:
-    problem = small(build_problem(from_mapping(spec_of())))
+    problem = small_problem(build_problem(from_mapping(spec_of())))
     assert problem.initial.keys() == problem.weight_decay.keys() == {"weight"}
 
 

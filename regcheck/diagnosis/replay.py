@@ -174,10 +174,7 @@ class Replay:
         return None
 
     def fit(self, change: Change, key: str) -> Fit | None:
-        """Fit the factor that stands under a key of the rule, on top of a change.
-
-        None where no factor explains the steps, or any would.
-        """
+        """Fit the factor under a key, on top of a change; None: none explains the steps, or any."""
         clipped = self.torch.problem.clip_norm or self.torch.problem.clip_value
         if clipped and key == "gradient_factor":
             return None if change else self.fit_clipped()
@@ -273,9 +270,9 @@ def gain(rule: Problem, batch: Batch) -> float:
 
 
 def pass_scale(rule: Problem, batch: Batch) -> float | None:
-    """Return what a rule's pass over the rows multiplies torch's mean gradient by.
+    """Return what a rule's pass over the rows makes of torch's gradient; None where it varies.
 
-    None where it varies. The faults on the gradient itself come later in the step.
+    The faults on the gradient itself come later in the step.
     """
     convention, faults = rule.convention, rule.faults
     looks_again = convention.update_order != "simultaneous"

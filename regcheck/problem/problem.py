@@ -16,10 +16,10 @@ from regcheck.problem.batches import Schedule, schedule_of
 from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
 from regcheck.rules.cause import Change, put_in
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
 from regcheck.rules.settings import SgdSettings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.training import Init, Sgd, TorchSettings
+from regcheck.spec.training import Init, LrSchedule, Sgd, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]
@@ -195,3 +195,66 @@ def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> 
         if largest > float(np.finfo(np.float32).max):
             text = f"float32 cannot hold the {name}, whose largest number is {largest:.3g}"
             raise loaded.error(("dtype",), f"{text}; use float64")
+
+
+SMALL_ROWS = 12
+"""Rows of a small problem; the epochs are half as many."""
+
+AS_IT_IS = "as it is"
+"""The small problem with a problem's own settings."""
+
+
+def small_problems(problem: Problem) -> dict[str, Problem]:
+    """Return problems of a few rows with a problem's settings: what is changed in them → each."""
+    base = small_problem(problem)
+    own = base.schedule
+    lr_schedule = LrSchedule(kind="step", every=2, factor=0.5, per="step")
+    momentum = replace(base, optimizer=Sgd(name="sgd", momentum=0.9))
+    decays = {name: 1.7 * (decay or 0.1) for name, decay in base.weight_decay.items()}
+    varying = replace(own, lr_schedule=lr_schedule)
+    return {
+        AS_IT_IS: base,
+        "mini-batches": replace(base, schedule=replace(own, batch_size=4)),
+        "mini-batches with a smaller last one": replace(base, schedule=replace(own, batch_size=5)),
+        "another lr": replace(base, schedule=replace(own, lr=0.7 * own.lr)),
+        "another weight_decay": replace(base, weight_decay=decays),
+        "an lr that changes": replace(base, schedule=varying),
+        "momentum": momentum,
+        "momentum and an lr that changes": replace(momentum, schedule=varying),
+    }
+
+
+def small_problem(problem: Problem) -> Problem:
+    """Make a problem of a few rows with a problem's settings, away from zero."""
+    draw = np.random.default_rng(0)
+    X = draw.normal(size=(SMALL_ROWS, 2))
+    y = np.arange(SMALL_ROWS) % 3 / 2.0
+    own, decay = problem.schedule, problem.weight_decay
+    schedule = replace(
+        own,
+        rows=SMALL_ROWS,
+        epochs=SMALL_ROWS // 2,
+        batch_size=SMALL_ROWS if own.batch_size >= own.rows else 4,
+        accumulate=min(own.accumulate, 2),
+        drop_last=False,
+        shuffle_seed=None,
+        lr=own.lr or 0.1,
+    )
+    decays = {"weight": decay.get("weight", max(decay.values(), default=0.0))}
+    initial: Parameters = {"weight": draw.normal(size=(1, 2))}
+    if any(map(is_bias, decay)):
+        decays["bias"] = decay.get("bias", min(decay.values()))
+        initial["bias"] = draw.normal(size=1)
+    one_layer = problem.model != OWN_MODEL
+    return replace(
+        problem,
+        model=problem.model if one_layer else "linear",
+        loss=problem.loss if one_layer else "mse",
+        X=X,
+        y=(y > 0.25).astype(np.float64) if problem.model == "logistic" else y,
+        schedule=schedule,
+        initial=initial,
+        weight_decay=decays,
+        scratch_dtype="float64",
+        framework_dtype="float64",
+    )
