@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import ROOT
-from tests.test_user_cases import Spec, ended, vectorised
-
-
-def shared_out(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
-    assert isinstance(p.weight_decay, float)
-    return w - p.lr * (g + p.weight_decay / len(p.y) * w), v
-
-
-def joined(p: UserProblem, w: Any, g: Any, v: Any, bias: bool) -> tuple[Any, Any]:
-    return w - p.lr * (g + p.weight_decay * w), v
-
+from tests.faults import FAULTS
+from tests.test_user_cases import Spec, ended
+from tests.user_functions import Code
 
 ANSWER: Spec = {
     "data": {"X": [[2.0], [4.0]], "y": [7.0, 11.0]},
@@ -33,9 +23,12 @@ ANSWER: Spec = {
 }
 
 
+DIVIDED = Code(ANSWER, FAULTS["penalty-divided-by-batch"].rule()).train
+
+
 def test_answers_two_points_by_hand() -> None:
     # z = 3 and 5 against 7 and 11: loss 26, gradients −32 and −10; λ/B = 1/2.
-    report = check(ANSWER, scratch=vectorised(shared_out))
+    report = check(ANSWER, scratch=DIVIDED)
     assert (report.verdict, report.first_divergence and report.first_divergence.step) == (
         "diverged",
         1,
@@ -56,13 +49,16 @@ def test_answers_two_points_by_hand() -> None:
     ]
     assert (found["matching"]["weight_decay"], found["matching"]["lr"]) == (0.5, 0.1)
     settings = {"weight_decay": 0.5}
-    again = check(ANSWER | {"framework": settings}, scratch=vectorised(shared_out))
+    again = check(
+        ANSWER | {"framework": settings},
+        scratch=DIVIDED,
+    )
     assert again.verdict == "equivalent"
     assert ended(again, "framework") == pytest.approx([4.15, 1.95], rel=4e-16)
 
 
 def test_answers_fix_is_torchs_rule() -> None:
-    report = check(ANSWER, scratch=vectorised(joined))
+    report = check(ANSWER, scratch=Code(ANSWER).train)
     assert report.verdict == "equivalent"
     assert ended(report, "scratch") == pytest.approx([4.1, 1.9], rel=4e-16)
 
