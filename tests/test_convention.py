@@ -17,8 +17,6 @@ from regcheck.rules.convention import (
     UpdateOrder,
     differences,
     name_of,
-    penalized,
-    plain,
 )
 from regcheck.spec.training import ConventionKeys
 
@@ -32,17 +30,11 @@ CHOICES = {
 }
 
 
-def test_torch_is_the_default() -> None:
-    assert Convention() == TORCH
-    assert differences(Convention()) == {}
-    assert name_of(Convention()) == "pytorch"
-
-
 def test_keys_are_those_of_the_convention_and_of_the_spec() -> None:
     names = list(Convention._fields)
     assert sorted(KEYS) == sorted(names)
     assert list(ConventionKeys.model_fields) == names
-    assert Convention(**ConventionKeys().model_dump()) == TORCH
+    assert Convention(**ConventionKeys().model_dump()) == Convention() == TORCH
 
 
 @pytest.mark.parametrize("key", CHOICES)
@@ -90,17 +82,3 @@ def test_a_mixture_has_no_name_but_differences() -> None:
     mixture = TORCH._replace(loss_factor=0.5, penalty_factor=2.0)
     assert name_of(mixture) is None
     assert differences(mixture) == {"loss_factor": ("0.5", "1"), "penalty_factor": ("2", "1")}
-
-
-def test_the_bias_alone_can_be_free() -> None:
-    free = Convention(penalize_bias=False)
-    assert [penalized(free, name) for name in ("weight", "bias")] == [True, False]
-    assert [penalized(TORCH, name) for name in ("weight", "bias")] == [True, True]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(True, "true"), (False, "false"), (2.0, "2"), (0.5, "0.5"), ("batch", "batch")],
-)
-def test_value_is_written_as_in_a_spec(value: object, text: str) -> None:
-    assert plain(value) == text

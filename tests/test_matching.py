@@ -76,7 +76,7 @@ def difference(spec: LoadedSpec, match: Matching) -> float:
 
 
 def could_match(loaded: LoadedSpec) -> bool:
-    """Say whether any lr and weight decays that torch takes give the convention's steps.
+    """Whether any lr and weight decays that torch takes give the convention's steps.
 
     Along the scratch side's path, torch's displacement is linear in a = lr′/lr and c = a λ′ of
     each tensor: lr (a d(g) + c d(w)) with d the direction that momentum makes of a sequence. So
@@ -115,7 +115,7 @@ def could_match(loaded: LoadedSpec) -> bool:
 
 
 def specs() -> Iterator[dict[str, Any]]:
-    """Give every combination of what matching looks at; the rest is drawn for each."""
+    """Yield every combination of what matching looks at; the rest is drawn for each."""
     draw = random.Random("matching")
     for optimizer, form, decay, clip, scheduled in itertools.product(
         OPTIMIZERS, get_args(MomentumForm), get_args(Decay), [False, True], [False, True]
