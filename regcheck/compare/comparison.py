@@ -249,14 +249,11 @@ class Comparing:
 
     def note_power(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
         """Note what the step could have shown."""
-        bounder = self.sides.bounder
         if not self.power.has_judged(steps.framework.after):
-            noise = bounder.gradient_noise() if isinstance(bounder, MeasuredBounds) else None
-            self.power.take(steps, bounds, noise)
+            self.power.take(steps, bounds, self.sides.bounder.gradient_noise())
         if self.altered is not None:
             self.altered.advance(batch.step, steps, bounds)
-        if isinstance(bounder, MeasuredBounds) and bounder.random_model:
-            self.random = True
+        self.random |= self.sides.bounder.random_model
 
     def result(self) -> Comparison:
         """Return all that was found, once the last step is taken."""
@@ -290,13 +287,10 @@ def finals(
     problem: Problem, ends: tuple[Parameters, Parameters], losses: tuple[float, float]
 ) -> dict[str, Final]:
     """Return where each side ended."""
-    found = {}
-    for side, parameters, loss in zip(("scratch", "framework"), ends, losses, strict=True):
-        accuracies = {}
-        if problem.model == "logistic":
-            accuracies = {
-                "train": accuracy(problem.X, problem.y, parameters),
-                "test": accuracy(problem.X_test, problem.y_test, parameters),
-            }
-        found[side] = Final(parameters, loss, accuracies)
-    return found
+    rows = {"train": (problem.X, problem.y), "test": (problem.X_test, problem.y_test)}
+    if problem.model != "logistic":
+        rows = {}
+    return {
+        side: Final(end, loss, {name: accuracy(X, y, end) for name, (X, y) in rows.items()})
+        for side, end, loss in zip(("scratch", "framework"), ends, losses, strict=True)
+    }

@@ -151,7 +151,9 @@ class TorchFollowsScratch:
 
 
 class ClosedBounds:
-    """The bounds of the one-layer models, worked out."""
+    """The bounds of the one-layer models, worked out; these are never random."""
+
+    random_model = False
 
     def __init__(self, problem: Problem, own: Collection[str]) -> None:
         self.model, self.state = RoundingModel(problem, own), RoundingState()
@@ -171,6 +173,9 @@ class ClosedBounds:
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Return None: these are final."""
+
+    def gradient_noise(self) -> None:
+        """Return None: nothing is measured."""
 
 
 class Sides(NamedTuple):
