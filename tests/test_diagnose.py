@@ -103,63 +103,20 @@ def test_half_loss_and_doubled_penalty_with_a_doubled_lr_are_a_fourfold_penalty(
 # --- other starts, rows and dtypes ----------------------------------------------------------------
 
 
-def moved_start(problem: UserProblem) -> Iterator[Spec]:
-    at = At(problem)
-    at.w = at.w + 0.25
-    for rows in problem.batches:
-        at.look(problem, rows)
-        at.w, at.b = TORCHS(at)
-        yield {"weight": at.w, "bias": at.b, "loss": at.loss}
+def test_another_start_is_found_by_running_the_rule_backwards() -> None:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        at = At(problem)
+        at.w = at.w + 0.25
+        for rows in problem.batches:
+            at.look(problem, rows)
+            at.w, at.b = TORCHS(at)
+            yield {"weight": at.w, "bias": at.b, "loss": at.loss}
 
-
-def in_file_order(problem: UserProblem) -> Iterator[Spec]:
-    at = At(problem)
-    for step in range(problem.steps):
-        first = step % 3 * 16
-        at.look(problem, np.arange(ROWS)[first : first + 16])
-        at.w, at.b = TORCHS(at)
-        yield {"weight": at.w, "bias": at.b, "loss": at.loss}
-
-
-def all_in_float32(problem: UserProblem) -> Iterator[Spec]:
-    single = np.float32
-    w: Any = problem.initial["weight"].astype(single)
-    b: Any = problem.initial["bias"].astype(single)
-    for rows in problem.batches:
-        X, y = problem.X[rows].astype(single), problem.y[rows].astype(single)
-        r = X @ w + b - y
-        loss = (r**2).mean()
-        w = w - single(LR) * (2 * X.T @ r / single(len(y)) + single(LAMBDA) * w)
-        b = b - single(LR) * (2 * r.mean() + single(LAMBDA) * b)
-        yield {"weight": w, "bias": b, "loss": loss}
-
-
-def single(at: At) -> tuple[Any, Any]:
-    return np.float32(TORCHS(at)[0]), np.float32(TORCHS(at)[1])
-
-
-OTHERWISE: dict[str, tuple[Train, Spec, str]] = {
-    "another start": (moved_start, {}, "initial-parameters"),
-    "the file's order": (in_file_order, BATCHES | {"shuffle": {"seed": 3}}, "row-order"),
-    "parameters in float32": (code(single), {}, "precision"),
-    "all in float32": (all_in_float32, {}, "precision"),
-}
-
-
-@pytest.mark.parametrize("name", OTHERWISE)
-def test_other_start_rows_and_dtype_are_causes_of_their_own(name: str) -> None:
-    train, spec, cause = OTHERWISE[name]
-    report = check(BASE | spec, scratch=train)
-    found = report.to_dict()["diagnosis"]
-    assert (report.verdict, found["explained"]) == ("diverged", True)
-    assert causes_of(found) == [cause]
-    if cause == "initial-parameters":
-        start = found["start"]
-        # The start is found by running the rule backwards from step 1, to rounding.
-        assert start["weight"][0] == pytest.approx([0.75, -0.45, 1.15], abs=1e-13)
-        assert start["bias"] == pytest.approx([0.3], abs=1e-13)
-    else:
-        assert found["start"] is None
+    found = found_by(train)
+    assert (found["explained"], causes_of(found)) == (True, ["initial-parameters"])
+    # To rounding.
+    assert found["start"]["weight"][0] == pytest.approx([0.75, -0.45, 1.15], abs=1e-13)
+    assert found["start"]["bias"] == pytest.approx([0.3], abs=1e-13)
 
 
 def test_precision_is_told_beside_another_cause() -> None:

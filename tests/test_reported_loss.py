@@ -53,54 +53,36 @@ def at_epochs_end(at: At) -> float | None:
     return mean if sum(rows for rows, _, _ in at.memory["seen"]) == ROWS else None
 
 
-REPORTS: dict[str, tuple[Callable[[At], float | None], Spec, list[str], int]] = {
-    "the penalty": (
-        lambda at: at.loss + LAMBDA / 2 * sum(squares(at)),
-        {},
-        ["penalty-in-loss"],
-        1,
-    ),
-    "the penalty of the weights": (
-        lambda at: at.loss + LAMBDA / 2 * squares(at)[0],
-        {},
-        ["penalty-in-loss"],
-        1,
-    ),
-    "the penalty without its ½": (
-        lambda at: at.loss + LAMBDA * sum(squares(at)),
-        {},
-        ["penalty-in-loss"],
-        1,
-    ),
-    "a penalty of its own": (
-        lambda at: at.loss + 0.0731 * squares(at)[0] + 0.02 * squares(at)[1],
-        {},
-        ["penalty-in-loss"],
-        1,
-    ),
-    "the loss after the update": (after_update, {}, ["loss-after-update"], 1),
-    "the loss after the update, of a batch": (after_update, BATCHES, ["loss-after-update"], 1),
-    "the mean of the epoch's batches": (epoch_mean(False), BATCHES, ["loss-epoch-mean"], 2),
-    "the mean of the epoch's batches, at its end": (at_epochs_end, BATCHES, ["loss-epoch-mean"], 3),
-    "the mean of the epoch's rows": (epoch_mean(True), BATCHES, ["loss-epoch-mean"], 2),
-    "the sum": (lambda at: at.loss * len(at.y), {}, ["reported-loss-scaled"], 1),
-    "the sum of a batch": (lambda at: at.loss * len(at.y), BATCHES, ["reported-loss-scaled"], 1),
-    "half of it": (lambda at: at.loss / 2, {}, ["reported-loss-scaled"], 1),
+def penalty(of_weight: float, of_bias: float) -> Callable[[At], float]:
+    return lambda at: at.loss + of_weight * squares(at)[0] + of_bias * squares(at)[1]
+
+
+REPORTS: dict[str, tuple[Callable[[At], float | None], Spec, str, int]] = {
+    "the penalty": (penalty(LAMBDA / 2, LAMBDA / 2), {}, "penalty-in-loss", 1),
+    "the penalty of the weights": (penalty(LAMBDA / 2, 0), {}, "penalty-in-loss", 1),
+    "the penalty without its ½": (penalty(LAMBDA, LAMBDA), {}, "penalty-in-loss", 1),
+    "a penalty of its own": (penalty(0.0731, 0.02), {}, "penalty-in-loss", 1),
+    "the loss after the update": (after_update, {}, "loss-after-update", 1),
+    "the loss after the update, of a batch": (after_update, BATCHES, "loss-after-update", 1),
+    "the mean of the epoch's batches": (epoch_mean(False), BATCHES, "loss-epoch-mean", 2),
+    "the mean of the epoch's batches, at its end": (at_epochs_end, BATCHES, "loss-epoch-mean", 3),
+    "the mean of the epoch's rows": (epoch_mean(True), BATCHES, "loss-epoch-mean", 2),
+    "the sum": (lambda at: at.loss * len(at.y), {}, "reported-loss-scaled", 1),
+    "the sum of a batch": (lambda at: at.loss * len(at.y), BATCHES, "reported-loss-scaled", 1),
+    "half of it": (lambda at: at.loss / 2, {}, "reported-loss-scaled", 1),
 }
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_reported_loss_is_told_from_the_training(name: str) -> None:
-    loss, spec, causes, first = REPORTS[name]
+    loss, spec, cause, first = REPORTS[name]
     report = check(BASE | spec, scratch=code(TORCHS, loss))
     data = report.to_dict()
     found = data["diagnosis"]
     assert (data["verdict"], data["first_divergence"]) == ("diverged", None)
     assert data["first_loss_divergence"]["step"] == first
     assert found["explained"]
-    assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [
-        (cause, "reporting") for cause in causes
-    ]
+    assert [(one["id"], one["kind"]) for one in found["causes"]] == [(cause, "reporting")]
     assert found["matching"] is None  # torch's settings do not change what the code reports
     text = report_text(report)
     assert (
@@ -120,11 +102,7 @@ def test_reported_loss_is_told_from_the_training(name: str) -> None:
     ],
 )
 def test_penalty_in_the_loss_has_its_strength(strengths: tuple[float, float], written: str) -> None:
-    def loss(at: At) -> float:
-        of_weight, of_bias = squares(at)
-        return at.loss + strengths[0] / 2 * of_weight + strengths[1] / 2 * of_bias
-
-    report = check(BASE, scratch=code(TORCHS, loss))
+    report = check(BASE, scratch=code(TORCHS, penalty(strengths[0] / 2, strengths[1] / 2)))
     assert report.diagnosis is not None
     assert report.diagnosis.reporting is not None
     fits = report.diagnosis.reporting.strengths
