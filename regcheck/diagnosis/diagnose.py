@@ -113,14 +113,16 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
     """
     own = replay.explanation((), {})
     if own is not None:
-        if run.starts_differ:
+        problem, first = run.sides.problem, run.comparison.first_divergence
+        if first is not None and first.stage == "initial":
             return (replace(own, causes=("initial-parameters",)),), replay, None
-        if run.dtypes_differ:
+        if problem.scratch_dtype != problem.framework_dtype:
             return (replace(own, causes=("precision",)),), replay, None
         # Else it may be the framework side that does not keep to its rule.
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
-    found = found or with_other_numbers(replay)
+    other = None if found else with_other_settings(replay)
+    found = found or ((other,) if other else tuple(by_entries(replay)))
     if found:
         return found, within, None
     if run.scratch_is_reference:
@@ -150,12 +152,6 @@ def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
 def searched(run: Run, replay: Replay) -> Found:
     """Search the catalogue."""
     return search(replay, run.training, run.spec.named_convention(), run.visible)
-
-
-def with_other_numbers(replay: Replay) -> Found:
-    """Find torch's rule with another schedule, other decays, or some entries' own numbers."""
-    found = with_other_settings(replay)
-    return (found,) if found is not None else tuple(by_entries(replay))
 
 
 def equivalent_settings(

@@ -52,12 +52,6 @@ class Run(NamedTuple):
         return first.step if first else None
 
     @property
-    def starts_differ(self) -> bool:
-        """Whether the sides started from different parameters."""
-        first = self.comparison.first_divergence
-        return first is not None and first.stage == "initial"
-
-    @property
     def loss_diverged(self) -> bool:
         """Whether the reported losses diverged."""
         return self.comparison.first_loss_divergence is not None
@@ -85,12 +79,6 @@ class Run(NamedTuple):
         pair = self.sides.pair
         own = isinstance(pair, TorchFollowsScratch) and pair.fits_float32
         return own and self.spec.dtype.scratch == "float64"
-
-    @property
-    def dtypes_differ(self) -> bool:
-        """Whether the sides compute in different dtypes."""
-        problem = self.sides.problem
-        return problem.scratch_dtype != problem.framework_dtype
 
     @property
     def gradient(self) -> Parameters | None:
