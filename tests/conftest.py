@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 import pytest
 import yaml
 
+from regcheck import checking
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
+from regcheck.trainers import sides
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl
@@ -135,3 +137,15 @@ def write_spec(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Put a trainer in the place of the scratch side's own."""
+    return lambda trainer: monkeypatch.setattr(checking, "NumpyTrainer", trainer)
+
+
+@pytest.fixture
+def framework(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """Put a trainer in the place of torch's."""
+    return lambda trainer: monkeypatch.setattr(sides, "TorchTrainer", trainer)

@@ -81,9 +81,6 @@ class Case:
         )
 
 
-# --- what is drawn ------------------------------------------------------------------------------
-
-
 def random_case(seed: int, folder: Path) -> Case:
     """Draw a spec and a user's function."""
     random = np.random.default_rng([seed, 2])

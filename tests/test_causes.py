@@ -23,8 +23,8 @@ from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.faults import BUGS, Planted
+from tests.first_steps import FIRSTS, NESTEROV
 from tests.test_concerns import IN_BATCHES, UNCHANGING
-from tests.test_sabotage import FIRSTS, NESTEROV
 
 Spec = dict[str, Any]
 

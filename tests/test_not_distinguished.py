@@ -18,7 +18,7 @@ from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
 from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
-from tests.test_sabotage import (
+from tests.first_steps import (
     DAMPENED,
     MOMENTUM,
     NESTEROV,

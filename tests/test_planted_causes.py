@@ -22,7 +22,7 @@ from regcheck.trainers.sides import Sides
 from tests.faults import BUGS, Plant
 from tests.random_specs import matched_spec
 from tests.test_not_distinguished import ACTING, FREE
-from tests.test_sabotage import DAMPENED, MOMENTUM, NESTEROV, SATURATED, spec_of
+from tests.first_steps import DAMPENED, MOMENTUM, NESTEROV, SATURATED, spec_of
 
 Spec = dict[str, Any]
 

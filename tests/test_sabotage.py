@@ -10,187 +10,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-from regcheck import checking
 from regcheck.checking import check
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.rules.causes import CAUSES
 from regcheck.spec import from_mapping
 from tests.faults import BUGS, Plant, Planted
+from tests.first_steps import (
+    BATCH,
+    BATCHES,
+    FIRSTS,
+    ROWS,
+    SAME_RULE,
+    STARTS,
+    STEPS,
+    TARGETS,
+    USERS_ALONE,
+    First,
+    X,
+    agrees,
+    found,
+    spec_of,
+)
 
 Spec = dict[str, Any]
 Use = Callable[[Any], None]
-"""Puts a trainer in the place of the scratch side's own."""
-
-ROWS, BATCH, STEPS = 11, 4, 6
-RANDOM = np.random.default_rng(20)
-X = RANDOM.normal(loc=(0.0, 0.5, -1.0), size=(ROWS, 3))
-TARGETS = {
-    "linear": X @ [1.0, -2.0, 0.5] + 1 + RANDOM.normal(size=ROWS),
-    # In no batch as many ones as zeros, which would leave a bias of 0 where it is.
-    "logistic": np.array([1.0, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0]),
-}
-
-FULL: Spec = {"batch_size": "full", "epochs": STEPS}
-MINI: Spec = {"batch_size": BATCH, "epochs": STEPS // 3}  # 4, 4 and 3 rows
-BATCHES = {"full": FULL, "mini": MINI}
-
-ZEROS: Spec = {"init": "zeros"}
-ELSEWHERE: Spec = {"init": {"weight": [0.5, -0.3, 0.8], "bias": [0.4]}}
-STARTS = {"zeros": ZEROS, "elsewhere": ELSEWHERE}
-
-MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
-NESTEROV: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
-DAMPENED: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.25}}
-NEW_LR_AT_5: Spec = {"lr_schedule": {"kind": "step", "every": 4, "factor": 0.5}}
-SATURATED: Spec = {
-    "data": {"X": (1000 * X).tolist(), "y": TARGETS["logistic"].tolist()},
-    "model": "logistic",
-    "loss": "bce",
-}
-ALWAYS_CLIPPED: Spec = {"clip_norm": 1e-2}
-
-
-def spec_of(
-    model: str = "linear", dtype: str = "float64", batches: str = "full", start: str = "elsewhere"
-) -> Spec:
-    """Make the spec of a training in which every term acts."""
-    data = {"X": X.tolist(), "y": TARGETS[model].tolist()}
-    spec = {"data": data, "model": model, "dtype": dtype, "lr": 0.1, "weight_decay": 0.5}
-    return spec | BATCHES[batches] | STARTS[start]
-
-
-@pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Use:
-    return lambda trainer: monkeypatch.setattr(checking, "NumpyTrainer", trainer)
-
-
-def found(report: Report) -> tuple[int, str, str]:
-    """Return at which step a run diverges, at which stage, and in which tensor."""
-    assert report.verdict == "diverged"
-    first = report.first_divergence
-    assert first is not None
-    return first.step, first.stage, first.at.tensor
-
-
-def agrees(report: Report, until: int) -> bool:
-    """Whether no step before the given one had a difference beyond rounding."""
-    ratios = [
-        tensor.ratio
-        for row in report.comparison.trace
-        if row.step < until
-        for tensor in row.tensors.values()
-    ]
-    return all(ratio <= 8 for ratio in ratios)  # the default tolerance
-
-
-# --- one fault for each cause ---------------------------------------------------------------------
-
-
-class First(NamedTuple):
-    """Where a bug first shows: the step from a start at zero and from elsewhere, and the stage.
-
-    `tensor` is the only one that the bug touches; `batches` those with which it acts at all.
-    """
-
-    zeros: int
-    elsewhere: int
-    stage: str
-    settings: Spec = {}  # noqa: RUF012 - never changed
-    tensor: str | None = None
-    batches: tuple[str, ...] = ("full", "mini")
-
-
-PENALTY = First(2, 1, "penalty")  # λ w is nothing while w is 0
-STEP_1 = First(1, 1, "gradient")  # no gradient is 0, from either start
-
-FIRSTS: dict[str, tuple[First, ...]] = {
-    # Step 1 has two micro-batches.
-    "accumulation-not-averaged": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
-    # Of rows as large all outputs are saturated, once the weights are not 0.
-    "bce-saturated": (First(2, 1, "gradient", SATURATED),),
-    "bias-not-penalized": (PENALTY._replace(tensor="bias"),),
-    "bias-penalized": (
-        PENALTY._replace(tensor="bias", settings={"weight_decay": {"weight": 0.5, "bias": 0}}),
-    ),
-    # One factor for both tensors, or one for each: as soon as it is not 1.
-    "clip-per-tensor": (First(1, 1, "optimizer", ALWAYS_CLIPPED),),
-    "dampening-on-first-step": (First(1, 1, "optimizer", DAMPENED),),
-    # v₁ = g₁ + λ w₀ either way, but only torch's v₂ holds μ λ w₀, and v₃ μ λ w₁.
-    "decay-after-momentum": (First(3, 2, "optimizer", MOMENTUM),),
-    # λ u, where u = w − lr g is no longer 0.
-    "decay-after-update": (First(1, 1, "penalty"),),
-    "decay-before-clipping": (First(2, 1, "optimizer", ALWAYS_CLIPPED),),
-    "decay-not-scaled-by-lr": (PENALTY,),
-    "gradient-accumulated": (First(2, 2, "gradient"),),  # at step 1 there is nothing to zero
-    "gradient-scaled": (STEP_1,),
-    "initial-parameters": (First(1, 1, "initial", tensor="weight"),),
-    # 4, 4, and then 3 rows.
-    "last-batch-divisor": (First(3, 3, "gradient", batches=("mini",)),),
-    # Without a penalty, lr g is the first in which the lr shows; with one, lr λ w.
-    "learning-rate-scaled": (
-        First(1, 1, "optimizer", {"weight_decay": 0}),
-        First(1, 1, "optimizer", {"weight_decay": 0, **MOMENTUM}),
-    ),
-    "loss-after-update": (First(1, 1, "loss"),),
-    "loss-epoch-mean": (First(2, 2, "loss", batches=("mini",)),),  # a mean of one loss is that loss
-    "loss-halved": (STEP_1,),
-    "loss-summed": (STEP_1,),
-    "momentum-dampened": (First(1, 1, "optimizer", MOMENTUM),),
-    # v = Σ lr g equals lr Σ g until the lr changes.
-    "momentum-lr-inside": (First(5, 5, "optimizer", MOMENTUM | NEW_LR_AT_5),),
-    # v₁ = g₁; but Nesterov's first step is (1 + μ) g₁.
-    "momentum-missing": (First(2, 2, "optimizer", MOMENTUM), First(1, 1, "optimizer", NESTEROV)),
-    "nesterov-added": (First(1, 1, "optimizer", MOMENTUM),),
-    "nesterov-missing": (First(1, 1, "optimizer", NESTEROV),),
-    "penalty-constant": (First(1, 1, "penalty"),),  # λ is something where λ w is nothing
-    # As decay-after-momentum: w₀ is remembered by torch's velocity alone.
-    "penalty-decoupled": (First(3, 2, "optimizer", MOMENTUM),),
-    "penalty-divided-by-batch": (PENALTY,),
-    "penalty-divided-by-dataset": (PENALTY,),
-    "penalty-doubled": (PENALTY,),
-    "penalty-halved": (PENALTY,),
-    "penalty-in-loss": (PENALTY._replace(stage="loss"),),
-    "penalty-missing": (PENALTY,),
-    "penalty-norm-not-squared": (PENALTY,),
-    "penalty-scaled": (PENALTY,),
-    "penalty-sign-flipped": (PENALTY,),
-    "precision": (First(1, 1, "update"),),
-    "reported-loss-scaled": (First(1, 1, "loss"), First(1, 1, "loss")),
-    "row-order": (STEP_1._replace(batches=("mini",)),),  # a full batch holds all rows in any order
-    # The lr changes at step 5: early it has done so at 4, late not yet at 5. lr λ w shows it.
-    "schedule-shifted": (
-        First(4, 4, "penalty", NEW_LR_AT_5),
-        First(5, 5, "penalty", NEW_LR_AT_5),
-    ),
-    # Σ (z − ȳ) = Σ (z − y): the bias is not touched.
-    "target-broadcast": (STEP_1._replace(tensor="weight"),),
-    "update-sequential": (STEP_1._replace(tensor="weight"),),
-}
-"""By cause, where each of its bugs first shows (or one bug, in several trainings)."""
-
-
-SAME_RULE: dict[str, tuple[str, tuple[str, ...]]] = {
-    # Without a penalty, the only term is lr g: 1.01 lr times g is lr times 1.01 g.
-    "learning-rate-scaled": ("gradient-scaled", ("full", "mini")),
-    # lr (v + λ w) is lr v + lr λ w: where torch's lr multiplies both, they are one rule.
-    "penalty-decoupled": ("decay-after-momentum", ("full", "mini")),
-    # A full batch has all rows of the data.
-    "penalty-divided-by-dataset": ("penalty-divided-by-batch", ("full",)),
-}
-"""Causes that make the very rule of another one in these settings, and with which batches.
-
-No run by them tells the two apart, so that the one is named first, the other as an alternative.
-"""
-
-USERS_ALONE = {"precision", "row-order"}
-"""Causes that only a user's own code can have: the built-in scratch side follows the spec."""
-
+"""Puts a trainer in the place of a side's own."""
 
 HALF = {name: number for names in (TARGETS, BATCHES, STARTS) for number, name in enumerate(names)}
 HALF |= {"float64": 0, "float32": 1, "built-in": 0, "code": 1, "code without loss": 0}

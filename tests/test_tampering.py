@@ -1,6 +1,6 @@
 """Every stage, tensor, entry and step is looked at: one wrong number is caught where it stands.
 
-Also what is no number, what is not there, and faults too subtle for a table or a cosine.
+Also faults too subtle for a table or a cosine.
 """
 
 from __future__ import annotations
@@ -13,65 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck import checking
 from regcheck.checking import check
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Parameters, Problem, Step
-from regcheck.testing import assert_equivalent
-from regcheck.trainers import sides
+from regcheck.problem.problem import Step
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.altered import DoubledAt, altered, altered_torch, with_entry
 from tests.faults import Planted
+from tests.first_steps import BATCHES, MOMENTUM, STEPS, TARGETS, Spec, agrees, found, spec_of
 from tests.rule import Moment, Pair, Rule
-from tests.test_sabotage import BATCHES, MOMENTUM, STEPS, TARGETS, Spec, agrees, found, spec_of
 
-Change = Callable[[Batch, Step], Step]
 Place = Callable[[Any], None]
-
-
-@pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Place:
-    return lambda trainer: monkeypatch.setattr(checking, "NumpyTrainer", trainer)
-
-
-@pytest.fixture
-def framework(monkeypatch: pytest.MonkeyPatch) -> Place:
-    return lambda trainer: monkeypatch.setattr(sides, "TorchTrainer", trainer)
-
-
-class Altered:
-    """A trainer of the scratch side whose steps are changed as they are told, and goes on so."""
-
-    def __init__(self, problem: Problem, *, change: Change, of: Any = NumpyTrainer) -> None:
-        self.trainer, self.change = of(problem), change
-        self.problem, self.by, self.start = problem, self.trainer.by, self.trainer.start
-
-    def step(self, state: Any, batch: Batch, *seen: Any) -> Any:
-        update = self.trainer.step(state, batch, *seen)
-        step = self.change(batch, update.step)
-        return update._replace(state=update.state._replace(parameters=step.after), step=step)
-
-
-def altered(change: Change, of: Any = NumpyTrainer) -> Any:
-    return partial(Altered, change=change, of=of)
-
-
-def altered_torch(change: Change) -> type[TorchTrainer]:
-    """Make a torch side that tells its steps changed, and goes on unchanged."""
-
-    class Changed(TorchTrainer):
-        def step(self, batch: Batch) -> Step:
-            return change(batch, super().step(batch))
-
-    return Changed
-
-
-def with_entry(tensors: Parameters | None, tensor: str, index: Any, value: Any) -> Parameters:
-    """Change one entry of some tensors: to a value, or to a function of it."""
-    assert tensors is not None
-    wrong = {name: one.copy() for name, one in tensors.items()}
-    wrong[tensor][index] = value(wrong[tensor][index]) if callable(value) else value
-    return wrong
 
 
 # --- one number -----------------------------------------------------------------------------------
@@ -252,18 +203,6 @@ def test_errors_whose_mean_is_zero_are_caught(scratch: Place) -> None:
     assert means[0] == pytest.approx(means[1], rel=1e-15)  # 1e-8 would be 1e-7 of it
 
 
-class DoubledAt(Planted):
-    """Doubles the penalty in some steps."""
-
-    def __init__(self, problem: Problem, *, when: Callable[[Batch], bool]) -> None:
-        super().__init__(problem)
-        self.when = when
-
-    def step(self, state: Any, batch: Batch, seen: Any = None) -> Any:
-        self.training.rule = Rule(penalty=2.0 if self.when(batch) else 1.0)
-        return super().step(state, batch, seen)
-
-
 def steps_apart(report: Any) -> list[int]:
     """Return the steps in which a parameter differs by more than rounding."""
     return [
@@ -291,130 +230,3 @@ def test_bug_in_the_last_batch_of_each_epoch_is_caught_in_the_first_one(scratch:
     report = check(spec_of(batches="mini"))
     assert found(report)[:2] == (3, "penalty")
     assert steps_apart(report) == [3, 6]
-
-
-# --- what is no number, and what is not there -----------------------------------------------------
-
-
-def poisoned(
-    of: Any = NumpyTrainer,
-    step: int = 5,
-    tensor: str = "weight",
-    index: tuple[int, ...] = (0, 1),
-    value: float = math.nan,
-) -> Any:
-    """Make a trainer that has one entry not finite after one step."""
-
-    def change(batch: Batch, told: Step) -> Step:
-        if batch.step != step:
-            return told
-        return told._replace(after=with_entry(told.after, tensor, index, value))
-
-    return altered(change, of)
-
-
-class PoisonedTorch(TorchTrainer):
-    """Has one weight NaN after step 5, and so on."""
-
-    def step(self, batch: Batch) -> Step:
-        done = super().step(batch)
-        if batch.step == 5:
-            self.views["weight"][0, 1] = math.nan
-        return done._replace(after=self.parameters())
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
-@pytest.mark.parametrize("time", TIMES)
-def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
-    scratch: Place, time: str, tensor: str, index: tuple[int, ...], value: float
-) -> None:
-    scratch(poisoned(step=TIMES[time], tensor=tensor, index=index, value=value))
-    report = check(spec_of())
-    assert found(report) == (TIMES[time], "update", tensor)
-    assert report.first_divergence is not None
-    assert report.first_divergence.at.index == index
-    assert report.first_divergence.at.ratio == math.inf
-
-
-def test_one_entry_not_finite_on_torchs_side_is_caught_at_its_step(framework: Place) -> None:
-    framework(PoisonedTorch)
-    assert found(check(spec_of())) == (5, "update", "weight")
-
-
-def test_not_finite_on_both_sides_from_one_step_is_inconclusive_from_there(
-    scratch: Place, framework: Place
-) -> None:
-    scratch(poisoned())
-    framework(PoisonedTorch)
-    report = check(spec_of())
-    assert (report.verdict, report.comparison.first_unjudged) == ("inconclusive", 5)
-    assert report.comparison.compared == 4
-    assert agrees(report, until=5)
-    with pytest.raises(AssertionError, match="INCONCLUSIVE"):
-        assert_equivalent(spec_of())
-
-
-@pytest.mark.parametrize("first", [5, 1], ids=["other entry", "divergence before"])
-def test_not_finite_on_both_sides_hides_nothing_else(
-    scratch: Place, framework: Place, first: int
-) -> None:
-    scratch(poisoned(partial(DoubledAt, when=lambda batch: batch.step >= first)))
-    framework(PoisonedTorch)
-    report = check(spec_of())
-    assert found(report)[0] == first
-    assert report.comparison.first_unjudged == 5
-
-
-def test_loss_not_finite_on_one_side_is_caught_and_on_both_inconclusive(
-    scratch: Place, framework: Place
-) -> None:
-    def change(batch: Batch, told: Step) -> Step:
-        return told._replace(loss=math.nan) if batch.step == 3 else told
-
-    scratch(altered(change))
-    report = check(spec_of())
-    assert report.verdict == "diverged"
-    assert report.first_loss_divergence is not None
-    assert report.first_loss_divergence.step == 3
-    framework(altered_torch(change))
-    report = check(spec_of())
-    assert (report.verdict, report.comparison.first_loss_unjudged) == ("inconclusive", 3)
-
-
-MISSHAPEN: dict[str, Callable[[Parameters], Parameters]] = {
-    "without bias": lambda tensors: {"weight": tensors["weight"]},
-    "with another": lambda tensors: tensors | {"other": tensors["bias"]},
-    "flattened": lambda tensors: tensors | {"weight": tensors["weight"][0]},
-    "longer": lambda tensors: tensors | {"bias": np.repeat(tensors["bias"], 2)},
-    "emptied": lambda tensors: tensors | {"bias": tensors["bias"][:0]},
-}
-
-
-@pytest.mark.parametrize("shape", MISSHAPEN)
-@pytest.mark.parametrize("quantity", ["after", "gradient", "penalty", "delta"])
-@pytest.mark.parametrize("side", ["scratch", "framework"])
-def test_tensor_that_is_missing_or_misshapen_never_passes(
-    scratch: Place, framework: Place, side: str, quantity: str, shape: str
-) -> None:
-    def change(batch: Batch, told: Step) -> Step:
-        put: dict[str, Any] = {quantity: MISSHAPEN[shape](getattr(told, quantity))}
-        return told._replace(**put)
-
-    if side == "scratch":
-        scratch(altered(change))
-    else:
-        framework(altered_torch(change))
-    with pytest.raises((ValueError, KeyError)):
-        check(spec_of())
-
-
-def test_rows_that_one_side_drops_never_pass(framework: Place) -> None:
-    class DropsTheLastRow(TorchTrainer):
-        def __init__(self, problem: Any, module: Any = None) -> None:
-            super().__init__(problem, module)
-            self.X, self.y = self.X[:-1], self.y[:-1]
-
-    framework(DropsTheLastRow)
-    with pytest.raises(ValueError, match="shape"):
-        check(spec_of())

@@ -14,8 +14,7 @@ from regcheck.problem.problem import Problem, Step
 from regcheck.trainers import sides
 from regcheck.trainers.torch_model import Module, OfLink
 from regcheck.trainers.torch_trainer import TorchTrainer
-from tests.rule import Array
-from tests.test_sabotage import (
+from tests.first_steps import (
     ALWAYS_CLIPPED,
     MOMENTUM,
     NEW_LR_AT_5,
@@ -24,6 +23,7 @@ from tests.test_sabotage import (
     found,
     spec_of,
 )
+from tests.rule import Array
 
 
 class ForgetsZeroGrad(TorchTrainer):
