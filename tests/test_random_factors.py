@@ -97,7 +97,7 @@ def wrong_factor(seen: Seen, one: Explanation) -> list[str]:
     ]
 
 
-@pytest.mark.search(sample=16, whole=200)
+@pytest.mark.search(sample=12, whole=200)
 def test_factor_near_one_is_named_as_what_it_is(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
@@ -108,6 +108,7 @@ def test_factor_near_one_is_named_as_what_it_is(
     assert faults_near_one(seen) == []
 
 
+@pytest.mark.slow
 def test_random_factors_come_to_every_place_and_outcome(tmp_path: Path) -> None:
     cases = [random_case(seed, tmp_path) for seed in range(40)]
     deltas = [factor - 1 for case in cases for factor in case.factors.values()]
@@ -119,6 +120,7 @@ def test_random_factors_come_to_every_place_and_outcome(tmp_path: Path) -> None:
     assert {see(cases[seed]).outcome() for seed in (0, 14)} == {"equivalent", "explained"}
 
 
+@pytest.mark.slow
 def test_factor_that_is_taken_for_one_is_caught(tmp_path: Path) -> None:
     # As where a billionth of the factor was its slack: then sets of others were found for it.
     fit = Replay.fit

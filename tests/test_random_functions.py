@@ -26,7 +26,7 @@ from tests.user_functions import Code
 Record = Callable[[str, object], None]
 
 
-@pytest.mark.search(sample=100, whole=400)
+@pytest.mark.search(sample=80, whole=400)
 def test_planted_cause_is_named_and_no_other_alone(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
@@ -48,6 +48,7 @@ def test_every_cause_of_the_update_is_planted() -> None:
     assert drawn == update
 
 
+@pytest.mark.slow
 def test_random_functions_come_to_every_outcome(tmp_path: Path) -> None:
     # A generator that had nothing to find would pass all of the above.
     outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (0, 1, 3, 7, 26)}
@@ -85,6 +86,7 @@ def test_code_without_a_cause_is_exactly_torchs_rule(tmp_path: Path) -> None:
         assert max(step.update for step in exactly(seen, Rule())) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cause", ["penalty-divided-by-batch", "decay-after-update", "loss-halved", "nesterov-added"]
 )
@@ -96,6 +98,7 @@ def test_row_missing_in_the_catalogue_is_caught(cause: str, tmp_path: Path) -> N
         assert any(cause in fault for fault in faults_with(cause, tmp_path))
 
 
+@pytest.mark.slow
 def test_cause_named_whatever_the_steps_are_is_caught(tmp_path: Path) -> None:
     with patch.object(Replay, "residual", lambda self, change: 0.5 if change else 2.0):
         faults = faults_with("penalty-halved", tmp_path)
@@ -103,6 +106,7 @@ def test_cause_named_whatever_the_steps_are_is_caught(tmp_path: Path) -> None:
     assert any("leaves" in fault for fault in faults)
 
 
+@pytest.mark.slow
 def test_mistake_without_a_name_that_is_explained_is_caught(tmp_path: Path) -> None:
     wrong = [seed for seed in range(60) if random_causes(np.random.default_rng([seed, 2]))[1]][:6]
     with patch.object(Replay, "residual", lambda self, change: 0.5 if change else 2.0):

@@ -178,7 +178,7 @@ def test_report_has_both_terms_with_formula_and_value(small: Spec) -> None:
         {},
         {"convention": "divided-by-batch"},
         {"convention": {"decay": "after-update", "momentum_form": "dampened"}},
-        {"epochs": 2501, "batch_size": 1, "optimizer": {"name": "sgd", "momentum": 0.5}},
+        {"epochs": 501, "batch_size": 2, "optimizer": {"name": "sgd", "momentum": 0.5}},
         {"convention": {"loss_reduction": "sum"}, "weight_decay": {"weight": 0.5, "bias": 0}},
         BLOW_UP,
         {"batch_size": 9, "drop_last": True},

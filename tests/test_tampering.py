@@ -57,6 +57,7 @@ def tampering(step: int, tensor: str, index: tuple[int, ...], *quantities: str) 
     return altered(change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
 @pytest.mark.parametrize("stage", QUANTITIES)
