@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
+
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.faults import Planted
+from tests.first_steps import STEPS
 from tests.rule import Rule
 
 Change = Callable[[Batch, Step], Step]
@@ -61,3 +64,17 @@ class DoubledAt(Planted):
     def step(self, state: Any, batch: Batch, seen: Any = None) -> Any:
         self.training.rule = Rule(penalty=2.0 if self.when(batch) else 1.0)
         return super().step(state, batch, seen)
+
+
+ENTRIES = [("weight", (0, 0)), ("weight", (0, 1)), ("weight", (0, 2)), ("bias", (0,))]
+TIMES = [1, 3, STEPS]
+PLACES = [
+    pytest.param(
+        *(tensor, index, step),
+        id=f"{tensor}{index} at {step}",
+        marks=[] if number % 3 == time else [pytest.mark.exhaustive],
+    )
+    for number, (tensor, index) in enumerate(ENTRIES)
+    for time, step in enumerate(TIMES)
+]
+"""Every entry at the first step, in the middle and at the last; by default, each once."""

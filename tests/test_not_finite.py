@@ -16,14 +16,10 @@ from regcheck.problem.problem import Parameters, Step
 from regcheck.testing import assert_equivalent
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
-from tests.altered import DoubledAt, altered, altered_torch, with_entry
-from tests.first_steps import STEPS, agrees, found, spec_of
+from tests.altered import PLACES, DoubledAt, altered, altered_torch, with_entry
+from tests.first_steps import agrees, found, spec_of
 
 Place = Callable[[Any], None]
-
-
-ENTRIES = [("weight", (0, 0)), ("weight", (0, 1)), ("weight", (0, 2)), ("bias", (0,))]
-TIMES = {"first": 1, "middle": 3, "last": STEPS}
 
 
 def poisoned(
@@ -54,14 +50,13 @@ class PoisonedTorch(TorchTrainer):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
-@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
-    scratch: Place, time: str, tensor: str, index: tuple[int, ...], value: float
+    scratch: Place, tensor: str, index: tuple[int, ...], step: int, value: float
 ) -> None:
-    scratch(poisoned(step=TIMES[time], tensor=tensor, index=index, value=value))
+    scratch(poisoned(step=step, tensor=tensor, index=index, value=value))
     report = check(spec_of())
-    assert found(report) == (TIMES[time], "update", tensor)
+    assert found(report) == (step, "update", tensor)
     assert report.first_divergence is not None
     assert report.first_divergence.at.index == index
     assert report.first_divergence.at.ratio == math.inf

@@ -17,9 +17,9 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from tests.altered import DoubledAt, altered, altered_torch, with_entry
+from tests.altered import ENTRIES, PLACES, TIMES, DoubledAt, altered, altered_torch, with_entry
 from tests.faults import Planted
-from tests.first_steps import BATCHES, MOMENTUM, STEPS, TARGETS, Spec, agrees, found, spec_of
+from tests.first_steps import BATCHES, MOMENTUM, TARGETS, Spec, agrees, found, spec_of
 from tests.rule import Moment, Pair, Rule
 
 Place = Callable[[Any], None]
@@ -27,8 +27,6 @@ Place = Callable[[Any], None]
 
 # --- one number -----------------------------------------------------------------------------------
 
-ENTRIES = [("weight", (0, 0)), ("weight", (0, 1)), ("weight", (0, 2)), ("bias", (0,))]
-TIMES = {"first": 1, "middle": 3, "last": STEPS}
 QUANTITIES = {
     "gradient": "gradient",
     "penalty": "penalty",
@@ -58,36 +56,34 @@ def tampering(step: int, tensor: str, index: tuple[int, ...], *quantities: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time", TIMES)
-@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 @pytest.mark.parametrize("stage", QUANTITIES)
 def test_one_number_at_one_step_is_caught_there(
-    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], time: str
+    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], step: int
 ) -> None:
     # A wrong stage that reaches the parameter: both are caught, at that step, in that entry.
-    scratch(tampering(TIMES[time], tensor, index, *{QUANTITIES[stage], "after"}))
+    scratch(tampering(step, tensor, index, *{QUANTITIES[stage], "after"}))
     report = check(spec_of(batches="mini"))
-    assert found(report) == (TIMES[time], stage, tensor)
+    assert found(report) == (step, stage, tensor)
     first = report.first_divergence
     assert first is not None
     assert (first.at.index, first.within.tensor, first.within.index) == (index, tensor, index)
-    assert report.comparison.first_by_stage == ({} if stage == "update" else {stage: TIMES[time]})
+    assert report.comparison.first_by_stage == ({} if stage == "update" else {stage: step})
     for row in report.comparison.trace:
         for name, at in row.tensors.items():
-            assert (at.ratio > 8) == ((row.step, name) == (TIMES[time], tensor))
+            assert (at.ratio > 8) == ((row.step, name) == (step, tensor))
 
 
-@pytest.mark.parametrize("time", TIMES)
-@pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
+@pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 @pytest.mark.parametrize("stage", ["gradient", "penalty", "optimizer"])
 def test_one_number_told_wrong_shows_at_its_stage_alone(
-    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], time: str
+    scratch: Place, stage: str, tensor: str, index: tuple[int, ...], step: int
 ) -> None:
     # The parameters are right, so that it is no divergence; but it is told.
-    scratch(tampering(TIMES[time], tensor, index, QUANTITIES[stage]))
+    scratch(tampering(step, tensor, index, QUANTITIES[stage]))
     report = check(spec_of(batches="mini"))
     assert report.verdict == "equivalent"
-    assert report.comparison.first_by_stage == {stage: TIMES[time]}
+    assert report.comparison.first_by_stage == {stage: step}
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -110,13 +106,13 @@ def test_one_output_of_one_micro_batch_shows_at_its_stage_alone(
 
 
 @pytest.mark.parametrize("side", ["scratch", "framework"])
-@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("step", TIMES)
 def test_loss_told_wrong_at_one_step_is_caught_in_the_loss_alone(
-    scratch: Place, framework: Place, time: str, side: str
+    scratch: Place, framework: Place, step: int, side: str
 ) -> None:
     def change(batch: Batch, told: Step) -> Step:
         assert told.loss is not None
-        wrong = batch.step == TIMES[time]
+        wrong = batch.step == step
         return told._replace(loss=told.loss * (1 + 1e-9)) if wrong else told  # some 1e6 u
 
     if side == "scratch":
@@ -128,8 +124,8 @@ def test_loss_told_wrong_at_one_step_is_caught_in_the_loss_alone(
     assert report.first_divergence is None
     assert report.comparison.first_by_stage == {}
     assert report.first_loss_divergence is not None
-    assert report.first_loss_divergence.step == TIMES[time]
-    assert [row.step for row in report.comparison.trace if row.loss_ratio > 8] == [TIMES[time]]
+    assert report.first_loss_divergence.step == step
+    assert [row.step for row in report.comparison.trace if row.loss_ratio > 8] == [step]
 
 
 @pytest.mark.parametrize(("tensor", "index"), ENTRIES, ids=str)
