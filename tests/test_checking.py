@@ -12,7 +12,7 @@ import regcheck
 from regcheck.checking import check
 from regcheck.errors import InputError
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
-from tests.test_sabotage import found
+from tests.first_steps import found
 
 Spec = dict[str, Any]
 

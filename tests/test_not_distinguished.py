@@ -17,7 +17,6 @@ from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
-from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
 from tests.first_steps import (
     DAMPENED,
     MOMENTUM,
@@ -27,6 +26,7 @@ from tests.first_steps import (
     ZEROS,
     spec_of,
 )
+from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
 
 Spec = dict[str, Any]
 

@@ -20,9 +20,9 @@ from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.sides import Sides
 from tests.faults import BUGS, Plant
+from tests.first_steps import DAMPENED, MOMENTUM, NESTEROV, SATURATED, spec_of
 from tests.random_specs import matched_spec
 from tests.test_not_distinguished import ACTING, FREE
-from tests.first_steps import DAMPENED, MOMENTUM, NESTEROV, SATURATED, spec_of
 
 Spec = dict[str, Any]
 
