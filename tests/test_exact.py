@@ -12,8 +12,8 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.trainers import sides
+from tests.altered import altered, altered_torch, with_entry
 from tests.conftest import SMALL, in_one_line, step_of
-from tests.test_tampering import altered, altered_torch, with_entry
 from tests.test_tolerance import CASES, MIXED, Both, verdict
 
 Spec = dict[str, Any]
