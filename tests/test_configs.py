@@ -8,6 +8,8 @@ from regcheck.checking import check
 from regcheck.report.result import Report
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # all runs of all configs come first
+
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 VERDICTS = {
