@@ -67,7 +67,7 @@ LONGEST_WORD = 60
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Say which known word `word` may have been meant to be, or which there are.
+    """Describe which known word `word` may have been meant to be, or which there are.
 
     >>> suggest("weight_decy", ["lr", "weight_decay"])
     'did you mean `weight_decay`?'

@@ -100,7 +100,7 @@ class LossRounding:
         return norm(error)
 
     def may_fade(self, dz: Array, largest_z: float) -> bool:
-        """Return whether any row's output may be so large that BCELoss's floor is met."""
+        """Whether any row's output may be so large that BCELoss's floor is met."""
         return self.loss == "bce" and largest_z + float(dz.max()) > self.edge
 
     def tails(self, z: Array, dz: Array) -> Tails:

@@ -173,5 +173,5 @@ def position(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def finite(*arrays: Array) -> bool:
-    """Return whether all entries are finite, and their sums."""
+    """Whether all entries are finite, and their sums."""
     return all(math.isfinite(float(np.add.reduce(x))) for x in arrays)

@@ -169,7 +169,7 @@ def number_of_terms(kind: Any, args: tuple[Any, ...], results: list[Tensor]) -> 
 
 
 def is_whole(x: Tensor) -> bool:
-    """Return whether all numbers are whole, and so small that sums of them are exact."""
+    """Whether all numbers are whole, and so small that sums of them are exact."""
     first = x[(0,) * x.ndim].item()
     if first != first // 1:  # most are not, and one number tells
         return False
@@ -282,7 +282,7 @@ def recast(x: Tensor, rounding: RandomRounding) -> Tensor:
 
 
 def is_random(trainer: TorchTrainer) -> bool:
-    """Return whether two passes over the first rows give different outputs, or losses."""
+    """Whether two passes over the first rows give different outputs, or losses."""
     found = []
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]), torch.no_grad():

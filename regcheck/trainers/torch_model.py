@@ -82,7 +82,7 @@ class Module:
         return [name for name in self.tensors if name in frozen or name not in groups]
 
     def is_plain_sgd(self) -> bool:
-        """Return whether its optimizer is torch.optim.SGD going downhill, on all tensors."""
+        """Whether its optimizer is torch.optim.SGD going downhill, on all tensors."""
         groups = self.groups()
         return (
             optimizer_class(self.optimizer) is torch.optim.SGD
@@ -173,7 +173,7 @@ def torchs_own(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_torchs(function: Callable[..., Any]) -> bool:
-    """Return whether a function was written in torch; a decorator may bear another's name."""
+    """Whether a function was written in torch; a decorator may bear another's name."""
     return bool(getattr(function, "__globals__", {}).get("__name__", "").startswith("torch."))
 
 

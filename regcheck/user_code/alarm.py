@@ -123,7 +123,7 @@ class Alarm:
 
 
 def timer_works() -> bool:
-    """Return whether the system's timer can interrupt this thread."""
+    """Whether the system's timer can interrupt this thread."""
     return hasattr(signal, "setitimer") and threading.get_ident() == threading.main_thread().ident
 
 

@@ -102,7 +102,7 @@ def misfit(function: Callable[..., Any], *args: object) -> str:
 
 
 def is_torch_module(code: object) -> bool:
-    """Return whether code is a model of torch's or a class of models; never load torch for it."""
+    """Whether code is a model of torch's or a class of models; never load torch for it."""
     module = getattr(sys.modules.get("torch.nn"), "Module", None)
     return module is not None and (
         issubclass(code, module) if isinstance(code, type) else isinstance(code, module)

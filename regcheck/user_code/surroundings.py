@@ -142,7 +142,7 @@ class Modules:
         self.to_displace = [name for name in sys.modules if name.partition(".")[0] in foreign]
 
     def is_foreign(self, name: str) -> bool:
-        """Return whether a module of the name was loaded, neither from the folder nor a library."""
+        """Whether a module of the name was loaded, neither from the folder nor a library."""
         home = home_of(sys.modules.get(name))
         return home is not None and home != self.folder and not is_library(home)
 
@@ -196,7 +196,7 @@ class StandardError(io.RawIOBase):
         return int(self.target.fileno())
 
     def isatty(self) -> bool:
-        """Return whether standard error is a terminal."""
+        """Whether standard error is a terminal."""
         return self.target is not None and self.target.isatty()
 
 
@@ -248,7 +248,7 @@ def descriptors_diverted() -> Iterator[None]:
 
 
 def is_stream_of(stream: Any, descriptor: int) -> bool:
-    """Return whether a stream writes to or reads from a file descriptor."""
+    """Whether a stream writes to or reads from a file descriptor."""
     try:
         return bool(stream.fileno() == descriptor)
     except (AttributeError, OSError, ValueError):

@@ -110,12 +110,12 @@ def own_frames(stack: traceback.StackSummary, folder: str | None) -> traceback.S
 
 
 def is_library(place: str) -> bool:
-    """Return whether a file or folder belongs to what is installed."""
+    """Whether a file or folder belongs to what is installed."""
     return any(place == library or within(place, library) for library in LIBRARIES)
 
 
 def within(file: str, folder: str) -> bool:
-    """Return whether a file lies below a folder."""
+    """Whether a file lies below a folder."""
     return file.startswith((folder + "/", folder + "\\"))
 
 

@@ -186,7 +186,7 @@ def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Ar
 
 
 def fits_float32(array: Array) -> bool:
-    """Return whether float32 holds every number exactly."""
+    """Whether float32 holds every number exactly."""
     first = array.item(0)
     if first == first and float(np.float32(first)) != first:  # mostly one number decides it
         return False
