@@ -72,6 +72,7 @@ def test_each_step_has_its_own_time(tmp_path: Path) -> None:
     assert len(run_file(tmp_path, endless("time.sleep(0.2)"), timeout=0.5)) == STEPS
 
 
+@pytest.mark.slow
 def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
     script = (
         "import threading, time; from regcheck.user_code import alarm\n"

@@ -72,6 +72,7 @@ def test_large_rounding_in_single_steps_is_not_called_amplified() -> None:
     assert report.comparison.drift.amplification is None
 
 
+@pytest.mark.slow
 def test_chaos_of_the_squared_error_ends_with_other_numbers_altogether() -> None:
     # Otherwise the above would be about nothing: in a table the two trainings look unrelated.
     spec = CHAOS | {"lr": 200, "loss": "mse"}

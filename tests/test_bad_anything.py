@@ -51,6 +51,7 @@ GOOD_MAPPING: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.dictionaries(KEYS, VALUES_OF_ANY_KIND, max_size=5))
 def test_from_mapping_of_anything_is_a_spec_or_refused(changes: dict[str, Any]) -> None:
@@ -71,6 +72,7 @@ def code_of(text: str, folder: Path) -> int:
     return exit_code(["run", "--quiet", str(spec)])
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_run_any_text_is_refused(
@@ -80,6 +82,7 @@ def test_run_any_text_is_refused(
     assert capsys.readouterr().err.startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     place=st.integers(0, len(GOOD)),
@@ -94,6 +97,7 @@ def test_run_any_change_of_a_good_spec_ends_without_an_internal_error(
     assert "internal error" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     place=st.integers(0, len(GOOD_CSV)),
@@ -109,6 +113,7 @@ def test_run_any_change_of_a_good_csv_file_ends_without_an_internal_error(
     assert "internal error" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3))
 def test_run_any_change_of_a_good_npz_file_ends_without_an_internal_error(

@@ -166,6 +166,7 @@ def code_with(cause: str) -> tuple[Spec, Code]:
     return spec, Code(spec, rule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", sorted(FAULTS.keys() - BIASED - {"bce-saturated"}))
 def test_cause_in_a_users_code_is_named(cause: str) -> None:
     spec, code = code_with(cause)

@@ -50,6 +50,7 @@ def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_i
     assert f"From step {last} on the numbers are infinite" in in_one_line(other)
 
 
+@pytest.mark.slow
 @single_dtype
 @pytest.mark.parametrize("name", ["slowly", "momentum"])
 def test_blow_up_of_a_rule_that_is_seen_later_is_a_divergence_at_that_step(
@@ -78,6 +79,7 @@ def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     ) in text
 
 
+@pytest.mark.slow
 @mixed_dtypes
 @pytest.mark.parametrize("name", BLOW_UPS)
 def test_blow_up_of_float32_alone_is_a_divergence_at_that_step(name: str, dtype: Any) -> None:

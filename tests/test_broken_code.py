@@ -230,6 +230,7 @@ def test_interruption_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (done.code, done.out.strip(), done.err) == (130, "", "\ninterrupted\n")
 
 
+@pytest.mark.slow
 def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> None:
     catching = "try: time.sleep(0.01)\n            except BaseException: pass"
     write_spec(tmp_path, loop("while True:\n            " + catching))
@@ -247,6 +248,7 @@ PRINTING = (
 )
 
 
+@pytest.mark.slow
 def test_what_reaches_past_python_leaves_the_reports_whole(tmp_path: Path) -> None:
     acts = {
         "1 prints": PRINTING,

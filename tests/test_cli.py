@@ -189,6 +189,7 @@ def test_steps_says_how_many_steps_the_table_shows(
     assert any("not shown" in line for line in lines) == (shown < 30)
 
 
+@pytest.mark.slow
 def test_pipe_that_closes_early_leaves_no_traceback(write_spec: Write) -> None:
     command = f"{sys.executable} -m regcheck run {write_spec(epochs=50)} --json | head -c 10"
     done = subprocess.run(
@@ -239,6 +240,7 @@ def test_help_hides_the_old_name_of_an_option(capsys: pytest.CaptureFixture[str]
     assert "patience" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_full_disk_is_told_and_is_no_internal_error(write_spec: Write) -> None:
     command = f"{sys.executable} -m regcheck run {write_spec()} > /dev/full"

@@ -101,6 +101,7 @@ ODD_CELLS = st.sampled_from([*ODD.split(), " 7 ", "", '"', "\f3", "a\nb", "1\n2"
 CELLS = st.one_of(st.floats().map(repr), st.integers().map(str), ODD_CELLS)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=12), st.sampled_from([1, 30, 2**17]))
 def test_read_columns_reads_each_cell_as_float_does(
@@ -146,6 +147,7 @@ def test_read_columns_of_a_file_that_changes_meanwhile(
         read_columns(csv_file(tmp_path, "a,b\n1\n"))
 
 
+@pytest.mark.slow
 def test_read_columns_holds_little_more_than_the_numbers(tmp_path: Path) -> None:
     rows = 40_000
     path = csv_file(tmp_path, "word,a,b\n" + f"word,{1 / 3!r},{2 / 3!r}\n" * rows)

@@ -29,6 +29,7 @@ def reports() -> dict[str, Report]:
     return {path.stem: check(path) for path in CONFIGS}
 
 
+@pytest.mark.slow
 def test_configs_come_to_their_verdicts(reports: dict[str, Report]) -> None:
     assert {name: report.verdict for name, report in reports.items()} == VERDICTS
 
@@ -38,6 +39,7 @@ def test_config_begins_with_a_comment_on_what_it_shows(path: object) -> None:
     assert (ROOT / str(path)).read_text(encoding="utf-8").startswith("# ")
 
 
+@pytest.mark.slow
 def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]) -> None:
     report = reports["stackoverflow"]
     found = report.first_divergence

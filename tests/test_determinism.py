@@ -65,6 +65,7 @@ def threads(number: int) -> dict[str, str]:
     return dict.fromkeys(names, str(number))
 
 
+@pytest.mark.slow
 def test_reports_of_two_processes_are_the_same_to_the_byte(tmp_path: Path) -> None:
     specs: list[Spec] = [
         SMALL | {"convention": "divided-by-batch", "batch_size": 3, "shuffle": {"seed": 7}},
@@ -96,6 +97,7 @@ def found(report: Spec) -> Spec:
     }
 
 
+@pytest.mark.slow
 def test_one_and_two_threads_find_the_same(tmp_path: Path) -> None:
     specs: list[Spec] = [
         MANY,

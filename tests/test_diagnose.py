@@ -119,6 +119,7 @@ def test_another_start_is_found_by_running_the_rule_backwards() -> None:
     assert found["start"]["bias"] == pytest.approx([0.3], abs=1e-13)
 
 
+@pytest.mark.slow
 def test_precision_is_told_beside_another_cause() -> None:
     def both(at: At) -> tuple[Any, Any]:
         w, b = descent(2 * LAMBDA)(at)

@@ -115,6 +115,7 @@ def test_parameters_are_written_as_python_reaches_them() -> None:
         assert eval(attribute(name), {"model": model}) is tensor
 
 
+@pytest.mark.slow
 def test_call_in_a_report_makes_the_optimizer_that_matches() -> None:
     torch.manual_seed(0)
     first = Net()
@@ -198,6 +199,7 @@ def test_number_is_written_once_where_its_name_is_that_number(key: str, factor: 
         assert not re.search(r"(?<![\d.])([\d.]+) = \1(?![\d.])", text)
 
 
+@pytest.mark.slow
 def test_decay_of_each_tensor_is_told_in_words() -> None:
     report = check(BASE, scratch=trained(decay=(0.05, 0.2)))
     text = text_of(report)

@@ -93,6 +93,7 @@ CASES: dict[str, tuple[Spec, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("cause", CASES)
 def test_entries_with_numbers_of_their_own_are_named(cause: str, spec: Spec) -> None:
@@ -112,6 +113,7 @@ def test_entries_with_numbers_of_their_own_are_named(cause: str, spec: Spec) -> 
     assert "factor c" not in told
 
 
+@pytest.mark.slow
 @BOTH
 def test_numbers_of_all_entries_are_told(spec: Spec) -> None:
     decay = np.array([0.3, 0.3, LAMBDA, LAMBDA, 0])
@@ -123,6 +125,7 @@ def test_numbers_of_all_entries_are_told(spec: Spec) -> None:
     np.testing.assert_allclose(found.best.by_entry.values, decay, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_number_is_told_with_the_digits_that_it_takes() -> None:
     decay = np.array([LAMBDA, LAMBDA, LAMBDA, np.float32(LAMBDA), LAMBDA])
     _, found = diagnosed(code(decay=decay), {})
@@ -148,6 +151,7 @@ NOT_EXPLAINED: dict[str, Spec] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOT_EXPLAINED)
 def test_what_is_no_rule_of_entries_is_not_explained(name: str) -> None:
     _, found = diagnosed(code(**NOT_EXPLAINED[name]), {})
@@ -181,6 +185,7 @@ SUMS: dict[str, tuple[Callable[[Any, Any, int], tuple[Any, Any]], str]] = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("name", SUMS)
 def test_sum_that_is_added_to_every_entry_is_told_as_a_penalty(name: str, spec: Spec) -> None:
@@ -228,6 +233,7 @@ def by_hand(name: str, decay: Any) -> Callable[[UserProblem], Iterator[Spec]]:
     return train
 
 
+@pytest.mark.slow
 def test_entries_of_a_module_of_ones_own_are_named() -> None:
     spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
     decay = np.full((5, 4), LAMBDA)
@@ -241,6 +247,7 @@ def test_entries_of_a_module_of_ones_own_are_named() -> None:
     assert "0.weight[2, 1:4]" in report_text(report)
 
 
+@pytest.mark.slow
 def test_tensor_of_a_module_with_a_decay_of_its_own_is_named() -> None:
     spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
     report = check(spec, scratch=by_hand("2.weight", 0.0), framework=framework)

@@ -79,6 +79,7 @@ WRITTEN = [letters, symbols]
 """With numbers, and with letters."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_text_is_what_the_trainer_does(decay: str) -> None:
     compared = 0

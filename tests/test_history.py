@@ -74,6 +74,7 @@ def steps_of_diagnosis(steps: int, first: int = 1) -> tuple[int, int]:
     return counted, report.diagnosis.steps
 
 
+@pytest.mark.slow
 def test_unexplained_diagnosis_costs_the_same_however_many_steps_follow() -> None:
     few, many = steps_of_diagnosis(60), steps_of_diagnosis(240)
 
@@ -81,6 +82,7 @@ def test_unexplained_diagnosis_costs_the_same_however_many_steps_follow() -> Non
     assert many[0] == few[0]
 
 
+@pytest.mark.slow
 def test_start_from_elsewhere_is_given_up_at_the_first_step_that_refutes_it() -> None:
     # Each cause by itself is tried from another start: a rule that went on would take all steps.
     few, many = steps_of_diagnosis(15)[0], steps_of_diagnosis(35)[0]
@@ -89,6 +91,7 @@ def test_start_from_elsewhere_is_given_up_at_the_first_step_that_refutes_it() ->
     assert many - few < 20 * (35 - 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "kept"), [(1, 8), (5, 12), (30, 37)])
 def test_steps_to_the_first_divergence_and_some_from_it_on_are_kept(first: int, kept: int) -> None:
     with patch.object(history, "MOST_AFTER", 8):

@@ -145,6 +145,7 @@ def specs() -> Iterator[dict[str, Any]]:
             }
 
 
+@pytest.mark.slow
 def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None:
     matched = refused = 0
     for seed, spec in enumerate(specs()):

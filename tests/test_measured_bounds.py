@@ -374,6 +374,7 @@ def test_models_of_every_kind(name: str, dtype: torch.dtype) -> None:
     assert (wrong.first_divergence.step, wrong.first_divergence.at.tensor) == (1, last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 100.0])
 def test_a_clipped_norm_is_in_the_noise(clip: float) -> None:
     build = builder(optimizer=lambda w: torch.optim.SGD(w, lr=0.1), dtype=torch.float32)
@@ -384,6 +385,7 @@ def test_a_clipped_norm_is_in_the_noise(clip: float) -> None:
         assert run(build, spec=spec, clip=1.01 * clip).verdict == "diverged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("single", ["scratch", "framework"])
 def test_two_dtypes(single: str) -> None:
     one, other = builder(dtype=torch.float32), builder(dtype=torch.float64)
@@ -432,6 +434,7 @@ def test_a_random_model_is_inconclusive_before_anything_is_judged(name: str) -> 
     assert report.first_divergence is None
 
 
+@pytest.mark.slow
 def test_randomness_of_later_batches_is_found_too() -> None:
     def later(z: Tensor, y: Tensor) -> Tensor:
         return noisy_loss(z, y) if len(y) < 8 else cross_entropy(z, y)

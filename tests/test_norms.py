@@ -66,6 +66,7 @@ def test_chosen_rows_keep_no_step_with_rows_that_repeat() -> None:
         assert share == pytest.approx(1 / period, abs=0.15 / math.sqrt(period))
 
 
+@pytest.mark.slow
 def test_close_pairs_of_columns() -> None:
     rows = np.arange(1000.0)
     columns = np.stack([rows, np.ones(1000), 1 + 1e-9 * rows, rows % 7], axis=1)

@@ -343,6 +343,7 @@ def test_the_other_sides_parameters_are_cast_to_the_own_dtype(own: str) -> None:
     assert {array.dtype for array in arrays(step)} == {np.dtype(own)}
 
 
+@pytest.mark.slow
 def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
     for spec in COMBINATIONS:
         problem = problem_of(spec | {"batch_size": 3, "epochs": 2})

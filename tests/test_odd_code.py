@@ -86,6 +86,7 @@ def test_loss_that_is_no_number_diverges_in_the_loss_alone(
     assert (first["step"], first["scratch"]) == (3, "nan")
 
 
+@pytest.mark.slow
 def test_rows_changed_in_place_are_the_codes_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ ROUNDED: dict[str, tuple[Spec, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDED)
 def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
     parts, note = ROUNDED[name]
@@ -103,6 +104,7 @@ def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
     assert found.best.note == note
 
 
+@pytest.mark.slow
 def test_other_rounding_is_not_taken_for_float32() -> None:
     def half(values: Any) -> Any:
         return np.asarray(values, np.float16).astype(np.float64)
@@ -131,6 +133,7 @@ MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_batches_of_another_step_are_named(name: str) -> None:
     at, note = MOVED[name]
@@ -203,6 +206,7 @@ def test_epoch_late_and_another_cause_are_named_together() -> None:
     assert found_in(train, **BY_EPOCH).causes == ("penalty-doubled", "schedule-shifted")
 
 
+@pytest.mark.slow
 def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
     found = found_in(code(rate=lambda _, __: LR), **BY_EPOCH)
 
@@ -211,6 +215,7 @@ def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
     assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.evidence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
     def train(problem: UserProblem) -> Iterator[Spec]:
@@ -231,6 +236,7 @@ def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
     assert found.stage == "optimizer"
 
 
+@pytest.mark.slow
 def test_gradient_that_is_wrong_has_no_lr_of_each_step() -> None:
     found = found_in(code(data=(lambda A: A + 0.1, same)))
 

@@ -55,6 +55,7 @@ def test_factor_is_fitted(cause: str, c: float, spec: Spec) -> None:
     assert found["matching"]["weight_decay"] == pytest.approx(LAMBDA * kappa / alpha, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_factor_fitted_in_float32_says_how_sure_it_is() -> None:
     c = 0.137
 

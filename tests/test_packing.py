@@ -110,6 +110,7 @@ def test_only_what_is_packed_alike_has_a_common_layout() -> None:
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 2.5, math.inf, -math.inf, math.nan])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(SHAPES, st.integers(0, 99), st.lists(VALUES, max_size=4))
 def test_packed_tensors_compare_as_each_does(
@@ -140,6 +141,7 @@ def row_of(step: int, own: Packed, framework: Packed, bounds: Packed) -> Row:
     return Row(step, 1, step, 0.0, 0.0, None, apart, {}, local, dict(local))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(SHAPES, st.integers(0, 99), st.booleans())
 def test_packed_tensors_need_what_each_needs(

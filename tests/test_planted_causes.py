@@ -95,6 +95,7 @@ def judged_spec(seed: int, folder: Path) -> tuple[Spec, int]:
     return spec, len(spec["data"].get("X", ()))  # none where they are many, and in a file
 
 
+@pytest.mark.slow
 @pytest.mark.search(sample=50, whole=300)
 def test_what_is_hidden_is_just_what_passes_once_it_is_planted(seed: int, tmp_path: Path) -> None:
     spec, rows = judged_spec(seed, tmp_path)

@@ -183,6 +183,7 @@ def test_nor_does_a_step_of_which_rounding_is_some_percent() -> None:
     assert run(2e-6, times=1 + 3 * share, dtype="float32").verdict == "diverged"
 
 
+@pytest.mark.slow
 def test_a_bias_before_batch_norm_leaves_the_rest_judged() -> None:
     # BatchNorm subtracts it again: its gradient is 0, and what torch gives is rounding.
     def normed() -> nn.Module:

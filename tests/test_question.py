@@ -63,6 +63,7 @@ def test_answers_fix_is_torchs_rule() -> None:
     assert ended(report, "scratch") == pytest.approx([4.1, 1.9], rel=4e-16)
 
 
+@pytest.mark.slow
 def test_questions_own_code_diverges_for_the_reason_that_the_answer_gives(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -87,6 +88,7 @@ def test_questions_own_code_diverges_for_the_reason_that_the_answer_gives(
         assert found["effective_weight_decay"]["framework"][tensor] == 0.1
 
 
+@pytest.mark.slow
 def test_questions_code_with_the_answers_fix_is_equivalent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -130,6 +130,7 @@ def saturated_spec(random: Generator, windows: Windows = WINDOWS) -> Spec:
 MIXED = {"scratch": "float64", "framework": "float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_saturated_rows_raise_no_alarm(seed: int) -> None:
     random = np.random.default_rng([seed, 9])
@@ -188,6 +189,7 @@ def test_users_own_sigmoid_in_torch_raises_no_alarm(seed: int) -> None:
 # --- what hid behind saturated rows -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_one_percent_of_the_penalty_does_not_hide_behind_saturated_rows(momentum: float) -> None:
     optimizer = {"name": "sgd", "momentum": momentum}

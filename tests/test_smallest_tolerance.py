@@ -62,6 +62,7 @@ def lowered(tolerance: dict[str, dict[str, float]], kind: str) -> Iterator[tuple
             yield name, tolerance | {name: tolerance[name] | {kind: value * 0.999}}
 
 
+@pytest.mark.slow
 @pytest.mark.search(sample=5, whole=40)
 def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(seed: int) -> None:
     spec = any_spec(seed)
@@ -119,6 +120,7 @@ def printed_forms(report: Report) -> list[str]:
     return re.findall(r"\{[^}]*\}|\bexact\b", found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.search(sample=4, whole=30)
 def test_smallest_tolerance_as_printed_passes_as_a_spec_s_own(seed: int, tmp_path: Path) -> None:
     spec = any_spec(seed)

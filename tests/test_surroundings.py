@@ -284,6 +284,7 @@ def test_nothing_that_code_does_reaches_standard_output(tmp_path: Path) -> None:
     assert "warns.py:5" in done.stderr
 
 
+@pytest.mark.slow
 def test_standard_error_may_be_closed(tmp_path: Path) -> None:
     done = run_apart(tmp_path, "sh", "-c", 'exec "$@" 2>&-', "sh")
     assert (done.returncode, done.stdout) == (0, REPORT)

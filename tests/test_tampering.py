@@ -222,6 +222,7 @@ def test_bug_at_one_step_of_forty_is_caught_there(
     assert steps_apart(report)[: 2 if settings else None] == ([17, 18] if settings else [17])
 
 
+@pytest.mark.slow
 def test_bug_in_the_last_batch_of_each_epoch_is_caught_in_the_first_one(scratch: Place) -> None:
     scratch(partial(DoubledAt, when=lambda batch: batch.batch == 3))  # of 3
     report = check(spec_of(batches="mini"))

@@ -97,6 +97,7 @@ def verdict(spec: Spec, tolerance: Any) -> str:
 powers = st.one_of(st.just(0.0), st.floats(-18, 1).map(lambda power: 10.0**power))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(case=st.sampled_from(sorted(CASES)), rtol=powers, atol=powers)
 @example(case="late", rtol=0.0, atol=1e-3)
@@ -177,6 +178,7 @@ def test_rounding_tolerance_is_on_single_steps_and_not_on_the_drift() -> None:
     assert verdict(spec, {"atol": 1e-3}) == "diverged"
 
 
+@pytest.mark.slow
 @DIFFERING
 def test_rounding_tolerance_is_the_ratio_that_a_step_may_reach(case: str) -> None:
     spec = SMALL | CASES[case] | {"compare": ["parameters"]}

@@ -120,6 +120,7 @@ def spec_of(
     return {**clip, **batches, **model, "optimizer": {"name": "sgd", **optimizer}}
 
 
+@pytest.mark.slow
 def test_trainer_is_the_bare_script_in_every_combination() -> None:
     for combination in ALL:
         problem = problem_of(spec_of(*combination))
@@ -130,6 +131,7 @@ def test_trainer_is_the_bare_script_in_every_combination() -> None:
             assert step.loss == pytest.approx(loss, rel=1e-13), combination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None:
     for combination in ALL:
@@ -196,6 +198,7 @@ def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
     return [*told(step.outputs), *(array for group in groups for array in group.values())]
 
 
+@pytest.mark.slow
 def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
     for combination in ALL:
         problem = problem_of(spec_of(*combination))
@@ -248,6 +251,7 @@ def test_a_patch_of_torchs_own_optimizer_acts(name: str, monkeypatch: pytest.Mon
     assert called
 
 
+@pytest.mark.slow
 def test_a_built_in_model_does_without_torchs_compiler() -> None:
     spec = BASE | {"optimizer": {"name": "sgd", "momentum": 0.9}}
     code = f"import regcheck, sys; regcheck.check({spec}); print('torch._dynamo' in sys.modules)"

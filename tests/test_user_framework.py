@@ -196,6 +196,7 @@ def test_nesterov_that_only_the_framework_has_is_told() -> None:
     assert causes_of(report) == ["nesterov-missing"]
 
 
+@pytest.mark.slow
 def test_momentum_that_only_the_spec_has_is_a_divergence_from_step_2_on() -> None:
     report = check(BASE | {"optimizer": HEAVY}, framework=user())
     first = report.first_divergence
@@ -257,6 +258,7 @@ def test_any_module_agrees_with_the_users_own_scratch(spec: Spec) -> None:
     assert set(report.to_dict()["rows"][0]["tensors"]) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "others"), [({}, True), (BATCHES | {"epochs": 3}, False)], ids=["full", "batches"]
 )
@@ -409,6 +411,7 @@ WRONG_ADAMS: dict[str, tuple[Build, Train, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_ADAMS)
 def test_reported_adams_diverge_at_once_and_no_cause_is_made_up(name: str) -> None:
     own, code, framework, by_hand = WRONG_ADAMS[name]

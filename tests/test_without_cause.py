@@ -104,6 +104,7 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> None:
     step, spec, first, stage, clues = WRONG[name]
@@ -154,6 +155,7 @@ def mlp_scratch(slope: Callable[[Any, Any], Any]) -> Train:
     return train
 
 
+@pytest.mark.slow
 def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -> None:
     spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
     right = check(spec, scratch=mlp_scratch(lambda a, h: 1 - h**2), framework=mlp_framework)
@@ -189,6 +191,7 @@ def flipped(at: At) -> tuple[Any, Any]:
     return -at.gw, at.gb
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grad", "stage", "clue"),
     [
