@@ -165,9 +165,7 @@ def cause_entry(name: str) -> Entry:
     if cause.fitted:
         sentences.append(f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
     if cause.changes:
-        sentences.append(
-            "A run of which `not_distinguished` names it could not have told it from torch's rule."
-        )
+        sentences.append("A run that lists it in `not_distinguished` could not have shown it.")
     # They fit into 80 columns below the entry's title.
     notes = [line for one in sentences for line in textwrap.wrap(one, 76, break_on_hyphens=False)]
     return Entry(name, "cause", f"the scratch side {cause.title}", lines or [SAME_RULE], notes)

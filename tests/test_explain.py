@@ -244,8 +244,7 @@ def test_cause_is_explained_as_a_student_reads_it() -> None:
         "    the batch's rows.",
         "    A run cannot show it where weight_decay is 0, or what is penalized stays 0,",
         "    or each step sees one row.",
-        "    A run of which `not_distinguished` names it could not have told it from",
-        "    torch's rule.",
+        "    A run that lists it in `not_distinguished` could not have shown it.",
     ]
 
 

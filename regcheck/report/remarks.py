@@ -164,7 +164,7 @@ def drift(report: Report) -> Iterator[str]:
 
 
 def conventions(report: Report) -> Iterator[str]:
-    """Say which causes and conventions a run could not have told from torch's rule, and why."""
+    """Name the causes and conventions that a run could not distinguish, and why."""
     chosen = differences(report.spec.named_convention(), bias=report.spec.bias)
     keys = ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in chosen.items())
     diverged = report.verdict == "diverged"
