@@ -68,6 +68,7 @@ def test_endless_import_is_ended(tmp_path: Path) -> None:
     assert 'mine.py", line ' in str(raised.value)
 
 
+@pytest.mark.slow
 def test_each_step_has_its_own_time(tmp_path: Path) -> None:
     assert len(run_file(tmp_path, endless("time.sleep(0.2)"), timeout=0.5)) == STEPS
 

@@ -188,6 +188,7 @@ def says_nothing_of_a_bias(report: Report) -> bool:
     return not re.search(r"b ←|b likewise|Σb|\bbias", text)
 
 
+@pytest.mark.slow
 def test_torchs_own_code_agrees() -> None:
     spec = spec_of(optimizer={"name": "sgd"}, accumulate=1)
     report = check(spec, scratch=Code(spec, planted(RANDOM, [], Facts(ROWS, 4, 0))[0]).train)

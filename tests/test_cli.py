@@ -199,6 +199,7 @@ def test_pipe_that_closes_early_leaves_no_traceback(write_spec: Write) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_output_without_a_terminal_has_no_colour_in_any_encoding(
     encoding: str, write_spec: Write

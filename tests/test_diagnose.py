@@ -80,6 +80,7 @@ PAIRS: dict[str, tuple[Step, Spec, list[str], list[list[str]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_causes_that_act_together_are_told_together(name: str) -> None:
     step, spec, causes, others = PAIRS[name]

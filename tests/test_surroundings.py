@@ -274,6 +274,7 @@ BIASES = dict.fromkeys(LOUD, "0") | {"warns": "inf", "loads_torch": "1"}
 REPORT = "".join(f"{name} {STEPS} {bias}\n" for name, bias in BIASES.items()) + "torch.float32 True"
 
 
+@pytest.mark.slow
 def test_nothing_that_code_does_reaches_standard_output(tmp_path: Path) -> None:
     done = run_apart(tmp_path)
     assert done.stdout == REPORT, done.stderr
