@@ -48,6 +48,7 @@ def test_bias_goes_with_a_model() -> None:
         check(spec, scratch=divided, framework=line)
 
 
+@pytest.mark.slow
 def test_users_code_is_given_and_yields_the_weight_alone() -> None:
     starts = []
 

@@ -93,6 +93,7 @@ def test_causes_that_act_together_are_told_together(name: str) -> None:
     assert found["clues"] == []
 
 
+@pytest.mark.slow
 def test_half_loss_and_doubled_penalty_with_a_doubled_lr_are_a_fourfold_penalty() -> None:
     # 2 lr (g/2 + 2 λ w) = lr (g + 4 λ w)
     found = found_by(code(descent(2 * LAMBDA, by=0.5, lr=2 * LR)))
