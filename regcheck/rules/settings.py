@@ -35,7 +35,10 @@ LOSSES: dict[str, Loss] = {
         {"logistic": "Sigmoid"},
         "torch.nn.BCELoss of a sigmoid, p = σ(z)",
         ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
-        ["torch takes no logarithm below -100, and the slope fades out where p (1 − p) < 1e-12."],
+        [
+            "torch takes no logarithm below -100, and the slope fades out where",
+            "p (1 − p) < 1e-12.",
+        ],
         steepest={"logistic": 0.25},
         tail=1.0,
     ),
