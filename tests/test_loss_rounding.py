@@ -12,7 +12,8 @@ from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_
 from regcheck.numerics.losses import DENOMINATOR_FLOOR as FLOOR
 from regcheck.numerics.losses import LOSSES
 from regcheck.rules.settings import LOSSES as TORCHS
-from tests.test_rounding import KINDS, TINY32, TINY64, U32, U64, close
+from tests.random_specs import KINDS
+from tests.rounded_steps import TINY32, TINY64, U32, U64, close
 
 Array = NDArray[np.floating]
 

@@ -32,8 +32,7 @@ from regcheck.trainers.sides import NumpyFollowsTorch, Steps
 from regcheck.trainers.torch_model import plainly
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from regcheck.trainers.user_module import of_module, wrap_user_module
-from tests.random_specs import SpecDict, mismatched_spec
-from tests.test_rounding import KINDS
+from tests.random_specs import KINDS, SpecDict, mismatched_spec
 
 Array = NDArray[np.floating]
 Made = tuple[Any, Any, Optimizer]

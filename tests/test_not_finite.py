@@ -14,29 +14,24 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
 from regcheck.testing import assert_equivalent
-from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
-from tests.altered import PLACES, DoubledAt, altered, altered_torch, with_entry
-from tests.first_steps import agrees, found, spec_of
+from tests.altered import PLACES, Change, DoubledAt, altered, altered_torch, with_entry
+from tests.first_steps import MOMENTUM, Spec, agrees, found, spec_of
 
 Place = Callable[[Any], None]
 
 
-def poisoned(
-    of: Any = NumpyTrainer,
-    step: int = 5,
-    tensor: str = "weight",
-    index: tuple[int, ...] = (0, 1),
-    value: float = math.nan,
-) -> Any:
-    """Make a trainer that has one entry not finite after one step."""
+def poison(
+    step: int = 5, tensor: str = "weight", index: tuple[int, ...] = (0, 1), value: float = math.nan
+) -> Change:
+    """Make one entry not finite after one step."""
 
     def change(batch: Batch, told: Step) -> Step:
         if batch.step != step:
             return told
         return told._replace(after=with_entry(told.after, tensor, index, value))
 
-    return altered(change, of)
+    return change
 
 
 class PoisonedTorch(TorchTrainer):
@@ -49,28 +44,50 @@ class PoisonedTorch(TorchTrainer):
         return done._replace(after=self.parameters())
 
 
+@pytest.mark.parametrize("side", ["scratch", "framework"])
+@pytest.mark.parametrize("settings", [{}, MOMENTUM], ids=["plain", "momentum"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
-    scratch: Place, tensor: str, index: tuple[int, ...], step: int, value: float
+    request: pytest.FixtureRequest,
+    side: str,
+    settings: Spec,
+    tensor: str,
+    index: tuple[int, ...],
+    step: int,
+    value: float,
 ) -> None:
-    scratch(poisoned(step=step, tensor=tensor, index=index, value=value))
-    report = check(spec_of())
+    change = poison(step, tensor, index, value)
+    place: Place = request.getfixturevalue(side)
+    place(altered(change) if side == "scratch" else altered_torch(change))
+    report = check(spec_of() | settings)
     assert found(report) == (step, "update", tensor)
     assert report.first_divergence is not None
     assert report.first_divergence.at.index == index
     assert report.first_divergence.at.ratio == math.inf
 
 
-def test_one_entry_not_finite_on_torchs_side_is_caught_at_its_step(framework: Place) -> None:
-    framework(PoisonedTorch)
-    assert found(check(spec_of())) == (5, "update", "weight")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["gradient", "delta"])
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_bound_that_is_no_number_passes_nothing(
+    framework: Place, value: float, part: str, tensor: str
+) -> None:
+    def change(batch: Batch, told: Step) -> Step:
+        if batch.step != 3:
+            return told
+        put: dict[str, Any] = {part: with_entry(getattr(told, part), tensor, (0, ...), value)}
+        return told._replace(**put)
+
+    framework(altered_torch(change))
+    report = check(spec_of() | {"clip_norm": 1.0})
+    assert (report.verdict, report.comparison.compared) == ("inconclusive", 2)
 
 
 def test_not_finite_on_both_sides_from_one_step_is_inconclusive_from_there(
     scratch: Place, framework: Place
 ) -> None:
-    scratch(poisoned())
+    scratch(altered(poison()))
     framework(PoisonedTorch)
     report = check(spec_of())
     assert (report.verdict, report.comparison.first_unjudged) == ("inconclusive", 5)
@@ -84,7 +101,7 @@ def test_not_finite_on_both_sides_from_one_step_is_inconclusive_from_there(
 def test_not_finite_on_both_sides_hides_nothing_else(
     scratch: Place, framework: Place, first: int
 ) -> None:
-    scratch(poisoned(partial(DoubledAt, when=lambda batch: batch.step >= first)))
+    scratch(altered(poison(), partial(DoubledAt, when=lambda batch: batch.step >= first)))
     framework(PoisonedTorch)
     report = check(spec_of())
     assert found(report)[0] == first
