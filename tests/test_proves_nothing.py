@@ -14,13 +14,12 @@ from torch.nn import functional
 from regcheck.checking import check
 from regcheck.compare.detectability import MARGIN, AlteredOptimizers
 from regcheck.numerics.packing import flat
-from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
-from regcheck.spec import from_mapping
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
-from regcheck.trainers.user_module import of_module, wrap_user_module
+from tests import own_models
 from tests.conftest import in_one_line
+from tests.own_models import builder, trainer_of
 from tests.test_detectability import both, bounds_of
 
 Optimizer = Callable[[Any], torch.optim.Optimizer]
@@ -29,44 +28,31 @@ Optimizer = Callable[[Any], torch.optim.Optimizer]
 
 X, Y = np.array([[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5]]), np.array([1.0, 2.0, -1.0])
 START = np.array([0.5, -0.3], np.float32)
-SPEC: dict[str, Any] = {"data": {"X": X.tolist(), "y": Y.tolist()}, "lr": 0.1, "epochs": 3}
+DATA = {"X": X.tolist(), "y": Y.tolist()}
+SPEC: dict[str, Any] = {"data": DATA, "lr": 0.1, "epochs": 3, "batch_size": "full"}
 
 
-def line(dtype: torch.dtype = torch.float64) -> nn.Module:
+def line() -> nn.Module:
     model = nn.Linear(2, 1, bias=False)
     model.weight.data = torch.tensor(START[None, :])
-    return model.to(dtype)
+    return model
 
 
 def squared(z: Tensor, y: Tensor) -> Tensor:
     return functional.mse_loss(z.squeeze(1), y)
 
 
-def builder(optimizer: Optimizer, model: Callable[[], nn.Module] = line) -> Callable[[Any], Any]:
-    def build(problem: Any) -> tuple[Any, Any, torch.optim.Optimizer]:
-        made = model()
-        return made, squared, optimizer(made.parameters())
-
-    return build
-
-
 def sgd(**options: Any) -> Optimizer:
     return lambda w: torch.optim.SGD(w, lr=0.1, **options)
 
 
-def trainer_of(optimizer: Optimizer) -> TorchTrainer:
-    """Make the torch side of a line of one's own."""
-    build = builder(optimizer)
-    problem = build_problem(from_mapping(SPEC | {"scratch": build, "framework": build}))
-    module = wrap_user_module(
-        build(None), "build", lambda function, *args: function(*args), problem
-    )
-    return TorchTrainer(of_module(problem, module), module)
+def side_of(optimizer: Optimizer) -> TorchTrainer:
+    return trainer_of(builder(line, optimizer, squared), SPEC)
 
 
 def hidden_after(optimizer: Optimizer, bound: float, limit: float = 1.0) -> tuple[str, ...]:
     """Take three steps whose bounds are this, and return what they hide."""
-    trainer = trainer_of(optimizer)
+    trainer = side_of(optimizer)
     with torch_settings(1):
         faults = AlteredOptimizers(trainer, {"weight": limit})
         for batch in trainer.problem.schedule.batches():
@@ -109,7 +95,7 @@ def test_a_fault_shows_from_the_limit_and_a_margin_on() -> None:
 
 
 def test_the_noise_that_is_asked_for_is_that_of_the_last_step() -> None:
-    trainer = trainer_of(sgd())
+    trainer = side_of(sgd())
     with torch_settings(1):
         bounder = MeasuredBounds(trainer, "float64")
         batch = next(iter(trainer.problem.schedule.batches()))
@@ -134,7 +120,7 @@ def run(lr: float, *, times: float = 1.0, dtype: str = "float64", **changes: Any
             w = (w - np.asarray(lr * times, dtype) * g).astype(dtype)
             yield {"weight": w.reshape(1, 2)}
 
-    build = builder(lambda w: torch.optim.SGD(w, lr=lr), lambda: line(getattr(torch, dtype)))
+    build = builder(line, lambda w: torch.optim.SGD(w, lr=lr), squared, getattr(torch, dtype))
     return check(SPEC | {"lr": lr, "dtype": dtype} | changes, scratch=train, framework=build)
 
 
@@ -188,22 +174,10 @@ def test_a_bias_before_batch_norm_leaves_the_rest_judged() -> None:
     # BatchNorm subtracts it again: its gradient is 0, and what torch gives is rounding.
     def normed() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
 
-    def train(problem: Any, lr: float = 0.01) -> Iterator[dict[str, Any]]:
-        model = normed()
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-        X, y = torch.from_numpy(problem.X), torch.from_numpy(problem.y)
-        for batch in problem.batches:
-            rows = torch.as_tensor(np.arange(len(y))[batch]).flip(0)
-            optimizer.zero_grad()
-            squared(model(X[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            yield {name: w.detach().numpy().copy() for name, w in model.named_parameters()}
-
-    spec, build = SPEC | {"epochs": 6}, builder(lambda w: torch.optim.Adam(w, lr=0.01), normed)
-    right = check(spec, scratch=train, framework=build)
-    wrong = check(spec, scratch=lambda problem: train(problem, 0.0101), framework=build)
+    build = builder(normed, loss=squared)
+    right, wrong = (own_models.run(build, spec=SPEC | {"epochs": 6}, lr=by) for by in (1, 1.01))
 
     assert "0.bias" in right.comparison.power.swallowed
     assert "0.bias" not in right.comparison.power.clear
