@@ -49,12 +49,12 @@ class At:
     def look(self, problem: UserProblem, rows: Any) -> None:
         self.X, self.y = problem.X[rows], problem.y[rows]
         self.z = z = self.X @ self.w + self.b
-        if problem.model == "linear":
-            self.loss, slope = ((z - self.y) ** 2).mean(), 2 * (z - self.y)
-        else:
+        if problem.model == "logistic":
             p = 1 / (1 + np.exp(-z))
             self.loss = -(self.y * np.log(p) + (1 - self.y) * np.log(1 - p)).mean()
             slope = p - self.y
+        else:
+            self.loss, slope = ((z - self.y) ** 2).mean(), 2 * (z - self.y)
         self.gw, self.gb = self.X.T @ slope / len(slope), slope.mean(keepdims=True)
 
 

@@ -14,20 +14,8 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.errors import UserCodeError
 from regcheck.user_code.problem_api import UserProblem
-from tests.test_user_framework import (
-    BASE,
-    BATCHES,
-    LOGISTIC,
-    NO_MODEL,
-    Build,
-    Made,
-    Spec,
-    flat_line,
-    line,
-    scratch,
-    sgd,
-    user,
-)
+from tests.by_hand import BASE, LAMBDA, LOGISTIC, TORCHS, At, Spec, code
+from tests.user_modules import NO_MODEL, SHUFFLED, Build, Made, flat_line, line, sgd, user
 
 # --- what a function may give ---------------------------------------------------------------------
 
@@ -52,7 +40,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "two things": (giving(1, 2), ["gave 2 things; " + RETURNS]),
     "four things": (giving(1, 2, 3, 4), ["gave 4 things; " + RETURNS]),
     "a dict": (giving({"model": 1}), ["gave a dict; " + RETURNS]),
-    "a generator": (scratch(), ["gave a generator; " + RETURNS]),
+    "a generator": (code(TORCHS), ["gave a generator; " + RETURNS]),
     "no model": (
         giving(np.zeros(3), place=0),
         ["gave a ndarray in the place of the model, a torch.nn.Module; " + RETURNS],
@@ -112,7 +100,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "a loss of each row": (
         user(loss=nn.MSELoss(reduction="none")),
-        ["loss_function(model(X), y) gave a tensor of shape (24,)", "the mean of the rows' losses"],
+        ["loss_function(model(X), y) gave a tensor of shape (40,)", "the mean of the rows' losses"],
     ),
 }
 
@@ -166,13 +154,13 @@ def test_weight_of_another_shape_is_told() -> None:
 @pytest.mark.parametrize("shape", [(1, 3), (3, 1), (3,)], ids=str)
 def test_parameters_keep_their_own_names_without_the_specs_model(shape: tuple[int, ...]) -> None:
     report = check(NO_MODEL, framework=named(shape), scratch=own_names)
-    assert (report.verdict, report.comparison.compared) == ("equivalent", 8)
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 12)
     assert report.comparison.final["framework"].parameters["beta"].shape == shape
     assert set(report.comparison.final["scratch"].parameters) == {"beta", "offset"}
 
 
 def own_names(problem: UserProblem) -> Iterator[Spec]:
-    for yielded in scratch()(problem_with_names(problem)):
+    for yielded in code(TORCHS)(problem_with_names(problem)):
         yield {"beta": yielded["weight"], "offset": yielded["bias"], "loss": yielded["loss"]}
 
 
@@ -195,17 +183,13 @@ def penalty_in_torch(problem: UserProblem) -> Made:
     return model, loss, sgd(problem, model, weight_decay=0)
 
 
-def with_penalty(problem: UserProblem) -> Iterator[Spec]:
-    w, b = problem.initial["weight"], problem.initial["bias"]
-    for yielded in scratch()(problem):
-        penalty = 0.1 / 2 * ((w**2).sum() + (b**2).sum())
-        w, b = yielded["weight"], yielded["bias"]
-        yield {**yielded, "loss": yielded["loss"] + penalty}
+def with_penalty(at: At) -> float:
+    return at.loss + LAMBDA / 2 * float((at.w**2).sum() + (at.b**2).sum())
 
 
-@pytest.mark.parametrize("spec", [{}, BATCHES], ids=["full", "batches"])
+@pytest.mark.parametrize("spec", [{}, SHUFFLED], ids=["full", "batches"])
 def test_penalty_in_the_frameworks_own_loss_is_that_of_its_own_model(spec: Spec) -> None:
-    report = check(BASE | spec, framework=penalty_in_torch, scratch=with_penalty)
+    report = check(BASE | spec, framework=penalty_in_torch, scratch=code(TORCHS, with_penalty))
     assert (report.verdict, report.comparison.compared) == ("equivalent", report.comparison.steps)
     assert report.first_loss_divergence is None
 
@@ -224,9 +208,9 @@ def test_model_made_once_is_copied_unless_its_loss_holds_on_to_it(holds_on: bool
     build = user(lambda _: nn.Sequential(model, nn.Flatten(0)), loss)
     if holds_on:
         with pytest.raises(UserCodeError, match="Make the model inside the function"):
-            check(BASE, framework=build, scratch=scratch())
+            check(BASE, framework=build, scratch=code(TORCHS))
     else:
-        assert check(BASE, framework=build, scratch=scratch()).verdict == "equivalent"
+        assert check(BASE, framework=build, scratch=code(TORCHS)).verdict == "equivalent"
 
 
 def test_function_that_makes_another_model_each_time_is_refused() -> None:
@@ -237,10 +221,10 @@ def test_function_that_makes_another_model_each_time_is_refused() -> None:
         return nn.Sequential(nn.Linear(3, hidden), nn.Linear(hidden, 1), nn.Flatten(0)).double()
 
     with pytest.raises(UserCodeError, match="let it make the same model each time"):
-        check(NO_MODEL, framework=user(model), scratch=scratch())
+        check(NO_MODEL, framework=user(model), scratch=code(TORCHS))
 
 
-@pytest.mark.parametrize("spec", [{}, BATCHES], ids=["full", "batches"])
+@pytest.mark.parametrize("spec", [{}, SHUFFLED], ids=["full", "batches"])
 def test_rows_changed_in_place_are_pointed_out(spec: Spec) -> None:
     class Doubling(nn.Module):
         def __init__(self, model: nn.Module) -> None:
@@ -268,7 +252,7 @@ TRAPS: dict[str, Any] = {
 @pytest.mark.filterwarnings("ignore:Using a target size")  # torch's own, where a batch has one row
 @pytest.mark.parametrize("name", TRAPS)
 @pytest.mark.parametrize(
-    ("spec", "rows"), [({}, 24), (BATCHES, 10), ({"batch_size": 23}, 23)], ids=str
+    ("spec", "rows"), [({}, 40), (SHUFFLED, 16), ({"batch_size": 39}, 39)], ids=str
 )
 def test_targets_that_broadcast_are_pointed_out(name: str, spec: Spec, rows: int) -> None:
     with pytest.raises(UserCodeError) as told:
@@ -284,9 +268,9 @@ def test_targets_that_broadcast_are_pointed_out_beside_own_code_and_own_losses_t
     def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return (nn.functional.softplus(z) - z * y).mean()
 
-    trap = r"predictions \(24, 1\) meet targets \(24,\)"
+    trap = r"predictions \(40, 1\) meet targets \(40,\)"
     with pytest.raises(UserCodeError, match=trap):
-        check(BASE, framework=user(line), scratch=scratch())
+        check(BASE, framework=user(line), scratch=code(TORCHS))
     with pytest.raises(UserCodeError, match=trap):
         check(BASE | LOGISTIC | {"loss": "bce_with_logits"}, framework=user(line, loss))
 
@@ -297,7 +281,7 @@ def test_shapes_that_torch_itself_refuses_are_explained(loss: nn.Module) -> None
     with pytest.raises(UserCodeError) as told:
         check(BASE | LOGISTIC, framework=own)
     assert "raised ValueError: " in str(told.value)
-    assert "torch.Size([24, 1])" in str(told.value)
+    assert "torch.Size([40, 1])" in str(told.value)
     if isinstance(loss, nn.BCEWithLogitsLoss):
         assert "let the model's output be (n,) too, by `.squeeze(-1)`" in str(told.value)
 
@@ -317,6 +301,11 @@ def shrinking(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
             for w in group["params"]:
                 w *= 0.5
+
+
+def halved(at: At) -> tuple[Any, Any]:
+    w, b = TORCHS(at)
+    return w / 2, b / 2
 
 
 class HalvingSGD(torch.optim.SGD):
@@ -375,7 +364,7 @@ def test_what_is_hooked_into_a_step_is_done(kind: str, halves: bool, patched: An
         model, loss, optimizer = user()(problem)
         return model, loss, changed(optimizer)
 
-    report = check(BASE, scratch=scratch(times=0.5 if halves else 1.0), framework=made)
+    report = check(BASE, scratch=code(halved if halves else TORCHS), framework=made)
 
     assert report.verdict == ("equivalent" if halves else "diverged")
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from regcheck.checking import check
 from regcheck.report.terminal import report_text
-from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
     BATCHES,
@@ -23,12 +19,12 @@ from tests.by_hand import (
     At,
     Spec,
     Step,
-    Train,
     causes_of,
     code,
     descent,
     found_by,
 )
+from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
 
 
 def wrong_sign_of_bias(at: At) -> tuple[Any, Any]:
@@ -124,43 +120,10 @@ def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> Non
     assert report.diagnosis.fix is None
 
 
-def mlp_framework(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
-    random = np.random.default_rng(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1), nn.Flatten(0)).double()
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(torch.from_numpy(random.normal(size=tuple(tensor.shape))))
-    return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=LR, weight_decay=LAMBDA)
-
-
-def mlp_scratch(slope: Callable[[Any, Any], Any]) -> Train:
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        P = problem.initial
-        for rows in problem.batches:
-            X, y = problem.X[rows], problem.y[rows]
-            a = X @ P["0.weight"].T + P["0.bias"]
-            h = np.tanh(a)
-            z = h @ P["2.weight"][0] + P["2.bias"]
-            dz = 2 * (z - y) / len(y)
-            da = dz[:, None] * P["2.weight"] * slope(a, h)
-            gradient = {
-                "0.weight": da.T @ X,
-                "0.bias": da.sum(0),
-                "2.weight": dz @ h,
-                "2.bias": dz.sum(),
-            }
-            P = {name: w - LR * (gradient[name] + LAMBDA * w) for name, w in P.items()}
-            yield {**P, "loss": ((z - y) ** 2).mean()}
-
-    return train
-
-
 @pytest.mark.slow
 def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -> None:
-    spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
-    right = check(spec, scratch=mlp_scratch(lambda a, h: 1 - h**2), framework=mlp_framework)
-    assert right.verdict == "equivalent"
-    wrong = check(spec, scratch=mlp_scratch(lambda a, h: 1 - a**2), framework=mlp_framework)
+    assert check(NO_MODEL, scratch=mlp_by_hand(), framework=user(mlp)).verdict == "equivalent"
+    wrong = check(NO_MODEL, scratch=mlp_by_hand(slope=lambda a, h: 1 - a**2), framework=user(mlp))
     first, found = wrong.first_divergence, wrong.diagnosis
     assert first is not None
     assert found is not None
