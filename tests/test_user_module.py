@@ -1,8 +1,7 @@
-"""What a user's function may give, what hooks into it, and what is pointed out in its loss."""
+"""What a user's function may give, and a loss that holds on to its model."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.errors import UserCodeError
 from regcheck.user_code.problem_api import UserProblem
-from tests.by_hand import BASE, LAMBDA, LOGISTIC, TORCHS, At, Spec, code
+from tests.by_hand import BASE, LAMBDA, TORCHS, At, Spec, code
 from tests.user_modules import NO_MODEL, SHUFFLED, Build, Made, flat_line, line, sgd, user
 
 # --- what a function may give ---------------------------------------------------------------------
@@ -236,154 +235,3 @@ def test_rows_changed_in_place_are_pointed_out(spec: Spec) -> None:
 
     with pytest.raises(UserCodeError, match="changes the X or y that it is given in place"):
         check(BASE | spec, framework=user(lambda problem: Doubling(flat_line(problem))))
-
-
-# --- predictions (n, 1) against targets (n,) ------------------------------------------------------
-
-TRAPS: dict[str, Any] = {
-    "MSELoss": nn.MSELoss(),
-    "L1Loss": nn.L1Loss(),
-    "functional": nn.functional.mse_loss,
-    "own": lambda z, y: ((z - y) ** 2).mean(),
-    "own, turned": lambda z, y: (y - z).abs().mean(),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Using a target size")  # torch's own, where a batch has one row
-@pytest.mark.parametrize("name", TRAPS)
-@pytest.mark.parametrize(
-    ("spec", "rows"), [({}, 40), (SHUFFLED, 16), ({"batch_size": 39}, 39)], ids=str
-)
-def test_targets_that_broadcast_are_pointed_out(name: str, spec: Spec, rows: int) -> None:
-    with pytest.raises(UserCodeError) as told:
-        check(BASE | spec, framework=user(line, TRAPS[name]))
-    text = str(told.value)
-    assert f"predictions ({rows}, 1) meet targets ({rows},)" in text
-    assert f"broadcasts them to ({rows}, {rows})" in text
-    assert "`.squeeze(-1)`" in text
-    assert "y[:, None]" in text
-
-
-def test_targets_that_broadcast_are_pointed_out_beside_own_code_and_own_losses_too() -> None:
-    def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (nn.functional.softplus(z) - z * y).mean()
-
-    trap = r"predictions \(40, 1\) meet targets \(40,\)"
-    with pytest.raises(UserCodeError, match=trap):
-        check(BASE, framework=user(line), scratch=code(TORCHS))
-    with pytest.raises(UserCodeError, match=trap):
-        check(BASE | LOGISTIC | {"loss": "bce_with_logits"}, framework=user(line, loss))
-
-
-@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
-def test_shapes_that_torch_itself_refuses_are_explained(loss: nn.Module) -> None:
-    own = user(lambda problem: nn.Sequential(line(problem), nn.Sigmoid()), loss)
-    with pytest.raises(UserCodeError) as told:
-        check(BASE | LOGISTIC, framework=own)
-    assert "raised ValueError: " in str(told.value)
-    assert "torch.Size([40, 1])" in str(told.value)
-    if isinstance(loss, nn.BCEWithLogitsLoss):
-        assert "let the model's output be (n,) too, by `.squeeze(-1)`" in str(told.value)
-
-
-def test_targets_made_a_column_are_no_trap() -> None:
-    loss = nn.MSELoss()
-    report = check(BASE, framework=user(line, lambda z, y: loss(z, y[:, None])))
-    assert report.verdict == "equivalent"
-
-
-# --- what is hooked into a step ------------------------------------------------------------------
-
-
-def shrinking(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Halve the parameters after a step."""
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            for w in group["params"]:
-                w *= 0.5
-
-
-def halved(at: At) -> tuple[Any, Any]:
-    w, b = TORCHS(at)
-    return w / 2, b / 2
-
-
-class HalvingSGD(torch.optim.SGD):
-    """An optimizer of one's own."""
-
-    def step(self, closure: Any = None) -> Any:
-        super().step(closure)
-        shrinking(self)
-
-
-def hook(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    optimizer.register_step_post_hook(shrinking)
-    return optimizer
-
-
-def another_step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    step = optimizer.step
-
-    def halving() -> None:
-        step()
-        shrinking(optimizer)
-
-    optimizer.step = halving  # type: ignore[method-assign, assignment]
-    return optimizer
-
-
-def own_kind(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    group = optimizer.param_groups[0]
-    return HalvingSGD(group["params"], lr=group["lr"], weight_decay=group["weight_decay"])
-
-
-@pytest.fixture
-def patched(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Wrap the step of the class itself, under its own name."""
-    step = torch.optim.SGD.step
-
-    @functools.wraps(step)
-    def halving(optimizer: torch.optim.SGD, closure: Any = None) -> None:
-        step(optimizer, closure)
-        shrinking(optimizer)
-
-    def patch(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        monkeypatch.setattr(torch.optim.SGD, "step", halving)
-        return optimizer
-
-    return patch
-
-
-@pytest.mark.parametrize("kind", ["hook", "another step", "an own class", "a patched class"])
-@pytest.mark.parametrize("halves", [True, False])
-def test_what_is_hooked_into_a_step_is_done(kind: str, halves: bool, patched: Any) -> None:
-    kinds = {"hook": hook, "another step": another_step, "an own class": own_kind}
-    changed = kinds.get(kind, patched)
-
-    def made(problem: UserProblem) -> Made:
-        model, loss, optimizer = user()(problem)
-        return model, loss, changed(optimizer)
-
-    report = check(BASE, scratch=code(halved if halves else TORCHS), framework=made)
-
-    assert report.verdict == ("equivalent" if halves else "diverged")
-
-
-def test_sparse_gradients_are_refused() -> None:
-    class Table(nn.Embedding):
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return super().forward(rows.long())[:, 0, 0]
-
-    def made(_: UserProblem) -> Made:
-        model = Table(4, 1, sparse=True, dtype=torch.float64)
-        return model, nn.MSELoss(), torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        for _ in problem.batches:
-            yield dict(problem.initial)
-
-    spec = {"data": {"X": [[0], [1], [3]], "y": [1.0, 2.0, 0.5]}, "lr": 0.1, "epochs": 2}
-    with pytest.raises(UserCodeError, match="the gradient of weight is sparse") as caught:
-        check(spec, scratch=train, framework=made)
-    assert "sparse=True" in str(caught.value)
-    assert "Your own code raised it" not in str(caught.value)
