@@ -38,34 +38,71 @@ LOGISTIC: Spec = {"data": data(labels=True), "model": "logistic"}
 
 
 class At:
-    """Where a user's code is within a step: parameters, data gradient, rows, what it remembers."""
+    """Where a user's code is within a step: parameters, data gradient, rows, what it remembers.
+
+    `t` counts steps from 0, `slope` holds ∂ℓ/∂z of each row, and `memory` what the code puts there.
+    """
 
     def __init__(self, problem: UserProblem) -> None:
         self.w, self.b = problem.initial["weight"], problem.initial["bias"]
+        self.lrs, self.t = problem.lrs, 0
         self.memory: Spec = {}
-        self.X = self.y = self.z = self.gw = self.gb = np.zeros(0)
+        self.X = self.y = self.z = self.slope = self.gw = self.gb = np.zeros(0)
         self.loss = 0.0
 
-    def look(self, problem: UserProblem, rows: Any) -> None:
-        self.X, self.y = problem.X[rows], problem.y[rows]
-        self.z = z = self.X @ self.w + self.b
-        if problem.model == "logistic":
+    def look(self, logistic: bool, X: Any, y: Any) -> None:
+        self.X, self.y, z = X, y, X @ self.w + self.b
+        if logistic:
             p = 1 / (1 + np.exp(-z))
-            self.loss = -(self.y * np.log(p) + (1 - self.y) * np.log(1 - p)).mean()
-            slope = p - self.y
+            self.loss = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+            self.slope = p - y
         else:
-            self.loss, slope = ((z - self.y) ** 2).mean(), 2 * (z - self.y)
-        self.gw, self.gb = self.X.T @ slope / len(slope), slope.mean(keepdims=True)
+            self.loss, self.slope = ((z - y) ** 2).mean(), 2 * (z - y)
+        self.z, (self.gw, self.gb) = z, self.mean(self.slope)
+
+    def mean(self, slope: Any) -> tuple[Any, Any]:
+        """Make the gradient of the rows' slopes."""
+        return self.X.T @ slope / len(slope), slope.mean(keepdims=True)
+
+    def along(self, gw: Any, gb: Any, penalty: float = LAMBDA, lr: float = LR) -> tuple[Any, Any]:
+        """Go from the parameters along a gradient, by torch's rule."""
+        return self.w - lr * (gw + penalty * self.w), self.b - lr * (gb + penalty * self.b)
 
 
-def code(step: Step, loss: Callable[[At], Any] | None = None, grad: Step | None = None) -> Train:
-    """Write a user's function: what it makes of a step, and what it tells beside it."""
+def same(values: Any) -> Any:
+    return values
+
+
+def silent(at: At) -> None:
+    """Report no loss."""
+
+
+def code(
+    step: Step,
+    loss: Callable[[At], Any] = lambda at: at.loss,
+    grad: Step | None = None,
+    *,
+    start: Callable[[Any], Any] = same,
+    data: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (same, same),
+    batch: Callable[[int, int], int] = lambda t, _: t,
+) -> Train:
+    """Write a user's function: what it makes of a step, and what it tells beside it.
+
+    Args:
+        step: from where the code is to the next parameters.
+        loss: what it reports.
+        grad: the gradient that it tells.
+        start, data: what it makes of the start, and of X and y.
+        batch: which of the batches it takes in step t of all.
+    """
 
     def train(problem: UserProblem) -> Iterator[Spec]:
-        at = At(problem)
-        for rows in problem.batches:
-            at.look(problem, rows)
-            told: Spec = {"loss": at.loss if loss is None else loss(at)}
+        at, X, y = At(problem), data[0](problem.X), data[1](problem.y)
+        at.w, at.b = start(at.w), start(at.b)
+        for at.t in range(problem.steps):
+            rows = problem.batches[batch(at.t, problem.steps)]
+            at.look(problem.model == "logistic", X[rows], y[rows])
+            told: Spec = {"loss": loss(at)}
             if grad is not None:
                 told["grad"] = dict(zip(("weight", "bias"), grad(at), strict=True))
             at.w, at.b = step(at)

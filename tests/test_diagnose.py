@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from regcheck.checking import check
 from regcheck.report.terminal import report_text
 from regcheck.rules.convention import NAMED
-from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
     BATCHES,
@@ -39,7 +37,7 @@ OVER_N = descent(LAMBDA / ROWS, of_bias=0.0)
 def damped_and_late(at: At) -> tuple[Any, Any]:
     v = at.memory["v"] = 0.9 * at.memory.get("v", 0) + 0.1 * at.gw
     c = at.memory["c"] = 0.9 * at.memory.get("c", 0) + 0.1 * at.gb
-    return at.w - LR * (v + LAMBDA * at.w), at.b - LR * (c + LAMBDA * at.b)
+    return at.along(v, c)
 
 
 PAIRS: dict[str, tuple[Step, Spec, list[str], list[list[str]]]] = {
@@ -106,19 +104,11 @@ def test_half_loss_and_doubled_penalty_with_a_doubled_lr_are_a_fourfold_penalty(
 
 
 def test_another_start_is_found_by_running_the_rule_backwards() -> None:
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        at = At(problem)
-        at.w = at.w + 0.25
-        for rows in problem.batches:
-            at.look(problem, rows)
-            at.w, at.b = TORCHS(at)
-            yield {"weight": at.w, "bias": at.b, "loss": at.loss}
-
-    found = found_by(train)
+    found = found_by(code(TORCHS, start=lambda one: one + 0.25))
     assert (found["explained"], causes_of(found)) == (True, ["initial-parameters"])
     # To rounding.
     assert found["start"]["weight"][0] == pytest.approx([0.75, -0.45, 1.15], abs=1e-13)
-    assert found["start"]["bias"] == pytest.approx([0.3], abs=1e-13)
+    assert found["start"]["bias"] == pytest.approx([0.55], abs=1e-13)
 
 
 @pytest.mark.slow

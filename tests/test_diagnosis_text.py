@@ -21,18 +21,16 @@ from regcheck.rules.causes import CAUSES
 from regcheck.rules.equivalent import attribute, decays_text
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
-
-Spec = dict[str, Any]
-Train = Callable[[UserProblem], Iterator[Spec]]
+from tests.by_hand import LAMBDA, LR, Spec, Train, code, descent
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(10, 3)), RANDOM.normal(size=10)
 BASE: Spec = {
     "data": {"X": X.tolist(), "y": Y.tolist()},
     "model": "linear",
-    "lr": 0.05,
+    "lr": LR,
     "epochs": 4,
-    "weight_decay": 0.1,
+    "weight_decay": LAMBDA,
 }
 MINI: Spec = {"batch_size": 4}  # 4, 4 and 2 rows
 
@@ -41,7 +39,7 @@ def trained(
     *,
     gradient: float = 1,
     rate: float = 1,
-    decay: tuple[float, float] = (0.1, 0.1),
+    decay: tuple[float, float] = (LAMBDA, LAMBDA),
     reported: Callable[[int], float] = lambda rows: 1.0,
     inside: float = 0,
 ) -> Train:
@@ -53,21 +51,10 @@ def trained(
         reported: the factor on the mean loss that is reported, of a batch's rows.
         inside: κ of the weight's penalty in the reported loss.
     """
-
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        w, b = problem.initial["weight"], problem.initial["bias"]
-        for rows in problem.batches:
-            r = problem.X[rows] @ w + b - problem.y[rows]
-            loss = reported(len(rows)) * (r**2).mean() + inside / 2 * (w @ w)
-            slopes = gradient * 2 * r / len(rows)
-            lr = rate * problem.lr
-            w, b = (
-                w - lr * (slopes @ problem.X[rows] + decay[0] * w),
-                b - lr * (slopes.sum() + decay[1] * b),
-            )
-            yield {"weight": w, "bias": b, "loss": loss}
-
-    return train
+    return code(
+        descent(*decay, by=gradient, lr=rate * LR),
+        lambda at: reported(len(at.y)) * at.loss + inside / 2 * (at.w @ at.w),
+    )
 
 
 def linear_of(optimizer: Callable[..., torch.optim.Optimizer], **options: float) -> Any:

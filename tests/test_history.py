@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -14,40 +14,24 @@ from regcheck.checking import check
 from regcheck.compare import history
 from regcheck.diagnosis.diagnose import diagnose
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.user_code.problem_api import UserProblem
+from tests.by_hand import BASE, LAMBDA, At, Train, code, same, silent
 from tests.conftest import in_one_line
 
-Spec = dict[str, Any]
-
-RANDOM = np.random.default_rng(0)
-X = RANDOM.normal(size=(40, 3))
-Y = X @ [0.5, -1.5, 2.0] + 0.3 * RANDOM.normal(size=40)
-BASE: Spec = {
-    "data": {"X": X.tolist(), "y": Y.tolist()},
-    "model": "linear",
-    "init": {"weight": [0.5, -0.7, 0.9], "bias": [0.3]},
-    "lr": 0.005,
-    "weight_decay": 0.1,
-}
+SLOW = BASE | {"lr": 0.005}
 
 
-def code(first: int, wrong: Callable[[Any], Any], decay: float = 0.1) -> Any:
+def wrong_from(first: int, wrong: Callable[[Any], Any], decay: float = LAMBDA) -> Train:
     """Write torch's rule, with what is wrong from a step on."""
 
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        w, b = problem.initial["weight"], problem.initial["bias"]
-        for step, rows in enumerate(problem.batches, 1):
-            s = 2 * (problem.X[rows] @ w + b - problem.y[rows]) / len(rows)
-            s, by = (wrong(s), decay) if step >= first else (s, 0.1)
-            w = w - problem.lr * (problem.X[rows].T @ s + by * w)
-            b = b - problem.lr * (s.sum() + by * b)
-            yield {"weight": w, "bias": b}
+    def step(at: At) -> tuple[Any, Any]:
+        slope, by = (wrong(at.slope), decay) if at.t + 1 >= first else (at.slope, LAMBDA)
+        return at.along(*at.mean(slope), by, lr=0.005)
 
-    return train
+    return code(step, silent)
 
 
 def bent(slopes: Any) -> Any:
-    return slopes * (1 + np.tanh(40 * slopes) / 10)
+    return slopes * (1 + np.tanh(slopes) / 10)
 
 
 def steps_of_diagnosis(steps: int, first: int = 1) -> tuple[int, int]:
@@ -68,7 +52,7 @@ def steps_of_diagnosis(steps: int, first: int = 1) -> tuple[int, int]:
         patch.object(checking, "diagnose", counted_diagnosis),
         patch.object(history, "MOST_AFTER", 40),
     ):
-        report = check(BASE | {"epochs": steps}, scratch=code(first, bent))
+        report = check(SLOW | {"epochs": steps}, scratch=wrong_from(first, bent))
     assert report.diagnosis is not None
     assert not report.diagnosis.explained
     return counted, report.diagnosis.steps
@@ -95,7 +79,7 @@ def test_start_from_elsewhere_is_given_up_at_the_first_step_that_refutes_it() ->
 @pytest.mark.parametrize(("first", "kept"), [(1, 8), (5, 12), (30, 37)])
 def test_steps_to_the_first_divergence_and_some_from_it_on_are_kept(first: int, kept: int) -> None:
     with patch.object(history, "MOST_AFTER", 8):
-        report = check(BASE | {"epochs": 40}, scratch=code(first, bent))
+        report = check(SLOW | {"epochs": 40}, scratch=wrong_from(first, bent))
 
     assert report.first_divergence is not None
     assert report.first_divergence.step == first
@@ -104,10 +88,10 @@ def test_steps_to_the_first_divergence_and_some_from_it_on_are_kept(first: int, 
 
 
 def test_proof_says_how_many_steps_it_is_of() -> None:
-    doubled = code(1, lambda slopes: slopes, decay=0.2)
-    whole = check(BASE | {"epochs": 30}, scratch=doubled)
+    doubled = wrong_from(1, same, decay=2 * LAMBDA)
+    whole = check(SLOW | {"epochs": 30}, scratch=doubled)
     with patch.object(history, "MOST_AFTER", 8):
-        some = check(BASE | {"epochs": 30}, scratch=doubled)
+        some = check(SLOW | {"epochs": 30}, scratch=doubled)
 
     assert "all 30 steps agree" in in_one_line(whole)
     assert "all 8 kept steps of 30 agree" in in_one_line(some)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,25 +13,9 @@ from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal import report_text
-from regcheck.user_code.problem_api import UserProblem
+from tests.by_hand import BASE, LAMBDA, LR, TORCHS, At, Spec, Step, code, same, silent
 
-Spec = dict[str, Any]
-
-LAMBDA, LR, ROWS = 0.1, 0.05, 40
-RANDOM = np.random.default_rng(1)
-X = RANDOM.normal(size=(ROWS, 3))
-Y = X @ [0.5, -1.5, 2.0] + 0.3 * RANDOM.normal(size=ROWS)
-
-BASE: Spec = {
-    "data": {"X": X.tolist(), "y": Y.tolist()},
-    "model": "linear",
-    "init": {"weight": [0.5, -0.7, 0.9], "bias": [0.3]},
-    "epochs": 6,
-    "batch_size": 16,  # 16, 16 and 8 rows
-    "shuffle": {"seed": 3},
-    "lr": LR,
-    "weight_decay": LAMBDA,
-}
+BATCHES: Spec = {"batch_size": 16, "shuffle": {"seed": 3}, "epochs": 6}  # 16, 16 and 8 rows
 BY_EPOCH: Spec = {"lr_schedule": {"kind": "step", "every": 2, "factor": 0.5, "per": "epoch"}}
 BY_STEP: Spec = {"lr_schedule": {"kind": "step", "every": 5, "factor": 0.5}}
 COSINE: Spec = {"lr_schedule": {"kind": "cosine", "steps": 6, "floor": 0.001, "per": "epoch"}}
@@ -42,36 +26,23 @@ def single(values: Any) -> Any:
     return np.asarray(values, np.float32).astype(np.float64)
 
 
-def same(values: Any) -> Any:
-    return values
+def kept(weight: Callable[[Any], Any], bias: Callable[[Any], Any] = same) -> Step:
+    """Make something of the parameters after torch's step."""
+
+    def step(at: At) -> tuple[Any, Any]:
+        w, b = TORCHS(at)
+        return weight(w), bias(b)
+
+    return step
 
 
-def code(
-    *,
-    data: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (same, same),
-    kept: tuple[Callable[[Any], Any], Callable[[Any], Any]] = (same, same),
-    start: Callable[[Any], Any] = same,
-    at: Callable[[int, int], int] = lambda t, _: t,
-    rate: Callable[[UserProblem, int], float] = lambda p, t: float(p.lrs[t]),
-) -> Callable[[UserProblem], Iterator[Spec]]:
-    """Write torch's rule, on data, parameters, rows and lrs that are not as they should be."""
-
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        w, b = start(problem.initial["weight"]), start(problem.initial["bias"])
-        A, y = data[0](problem.X), data[1](problem.y)
-        for step in range(problem.steps):
-            rows = problem.batches[at(step, problem.steps)]
-            s = 2 * (A[rows] @ w + b - y[rows]) / len(rows)
-            lr = rate(problem, step)
-            w = kept[0](w - lr * (A[rows].T @ s + LAMBDA * w))
-            b = kept[1](b - lr * (s.sum() + LAMBDA * b))
-            yield {"weight": w, "bias": b}
-
-    return train
+def at_rate(rate: Callable[[At], float], penalty: float = LAMBDA) -> Step:
+    return lambda at: at.along(at.gw, at.gb, penalty, lr=rate(at))
 
 
-def found_in(train: Callable[[UserProblem], Iterator[Spec]], **spec: Any) -> Diagnosis:
-    report = check(BASE | spec, scratch=train)
+def found_in(step: Step = TORCHS, inputs: Spec | None = None, **spec: Any) -> Diagnosis:
+    """Diagnose a step on inputs that are not as they should be, where any are given."""
+    report = check(BASE | BATCHES | spec, scratch=code(step, silent, **(inputs or {})))
     assert report.diagnosis is not None
     text = " ".join(report_text(report).split())
     assert report.diagnosis.best is None or report.diagnosis.best.note in text
@@ -80,24 +51,25 @@ def found_in(train: Callable[[UserProblem], Iterator[Spec]], **spec: Any) -> Dia
 
 # --- float32 in a part of it ----------------------------------------------------------------------
 
-ROUNDED: dict[str, tuple[Spec, str]] = {
-    "X": ({"data": (single, same)}, "the data X are rounded to float32"),
-    "y": ({"data": (same, single)}, "the targets y are rounded to float32"),
-    "X and y": ({"data": (single, single)}, "the data X and y are rounded to float32"),
+ROUNDED: dict[str, tuple[Step, Spec, str]] = {
+    "X": (TORCHS, {"data": (single, same)}, "the data X are rounded to float32"),
+    "y": (TORCHS, {"data": (same, single)}, "the targets y are rounded to float32"),
+    "X and y": (TORCHS, {"data": (single, single)}, "the data X and y are rounded to float32"),
     "all parameters": (
-        {"kept": (single, single), "start": single},
+        kept(single, single),
+        {"start": single},
         "the parameters are rounded to float32",
     ),
-    "all but the start": ({"kept": (single, single)}, "the parameters are rounded to float32"),
-    "the weight": ({"kept": (single, same)}, "weight is rounded to float32"),
+    "all but the start": (kept(single, single), {}, "the parameters are rounded to float32"),
+    "the weight": (kept(single), {}, "weight is rounded to float32"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDED)
 def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
-    parts, note = ROUNDED[name]
-    found = found_in(code(**parts))
+    step, inputs, note = ROUNDED[name]
+    found = found_in(step, inputs)
 
     assert (found.explained, found.causes) == (True, ("precision",))
     assert found.best is not None
@@ -109,8 +81,8 @@ def test_other_rounding_is_not_taken_for_float32() -> None:
     def half(values: Any) -> Any:
         return np.asarray(values, np.float16).astype(np.float64)
 
-    assert not found_in(code(data=(half, same))).explained
-    assert not found_in(code(kept=(lambda w: w + 1e-8, same))).explained
+    assert not found_in(inputs={"data": (half, same)}).explained
+    assert not found_in(kept(lambda w: w + 1e-8)).explained
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -137,7 +109,7 @@ MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
 @pytest.mark.parametrize("name", MOVED)
 def test_batches_of_another_step_are_named(name: str) -> None:
     at, note = MOVED[name]
-    found = found_in(code(at=at))
+    found = found_in(inputs={"batch": at})
 
     assert (found.explained, found.causes, found.stage) == (True, ("row-order",), "gradient")
     assert found.best is not None
@@ -156,9 +128,9 @@ def test_moved_batches_are_those_of_the_schedule() -> None:
 # --- schedules ------------------------------------------------------------------------------------
 
 
-def shifted(steps: int) -> Callable[[UserProblem, int], float]:
+def shifted(steps: int, penalty: float = LAMBDA) -> Step:
     """Take the lr of another step, of a list that is long enough."""
-    return lambda problem, t: float(problem.lrs[max(0, t + steps)])
+    return at_rate(lambda at: float(at.lrs[max(0, at.t + steps)]), penalty)
 
 
 SHIFTED: dict[str, tuple[Spec, int, str]] = {
@@ -173,7 +145,7 @@ SHIFTED: dict[str, tuple[Spec, int, str]] = {
 @pytest.mark.parametrize("name", SHIFTED)
 def test_schedule_that_is_late_is_named_with_how_late(name: str) -> None:
     spec, steps, note = SHIFTED[name]
-    found = found_in(code(rate=shifted(steps)), **spec)
+    found = found_in(shifted(steps), **spec)
 
     assert (found.explained, found.causes) == (True, ("schedule-shifted",))
     assert found.best is not None
@@ -182,11 +154,9 @@ def test_schedule_that_is_late_is_named_with_how_late(name: str) -> None:
 
 @pytest.mark.parametrize(("epochs", "note"), [(1, "1 epoch early"), (2, "2 epochs early")])
 def test_schedule_that_is_epochs_early_is_named(epochs: int, note: str) -> None:
-    def rate(problem: UserProblem, t: int) -> float:
-        return float(LR * 0.5 ** ((t // PER_EPOCH + epochs) // 3))
-
     every_third = {"kind": "step", "every": 3, "factor": 0.5, "per": "epoch"}
-    found = found_in(code(rate=rate), lr_schedule=every_third)
+    early = at_rate(lambda at: LR * 0.5 ** ((at.t // PER_EPOCH + epochs) // 3))
+    found = found_in(early, lr_schedule=every_third)
 
     assert found.causes == ("schedule-shifted",)
     assert found.best is not None
@@ -194,21 +164,14 @@ def test_schedule_that_is_epochs_early_is_named(epochs: int, note: str) -> None:
 
 
 def test_epoch_late_and_another_cause_are_named_together() -> None:
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        w, b = problem.initial["weight"], problem.initial["bias"]
-        for step, rows in enumerate(problem.batches):
-            s = 2 * (problem.X[rows] @ w + b - problem.y[rows]) / len(rows)
-            lr = problem.lrs[max(0, step - PER_EPOCH)]
-            w = w - lr * (problem.X[rows].T @ s + 2 * LAMBDA * w)
-            b = b - lr * (s.sum() + 2 * LAMBDA * b)
-            yield {"weight": w, "bias": b}
+    found = found_in(shifted(-PER_EPOCH, 2 * LAMBDA), **BY_EPOCH)
 
-    assert found_in(train, **BY_EPOCH).causes == ("penalty-doubled", "schedule-shifted")
+    assert found.causes == ("penalty-doubled", "schedule-shifted")
 
 
 @pytest.mark.slow
 def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
-    found = found_in(code(rate=lambda _, __: LR), **BY_EPOCH)
+    found = found_in(TORCHS, **BY_EPOCH)
 
     assert not found.explained
     assert found.stage == "optimizer"
@@ -218,16 +181,13 @@ def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        at, v = np.append(problem.initial["weight"], problem.initial["bias"]), np.zeros(4)
-        for step, rows in enumerate(problem.batches):
-            A = np.column_stack([problem.X[rows], np.ones(len(rows))])
-            g = 2 * A.T @ (A @ at - problem.y[rows]) / len(rows) + LAMBDA * at
-            v = momentum * v + g
-            at = at - LR / (1 + step) * v
-            yield {"weight": at[:-1], "bias": at[-1:]}
+    def step(at: At) -> tuple[Any, Any]:
+        v = at.memory.get("v", np.zeros(4))
+        pull = np.append(at.gw + LAMBDA * at.w, at.gb + LAMBDA * at.b)
+        at.memory["v"] = v = momentum * v + pull
+        return at.w - LR / (1 + at.t) * v[:-1], at.b - LR / (1 + at.t) * v[-1:]
 
-    found = found_in(train, optimizer={"name": "sgd", "momentum": momentum})
+    found = found_in(step, optimizer={"name": "sgd", "momentum": momentum})
 
     (clue,) = (one for one in found.evidence if "another lr in each" in one)
     # Step 1 agrees: the first that does not is step 2.
@@ -238,6 +198,6 @@ def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
 
 @pytest.mark.slow
 def test_gradient_that_is_wrong_has_no_lr_of_each_step() -> None:
-    found = found_in(code(data=(lambda A: A + 0.1, same)))
+    found = found_in(inputs={"data": (lambda A: A + 0.1, same)})
 
     assert not any("lr in each" in one for one in found.evidence)

@@ -28,17 +28,17 @@ from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
 
 
 def wrong_sign_of_bias(at: At) -> tuple[Any, Any]:
-    return at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (-at.gb + LAMBDA * at.b)
+    return at.along(at.gw, -at.gb)
 
 
 def uphill(at: At) -> tuple[Any, Any]:
-    return at.w + LR * (at.gw + LAMBDA * at.w), at.b + LR * (at.gb + LAMBDA * at.b)
+    return at.along(at.gw, at.gb, lr=-LR)
 
 
 def stale(at: At) -> tuple[Any, Any]:
-    gw, gb = at.memory.get("last", (at.gw, at.gb))
+    last = at.memory.get("last", (at.gw, at.gb))
     at.memory["last"] = at.gw, at.gb
-    return at.w - LR * (gw + LAMBDA * at.w), at.b - LR * (gb + LAMBDA * at.b)
+    return at.along(*last)
 
 
 def absolute(at: At) -> tuple[Any, Any]:
@@ -49,9 +49,7 @@ def absolute(at: At) -> tuple[Any, Any]:
 
 
 def wrong_derivative(at: At) -> tuple[Any, Any]:
-    slope = 2 * np.abs(at.z - at.y)
-    gw, gb = at.X.T @ slope / len(slope), slope.mean(keepdims=True)
-    return at.w - LR * (gw + LAMBDA * at.w), at.b - LR * (gb + LAMBDA * at.b)
+    return at.along(*at.mean(np.abs(at.slope)))
 
 
 WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
@@ -139,7 +137,7 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
 
 def curved(at: At) -> tuple[Any, Any]:
     """Make something of the gradient that no cause makes."""
-    return at.w - LR * (at.gw + 0.1 * at.gw**2 + LAMBDA * at.w), TORCHS(at)[1]
+    return at.along(at.gw + 0.1 * at.gw**2, at.gb)
 
 
 def own(at: At) -> tuple[Any, Any]:
