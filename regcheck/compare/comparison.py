@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.compare.detectability import AlteredOptimizers, Power
+from regcheck.compare.detectability import AlteredOptimizers, Power, PowerMeter
 from regcheck.compare.drift import Drift, DriftMeter
 from regcheck.compare.history import History
 from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
@@ -141,9 +141,10 @@ class Comparing:
         self.drift = DriftMeter(self.tolerances)
         self.history = History({name: w.shape for name, w in initial.items()}, self.schedule)
         limits = weighed_limits(self.tolerances, initial)
-        self.power, self.altered = Power(limits), None
+        altered = None
         if isinstance(sides.bounder, MeasuredBounds):
-            self.altered = AlteredOptimizers(sides.bounder.trainer, limits)
+            altered = AlteredOptimizers(sides.bounder.trainer, limits)
+        self.power = PowerMeter(limits, altered)
         self.trials = None
         if torch is not None:
             self.trials = Trials(spec, training, torch, sides.sees_rows)
@@ -191,7 +192,9 @@ class Comparing:
             self.first_unjudged = batch.step
             return False
         self.drift.need_step(row, steps.scratch_own, steps.framework_own)
-        self.note_power(batch, steps, bounds)
+        bounder = self.sides.bounder
+        self.power.take(batch.step, steps, bounds, bounder.gradient_noise())
+        self.random = self.random or bounder.random_model
         self.history.append(steps, bounds)
         if self.trials is not None:
             self.trials.advance(batch, steps, bounds, rows_pass)
@@ -247,20 +250,10 @@ class Comparing:
         if self.first_loss_unjudged is None and not loss.judged:
             self.first_loss_unjudged = row.step
 
-    def note_power(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
-        """Note what the step could have shown."""
-        if not self.power.has_judged(steps.framework.after):
-            self.power.take(steps, bounds, self.sides.bounder.gradient_noise())
-        if self.altered is not None:
-            self.altered.advance(batch.step, steps, bounds)
-        self.random |= self.sides.bounder.random_model
-
     def result(self) -> Comparison:
         """Return all that was found, once the last step is taken."""
         if self.first_unjudged is None and not self.random:
             self.sides.pair.finish()
-        if self.altered is not None:
-            self.power.hidden = self.altered.hidden()
         return Comparison(
             steps=self.problem.schedule.steps,
             compared=self.compared,
@@ -277,7 +270,7 @@ class Comparing:
             drift=self.drift.result(),
             not_distinguished=tuple(self.trials.hidden()) if self.trials is not None else (),
             saturation=self.saturation,
-            power=self.power,
+            power=self.power.result(),
             random=self.random,
             gradient_bound=self.gradient_bound,
         )

@@ -14,8 +14,8 @@ A step is judged in a tensor where that share is at most `SHARE`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,8 @@ MOST_STEPS = 512
 """Steps that a fault is tried along."""
 
 
-@dataclass
-class Power:
-    """What the compared steps could have shown; `limits` are those of the tolerance, in bounds.
+class Power(NamedTuple):
+    """What the compared steps could have shown.
 
     Attributes:
         shares: of each tensor that moves, the smallest error of its step that could have shown.
@@ -54,34 +53,9 @@ class Power:
         hidden: faults that no step would have shown.
     """
 
-    limits: Mapping[str, float]
-    shares: dict[str, float] = field(default_factory=dict)
-    clear: set[str] = field(default_factory=set)
-    hidden: tuple[str, ...] = ()
-
-    def has_judged(self, names: Iterable[str]) -> bool:
-        """Whether all these tensors were judged, so that no step can tell more of them."""
-        return all(self.shares.get(name, 1.0) <= SHARE for name in names)
-
-    def take(self, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
-        """Take in a step: torch's, from the reference's parameters."""
-        framework = steps.framework
-        with np.errstate(all="ignore"):
-            for name, after in framework.after.items():
-                if self.shares.get(name, 1.0) <= SHARE:
-                    continue
-                moved = np.abs(after - framework.before[name])
-                shown = moved > 0
-                if not shown.any():
-                    continue
-                shares = self.limits[name] * bounds.after[name][shown] / moved[shown]
-                share = float(np.fmin.reduce(shares))
-                self.shares[name] = min(share, self.shares.get(name, np.inf))
-                if noise and name not in self.clear and framework.gradient is not None:
-                    size = float(np.abs(framework.gradient[name]).max())
-                    own = float(np.max(noise[name]))
-                    if size > 0 and own < ROUNDING_ALONE * size:
-                        self.clear.add(name)
+    shares: Mapping[str, float]
+    clear: frozenset[str]
+    hidden: tuple[str, ...]
 
     @property
     def swallowed(self) -> dict[str, float]:
@@ -166,3 +140,40 @@ class AlteredOptimizers:
         """
         found = tuple(self.pending)
         return () if found == ("a doubled gradient",) else found
+
+
+class PowerMeter:
+    """Measure what the steps of a run can show; `limits` are those of the tolerance, in bounds."""
+
+    def __init__(
+        self, limits: Mapping[str, float], altered: AlteredOptimizers | None = None
+    ) -> None:
+        self.limits, self.altered = limits, altered
+        self.shares: dict[str, float] = {}
+        self.clear: set[str] = set()
+
+    def take(self, step: int, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
+        """Take in a step: torch's, from the reference's parameters."""
+        framework = steps.framework
+        with np.errstate(all="ignore"):
+            for name, after in framework.after.items():
+                if self.shares.get(name, 1.0) <= SHARE:  # no step can tell more of it
+                    continue
+                moved = np.abs(after - framework.before[name])
+                shown = moved > 0
+                if not shown.any():
+                    continue
+                shares = self.limits[name] * bounds.after[name][shown] / moved[shown]
+                share = float(np.fmin.reduce(shares))
+                self.shares[name] = min(share, self.shares.get(name, np.inf))
+                if noise and framework.gradient is not None:
+                    size = np.abs(framework.gradient[name]).max()
+                    if noise[name].max() < ROUNDING_ALONE * size:
+                        self.clear.add(name)
+        if self.altered is not None:
+            self.altered.advance(step, steps, bounds)
+
+    def result(self) -> Power:
+        """Return what the steps so far could have shown."""
+        hidden = self.altered.hidden() if self.altered is not None else ()
+        return Power(self.shares, frozenset(self.clear), hidden)
