@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -55,13 +54,8 @@ class History:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], schedule: Schedule) -> None:
         self.shapes, self.schedule = dict(shapes), schedule
         self.layout = layout_of(self.shapes)
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        ends = list(accumulate(sizes))
-        self.slices = {
-            name: slice(end - size, end)
-            for name, size, end in zip(self.shapes, sizes, ends, strict=True)
-        }
-        self.entries = ends[-1]
+        self.slices = {name: part for name, part, _ in self.layout.places}
+        self.entries = self.layout.count
         self.most = max(2, MOST_BYTES // (8 * len(KEPT) * self.entries))
         # Memory that is not written to yet is none.
         self.numbers: Array = np.empty((self.most, len(KEPT), self.entries))
@@ -76,16 +70,9 @@ class History:
         framework, scratch = steps.framework, steps.scratch
         if len(self) >= self.most or framework.gradient is None:
             return
-        kept = (
-            framework.before,
-            scratch.after,
-            framework.after,
-            framework.gradient,
-            bounds.after,
-        )
-        count = len(self)
+        kept = (framework.before, scratch.after, framework.after, framework.gradient, bounds.after)
         for place, tensors in enumerate(kept):
-            self.numbers[count, place] = self.flat(tensors)
+            self.numbers[len(self), place] = self.flat(tensors)
         losses = (scratch.loss, framework.loss, bounds.loss)
         self.losses.extend(math.nan if loss is None else loss for loss in losses)
 
