@@ -155,38 +155,28 @@ class Trials:
     def __init__(
         self, spec: Spec, training: Training, torch: NumpyTrainer, sees_rows: bool
     ) -> None:
-        """Take the spec, its training, and torch's own rule in NumPy.
+        """Take the spec; its training, and torch's rule in NumPy, by the framework side's settings.
 
-        Args:
-            spec: the spec.
-            training: with the settings that the framework side really has.
-            torch: torch's own rule by them.
-            sees_rows: whether it can pass over the rows itself, as with the one-layer models.
+        `sees_rows` is whether that rule can pass over the rows itself, as with one-layer models.
         """
-        self.spec, self.torch, self.sees_rows = spec, torch, sees_rows
-        self.steps = 0
+        self.spec, self.steps = spec, 0
         convention = spec.named_convention()
-        self.pending = [
-            Trial(name, change, self.torch)
+        trials = [
+            Trial(name, change, torch)
             for name, cause in CAUSES.items()
             if cause.concerns(training, convention)
             and (cause.kind == "update" or "loss" in spec.compare)
             for change in cause.changes
         ]
-        if not sees_rows:
-            self.pending = [trial for trial in self.pending if not trial.needs_rows]
+        self.pending = [trial for trial in trials if sees_rows or not trial.needs_rows]
 
     def advance(
         self, batch: Batch, steps: Steps, bounds: Bounds, rows_pass: ForwardBackward | None
     ) -> None:
         """Try each cause that no step has shown yet.
 
-        Args:
-            batch: the step's rows and lr.
-            steps: both sides' steps.
-            bounds: what rounding can do in them.
-            rows_pass: over the rows by torch's rule, at the reference's parameters; None where
-                nothing but torch's gradient is known.
+        `rows_pass` is over the rows by torch's rule, at the reference's parameters; None where
+        nothing but torch's gradient is known.
         """
         self.steps += 1
         if rows_pass is None:
