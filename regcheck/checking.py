@@ -130,11 +130,11 @@ def conclusion(spec: Spec, found: Comparison) -> tuple[Verdict, str]:
         return "inconclusive", RANDOM
     if found.first_divergence is not None and "parameters" in judged:
         return "diverged", ""
-    if found.first_loss_divergence is not None and "loss" in judged:
+    if found.losses.divergence is not None and "loss" in judged:
         return "diverged", ""
     if found.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
-    if "parameters" not in judged and not found.losses_reported:
+    if "parameters" not in judged and not found.losses.reported:
         return "inconclusive", "`compare` names the loss alone, and no step tells one on both sides"
     stops = found.stops(judged)
     if stops:

@@ -66,7 +66,7 @@ def test_blow_up_of_a_rule_that_is_seen_later_is_a_divergence_at_that_step(
 @single_dtype
 def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     report = check(SMALL | BLOW_UPS["fast"] | {"dtype": dtype})
-    loss, step = report.comparison.first_loss_unjudged, report.comparison.first_unjudged
+    loss, step = report.comparison.losses.first_unjudged, report.comparison.first_unjudged
     assert report.verdict == "inconclusive"
     assert loss is not None
     assert step is not None

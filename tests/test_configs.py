@@ -48,7 +48,8 @@ def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]
     assert (found.step, found.epoch, found.batch, found.stage) == (2, 2, 1, "penalty")
     # λ w against λ/1096 w, times the lr; both from one w, so the ratio is 1096 to rounding.
     assert found.within.framework / found.within.scratch == pytest.approx(1096, rel=1e-12)
-    w = found.framework.before[found.within.tensor][found.within.index]
+    assert report.comparison.sample is not None
+    w = report.comparison.sample.framework.before[found.within.tensor][found.within.index]
     assert found.within.framework == pytest.approx(0.05 * 0.1 * w, rel=1e-12)
     assert report.first_loss_divergence is not None
     assert report.first_loss_divergence.step == 2

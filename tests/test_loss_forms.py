@@ -91,7 +91,7 @@ def test_loss_from_p_beside_torchs_raises_no_alarm(
     report = check(spec | {"compare": ["loss"]}, scratch=code(own))
 
     assert report.verdict == "equivalent"
-    assert report.comparison.first_loss_unjudged is None
+    assert report.comparison.losses.first_unjudged is None
 
 
 def test_the_outlier_of_which_the_cancellation_showed() -> None:

@@ -121,7 +121,7 @@ def test_loss_not_finite_on_one_side_is_caught_and_on_both_inconclusive(
     assert report.first_loss_divergence.step == 3
     framework(altered_torch(change))
     report = check(spec_of())
-    assert (report.verdict, report.comparison.first_loss_unjudged) == ("inconclusive", 3)
+    assert (report.verdict, report.comparison.losses.first_unjudged) == ("inconclusive", 3)
 
 
 MISSHAPEN: dict[str, Callable[[Parameters], Parameters]] = {

@@ -258,7 +258,7 @@ def test_losses_alone_out_of_range_are_reported_as_the_losses() -> None:
     report = check(spec)
     found = report.comparison
     assert (report.verdict, found.compared) == ("inconclusive", 3)
-    assert (found.first_loss_unjudged, found.first_unjudged) == (1, None)
+    assert (found.losses.first_unjudged, found.first_unjudged) == (1, None)
     assert "from step 1 on the reported losses are out of range" in in_one_line(report)
     # The parameters are judged all the same.
     assert diverges_at(spec | {"convention": {"loss_factor": 0.5}}) == 1

@@ -55,7 +55,7 @@ class Brief(Comparing):
         self.judged = spec.compare
 
     def advance(self, batch: Batch) -> bool:
-        found = {"parameters": self.first, "loss": self.first_loss}
+        found = {"parameters": self.first.divergence, "loss": self.losses.divergence}
         return super().advance(batch) and not any(found[what] for what in self.judged)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.compare.steps import Saturation
+from regcheck.compare.firsts import Saturation
 from regcheck.report.diagnosis_text import fixes
 from regcheck.report.remarks import remarks
 from regcheck.report.result import Report

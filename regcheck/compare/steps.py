@@ -1,6 +1,6 @@
 """One step of both sides to a row of differences, and the stage and entry at which it diverges.
 
-At each step there are up to four updates (`lockstep`): each side's along its own trajectory, and
+At each step there are up to four updates (`Steps`): each side's along its own trajectory, and
 both sides' from the reference's parameters (local). What is judged is each tensor's own tolerance:
 
     rounding K      |local − framework| ≤ K bound
@@ -69,8 +69,7 @@ class Divergence(NamedTuple):
     """The first step at which a parameter does not keep its tolerance.
 
     `at` is the parameter after the update; `within` is the local difference at the stage named, in
-    that stage's own quantity, or `at` itself. `scratch` and `framework` are the updates from the
-    same parameters.
+    that stage's own quantity, or `at` itself.
     """
 
     step: int
@@ -79,44 +78,6 @@ class Divergence(NamedTuple):
     stage: str
     at: Difference
     within: Difference
-    scratch: Step
-    framework: Step
-
-
-class LossDivergence(NamedTuple):
-    """The first step at which the reported losses differ, at the same parameters."""
-
-    step: int
-    at: Difference
-
-
-class Sample(NamedTuple):
-    """One step of both sides from the same parameters, kept to be shown."""
-
-    step: int
-    scratch: Step
-    framework: Step
-
-
-class Saturation(NamedTuple):
-    """Where outputs saturate, by `losses.saturated`: shares of the rows of a step.
-
-    Attributes:
-        first: the first step with any such row, and `first_share` its share of them.
-        last: the last step that was compared, and `last_share` likewise.
-    """
-
-    first: int
-    first_share: float
-    last: int
-    last_share: float
-
-
-def saturation_with(earlier: Saturation | None, step: int, share: float) -> Saturation | None:
-    """Return the saturation of the steps so far, with one more; None where no row was saturated."""
-    if earlier is not None:
-        return earlier._replace(last=step, last_share=share)
-    return Saturation(step, share, step, share) if share else None
 
 
 def local_differences(local: Step, framework: Step, bounds: Bounds) -> dict[str, Difference]:
@@ -238,7 +199,7 @@ def locate(
         values = [float(tensors[at.tensor][at.index]) for tensors in compared[stage] if tensors]
         same = difference_of(at.tensor, at.index, *values)
         within = same if differs(same, tolerances) or not differs(within, tolerances) else within
-    return Divergence(row.step, row.epoch, row.batch, stage, at, within, scratch, framework)
+    return Divergence(row.step, row.epoch, row.batch, stage, at, within)
 
 
 def injected(local: Step, framework: Step) -> float:

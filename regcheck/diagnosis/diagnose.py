@@ -180,7 +180,7 @@ def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
     settings = match if isinstance(match, Matching) else None
     saturated = found.best is not None and "bce-saturated" in found.best.causes
     other_loss = found.reporting is not None and bool(found.reporting.causes)
-    if saturated and run.comparison.losses_reported and not reports_logits(run):
+    if saturated and run.comparison.losses.reported and not reports_logits(run):
         other_loss = True
     fix = fix_of(run.spec, found, settings, other_loss=other_loss)
     replayed = isinstance(fix, SpecFix) and "framework" in fix.changes

@@ -101,12 +101,12 @@ def not_finite(run: Run, record: Record) -> str:
 
 def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
     """Whether the scratch side's own gradient is torch's; None where it yields none."""
-    bound = run.comparison.gradient_bound
-    if run.gradient is None or bound is None:
+    sample = run.comparison.sample
+    if run.gradient is None or sample is None:
         return None
     flat = run.history.flat
     differences = np.abs(flat(run.gradient) - record.gradient)
-    return bool((differences <= replay.limits * flat(bound)).all())
+    return bool((differences <= replay.limits * flat(sample.gradient_bound)).all())
 
 
 def other_rates(replay: Replay) -> str:

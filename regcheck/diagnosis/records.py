@@ -54,7 +54,7 @@ class Run(NamedTuple):
     @property
     def loss_diverged(self) -> bool:
         """Whether the reported losses diverged."""
-        return self.comparison.first_loss_divergence is not None
+        return self.comparison.losses.divergence is not None
 
     @property
     def sees_rows(self) -> bool:

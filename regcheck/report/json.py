@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from regcheck import __version__
-from regcheck.compare.steps import Sample
+from regcheck.compare.firsts import Sample
 from regcheck.compare.trace import TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
@@ -111,7 +111,8 @@ def verdict_dict(report: Report) -> dict[str, Any]:
         "first_divergence": divergence_dict(report),
         "first_loss_divergence": loss
         and {"step": loss.step, **pick(loss.at, "scratch", "framework", "difference", "bound")},
-        **pick(found, "first_by_stage", "first_unjudged", "first_loss_unjudged"),
+        **pick(found, "first_by_stage", "first_unjudged"),
+        "first_loss_unjudged": found.losses.first_unjudged,
     }
 
 

@@ -108,13 +108,13 @@ def losses(report: Report) -> Iterator[str]:
             f"scratch {scratch}, torch {torch}, difference {short(loss.at.difference)}."
         )
     own = report.spec.scratch is not None
-    if own and not report.comparison.losses_reported and "loss" in report.spec.compare:
+    if own and not report.comparison.losses.reported and "loss" in report.spec.compare:
         yield "Your code yields no loss, so the reported losses are not compared."
 
 
 def unjudged(report: Report) -> Iterator[str]:
     """Say from which step on something could not be judged, where the verdict does not say it."""
-    step, loss = report.comparison.first_unjudged, report.comparison.first_loss_unjudged
+    step, loss = report.comparison.first_unjudged, report.comparison.losses.first_unjudged
     inconclusive = report.verdict == "inconclusive"
     found = []
     if step is not None and not inconclusive:
@@ -203,7 +203,7 @@ def tolerances(report: Report) -> Iterator[str]:
         return
     if report.verdict == "inconclusive" and not found.stops(report.spec.compare):
         return
-    what = " what was judged" if found.first_unjudged or found.first_loss_unjudged else ""
+    what = " what was judged" if found.first_unjudged or found.losses.first_unjudged else ""
     names = report.spec.judged(found.drift.needed)
     given = [report.spec.tolerance.of(name) for name in names]
     if len(set(given)) == 1:

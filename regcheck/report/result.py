@@ -8,8 +8,9 @@ from typing import Any
 
 from regcheck.compare.comparison import Comparison
 from regcheck.compare.drift import Needed
+from regcheck.compare.firsts import LossDivergence
 from regcheck.compare.not_distinguished import Hidden
-from regcheck.compare.steps import Divergence, LossDivergence
+from regcheck.compare.steps import Divergence
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.rules.convention import is_bias
@@ -61,7 +62,7 @@ class Report:
     @property
     def first_loss_divergence(self) -> LossDivergence | None:
         """The first step at which the reported losses differ, at the same parameters."""
-        return self.comparison.first_loss_divergence
+        return self.comparison.losses.divergence
 
     @property
     def not_distinguished(self) -> tuple[Hidden, ...]:

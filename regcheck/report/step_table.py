@@ -77,7 +77,7 @@ def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Line]:
     """Write one step: a line for each tensor, and a line below that says what begins here."""
     begins = beginnings(report, row.step)
     beyond = row.loss_judged > report.spec.tolerance.of("loss").limit
-    own = loss_number(row.scratch_loss) if report.comparison.losses_reported else "-"
+    own = loss_number(row.scratch_loss) if report.comparison.losses.reported else "-"
     step = (
         f"{'>' if begins else ' '} {row.step:>{widths.step}} "
         f"{row.epoch:>{widths.epoch}} {row.batch:>5}   "

@@ -191,7 +191,7 @@ def print_final(report: Report, console: Console) -> None:
     if len(listed) < len(entries):
         rest = len(entries) - len(listed)
         table.add_row(Text(f"… {rest} more, with smaller differences", "dim"))
-    if report.comparison.losses_reported:
+    if report.comparison.losses.reported:
         table.add_row("reported loss", *difference(scratch.loss, framework.loss))
     for rows, here in scratch.accuracy.items():
         there = framework.accuracy[rows]

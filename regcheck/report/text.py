@@ -126,7 +126,7 @@ def sides(report: Report) -> list[Side]:
 def scratch_side(report: Report) -> Side:
     """Describe the scratch side."""
     if report.spec.scratch is not None:
-        loss = "its own loss" if report.comparison.losses_reported else "no loss"
+        loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)
     convention, given = report.spec.named_convention(), letters(report.training)
     name = name_of(convention) or ", ".join(
