@@ -7,7 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from regcheck.numerics.least_squares import Fit, fit_all, fit_columns, fit_each, rounded
+from regcheck.numerics.least_squares import (
+    Fit,
+    equal_factors,
+    fit_all,
+    fit_columns,
+    fit_each,
+    longer,
+    newton,
+    rounded,
+)
 
 SLOPE = np.array([[1.0, 2.0], [2.0, 4.0]])
 
@@ -65,3 +74,43 @@ def test_plainest_number_is_taken_that_is_near(
     assert fit.plain(among) == Fit(plain, fit.deviation)
     assert fit.is_near(plain)
     assert not fit.is_near(plain + 17 * fit.deviation + 1e-15)
+
+
+def test_newtons_step_goes_to_where_the_tangent_is_the_target() -> None:
+    slope = np.array([[2.0, 1.0], [0.0, 4.0]])
+    at, wanted = np.array([3.0, -5.0]), np.array([1.0, 2.0])
+    rest = wanted - slope @ at
+    # J is that slope but for the rounding of a difference over 1e-6.
+    assert slope @ (at + newton(lambda w: slope @ w, at, slope @ at, rest)) == pytest.approx(
+        wanted, abs=1e-7
+    )
+    # w² = 4 from 3: (4 − 9)/6
+    assert newton(np.square, np.array([3.0]), np.array([9.0]), np.array([-5.0])) == pytest.approx(
+        [-5 / 6], rel=1e-5
+    )
+    assert np.isnan(newton(lambda w: w * np.inf, at, at, at)).all()
+
+
+def test_newtons_step_where_a_direction_says_nothing_leaves_it() -> None:
+    at = np.array([1.0, 7.0])
+    moved = newton(lambda w: np.array([w[0], 0.0]), at, np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    assert moved == pytest.approx([2, 0])
+
+
+def test_columns_of_equal_factors_are_put_together() -> None:
+    slope = np.array([[10.0, 20.0, 30.0, 40.0], [20.0, 10.0, 10.0, 10.0]])
+    groups = equal_factors(slope, slope * [2.0, 5.0, 2.0, 5.0], 1e-16)
+    assert [group.tolist() for group in groups] == [[0, 2], [1, 3]]
+    # Of slopes near 22, factors 0.1 apart are the same to a bound each, within 8 deviations.
+    near = equal_factors(slope, slope * [2.0, 2.1, 2.0, 2.1], 1e-16)
+    assert [group.tolist() for group in near] == [[0, 1, 2, 3]]
+
+
+def test_columns_without_a_factor_or_a_slope_have_no_groups() -> None:
+    slope = np.array([[10.0, 20.0], [20.0, 10.0]])
+    assert equal_factors(slope, slope * [[2.0], [3.0]], 1e-16) == []
+    assert equal_factors(slope * [1.0, 0.01], slope, 1e-16) == []
+
+
+def test_bounds_of_a_longer_step_grow_from_the_fourfold_on() -> None:
+    assert longer(np.array([-8.0, 0.5, 4.0, 6.0])) == pytest.approx([2, 1, 1, 1.5])

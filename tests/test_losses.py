@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from regcheck.numerics.losses import (
     DENOMINATOR_FLOOR,
+    KEPT_FROM_ZERO,
     LOSSES,
     Array,
     accuracy,
@@ -18,6 +19,7 @@ from regcheck.numerics.losses import (
     bce_with_logits,
     brier,
     gradient,
+    mean_bce,
     mse,
     predict,
     saturated,
@@ -238,3 +240,17 @@ def test_accuracy_counts_rows_on_the_right_side() -> None:
     assert accuracy(X, np.array([0.0, 1.0, 0.0, 0.0]), parameters) == 0.75
     assert accuracy(X[:0], np.empty(0), parameters) is None
     assert math.isnan(accuracy(X * math.nan, np.zeros(4), parameters) or 0.0)
+
+
+@pytest.mark.parametrize("form", KEPT_FROM_ZERO)
+def test_logarithms_by_hand_are_kept_from_zero_and_else_those_of_p(form: str) -> None:
+    z, y = np.array([-800.0, math.log(3), 800.0]), np.array([1.0, 0.0, 0.0])
+    for logarithms in KEPT_FROM_ZERO[form]:
+        # p is 0, 3/4 and 1; the first and the last row are wrong by all that there is.
+        with np.errstate(over="ignore"):
+            wrong = mean_bce(logarithms, 2.0**-40, z, y)
+        assert wrong == pytest.approx((40 * math.log(2) + math.log(4) + 40 * math.log(2)) / 3)
+        assert mean_bce(logarithms, 1e-20, z[1:2], y[1:2]) == pytest.approx(math.log(4))
+        assert mean_bce(logarithms, 0.25, np.zeros(1), np.ones(1)) == pytest.approx(
+            -math.log(0.75 if "added" in form else 0.5)
+        )

@@ -1,4 +1,4 @@
-"""Weighted least squares: factors that are fitted, and how well each is known.
+"""Weighted least squares: factors that are fitted, and how well each is known; Newton's method.
 
 Each residual is divided by its rounding bound, so that the deviation of a factor c is what one
 bound makes of it, 1/√Σ (slope/bound)², and a few units in c's own last place.
@@ -7,7 +7,7 @@ bound makes of it, 1/√Σ (slope/bound)², and a few units in c's own last plac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
+Places = NDArray[np.intp]
 
 SLACK = 8.0
 """Deviations within which a value cannot be distinguished from a fitted factor."""
@@ -120,3 +121,41 @@ def fit_columns(
             fits[index] = rounded(float(factor / sizes[index]), float(own / sizes[index]), u)
     residual = float(np.abs(rest).max(initial=0.0))
     return Solution(tuple(fits), residual, rank == len(shown), len(rest))
+
+
+def newton(function: Callable[[Array], Array], at: Array, value: Array, rest: Array) -> Array:
+    """Return J⁺ rest, by which Newton's method moves w so that f(w) moves by the rest.
+
+    J is taken by forward differences from f(w) = value: column k is (f(w + h e_k) − f(w))/h.
+    NaN where it is not finite.
+    """
+    jacobian = np.empty((len(value), len(at)))
+    for entry, number in enumerate(at):
+        h = 1e-6 * max(1.0, abs(float(number)))
+        moved = at.copy()
+        moved[entry] += h
+        jacobian[:, entry] = (function(moved) - value) / h
+    if not np.isfinite(jacobian).all():
+        return np.full_like(at, math.nan)
+    return np.asarray(np.linalg.lstsq(jacobian, rest, rcond=1e-13)[0])
+
+
+def equal_factors(slope: Array, target: Array, u: float) -> list[Places]:
+    """Put columns that are fitted by the same factor together: target ≈ c slope in each.
+
+    Empty where one of them is fitted by none, or has no slope beyond its bounds.
+    """
+    if not (np.abs(slope) > 1).any(axis=0).all():
+        return []
+    factors, spread = fit_each(slope, target, 0)
+    if (np.abs(target - factors * slope) / longer(factors)).max() > 1:
+        return []
+    slack = SLACK * np.hypot(spread, ROUNDED * u * factors)
+    order = np.argsort(factors, kind="stable")
+    differ = np.diff(factors[order]) > np.maximum(slack[order][1:], slack[order][:-1])
+    return [np.sort(group) for group in np.split(order, np.flatnonzero(differ) + 1)]
+
+
+def longer(factor: Array | float) -> Array:
+    """Return how many times the bounds of a step hold those of a longer one, max(1, |c|/4)."""
+    return np.maximum(1.0, np.abs(factor) / 4)

@@ -126,3 +126,28 @@ LOSSES: dict[tuple[str, str], Callable[[Array, Array], RowLosses]] = {
     ("logistic", "mse"): brier,
 }
 """By model and loss: what turns z and y into the rows' losses."""
+
+Logarithms = Callable[[Array, float], tuple[Array, Array]]
+"""Returns log p and log(1 − p), which are kept from log 0 by a small δ."""
+
+KEPT_FROM_ZERO: dict[str, tuple[Logarithms, ...]] = {
+    "p kept between {0} and 1 − {0}": (
+        lambda p, d: (np.log(np.clip(p, d, 1 - d)), np.log(1 - np.clip(p, d, 1 - d))),
+        lambda p, d: (np.log(np.maximum(p, d)), np.log(np.maximum(1 - p, d))),
+    ),
+    "{0} added to p and to 1 − p": (lambda p, d: (np.log(p + d), np.log(1 - p + d)),),
+}
+"""By how it is said: each form that losses by hand take. (1 − δ is rounded, and δ is not.)"""
+
+FLOORS = (
+    *(10.0**-k for k in range(3, 21)),
+    float(np.finfo(np.float32).eps),
+    float(np.finfo(np.float64).eps),
+)
+"""What people take for δ."""
+
+
+def mean_bce(logarithms: Logarithms, floor: float, z: Array, y: Array) -> float:
+    """Return the mean of −y log p − (1 − y) log(1 − p), by logarithms kept from log 0."""
+    log_p, log_other = logarithms(sigmoid(z), floor)
+    return float(np.mean((y - 1) * log_other - y * log_p))
