@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,10 @@ class History:
         parts = [self.all(what) for what in KEPT]
         for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
             yield Record(batch, *(part[index] for part in parts))
+
+    def record(self, step: int) -> Record | None:
+        """Return a step by its number, from 1 on; None where it is not kept."""
+        return next(islice(self.records(), step - 1, None), None)
 
     def tensor_at(self, entry: int) -> str:
         """Name the tensor that an entry is of."""

@@ -8,14 +8,22 @@ from typing import get_args
 
 from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History
-from regcheck.diagnosis.evidence import without_cause
+from regcheck.diagnosis.evidence import (
+    finite_differences,
+    gradient_agrees,
+    late_evidence,
+    not_finite,
+    other_penalty,
+    other_rates,
+    recursion_evidence,
+    settings_evidence,
+)
 from regcheck.diagnosis.fix import equivalent_settings, verified_fix
-from regcheck.diagnosis.loss_evidence import logarithm_evidence
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.other_settings import by_entries, effective_settings_of, with_other_settings
-from regcheck.diagnosis.records import Diagnosis, Explanation, Run
+from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.reported_loss import FLOAT32, explain_losses
+from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
 from regcheck.diagnosis.search import distinguishing, search
 from regcheck.problem.problem import Parameters
 from regcheck.rules.cause import Stage
@@ -25,6 +33,23 @@ from regcheck.spec import Spec
 from regcheck.trainers.sides import Sides
 
 Found = tuple[Explanation, ...]
+
+KEEPS_TO_IT = (
+    "The scratch side makes the steps of torch's rule, by the settings of the framework side's "
+    "optimizer; it is the framework side that does not. Look for what else changes its parameters: "
+    "a hook, a clamp, a constraint, tied weights."
+)
+
+GRADIENT = {
+    True: "The gradient that your code yields is torch's, to rounding: what differs is what the "
+    "step makes of it.",
+    False: "The gradient that your code yields is not torch's.",
+}
+
+YIELD_GRADIENT = (
+    'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
+    "..}}, regcheck tells whether that is off, or what the step makes of it."
+)
 
 
 def diagnose(
@@ -145,3 +170,37 @@ def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
 def searched(run: Run, replay: Replay) -> Found:
     """Search the catalogue."""
     return search(replay, run.training, run.spec.named_convention(), run.visible)
+
+
+def without_cause(
+    run: Run, replay: Replay, settings: Mapping[str, EffectiveSettings]
+) -> tuple[list[str], str]:
+    """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
+    evidence = late_evidence(run)
+    assert run.first is not None
+    record = run.history.record(run.first)
+    if record is None:
+        kept = len(run.history)
+        text = f"Only the first {kept:,} steps are kept and could be replayed."
+        return [*evidence, text], "update"
+    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
+    if known:
+        return [*evidence, known], "update"
+    agrees = gradient_agrees(run, replay, record)
+    if agrees is not None:
+        evidence.append(GRADIENT[agrees])
+    if agrees is not False:
+        for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):
+            text = describe(replay)
+            if text:
+                return [*evidence, text], stage
+    evidence += settings_evidence(settings, run.training)
+    stage = "optimizer" if agrees else "gradient"
+    if agrees is None and not any(one.fits for one in settings.values()):
+        text, stage = recursion_evidence(replay, run.training.sgd.momentum)
+        evidence += [text] if text else []
+    if stage == "gradient":
+        evidence += finite_differences(run, replay, record)
+    if run.scratch_is_reference and run.gradient is None:
+        evidence.append(YIELD_GRADIENT)
+    return evidence, stage

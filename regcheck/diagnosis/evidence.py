@@ -1,15 +1,17 @@
-"""What is known of a divergence that no cause explains: where it is, and who is right."""
+"""What is known of updates that no cause explains: where they differ, how, and who is right."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.loss_evidence import finite_differences
-from regcheck.diagnosis.other_settings import deltas, scratch_deltas, window, without_penalty
-from regcheck.diagnosis.records import EffectiveSettings, Run
+from regcheck.diagnosis.other_inputs import implied_gradient
+from regcheck.diagnosis.other_settings import Moves
+from regcheck.diagnosis.records import NO_RULE, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
 from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns, fit_each
@@ -23,56 +25,17 @@ MOST_RATES = 6
 MOST_TENSORS = 6
 """Tensors that are named."""
 
+MOST_PROBED = 12
+"""Entries whose derivative is taken by finite differences."""
 
-def without_cause(
-    run: Run, replay: Replay, settings: Mapping[str, EffectiveSettings]
-) -> tuple[list[str], str]:
-    """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
-    evidence = late_evidence(run)
-    record = next((one for one in run.history.records() if one.batch.step == run.first), None)
-    if record is None:
-        kept = len(run.history)
-        text = f"Only the first {kept:,} steps are kept and could be replayed."
-        return [*evidence, text], "update"
-    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
-    if known:
-        return [*evidence, known], "update"
-    agrees = gradient_agrees(run, replay, record)
-    if agrees is not None:
-        evidence.append(GRADIENT[agrees])
-    if agrees is not False:
-        for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):
-            text = describe(replay)
-            if text:
-                return [*evidence, text], stage
-    evidence += settings_evidence(settings, run.training)
-    stage = "optimizer" if agrees else "gradient"
-    if agrees is None and not any(one.fits for one in settings.values()):
-        text, stage = recursion_evidence(replay, run.training.sgd.momentum)
-        evidence += [text] if text else []
-    if stage == "gradient":
-        evidence += finite_differences(run, replay, record)
-    if run.scratch_is_reference and run.gradient is None:
-        evidence.append(YIELD_GRADIENT)
-    return evidence, stage
+NEARER = 0.1
+"""How much nearer to a derivative one gradient must be than the other."""
 
+RELIABLE = 0.25
+"""How far two finite differences may be apart, of what the two gradients are apart."""
 
-KEEPS_TO_IT = (
-    "The scratch side makes the steps of torch's rule, by the settings of the framework side's "
-    "optimizer; it is the framework side that does not. Look for what else changes its parameters: "
-    "a hook, a clamp, a constraint, tied weights."
-)
-
-GRADIENT = {
-    True: "The gradient that your code yields is torch's, to rounding: what differs is what the "
-    "step makes of it.",
-    False: "The gradient that your code yields is not torch's.",
-}
-
-YIELD_GRADIENT = (
-    'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-    "..}}, regcheck tells whether that is off, or what the step makes of it."
-)
+FLOORED = 27.0
+"""z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
 
 
 def late_evidence(run: Run) -> list[str]:
@@ -115,10 +78,9 @@ def other_rates(replay: Replay) -> str:
     S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
     torch's momentum does not hold the lr, so that each step has its own α_t.
     """
-    at = window(replay)
-    scratch, limits = scratch_deltas(replay, at)
+    moves = Moves(replay)
     with np.errstate(all="ignore"):
-        slope, target = deltas(replay, replay.torch, at) / limits, scratch / limits
+        slope, target = moves.by_torch() / moves.limits, moves.scratch / moves.limits
     if not (np.isfinite(slope).all() and np.isfinite(target).all()):
         return ""
     shown = (np.abs(slope) > 1).sum(axis=1) > 1
@@ -127,7 +89,7 @@ def other_rates(replay: Replay) -> str:
     left = np.abs(target - alpha[:, None] * slope)
     if shown.sum() < 2 or left.max() > 1 or (alpha < 0).any():
         return ""
-    torch = np.array([record.batch.lr for record in replay.history.records()])[at][shown]
+    torch = np.array([record.batch.lr for record in replay.history.records()])[moves.at][shown]
     own = alpha * torch
     slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
     constant = (np.abs(own - float(np.median(own))) <= slack + slack.max()).all()
@@ -136,7 +98,7 @@ def other_rates(replay: Replay) -> str:
             f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
             f"{listed(torch)}, is not applied."
         )
-    first = 1 + at.start + int(shown.argmax())
+    first = 1 + moves.at.start + int(shown.argmax())
     return (
         f"The steps are torch's with another lr in each: from step {first:,} on {listed(own)}, "
         f"where torch has {listed(torch)}."
@@ -154,18 +116,18 @@ def other_penalty(replay: Replay) -> str:
 
     S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
     """
-    at, free, history = window(replay), without_penalty(replay), replay.history
-    scratch, limits = scratch_deltas(replay, at)
-    by_gradient, own = deltas(replay, free, at), deltas(replay, replay.torch, at)
+    moves, history = Moves(replay), replay.history
+    by_gradient, limits = moves.by_gradient(), moves.limits
     with np.errstate(all="ignore"):
-        target, off = (scratch - by_gradient) / limits, (scratch - own) / limits
+        target = (moves.scratch - by_gradient) / limits
+        off = (moves.scratch - moves.by_torch()) / limits
     # Some tensors, like the bias, may be free of it, or have torch's own.
     concerned = np.zeros(history.entries, dtype=bool)
     for part in history.slices.values():
         concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
     for text, shape in penalties(history).items():
         with np.errstate(all="ignore"):
-            slope = (deltas(replay, free, at, shape) - by_gradient) / limits
+            slope = (moves.by_gradient(shape) - by_gradient) / limits
         if not (np.isfinite(slope).all() and np.isfinite(target).all()):
             continue
         here, there = slope[:, concerned], target[:, concerned]
@@ -182,12 +144,14 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
     for name, part in history.slices.items():
         weights[part] = not is_bias(name)
 
-    def whole(record: Record) -> Array:
-        return np.full_like(record.before, record.before.sum())
+    def sums(entries: NDArray[np.bool_], *, by_row: bool) -> Callable[[Record], Array]:
+        def added(record: Record) -> Array:
+            total = record.before[entries].sum() / (record.batch.size if by_row else 1)
+            return np.full_like(record.before, total)
 
-    def of_weights(record: Record) -> Array:
-        return np.full_like(record.before, record.before[weights].sum())
+        return added
 
+    every = np.ones_like(weights)
     shape = "The steps are torch's with a penalty of {} %s in its gradient."
     number = (
         "The steps are torch's with one number added to the gradient of each entry, {} %s, in the "
@@ -197,10 +161,10 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
         shape % "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
         shape % "w³": lambda record: record.before**3,
         shape % "|w|": lambda record: np.abs(record.before),
-        number % "Σw": of_weights,
-        number % "Σw over weights and biases": whole,
-        number % "Σw/B": lambda record: of_weights(record) / record.batch.size,
-        number % "Σw/B over weights and biases": lambda record: whole(record) / record.batch.size,
+        number % "Σw": sums(weights, by_row=False),
+        number % "Σw over weights and biases": sums(every, by_row=False),
+        number % "Σw/B": sums(weights, by_row=True),
+        number % "Σw/B over weights and biases": sums(every, by_row=True),
     }
 
 
@@ -211,8 +175,8 @@ def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Train
     """
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
-        rules.setdefault(rule_text(one, training.sgd.weight_decay.get(name, 0.0)), []).append(name)
-    if not rules.keys() - {NEITHER}:
+        rules.setdefault(one.rule(training.sgd.weight_decay.get(name, 0.0)), []).append(name)
+    if not rules.keys() - {NO_RULE}:
         return []
     verbs = {text: "go" if len(names) > 1 else "goes" for text, names in rules.items()}
     return [f"{few(names)} {verbs[text]} {text}." for text, names in rules.items()]
@@ -226,29 +190,6 @@ def few(names: list[str]) -> str:
     return " and ".join(names)
 
 
-NEITHER = "by no multiple of torch's gradient and of the parameters"
-
-
-def rule_text(one: EffectiveSettings, weight_decay: float) -> str:
-    """Describe by what rule one tensor goes."""
-    if not one.fits or one.gradient is None:
-        return NEITHER
-    alpha, decay = one.gradient, one.decay
-    own = decay is None or decay.is_near(weight_decay)
-    if alpha.is_near(1.0) and own:
-        return "by torch's rule"
-    if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
-        return "by −1 times torch's step: a sign is wrong"
-    factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
-    if alpha.is_near(-1.0):
-        factor = "a wrong sign: −1 times "
-    penalty = ""
-    if decay is not None and not own:
-        penalty = f", and a penalty of {decay.factor:.6g} w"
-        penalty = ", and no penalty" if decay.is_near(0.0) else penalty
-    return f"by {factor}torch's gradient{penalty}"
-
-
 def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
     """Describe steps that are made from torch's gradients all the same; and the stage.
 
@@ -258,11 +199,10 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
 
     and so is the use of the gradient of the step before. What does not fit has another gradient.
     """
-    at = window(replay)
-    scratch, limits = scratch_deltas(replay, at)
-    gradient, before = (replay.history.all(key)[at] for key in ("gradient", "before"))
-    columns = (gradient[1:], gradient[:-1], before[1:], scratch[:-1])
-    rule = fit_columns(columns, scratch[1:], limits[1:], replay.u)
+    moves = Moves(replay)
+    gradient, before = (replay.history.all(key)[moves.at] for key in ("gradient", "before"))
+    columns = (gradient[1:], gradient[:-1], before[1:], moves.scratch[:-1])
+    rule = fit_columns(columns, moves.scratch[1:], moves.limits[1:], replay.u)
     if rule.entries < 2 * len(columns) or rule.residual > 100:
         return "", "gradient"
     now, last, decay, kept = (fit.factor if fit else 0.0 for fit in rule.fits)
@@ -284,3 +224,67 @@ PREVIOUS_GRADIENT = (
     "Each step is made from the gradient of the step before: take the predictions and the "
     "gradient anew, from the parameters as they are."
 )
+
+
+def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
+    """Take the derivative by central differences of torch's loss: with whom does it side?
+
+    The scratch side's gradient is its own, or else what it must have been to make its step by
+    torch's rule.
+    """
+    own = run.gradient
+    implied = run.history.flat(own) if own is not None else implied_gradient(replay, record)
+    if implied is None:
+        return []
+    apart = np.abs(implied - record.gradient)
+    order = np.argsort(-apart)[:MOST_PROBED]
+    derivative = central_differences(run, record, order, apart[order])
+    if derivative is None:
+        return []
+    scratch_off = float(np.abs(implied[order] - derivative).max())
+    torch_off = float(np.abs(record.gradient[order] - derivative).max())
+    if not torch_off < NEARER * scratch_off < math.inf:
+        return []
+    text = (
+        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
+        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
+        f"{scratch_off:.1e}, most in {run.history.tensor_at(int(order[0]))}."
+    )
+    return [text]
+
+
+def central_differences(
+    run: Run, record: Record, order: NDArray[np.intp], apart: Array
+) -> Array | None:
+    """Take central differences of torch's loss, (L(w + h) − L(w − h))/2h, for some entries.
+
+    None where they tell no derivative: the loss is random, has a floor, or another slope at h/2.
+    `apart` is how far the two gradients are apart in each entry, which they must tell.
+    """
+
+    def loss(entries: Array) -> float:
+        return run.sides.probe.loss_at(run.history.split(entries), record.batch)
+
+    if loss(record.before) != loss(record.before) or is_floored(run, record):
+        return None
+    step = float(np.finfo(run.torch.problem.framework_dtype).eps) ** (1 / 3)
+    found = np.empty(len(order))
+    for place, entry in enumerate(order):
+        slopes = []
+        for h in (step, step / 2):
+            above, below = record.before.copy(), record.before.copy()
+            above[entry] += h * max(1.0, abs(float(record.before[entry])))
+            below[entry] -= h * max(1.0, abs(float(record.before[entry])))
+            slopes.append((loss(above) - loss(below)) / float(above[entry] - below[entry]))
+        reliable = abs(slopes[0] - slopes[1]) <= RELIABLE * apart[place]
+        if not reliable or not any(slopes):  # of a loss that stays the same, nothing is known
+            return None
+        found[place] = slopes[1]
+    return found
+
+
+def is_floored(run: Run, record: Record) -> bool:
+    """Whether torch's loss has a floor at some rows of a step."""
+    if not run.sees_rows or run.torch.problem.loss != "bce":
+        return False
+    return any(bool((np.abs(z) > FLOORED).any()) for z, _ in run.outputs(record))

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from regcheck.diagnosis.other_inputs import losses_of
 from regcheck.diagnosis.records import Diagnosis, Explanation, Run, SpecFix
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.reported_loss import losses_of
 from regcheck.problem.problem import Parameters
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.cause import put_in

@@ -1,5 +1,7 @@
 """Whether a user's code follows a rule from other inputs: another start, other rows, or rounded.
 
+Losses are taken from these inputs too. Of a step that no rule makes, the gradient is sought.
+
 Data or parameters that are kept in float32, in a computation that else is in float64, are known by
 what a step comes to from them: from rounded data all of it, to the rounding of float64; from
 rounded parameters it is within half a unit in the last place of float32.
@@ -7,16 +9,19 @@ rounded parameters it is within half a unit in the last place of float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import compress, islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.compare.history import Record
+from regcheck.compare.history import History, Record
 from regcheck.diagnosis.records import Explanation, Run
 from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import newton
+from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters
 from regcheck.problem.row_orders import other_orders
 from regcheck.rules.cause import Change
@@ -25,6 +30,9 @@ from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 
 MOST_SOLVED = 200
 """Entries of the parameters up to which a start is solved for."""
+
+FOUND_START = 64.0
+"""How much less well losses are known from a start that had to be found."""
 
 
 def from_other_inputs(
@@ -48,25 +56,21 @@ def in_other_orders(replay: Replay) -> Iterator[Explanation]:
     for note, batches in other_orders(replay.torch.problem.schedule).items():
         pairs = zip(replay.history.records(), batches, strict=False)
         reordered = (record._replace(batch=batch) for record, batch in pairs)
-        residual = residual_on_rows(replay, replay.torch, reordered)
+        residual = replay.largest(afters(replay, replay.torch, reordered))
         if residual <= 1:
             yield Explanation(("row-order",), {}, residual, note=note)
-
-
-def residual_on_rows(
-    replay: Replay, rule: NumpyTrainer, records: Iterable[Record] | None = None
-) -> float:
-    """Return the largest ratio that a rule leaves by its own pass over the rows, or inf."""
-    return replay.largest(afters(replay, rule, records, lambda _: None))
 
 
 def afters(
     replay: Replay,
     rule: NumpyTrainer,
-    records: Iterable[Record] | None,
-    known: Callable[[Record], ForwardBackward | None],
+    records: Iterable[Record] | None = None,
+    known: Callable[[Record], ForwardBackward | None] = lambda _: None,
 ) -> Iterator[tuple[Record, Array]]:
-    """Yield each record and the parameters after a rule's step, by torch's own bounds."""
+    """Yield each record, with torch's own bounds, and the parameters after a rule's step.
+
+    `known` is the pass over a step's rows, or None for the rule's own.
+    """
     for record, update in replay.updates(rule, records, known):
         assert update is not None
         yield record, replay.history.flat(update.step.after)
@@ -88,7 +92,7 @@ def from_rounded(run: Run, replay: Replay) -> Explanation | None:
         "the targets y are rounded to float32": replace(problem, y=y),
         "the data X and y are rounded to float32": replace(problem, X=X, y=y),
     }.items():
-        residual = residual_on_rows(replay, NumpyTrainer(inputs))
+        residual = replay.largest(afters(replay, NumpyTrainer(inputs)))
         if residual <= 1:
             return Explanation(("precision",), {}, residual, note=note)
     return None
@@ -119,12 +123,9 @@ def parameters_rounded(replay: Replay) -> Explanation | None:
 
 
 def residual_rounded(replay: Replay, rounded: NDArray[np.bool_], start: bool) -> float:
-    """Return the largest ratio left beyond half a unit of float32, or inf.
+    """Return the largest ratio left beyond half a unit of float32 in the rounded entries, or inf.
 
-    Args:
-        replay: the steps.
-        rounded: the entries that are rounded.
-        start: whether they are so before step 1 too.
+    `start` is whether they are rounded before step 1 too.
     """
     problem, before = replay.torch.problem, replay.history.all("before")
     if start:
@@ -174,8 +175,8 @@ def from_elsewhere(
     must show that.
     """
     rule = replay.by(change)
-    for find in (by_newton, by_fixed_point):
-        start = find(replay, rule)
+    for by_newton in (True, False):
+        start = first_start(replay, rule, by_newton=by_newton)
         if start is None:
             continue
         first, *later = replay.history.records()
@@ -191,62 +192,107 @@ def from_elsewhere(
     return None
 
 
-class FirstStep:
-    """A rule's first step, to be solved for where it starts: step(w) = w₁."""
+def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array | None:
+    """Solve step(w) = w₁ for where a rule's first step starts; None where it does not converge.
 
-    def __init__(self, replay: Replay, rule: NumpyTrainer) -> None:
-        self.replay, self.rule = replay, rule
-        self.record = next(replay.history.records())
+    Newton's method is w ← w + J⁺ (w₁ − step(w)), and the fixed point's takes 1 for J⁺.
+    """
+    split, flat = replay.history.split, replay.history.flat
+    record, first = next(replay.history.records()), rule.start()
 
-    def after(self, start: Array) -> Array:
-        """Return the parameters after the step."""
-        split, flat = self.replay.history.split, self.replay.history.flat
-        state = self.rule.start()._replace(parameters=split(start))
-        return flat(self.rule.step(state, self.record.batch).step.after)
+    def after(start: Array) -> Array:
+        state = first._replace(parameters=split(start))
+        return flat(rule.step(state, record.batch).step.after)
 
-    def missed_by(self, start: Array, end: Array) -> float:
-        """Return how far the step's end is from w₁, in limits."""
-        here = self.record._replace(before=start)
-        bound = self.replay.widened(self.rule.problem, here, end).bound
-        return float(np.abs((here.scratch - end) / (bound * self.replay.limits)).max())
-
-
-def by_newton(replay: Replay, rule: NumpyTrainer) -> Array | None:
-    """Solve step(w) = w₁ for w by Newton's method; None where it does not converge."""
-    step = FirstStep(replay, rule)
-    start = step.record.scratch.copy()
-    if len(start) > MOST_SOLVED:
+    start = record.scratch.copy()
+    if by_newton and len(start) > MOST_SOLVED:
         return None
+    times, near = (30, 0.05) if by_newton else (500, 0.01)
     with np.errstate(all="ignore"):
-        for _ in range(30):
-            end = step.after(start)
-            rest = step.record.scratch - end
+        for _ in range(times):
+            end = after(start)
+            rest = record.scratch - end
             if not np.isfinite(rest).all():
                 return None
-            if step.missed_by(start, end) < 0.05:
+            here = replay.widened(rule.problem, record._replace(before=start), end)
+            solved = np.abs(rest / (here.bound * replay.limits)).max() < near
+            if solved and by_newton:
                 return start
-            jacobian = np.empty((len(start), len(start)))
-            for entry in range(len(start)):
-                h = 1e-6 * max(1.0, abs(float(start[entry])))
-                moved = start.copy()
-                moved[entry] += h
-                jacobian[:, entry] = (step.after(moved) - end) / h
-            if not np.isfinite(jacobian).all():
-                return None
-            start = start + np.linalg.lstsq(jacobian, rest, rcond=1e-13)[0]
+            start = start + (newton(after, start, end, rest) if by_newton else rest)
+            if solved:
+                return start
     return None
 
 
-def by_fixed_point(replay: Replay, rule: NumpyTrainer) -> Array | None:
-    """Solve it by w ← w + (w₁ − step(w)); None where that does not converge."""
-    step = FirstStep(replay, rule)
-    start = step.record.scratch.copy()
-    with np.errstate(all="ignore"):
-        for _ in range(500):
-            end = step.after(start)
-            last, start = start, start + (step.record.scratch - end)
-            if not np.isfinite(start).all():
-                return None
-            if step.missed_by(last, end) < 0.01:
-                return start
-    return None
+def implied_gradient(replay: Replay, record: Record) -> Array | None:
+    """Return the data gradient that would make the scratch side's first diverging step by torch's.
+
+    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
+    gradient gives a. None where clipping or an lr of 0 hides it.
+    """
+    problem, step = replay.torch.problem, record.batch.step
+    if problem.clip_norm is not None or problem.clip_value is not None:
+        return None
+
+    def after(gradient: Array) -> Array:
+        def known(one: Record) -> ForwardBackward:
+            return replay.pass_with(gradient if one.batch.step == step else one.gradient)
+
+        *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
+        assert update is not None
+        return replay.history.flat(update.step.after)
+
+    torch = after(record.gradient)
+    slope = after(record.gradient + 1) - torch
+    return record.gradient + (record.scratch - torch) / slope if slope.all() else None
+
+
+class Place(NamedTuple):
+    """Where the scratch side takes its losses: torch's there, at some steps, and their limits."""
+
+    framework: Array
+    limit: Array
+    batches: tuple[Batch, ...]
+    before: Array
+
+    def at(self, kept: NDArray[np.bool_]) -> Place:
+        """Return some of the steps."""
+        batches = tuple(compress(self.batches, kept))
+        return Place(self.framework[kept], self.limit[kept], batches, self.before[kept])
+
+    @property
+    def rows(self) -> Array:
+        """The number of rows of each step."""
+        return np.array([float(batch.size) for batch in self.batches])
+
+
+def places(run: Run, found: Sequence[Explanation], start: Parameters | None) -> Iterator[Place]:
+    """Yield where the scratch side may take its losses: from its start, on its rows, as torch."""
+    history = run.history
+    limit = run.limits["loss"] * history.loss("bound")
+    batches = tuple(record.batch for record in history.records())
+    own = Place(history.loss("framework"), limit, batches, history.all("before"))
+    if start is not None:
+        framework, before = own.framework.copy(), own.before.copy()
+        framework[0] = run.torch.forward_backward(start, batches[0]).loss
+        before[0] = history.flat(start)
+        # It is known to rounding alone, and the bound of its loss is that of another start.
+        limit = FOUND_START * limit
+        limit[0] += 1e-9 * abs(framework[0])
+        yield Place(framework, limit, batches, before)
+        return
+    for one in found:
+        if "row-order" in one.causes:
+            order = other_orders(run.torch.problem.schedule)[one.note]
+            batches = tuple(islice(order, len(history)))
+            losses = losses_of(run.torch, history, own.before, batches)
+            yield own._replace(framework=losses, batches=batches)
+    yield own  # the rows of the loss may not be those of the gradient
+
+
+def losses_of(
+    rule: NumpyTrainer, history: History, parameters: Array, batches: Sequence[Batch]
+) -> Array:
+    """Return a rule's mean loss over micro-batches, from the rows, at each step."""
+    pairs = zip(parameters, batches, strict=True)
+    return np.array([rule.forward_backward(history.split(w), batch).loss for w, batch in pairs])

@@ -21,7 +21,6 @@ among them, and these with more steps than numbers to choose.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -33,7 +32,14 @@ from numpy.typing import NDArray
 from regcheck.compare.history import Record
 from regcheck.diagnosis.records import ByEntry, EffectiveSettings, Explanation
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns, fit_each, rounded
+from regcheck.numerics.least_squares import (
+    Places,
+    equal_factors,
+    fit_all,
+    fit_columns,
+    longer,
+    rounded,
+)
 from regcheck.problem.problem import Array
 from regcheck.rules.equivalent import decays_text
 from regcheck.trainers.numpy_trainer import NumpyTrainer
@@ -44,9 +50,6 @@ MOST = 512
 MOST_SHIFTED = 12
 """Steps, and epochs, by which a schedule may be early or late."""
 
-Indices = NDArray[np.intp]
-"""Places of some entries."""
-
 MOST_NUMBERS = 3
 """Numbers that the entries may have beside torch's own: more are no rule."""
 
@@ -54,71 +57,71 @@ LEAST_SHOWN = 3
 """Entries' steps that must show each number beyond rounding."""
 
 
-def window(replay: Replay) -> slice:
-    """Return the places of the steps that a fit is taken from."""
-    start = min(max(0, replay.first - 1), len(replay.history) - 1)
-    return slice(start, min(start + MOST, len(replay.history)))
+class Moves:
+    """What the scratch side, and any rule, subtract at some steps: (steps, entries).
 
-
-def scratch_deltas(replay: Replay, at: slice) -> tuple[Array, Array]:
-    """Return what the scratch side subtracts at some steps, and its limits: (steps, entries).
-
-    It is known as w − w′ alone, from a w′ that is rounded: never better than 2u |w|.
+    Attributes:
+        at: the places of the steps: the first divergence and those after it, or every step.
+        scratch: what the scratch side subtracts.
+        limits: of that. It is known as w − w′ alone, from a w′ that is rounded: never better than
+            2u |w|.
     """
-    before, scratch, bound = (replay.history.all(key)[at] for key in ("before", "scratch", "bound"))
-    with np.errstate(all="ignore"):
-        limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
-        return before - scratch, limits
 
+    def __init__(self, replay: Replay, *, every: bool = False) -> None:
+        history = replay.history
+        first = min(max(0, replay.first - 1), len(history) - 1)
+        self.replay = replay
+        self.at = slice(None) if every else slice(first, min(first + MOST, len(history)))
+        before, after, bound = (history.all(key)[self.at] for key in ("before", "scratch", "bound"))
+        with np.errstate(all="ignore"):
+            self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
+            self.scratch = before - after
 
-def deltas(
-    replay: Replay, rule: NumpyTrainer, at: slice, added: Callable[[Record], Array] | None = None
-) -> Array:
-    """Return what a rule subtracts at some steps: (steps, entries).
+    def by(self, rule: NumpyTrainer, added: Callable[[Record], Array] | None = None) -> Array:
+        """Return what a rule subtracts; `added` is a function of the step, beside the gradient."""
+        known = None
+        if added is not None:
+            known = lambda record: self.replay.pass_with(record.gradient + added(record))  # noqa: E731
+        found = []
+        for _, update in islice(self.replay.updates(rule, known=known), self.at.stop):
+            assert update is not None
+            assert update.step.delta is not None
+            found.append(self.replay.history.flat(update.step.delta))
+        return np.array(found)[self.at]
 
-    `added` is a function of the step that is added to the gradient.
-    """
-    known = None
-    if added is not None:
-        known = lambda record: replay.pass_with(record.gradient + added(record))  # noqa: E731
-    found = []
-    for _, update in islice(replay.updates(rule, known=known), at.stop):
-        assert update is not None
-        assert update.step.delta is not None
-        found.append(replay.history.flat(update.step.delta))
-    return np.array(found)[at]
+    def by_torch(self) -> Array:
+        """Return T: the whole of torch's step."""
+        return self.by(self.replay.torch)
 
+    def by_gradient(self, added: Callable[[Record], Array] | None = None) -> Array:
+        """Return G: torch's step without its penalty."""
+        problem = self.replay.torch.problem
+        zeros = dict.fromkeys(problem.weight_decay, 0.0)
+        return self.by(self.replay.torch.by(replace(problem, weight_decay=zeros)), added)
 
-def without_penalty(replay: Replay) -> NumpyTrainer:
-    """Return torch's rule without its penalty."""
-    zeros = dict.fromkeys(replay.torch.problem.weight_decay, 0.0)
-    return replay.torch.by(replace(replay.torch.problem, weight_decay=zeros))
-
-
-def unit_penalty(replay: Replay) -> NumpyTrainer:
-    """Return torch's rule with a penalty of λ = 1 alone, and no data gradient."""
-    problem = replay.torch.problem
-    ones = dict.fromkeys(problem.weight_decay, 1.0)
-    faults = problem.faults._replace(gradient_factor=0.0)
-    return replay.torch.by(replace(problem, weight_decay=ones, faults=faults))
+    def by_penalty(self) -> Array:
+        """Return P: torch's step by a penalty of λ = 1 alone, and no data gradient."""
+        problem = self.replay.torch.problem
+        ones = dict.fromkeys(problem.weight_decay, 1.0)
+        faults = problem.faults._replace(gradient_factor=0.0)
+        rule = replace(problem, weight_decay=ones, faults=faults)
+        return self.by(self.replay.torch.by(rule))
 
 
 def effective_settings_of(replay: Replay) -> dict[str, EffectiveSettings]:
     """Measure the effective lr and weight decay of each tensor."""
-    at = window(replay)
-    found, limits = scratch_deltas(replay, at)
-    rules = (without_penalty(replay), unit_penalty(replay))
-    by_gradient, by_decay = (deltas(replay, rule, at) for rule in rules)
+    moves = Moves(replay)
+    by_gradient, by_penalty = moves.by_gradient(), moves.by_penalty()
     settings = {}
     for name, part in replay.history.slices.items():
-        columns = (by_gradient[:, part], by_decay[:, part])
+        columns, limits = (by_gradient[:, part], by_penalty[:, part]), moves.limits[:, part]
         # A column within rounding of 0 says nothing.
         solution = fit_columns(
-            columns, found[:, part], limits[:, part], replay.u, least=1.0, rcond=1e-9
+            columns, moves.scratch[:, part], limits, replay.u, least=1.0, rcond=1e-9
         )
         gradient, decay = solution.fits if solution.unique else (None, None)
-        residual = solution.residual if solution.unique else math.inf
-        settings[name] = EffectiveSettings(gradient, decay, residual)
+        fits = solution.unique and solution.residual <= 1
+        settings[name] = EffectiveSettings(gradient, decay, fits)
     return settings
 
 
@@ -187,11 +190,10 @@ class Family(NamedTuple):
 
 def by_entries(replay: Replay) -> Iterator[Explanation]:
     """Yield the ways in which some entries' own numbers make all steps."""
-    history, torch, every = replay.history, replay.torch, slice(None)
-    found, limits = scratch_deltas(replay, every)
-    rules = (torch, without_penalty(replay), unit_penalty(replay))
+    history, torch, moves = replay.history, replay.torch, Moves(replay, every=True)
+    found = (moves.scratch, moves.by_torch(), moves.by_gradient(), moves.by_penalty())
     with np.errstate(all="ignore"):
-        parts = [found / limits, *(deltas(replay, rule, every) / limits for rule in rules)]
+        parts = [one / moves.limits for one in found]
     if not all(np.isfinite(one).all() for one in parts):
         return
     scratch, whole, gradient, decay = parts
@@ -215,7 +217,9 @@ def by_entries(replay: Replay) -> Iterator[Explanation]:
 def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> Explanation | None:
     """Return the numbers that the strange entries have in one family; None where they have none."""
     values = family.own.copy()
-    groups = grouped(family, np.flatnonzero(strange), replay.u)
+    places_of = np.flatnonzero(strange)
+    slope, target = family.slope[:, places_of], family.target[:, places_of]
+    groups = [places_of[group] for group in equal_factors(slope, target, replay.u)]
     if not 0 < len(groups) <= MOST_NUMBERS:
         return None
     residual = float(np.abs(family.target - values * family.slope).max(where=~strange, initial=0.0))
@@ -225,7 +229,7 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
             return None
         fit = rounded(*fit_all(slope, target), replay.u)
         for value in (fit.plain((0.0,)).factor, fit.factor):
-            left = largest_left(slope, target, value)
+            left = float((np.abs(target - value * slope) / longer(value)).max())
             if left <= 1:
                 break
         values[places] = value
@@ -241,28 +245,7 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
     return Explanation((cause,), {}, residual, note=note, by_entry=own)
 
 
-def largest_left(slope: Array, target: Array, value: float) -> float:
-    """Return the largest difference left, in limits; a longer step rounds more."""
-    return float(np.abs(target - value * slope).max()) / max(1.0, abs(value) / 4)
-
-
-def grouped(family: Family, strange: Indices, u: float) -> list[Indices]:
-    """Put the strange entries into groups of one number each; empty where one of them has none."""
-    slope, target = family.slope[:, strange], family.target[:, strange]
-    if not (np.abs(slope) > 1).any(axis=0).all():
-        return []
-    factors, spread = fit_each(slope, target, 0)
-    far = np.abs(target - factors * slope) / np.maximum(1, np.abs(factors) / 4)
-    if far.max() > 1:
-        return []
-    slack = SLACK * np.hypot(spread, ROUNDED * u * factors)
-    order = np.argsort(factors, kind="stable")
-    differ = np.diff(factors[order]) > np.maximum(slack[order][1:], slack[order][:-1])
-    groups = np.split(strange[order], np.flatnonzero(differ) + 1)
-    return [np.sort(group) for group in groups]
-
-
-def note_of(replay: Replay, family: Family, groups: Sequence[Indices], values: Array) -> str:
+def note_of(replay: Replay, family: Family, groups: Sequence[Places], values: Array) -> str:
     """Describe which entries have which numbers."""
     schedule, notes = replay.torch.problem.schedule, []
     for places in groups:

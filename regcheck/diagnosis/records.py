@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from regcheck.compare.comparison import Comparison
-from regcheck.compare.history import History
+from regcheck.compare.history import History, Record
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.cause import Change
@@ -18,6 +18,9 @@ from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, TorchFollowsScratch
+
+FLOAT32 = 2.0**29
+"""How much coarser float32 rounds than float64."""
 
 
 class Run(NamedTuple):
@@ -86,6 +89,12 @@ class Run(NamedTuple):
         sample = self.comparison.sample
         return sample.scratch.gradient if sample and self.scratch_is_reference else None
 
+    def outputs(self, record: Record) -> list[tuple[Array, Array]]:
+        """Return z and y of a step's micro-batches, by torch's rule."""
+        there = self.torch.forward_backward(self.history.split(record.before), record.batch)
+        batches = zip(there.outputs, record.batch.micro_batches, strict=True)
+        return [(z, self.torch.y[index]) for z, index in batches]
+
 
 class ByEntry(NamedTuple):
     """Numbers that some entries have of their own.
@@ -122,23 +131,22 @@ class Explanation:
     by_entry: ByEntry | None = None
 
 
+NO_RULE = "by no multiple of torch's gradient and of the parameters"
+"""How a tensor goes that no effective settings fit."""
+
+
 class EffectiveSettings(NamedTuple):
     """What one tensor's steps come to; None where the run does not tell.
 
     Attributes:
         gradient: α, the factor on torch's step without a penalty.
         decay: κ, what the penalty's gradient is times w, at the spec's lr.
-        residual: the largest difference that they leave, in limits.
+        fits: whether α and κ make every step to rounding.
     """
 
     gradient: Fit | None
     decay: Fit | None
-    residual: float
-
-    @property
-    def fits(self) -> bool:
-        """Whether α and κ make every step to rounding."""
-        return self.residual <= 1
+    fits: bool
 
     @property
     def weight_decay(self) -> Fit | None:
@@ -150,6 +158,25 @@ class EffectiveSettings(NamedTuple):
         spread = math.hypot(self.decay.deviation, value * self.gradient.deviation) / abs(alpha)
         return Fit(value, spread)
 
+    def rule(self, weight_decay: float) -> str:
+        """Describe by what rule the tensor goes, beside torch's with its weight decay."""
+        if not self.fits or self.gradient is None:
+            return NO_RULE
+        alpha, decay = self.gradient, self.decay
+        own = decay is None or decay.is_near(weight_decay)
+        if alpha.is_near(1.0) and own:
+            return "by torch's rule"
+        if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
+            return "by −1 times torch's step: a sign is wrong"
+        factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
+        if alpha.is_near(-1.0):
+            factor = "a wrong sign: −1 times "
+        penalty = ""
+        if decay is not None and not own:
+            penalty = f", and a penalty of {decay.factor:.6g} w"
+            penalty = ", and no penalty" if decay.is_near(0.0) else penalty
+        return f"by {factor}torch's gradient{penalty}"
+
 
 class Reporting(NamedTuple):
     """What explains the reported losses.
@@ -158,13 +185,11 @@ class Reporting(NamedTuple):
         causes: of kind reporting; empty where the loss is that of the rule it trains by.
         strengths: κ of each tensor in the loss, where the penalty is in it.
         scale: c, the factor on the data loss.
-        residual: the largest difference left, in limits.
     """
 
     causes: tuple[str, ...]
     strengths: Mapping[str, Fit]
     scale: float
-    residual: float
 
 
 class SpecFix(NamedTuple):

@@ -13,60 +13,46 @@ and some of these at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, compress, islice, product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.compare.history import History
-from regcheck.diagnosis.records import Explanation, Reporting, Run
+from regcheck.diagnosis.other_inputs import Place, losses_of, places
+from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
-from regcheck.numerics.losses import LOSSES
-from regcheck.problem.batches import Batch
+from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, LOSSES, mean_bce, sigmoid
 from regcheck.problem.problem import Array, Parameters, Problem
-from regcheck.problem.row_orders import other_orders
 from regcheck.rules.convention import is_bias
+from regcheck.rules.settings import LOSSES as TORCHS
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-
-FLOAT32 = 2.0**29
-"""How much coarser float32 rounds than float64."""
-
-FOUND_START = 64.0
-"""How much less well losses are known from a start that had to be found."""
 
 NAMED_SHARES = (1.0, 0.5, 2.0)
 """Factors on λ that people put into a penalty that they report."""
 
+CLOSE = 1e-9
+"""The relative difference of losses beside their bounds: δ is beside 1 in p, and rounded there."""
 
-class Place(NamedTuple):
-    """Where the scratch side takes its losses: torch's there, at each recorded step, and limits."""
-
-    framework: Array
-    limit: Array
-    batches: tuple[Batch, ...]
-    before: Array
+OF_Z = TORCHS["bce_with_logits"].formulas[0].removeprefix("ℓ = ")
+"""The loss by which no logarithm is taken of 0."""
 
 
 class Losses(NamedTuple):
-    """The losses of those steps of a place at which both sides report one, which are `kept`."""
+    """The losses at the steps of a place at which both sides report one, which are `kept`."""
 
     run: Run
-    place: Place
+    every: Place
     kept: NDArray[np.bool_]
+    shown: Place
     scratch: Array
-    framework: Array
-    limit: Array
-    batches: tuple[Batch, ...]
-    before: Array
 
     def penalties(self, *, squared: bool = True) -> dict[str, Array]:
         """Return what κ of each tensor multiplies in the loss, ‖w‖²/2, or ‖w‖: (steps,)."""
         slices = self.run.history.slices.items()
-        squares = {name: (self.before[:, part] ** 2).sum(axis=1) for name, part in slices}
+        squares = {name: (self.shown.before[:, part] ** 2).sum(axis=1) for name, part in slices}
         return {name: one / 2 if squared else np.sqrt(one) for name, one in squares.items()}
 
 
@@ -95,93 +81,59 @@ def explain_losses(
     for slack in (1.0, FLOAT32) if coarser else (1.0,):
         for place in places(run, found, start):
             losses = reported_at(run, place._replace(limit=slack * place.limit))
-            reporting = explain(losses, rules) if len(losses.scratch) else None
-            if reporting is not None:
-                return reporting
+            for base, penalty in candidates(losses, rules):
+                reporting = reporting_of(losses, base, penalty)
+                if reporting is not None:
+                    return reporting
     return None
-
-
-def places(run: Run, found: Sequence[Explanation], start: Parameters | None) -> Iterator[Place]:
-    """Yield where the scratch side may take its losses: from its start, on its rows, as torch."""
-    history = run.history
-    limit = run.limits["loss"] * history.loss("bound")
-    batches = tuple(record.batch for record in history.records())
-    own = Place(history.loss("framework"), limit, batches, history.all("before"))
-    if start is not None:
-        framework, before = own.framework.copy(), own.before.copy()
-        framework[0] = run.torch.forward_backward(start, batches[0]).loss
-        before[0] = history.flat(start)
-        # It is known to rounding alone, and the bound of its loss is that of another start.
-        limit = FOUND_START * limit
-        limit[0] += 1e-9 * abs(framework[0])
-        yield Place(framework, limit, batches, before)
-        return
-    for one in found:
-        if "row-order" in one.causes:
-            order = other_orders(run.torch.problem.schedule)[one.note]
-            batches = tuple(islice(order, len(history)))
-            losses = losses_of(run.torch, history, own.before, batches)
-            yield own._replace(framework=losses, batches=batches)
-    yield own  # the rows of the loss may not be those of the gradient
-
-
-def losses_of(
-    rule: NumpyTrainer, history: History, parameters: Array, batches: Sequence[Batch]
-) -> Array:
-    """Return a rule's mean loss over micro-batches, from the rows, at each step."""
-    pairs = zip(parameters, batches, strict=True)
-    return np.array([rule.forward_backward(history.split(w), batch).loss for w, batch in pairs])
 
 
 def reported_at(run: Run, place: Place) -> Losses:
     """Take the steps at which both sides report a loss."""
     scratch = run.history.loss("scratch")
     kept = np.isfinite(scratch) & np.isfinite(place.framework) & np.isfinite(place.limit)
-    batches = tuple(batch for batch, keep in zip(place.batches, kept, strict=True) if keep)
-    own = (scratch[kept], place.framework[kept], place.limit[kept])
-    return Losses(run, place, kept, *own, batches, place.before[kept])
+    return Losses(run, place, kept, place.at(kept), scratch[kept])
 
 
-def explain(losses: Losses, rules: Sequence[Problem]) -> Reporting | None:
-    """Find a data loss and a penalty that are what is reported; None where none are.
+def candidates(losses: Losses, rules: Sequence[Problem]) -> Iterator[tuple[DataLoss, Penalty]]:
+    """Yield what may be reported: a data loss and a penalty, the plainest first.
 
     The rules are those that explain the updates, and torch's own as the last.
     """
+    if not len(losses.scratch):
+        return
     tried = []
     for base in data_losses(losses, rules):
-        for penalty in named_penalties(losses, base.scale, rules):
-            reporting = reporting_of(losses, base, penalty)
-            if reporting is not None:
-                return reporting
         tried.append(base)
+        yield from ((base, penalty) for penalty in named_penalties(losses, base.scale, rules))
     for base in tried:
         fitted = fitted_penalty(losses, losses.scratch - base.values)
-        reporting = reporting_of(losses, base, fitted) if fitted else None
-        if reporting is not None:
-            return reporting
-    square = float(losses.framework @ losses.framework)
-    if len(losses.framework) < 3 or square == 0:  # so few that any numbers have a factor
-        return None
-    scale = float(losses.scratch @ losses.framework) / square
-    base = DataLoss(("reported-loss-scaled",), scale * losses.framework, scale)
-    return reporting_of(losses, base, Penalty(0 * base.values, {}))
+        yield from [(base, fitted)] if fitted else []
+    framework = losses.shown.framework
+    square = float(framework @ framework)
+    if len(framework) >= 3 and square != 0:  # of fewer any numbers have a factor
+        scale = float(losses.scratch @ framework) / square
+        yield scaled(scale * framework, scale), Penalty(np.zeros_like(framework), {})
 
 
 def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting | None:
     """Return a data loss and a penalty, if they are what is reported."""
-    slack = losses.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
+    slack = losses.shown.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
     with np.errstate(all="ignore"):
         ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
-    residual = float(np.max(np.where(np.isnan(ratios), math.inf, ratios), initial=0.0))
-    if residual > 1:
-        return None
     inside = ("penalty-in-loss",) if penalty.strengths else ()
-    return Reporting((*base.causes, *inside), penalty.strengths, base.scale, residual)
+    found = Reporting((*base.causes, *inside), penalty.strengths, base.scale)
+    return found if (ratios <= 1).all() else None
+
+
+def scaled(values: Array, scale: float) -> DataLoss:
+    """Return torch's loss times what no rule has."""
+    return DataLoss(("reported-loss-scaled",), values, scale)
 
 
 def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
     """Yield the data losses that may be reported, the plainest first."""
-    framework, kept = losses.framework, losses.kept
+    framework, rows, kept = losses.shown.framework, losses.shown.rows, losses.kept
     yield DataLoss((), framework)
     # What a rule itself makes of the loss is no cause of its own.
     distinct: dict[tuple[object, ...], Problem] = {}
@@ -189,17 +141,13 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
         distinct.setdefault(loss_keys(rule), rule)
     for rule in distinct.values():
         yield from own_losses(losses, rule)
-    rows = np.array([float(batch.size) for batch in losses.batches])
-    for scale in (0.5, 2.0):
-        yield DataLoss(("reported-loss-scaled",), scale * framework, scale)
-    for scale in (1.0, 0.5):
-        yield DataLoss(("reported-loss-scaled",), scale * rows * framework, scale * rows[0])
+    yield from (scaled(scale * framework, scale) for scale in (0.5, 2.0))
+    yield from (scaled(scale * rows * framework, scale * rows[0]) for scale in (1.0, 0.5))
     for one in own_losses(losses, rules[-1].with_change({"batch_divisor": "batch-size"})):
-        yield one._replace(causes=("reported-loss-scaled",))
+        yield scaled(one.values, one.scale)
     # The mean is of all batches, also where the code reports it at an epoch's end alone.
-    every, batches = losses.place.framework, losses.place.batches
+    every, batches, sizes = losses.every.framework, losses.every.batches, losses.every.rows
     epochs = np.array([batch.epoch for batch in batches])
-    sizes = np.array([float(batch.size) for batch in batches])
     yield DataLoss(("loss-epoch-mean",), running_mean(every, epochs)[kept])
     weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
     yield DataLoss(("loss-epoch-mean",), weighted[kept])
@@ -222,21 +170,21 @@ def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
 
     Where gradients of micro-batches are summed, losses may be, or may be averaged all the same.
     """
+    framework, _, batches, before = losses.shown
     for accumulation in dict.fromkeys((rule.faults.accumulation, "mean")):
         change = {"update_order": "simultaneous", "accumulation": accumulation}
         at_once = rule.with_change(change)
-        scales = [pass_scale(at_once, batch) for batch in losses.batches]
+        scales = [pass_scale(at_once, batch) for batch in batches]
         if None not in scales:
             factors = np.array(scales, np.float64)
             scale = float(np.abs(factors).max())
-            yield DataLoss((), factors * losses.framework, scale)
+            yield DataLoss((), factors * framework, scale)
         elif (rule.model, rule.loss) in LOSSES:
-            history = losses.run.history
-            values = losses_of(NumpyTrainer(rule), history, losses.before, losses.batches)
+            values = losses_of(NumpyTrainer(rule), losses.run.history, before, batches)
             if accumulation == "sum":
-                values = values * [float(len(batch.micro_batches)) for batch in losses.batches]
+                values = values * [float(len(batch.micro_batches)) for batch in batches]
             with np.errstate(all="ignore"):
-                scale = float(np.nan_to_num(np.abs(values / losses.framework), posinf=1).max())
+                scale = float(np.nan_to_num(np.abs(values / framework), posinf=1).max())
             yield DataLoss((), values, scale)
 
 
@@ -246,30 +194,26 @@ def named_penalties(losses: Losses, scale: float, rules: Sequence[Problem]) -> I
     squared = losses.penalties()
     for rule in rules:
         trainer = NumpyTrainer(rule)
-        decays = [trainer.effective_decays(batch) for batch in losses.batches]
+        decays = [trainer.effective_decays(batch) for batch in losses.shown.batches]
         own = {name: np.array([one[name] for one in decays]) for name in decays[0]}
         terms = losses.penalties(squared=rule.convention.penalty_norm == "squared")
         for factor in dict.fromkeys((1.0, scale)):
-            yield from penalty_of(factor, own, terms)
-    problem = rules[-1]
-    rows = np.array([float(batch.size) for batch in losses.batches])
+            yield from penalty_of({name: factor * kappa for name, kappa in own.items()}, terms)
+    problem, rows = rules[-1], losses.shown.rows
     of_all = {name: problem.weight_decay[name] for name in problem.weight_decay if name in squared}
     of_weights = {name: 0.0 if is_bias(name) else decay for name, decay in of_all.items()}
-    for tensors in (of_all, of_weights):
-        for divisor in (np.ones_like(rows), rows, np.full_like(rows, len(problem.y))):
-            for factor in NAMED_SHARES:
-                own = {name: decay / divisor for name, decay in tensors.items()}
-                yield from penalty_of(factor, own, squared)
+    divisors = (np.ones_like(rows), rows, np.full_like(rows, len(problem.y)))
+    for tensors, divisor, share in product((of_all, of_weights), divisors, NAMED_SHARES):
+        plain = {name: share * (decay / divisor) for name, decay in tensors.items()}
+        yield from penalty_of(plain, squared)
 
 
-def penalty_of(
-    factor: float, strengths: Mapping[str, Array], terms: Mapping[str, Array]
-) -> Iterator[Penalty]:
+def penalty_of(strengths: Mapping[str, Array], terms: Mapping[str, Array]) -> Iterator[Penalty]:
     """Yield a penalty, with its κ at the first step, unless there is none."""
     shown = {name: kappa for name, kappa in strengths.items() if kappa.any()}
     if shown:
-        values = sum((factor * kappa * terms[name] for name, kappa in shown.items()), 0.0)
-        fits = {name: Fit(float(factor * kappa[0]), 0.0) for name, kappa in shown.items()}
+        values = sum((kappa * terms[name] for name, kappa in shown.items()), 0.0)
+        fits = {name: Fit(float(kappa[0]), 0.0) for name, kappa in shown.items()}
         yield Penalty(np.asarray(values), fits)
 
 
@@ -281,7 +225,7 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
     terms = {name: half for name, half in losses.penalties().items() if half.any()}
     if len(rest) <= len(terms) or not terms:
         return None
-    solution = fit_columns(list(terms.values()), rest, losses.limit, 0.0)
+    solution = fit_columns(list(terms.values()), rest, losses.shown.limit, 0.0)
     fits = {name: fit for name, fit in zip(terms, solution.fits, strict=True) if fit}
     if not solution.unique or any(fit.factor < -SLACK * fit.deviation for fit in fits.values()):
         return None
@@ -296,3 +240,60 @@ def running_mean(values: Array, epochs: Array) -> Array:
         here = epochs == epoch
         found[here] = np.cumsum(values[here]) / np.arange(1, here.sum() + 1)
     return found
+
+
+def logarithm_evidence(run: Run, *, explained: bool) -> str:
+    """Describe where the scratch side's logarithms stop, if that is why the losses differ; else ''.
+
+    A loss −y log p − (1 − y) log(1 − p) by hand is kept from log 0 by a small δ, in one of the
+    forms of `KEPT_FROM_ZERO`. So reported losses differ once some p is as close to 0 or 1 as δ,
+    though the training is the same.
+
+    `explained` is whether all losses that are numbers are explained already.
+    """
+    if not run.sees_rows or not TORCHS[run.torch.problem.loss].logarithms:
+        return ""
+    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
+    reported = np.isfinite(scratch) & np.isfinite(framework)
+    lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
+    with np.errstate(all="ignore"):
+        record = run.history.record(int(lost[0]) + 1) if len(lost) else None
+        outputs = run.outputs(record) if record is not None else []
+        if any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs):
+            return (
+                f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on: there "
+                "some p is 0 or 1 to rounding, and its logarithm is infinite. Take it of z: "
+                f"{OF_Z}."
+            )
+        return "" if explained or not reported.any() else floor_of(run, reported)
+
+
+def floor_of(run: Run, reported: NDArray[np.bool_]) -> str:
+    """Name the floor with which all reported losses agree; '' where there is none.
+
+    The step at which they differ most leaves few forms, of which the others are asked one by one.
+    """
+    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
+    limits = run.limits["loss"] * run.history.loss("bound") + CLOSE * np.abs(scratch)
+    worst = int(np.argmax(np.where(reported, np.abs(scratch - framework), -1.0)))
+    forms = [(text, by) for text, some in KEPT_FROM_ZERO.items() for by in some]
+    left = [(text, by, floor) for text, by in forms for floor in FLOORS]
+    first = islice(run.history.records(), worst, worst + 1)
+    for record in chain(first, run.history.records()):
+        place = record.batch.step - 1
+        if reported[place] and left:
+            rows = run.outputs(record)
+            sums = [sum(mean_bce(by, floor, z, y) for z, y in rows) for _, by, floor in left]
+            near = np.abs(np.array(sums) / len(rows) - scratch[place]) <= limits[place]
+            left = list(compress(left, near))
+    if not left:
+        return ""
+    floor = min(floor for _, _, floor in left)
+    said = dict.fromkeys(text.format(f"{floor:.3g}") for text, _, one in left if one == floor)
+    torch = TORCHS[run.torch.problem.loss]
+    return (
+        f"the scratch side's loss has {', or '.join(said)}; "
+        f"torch's {torch.torch} {torch.logarithms}. With that in torch's formula the losses of all "
+        f"{int(reported.sum()):,} steps agree. Take both losses of z, {OF_Z} (BCEWithLogitsLoss), "
+        "or `compare: [parameters]`."
+    )

@@ -18,6 +18,7 @@ class Loss(NamedTuple):
         title, formulas, notes: what `explain` writes.
         steepest: by model, the largest |d²ℓ/dz²| over all z and all y from 0 to 1.
         tail: how many times e^(−|z|) the logistic model's |d²ℓ/dz²| can be.
+        logarithms: what keeps it from log 0, to follow its name; empty where it takes none.
     """
 
     torch: str
@@ -27,6 +28,7 @@ class Loss(NamedTuple):
     notes: list[str]
     steepest: Mapping[str, float]
     tail: float
+    logarithms: str = ""
 
 
 LOSSES: dict[str, Loss] = {
@@ -41,6 +43,7 @@ LOSSES: dict[str, Loss] = {
         ],
         steepest={"logistic": 0.25},
         tail=1.0,
+        logarithms="takes no logarithm below −100",
     ),
     "bce_with_logits": Loss(
         "BCEWithLogitsLoss",
@@ -50,6 +53,7 @@ LOSSES: dict[str, Loss] = {
         ["The same loss as bce, without its limits where p is nearly 0 or 1."],
         steepest={"logistic": 0.25},
         tail=1.0,
+        logarithms="has no floor, as it takes z",
     ),
     "mse": Loss(
         "MSELoss",
