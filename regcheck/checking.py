@@ -12,7 +12,9 @@ import numpy as np
 
 from regcheck.compare.comparison import Comparison, Progress, compare
 from regcheck.diagnosis.diagnose import diagnose
+from regcheck.diagnosis.records import Run
 from regcheck.errors import UserCodeError
+from regcheck.fix import with_fix
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.report.result import Report
@@ -89,7 +91,8 @@ def check_problem(
         verdict, reason = conclusion(spec, comparison)
         diagnosis = None
         if verdict == "diverged":
-            diagnosis = diagnose(comparison, history, sides, spec, training)
+            run = Run(comparison, history, sides, spec, training)
+            diagnosis = with_fix(diagnose(run), run)
     return Report(
         name=loaded.name,
         spec=spec,

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import get_args
 
-from regcheck.compare.comparison import Comparison
-from regcheck.compare.history import History
 from regcheck.diagnosis.evidence import (
     finite_differences,
     gradient_agrees,
@@ -18,7 +16,6 @@ from regcheck.diagnosis.evidence import (
     recursion_evidence,
     settings_evidence,
 )
-from regcheck.diagnosis.fix import equivalent_settings, verified_fix
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.other_settings import by_entries, effective_settings_of, with_other_settings
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
@@ -28,9 +25,6 @@ from regcheck.diagnosis.search import distinguishing, search
 from regcheck.problem.problem import Parameters
 from regcheck.rules.cause import Stage
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.settings import Training
-from regcheck.spec import Spec
-from regcheck.trainers.sides import Sides
 
 Found = tuple[Explanation, ...]
 
@@ -52,24 +46,11 @@ YIELD_GRADIENT = (
 )
 
 
-def diagnose(
-    comparison: Comparison, history: History, sides: Sides, spec: Spec, training: Training
-) -> Diagnosis:
-    """Find why two sides differ: the causes, what is equivalent, and the change of the spec.
-
-    The training is with the settings that the framework side really has.
-    """
-    if sides.torch is None:
-        return unknown_rule(sides.probe.optimizer)
-    run = Run(comparison, history, sides, sides.torch, spec, training)
-    if not len(history):
-        return Diagnosis(explained=False)
-    found = explained(run)
-    return replace(
-        found,
-        matching=equivalent_settings(found.best, training),
-        fix=verified_fix(run, found) if found.explained else None,
-    )
+def diagnose(run: Run) -> Diagnosis:
+    """Find why two sides differ: the causes, or what is known without one."""
+    if run.sides.torch is None:
+        return unknown_rule(run.sides.probe.optimizer)
+    return explained(run) if len(run.history) else Diagnosis(explained=False)
 
 
 def unknown_rule(optimizer: object) -> Diagnosis:

@@ -30,17 +30,21 @@ class Run(NamedTuple):
         comparison: what its steps came to.
         history: the recorded steps.
         sides: both sides.
-        torch: torch's rule in NumPy, by the settings that the framework side really has.
         spec: of the run.
-        training: with those settings.
+        training: with the settings that the framework side really has.
     """
 
     comparison: Comparison
     history: History
     sides: Sides
-    torch: NumpyTrainer
     spec: Spec
     training: Training
+
+    @property
+    def torch(self) -> NumpyTrainer:
+        """Torch's rule in NumPy, by the settings that the framework side really has."""
+        assert self.sides.torch is not None
+        return self.sides.torch
 
     @property
     def limits(self) -> dict[str, float]:

@@ -22,6 +22,15 @@ from regcheck.spec.tolerance import ROUNDING
 CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"
 
 
+def with_fix(found: Diagnosis, run: Run) -> Diagnosis:
+    """Add to a diagnosis torch's settings that match the scratch side, and the fix of the spec."""
+    return replace(
+        found,
+        matching=equivalent_settings(found.best, run.training),
+        fix=verified_fix(run, found) if found.explained else None,
+    )
+
+
 def equivalent_settings(
     best: Explanation | None, training: Training, *, loss: str = "bce"
 ) -> Matching | str | None:
