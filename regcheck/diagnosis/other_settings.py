@@ -217,9 +217,9 @@ def by_entries(replay: Replay) -> Iterator[Explanation]:
 def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> Explanation | None:
     """Return the numbers that the strange entries have in one family; None where they have none."""
     values = family.own.copy()
-    places_of = np.flatnonzero(strange)
-    slope, target = family.slope[:, places_of], family.target[:, places_of]
-    groups = [places_of[group] for group in equal_factors(slope, target, replay.u)]
+    entries = np.flatnonzero(strange)
+    slope, target = family.slope[:, entries], family.target[:, entries]
+    groups = [entries[group] for group in equal_factors(slope, target, replay.u)]
     if not 0 < len(groups) <= MOST_NUMBERS:
         return None
     residual = float(np.abs(family.target - values * family.slope).max(where=~strange, initial=0.0))
