@@ -20,7 +20,7 @@ from regcheck.rules.settings import (
     LOSSES,
     SYMBOLIC,
     Letters,
-    SgdSettings,
+    Settings,
     Training,
     effective_decay,
     exact,
@@ -183,10 +183,10 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
-    momentum = EXAMPLE.sgd._replace(momentum=0.9)
+    momentum = EXAMPLE.sgd.with_options(momentum=0.9)
     yield EXAMPLE._replace(sgd=momentum)
-    yield EXAMPLE._replace(sgd=momentum._replace(dampening=0.1))
-    yield EXAMPLE._replace(sgd=momentum._replace(nesterov=True))
+    yield EXAMPLE._replace(sgd=momentum.with_options(dampening=0.1))
+    yield EXAMPLE._replace(sgd=momentum.with_options(nesterov=True))
     yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
 
 
@@ -205,7 +205,7 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
 
 
 EXAMPLE = Training(
-    SgdSettings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
+    Settings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
 )
 WORKED = "One step: w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2"
 
@@ -249,7 +249,7 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
     return f"{number(w)} − {penalty} − {number(lr)}·({number(g)})", w - value - lr * g
 
 
-MOMENTUM = SYMBOLIC._replace(momentum="μ")
+MOMENTUM = SYMBOLIC.with_options(momentum="μ")
 
 LOSSES_AND_OPTIMIZERS = (
     *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
@@ -259,8 +259,8 @@ LOSSES_AND_OPTIMIZERS = (
         "torch.optim.SGD(lr, momentum=μ, dampening=τ, nesterov, weight_decay=λ)",
         [
             f"plain:     {'; '.join(rule_lines(TORCH, SYMBOLIC))}",
-            f"momentum:  {'; '.join(rule_lines(TORCH, MOMENTUM._replace(dampening='τ')))}",
-            f"nesterov:  {'; '.join(rule_lines(TORCH, MOMENTUM._replace(nesterov=True)))}",
+            f"momentum:  {'; '.join(rule_lines(TORCH, MOMENTUM.with_options(dampening='τ')))}",
+            f"nesterov:  {'; '.join(rule_lines(TORCH, MOMENTUM.with_options(nesterov=True)))}",
         ],
         [
             "The first step sets v to the gradient itself: it is not dampened.",

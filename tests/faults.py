@@ -172,8 +172,8 @@ class Planted:
             loss=self.training.reported(self.report, taken, before, batch.step - 1, parts),
             gradient=gradient,
             penalty=self.named((pair[0].penalty, pair[1].penalty)),
-            velocity={
-                name: np.reshape(v, gradient[name].shape)
+            memory={
+                name: {"momentum_buffer": np.reshape(v, gradient[name].shape)}
                 for name, v in velocities.items()
                 if v is not None and name in gradient
             },

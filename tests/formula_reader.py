@@ -16,7 +16,7 @@ import pytest
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Parameters, build_problem
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
-from regcheck.rules.settings import SgdSettings, Training
+from regcheck.rules.settings import Settings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
@@ -156,8 +156,10 @@ def case_of(spec: dict[str, Any], faults: Faults = NO_FAULTS) -> Case:
 
 def training(**changes: Any) -> Training:
     """Make a plain training of 8 rows; changes of torch's settings are put into these."""
-    given = SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
-    sgd = given._replace(**{key: changes.pop(key) for key in given._fields if key in changes})
+    given = Settings(0.1, {"weight": 0.5, "bias": 0.5})
+    own = {key: changes.pop(key) for key in given.options if key in changes}
+    sgd = given.with_options(**own)
+    sgd = sgd._replace(**{key: changes.pop(key) for key in sgd._fields if key in changes})
     return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
 
 

@@ -100,14 +100,14 @@ def effects(observed: Observed) -> Iterator[Effect]:
     problem = observed.problem
     assert problem is not None
     rules = [extended(problem, rule) for rule in (problem.convention, TORCH)]
-    velocities = [rule.start().velocities for rule in rules]
+    memories = [rule.start().memory for rule in rules]
     for batch, framework, bounds in observed.steps:
         before = {name: w.astype(np.longdouble) for name, w in framework.before.items()}
         taken = [
-            rule.step(State(before, velocity), batch)
-            for rule, velocity in zip(rules, velocities, strict=True)
+            rule.step(State(before, memory), batch)
+            for rule, memory in zip(rules, memories, strict=True)
         ]
-        velocities = [update.state.velocities for update in taken]
+        memories = [update.state.memory for update in taken]
         own, torch = (update.step for update in taken)
         assert own.loss is not None
         assert torch.loss is not None

@@ -20,7 +20,6 @@ from regcheck.rules.convention import (
     UpdateOrder,
 )
 from regcheck.rules.formula import (
-    bracketed,
     decay_text,
     delta_text,
     gradient_text,
@@ -30,6 +29,7 @@ from regcheck.rules.formula import (
     rule_lines,
     update_lines,
 )
+from regcheck.rules.optimizers.update_rule import bracketed
 from regcheck.rules.settings import SYMBOLIC, exact, letters, number, symbols
 from regcheck.trainers.numpy_trainer import State
 from tests.formula_reader import FACTOR, agreeing_steps, case_of, read_loss, training
@@ -159,7 +159,7 @@ def test_text_with_any_faults_together_is_what_the_trainer_does(seed: int) -> No
 # --- how it is written ----------------------------------------------------------------------------
 
 NONE = {"weight": 0.0, "bias": 0.0}
-MOVING = SYMBOLIC._replace(momentum="μ", clipped=True)
+MOVING = SYMBOLIC.with_options(momentum="μ")._replace(clipped=True)
 
 FAULTY: dict[Faults, str] = {
     Faults(penalty_form="constant"): "v ← μ v + clip(g) + λ; w ← w − lr v",
@@ -292,7 +292,7 @@ def test_loss_text_describes_the_loss_before_the_step() -> None:
     case = case_of({"convention": {"penalty_in_loss": True}, "weight_decay": 0.3})
     batch = next(case.trainer.problem.schedule.batches())
     parameters = case.trainer.start().parameters
-    step = case.trainer.step(State(parameters, dict.fromkeys(parameters)), batch).step
+    step = case.trainer.step(State(parameters, {name: {} for name in parameters}), batch).step
     text = loss_text(case.convention, letters(case.training))
     # A dozen roundings of a number of order 1.
     assert read_loss(text, case, parameters, batch) == pytest.approx(step.loss, rel=1e-14)

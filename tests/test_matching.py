@@ -13,9 +13,9 @@ from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, build_problem, with_settings
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Decay, Faults, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
-from regcheck.rules.settings import SgdSettings
+from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.spec.training import TorchSettings, WeightDecay
+from regcheck.spec.training import Optimizer, TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.formula_reader import training
@@ -63,7 +63,7 @@ def difference(spec: LoadedSpec, match: Matching) -> float:
     matched = TorchSettings(
         lr=problem.schedule.lr * match.lr_factor,
         weight_decay=WeightDecay(**match.sgd.weight_decay),
-        optimizer=problem.optimizer.model_copy(update=match.sgd.options()),
+        optimizer=Optimizer.of(match.sgd.optimizer, **match.sgd.options),
     )
     torch, scratch = TorchTrainer(with_settings(problem, matched)), NumpyTrainer(problem)
     state, worst = scratch.start(), 0.0
@@ -83,7 +83,7 @@ def could_match(loaded: LoadedSpec) -> bool:
     least squares over all entries of all steps finds a and c, or leaves a residual.
     """
     problem = build_problem(loaded)
-    trainer, options = NumpyTrainer(problem), problem.optimizer
+    trainer, options = NumpyTrainer(problem), problem.sgd
     plain = NumpyTrainer(replace(problem, convention=Convention()))
     state = trainer.start()
     buffers: dict[tuple[str, str], Array] = {}
@@ -205,7 +205,7 @@ def test_match_by_hand(
 def test_other_settings_of_momentum_are_matched_by_themselves() -> None:
     dampened = training(momentum=0.9, dampening=0.3)
     missing = matching(TORCH, dampened, Faults(momentum="ignored")).sgd
-    assert missing == SgdSettings(0.1, {"weight": 0.5, "bias": 0.5})
+    assert missing == Settings(0.1, {"weight": 0.5, "bias": 0.5})
     added = matching(TORCH, training(momentum=0.9), Faults(nesterov="added")).sgd
     assert added == training(momentum=0.9, nesterov=True).sgd
     assert matching(TORCH, training(**added._asdict()), Faults(nesterov="missing")).sgd == (

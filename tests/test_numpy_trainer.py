@@ -339,7 +339,7 @@ def test_the_other_sides_parameters_are_cast_to_the_own_dtype(own: str) -> None:
     start = trainer.start()
     theirs = {name: tensor.astype(other) for name, tensor in start.parameters.items()}
     batch = next(problem.schedule.batches())
-    step = trainer.step(State(theirs, start.velocities), batch).step
+    step = trainer.step(State(theirs, start.memory), batch).step
     assert {array.dtype for array in arrays(step)} == {np.dtype(own)}
 
 

@@ -142,7 +142,9 @@ def test_velocity_of_nothing_but_zeros_may_lose_what_is_below_the_normal_numbers
     trainer, model, state = NumpyTrainer(problem), RoundingModel(problem), RoundingState()
     for batch in problem.schedule.batches():
         update = trainer.step(trainer.start(), batch)
-        step = update.step._replace(velocity=told(update.step.gradient))
+        step = update.step._replace(
+            memory={name: {"momentum_buffer": g} for name, g in told(update.step.gradient).items()}
+        )
         bounds, state = model.bounds(state, batch, step, update.dloss_dz)
     coupled = np.array([3, 4]) * 2 + 1 + 1
 

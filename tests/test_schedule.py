@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from regcheck.problem.batches import Batch, Schedule, schedule_of, training_of
-from regcheck.rules.settings import SgdSettings
+from regcheck.rules.settings import Settings
 from regcheck.spec import Spec, from_mapping
 
 BASE: dict[str, Any] = {
@@ -209,7 +209,9 @@ def test_training_holds_the_specs_numbers() -> None:
     )
     found = training_of(spec, 10)
     assert (found.sgd.lr, found.lr_varies) == (0.4, True)
-    assert found.sgd == SgdSettings(0.4, {"weight": 0.3, "bias": 0.0}, 0.9, 0.1)
+    assert found.sgd == Settings(0.4, {"weight": 0.3, "bias": 0.0}).with_options(
+        momentum=0.9, dampening=0.1
+    )
     assert found.clipped
     assert (found.batch_rows, found.train_rows) == ((4, 2), 10)
     assert found.micro_rows == ()

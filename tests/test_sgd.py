@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.numerics.sgd import Array, TensorUpdate, sgd
+from regcheck.numerics.update import TensorUpdate, update
 from regcheck.rules.convention import Convention, Decay, MomentumForm
-from regcheck.rules.settings import SgdSettings
+from regcheck.rules.optimizers.sgd import BUFFER
+from regcheck.rules.optimizers.update_rule import Memory, StepInput
+from regcheck.rules.settings import Settings
 
-PLAIN = SgdSettings(0.1, {})
+PLAIN = Settings(0.1, {})
 TORCH_OPTIONS: list[dict[str, Any]] = [
     {},
     {"momentum": 0.9},
@@ -29,20 +31,14 @@ def moved(
     w: float,
     g: float,
     strength: float = 0.5,
-    options: SgdSettings = PLAIN,
+    options: Settings = PLAIN,
     velocity: float | None = None,
     lr: float = 0.1,
 ) -> TensorUpdate:
     """Move one number, with the penalty λ w."""
-    return sgd(
-        options,
-        convention,
-        lr,
-        np.array([w]),
-        np.array([g]),
-        lambda at: strength * at,
-        None if velocity is None else np.array([velocity]),
-    )
+    memory = {} if velocity is None else {BUFFER: np.array([velocity])}
+    at = StepInput(options.options, convention, lr, 1, np.array([w]), np.array([g]), memory)
+    return update(options.rule, at, lambda x: strength * x)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +59,7 @@ def test_decay_by_hand(decay: Decay, after: float, penalty: float) -> None:
     assert found.parameter[0] == pytest.approx(after, abs=1e-15)
     assert found.penalty[0] == pytest.approx(penalty, abs=1e-15)
     assert found.delta[0] == pytest.approx(2 - after, abs=1e-15)
-    assert found.velocity is None
+    assert found.memory == {}
 
 
 @pytest.mark.parametrize(
@@ -78,16 +74,14 @@ def test_decay_by_hand(decay: Decay, after: float, penalty: float) -> None:
 def test_momentum_form_by_hand(
     form: MomentumForm, first: float, second: float, steps: tuple[float, float]
 ) -> None:
-    convention, options = Convention(momentum_form=form), SgdSettings(0.1, {}, momentum=0.5)
+    convention, options = Convention(momentum_form=form), PLAIN.with_options(momentum=0.5)
     one = moved(convention, 0.0, 4.0, options=options, strength=0.0)
-    assert one.velocity is not None
     two = moved(
-        convention, 0.0, 8.0, options=options, strength=0.0, velocity=float(one.velocity[0])
+        convention, 0.0, 8.0, options=options, strength=0.0, velocity=float(one.memory[BUFFER][0])
     )
-    assert two.velocity is not None
     # Two roundings of numbers up to 10.
-    assert one.velocity[0] == pytest.approx(first, rel=1e-15)
-    assert two.velocity[0] == pytest.approx(second, rel=1e-15)
+    assert one.memory[BUFFER][0] == pytest.approx(first, rel=1e-15)
+    assert two.memory[BUFFER][0] == pytest.approx(second, rel=1e-15)
     assert (one.delta[0], two.delta[0]) == pytest.approx(steps, rel=1e-15)
 
 
@@ -113,28 +107,23 @@ def test_torchs_convention_is_torch_optim_sgd(
     gradients = [(scale * random.normal(size=shape)).astype(dtype) for _ in lrs]
     tensor = torch.tensor(w, requires_grad=True)
     optimizer = torch.optim.SGD([tensor], lr=1.0, weight_decay=strength, **options)
-    velocity: Array | None = None
-    for lr, g in zip(lrs, gradients, strict=True):
+    own = PLAIN.with_options(**options)
+    memory: Memory = {}
+    for t, (lr, g) in enumerate(zip(lrs, gradients, strict=True), 1):
         tensor.grad = torch.tensor(g)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
-        found = sgd(
-            SgdSettings(0.1, {}, **options),
-            Convention(),
-            lr,
-            w,
-            g,
-            lambda at: strength * at,
-            velocity,
-        )
-        w, velocity = found.parameter, found.velocity
+        at = StepInput(own.options, Convention(), lr, t, w, g, memory)
+        found = update(own.rule, at, lambda x: strength * x)
+        w, memory = found.parameter, found.memory
         assert w.dtype == found.penalty.dtype == found.delta.dtype == dtype
         # Some ten roundings a step, each of at most the largest number in play. μ = 1.5 makes
         # v and its errors grow to 20 times the gradient's.
         size = 20 * (1 + scale) * 4
         atol = 10 * len(lrs) * float(np.finfo(dtype).eps) * size
         np.testing.assert_allclose(w, tensor.detach().numpy(), rtol=0, atol=atol)
-        if velocity is not None:
+        if memory:
+            velocity = memory[BUFFER]
             buffer = optimizer.state[tensor]["momentum_buffer"].numpy()
             np.testing.assert_allclose(velocity, buffer, rtol=0, atol=atol)
             assert velocity.dtype == dtype
@@ -147,7 +136,7 @@ def test_delta_is_the_whole_step_and_penalty_its_part() -> None:
     for decay, form, given_options in ALL:
         convention, options = (
             Convention(decay=decay, momentum_form=form),
-            SgdSettings(0.1, {}, **given_options),
+            PLAIN.with_options(**given_options),
         )
         found, without = (
             moved(convention, 2.0, 3.0, options=options, velocity=0.25, strength=strength)

@@ -24,7 +24,7 @@ from regcheck.spec.training import (
     Init,
     LrSchedule,
     Normal,
-    Sgd,
+    Optimizer,
     Shuffle,
     TorchSettings,
     WeightDecay,
@@ -49,7 +49,7 @@ def test_spec_defaults_are_torchs(tmp_path: Path) -> None:
     spec = read(tmp_path, GOOD)
     assert spec.loss == "bce"
     assert spec.init == Init(constant=0.0)
-    assert spec.optimizer == Sgd(name="sgd", momentum=0.0, nesterov=False, dampening=0.0)
+    assert spec.optimizer == Optimizer.of("sgd", momentum=0.0, nesterov=False, dampening=0.0)
     assert spec.weight_decay == WeightDecay(weight=0.0, bias=0.0)
     assert spec.dtype == Dtype(scratch="float64", framework="float64")
     assert (spec.epochs, spec.batch_size, spec.accumulate, spec.drop_last) == (1, "full", 1, False)
@@ -60,7 +60,7 @@ def test_spec_defaults_are_torchs(tmp_path: Path) -> None:
     assert spec.named_convention() == Convention()
 
 
-SMALL = Sgd(name="sgd", momentum=0.9, nesterov=True)
+SMALL = Optimizer.of("sgd", momentum=0.9, nesterov=True)
 FORMS: dict[str, Any] = {
     "init: zeros": Init(constant=0.0),
     "init: {constant: 1}": Init(constant=1.0),
@@ -69,10 +69,10 @@ FORMS: dict[str, Any] = {
     "init: {weight: [1], bias: [2]}": Init(weight=[1.0], bias=[2.0]),
     "init: {weight: [[1]], bias: 2}": Init(weight=[1.0], bias=[2.0]),
     "init: {weight: 1, bias: 2}": Init(weight=[1.0], bias=[2.0]),
-    "optimizer: sgd": Sgd(name="sgd"),
-    "optimizer: {name: sgd}": Sgd(name="sgd"),
+    "optimizer: sgd": Optimizer.of("sgd"),
+    "optimizer: {name: sgd}": Optimizer.of("sgd"),
     "optimizer: {name: sgd, momentum: 0.9, nesterov: true, dampening: 0}": SMALL,
-    "optimizer: {name: sgd, dampening: 0.5}": Sgd(name="sgd", dampening=0.5),
+    "optimizer: {name: sgd, dampening: 0.5}": Optimizer.of("sgd", dampening=0.5),
     "weight_decay: 1e-3": WeightDecay(weight=0.001, bias=0.001),
     "weight_decay: {weight: 1, bias: 0}": WeightDecay(weight=1.0, bias=0.0),
     "epochs: 1e3": 1000,
@@ -113,7 +113,7 @@ FORMS: dict[str, Any] = {
     "framework: ' my.py:build '": "my.py:build",
     "framework: {lr: 0}": TorchSettings(lr=0.0),
     "framework: {weight_decay: .5}": TorchSettings(weight_decay=WeightDecay(weight=0.5, bias=0.5)),
-    "framework: {lr: 0.2, optimizer: sgd}": TorchSettings(lr=0.2, optimizer=Sgd(name="sgd")),
+    "framework: {lr: 0.2, optimizer: sgd}": TorchSettings(lr=0.2, optimizer=Optimizer.of("sgd")),
 }
 
 
@@ -194,7 +194,7 @@ def test_from_mapping_takes_the_records_of_a_spec() -> None:
             "model": "linear",
             "lr": 0.1,
             "init": Init(constant=1.0),
-            "optimizer": Sgd(name="sgd", momentum=0.5),
+            "optimizer": Optimizer.of("sgd", momentum=0.5),
             "weight_decay": WeightDecay(weight=1.0, bias=0.0),
             "shuffle": Shuffle(seed=1),
             "dtype": Dtype(scratch="float32", framework="float64"),
@@ -202,7 +202,7 @@ def test_from_mapping_takes_the_records_of_a_spec() -> None:
             "expect": Expect(step=1),
             "tolerance": Tolerances(weight=Tolerance(rtol=0.1)),
             "scratch": "my.py:train",
-            "framework": TorchSettings(lr=0.2, optimizer=Sgd(name="sgd", momentum=0.9)),
+            "framework": TorchSettings(lr=0.2, optimizer=Optimizer.of("sgd", momentum=0.9)),
         }
     ).spec
     assert from_mapping(dict(spec)).spec == spec

@@ -34,7 +34,7 @@ DEFAULT, EXACT = Tolerances(), Tolerances(exact=True)
 BATCH = Batch(step=3, epoch=2, batch=1, lr=0.1, size=4, micro_batches=(slice(0, 4),))
 
 TENSORS = {"weight": np.array([[1.0, 2.0]]), "bias": np.array([3.0])}
-STEP = Step(TENSORS, (np.array([1.0, 2, 3, 4]),), 0.5, *[TENSORS] * 5)
+STEP = Step(TENSORS, (np.array([1.0, 2, 3, 4]),), 0.5, TENSORS, TENSORS, {}, TENSORS, TENSORS)
 """A step of two features and four rows; its numbers need not fit together."""
 
 HUNDREDTHS = {"weight": np.full((1, 2), 0.01), "bias": np.full(1, 0.01)}
@@ -190,7 +190,7 @@ def test_a_stage_that_one_side_does_not_tell_is_left_out(part: str, stage: str, 
 
 def test_a_step_of_which_only_the_parameters_are_told_differs_in_the_update() -> None:
     silent = changed(STEP, "after", "bias", 0, 50.0)._replace(
-        outputs=None, loss=None, gradient=None, penalty=None, velocity={}, delta=None
+        outputs=None, loss=None, gradient=None, penalty=None, memory={}, delta=None
     )
     found = located(silent, STEP)
 

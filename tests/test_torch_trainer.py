@@ -80,9 +80,9 @@ def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
             {"params": [model.bias], "weight_decay": problem.weight_decay["bias"]},
         ],
         lr=problem.schedule.lr,
-        momentum=problem.optimizer.momentum,
-        nesterov=problem.optimizer.nesterov,
-        dampening=problem.optimizer.dampening,
+        momentum=problem.sgd.momentum,
+        nesterov=problem.sgd.nesterov,
+        dampening=problem.sgd.dampening,
     )
     X, y = torch.tensor(problem.X), torch.tensor(problem.y).reshape(-1, 1)
     for batch in problem.schedule.batches():

@@ -250,7 +250,7 @@ class RoundingModel:
         self, velocity_error: Array | None, coupled: Array, step: Step
     ) -> tuple[Array, Array | None]:
         """Carry the bound on the gradient with its penalty through momentum."""
-        options = self.problem.optimizer
+        options = self.problem.sgd
         if options.momentum == 0:
             return coupled, None
         velocity = coupled
@@ -264,7 +264,7 @@ class RoundingModel:
 
         What they have become in the step says nothing of what they should be.
         """
-        options = self.problem.optimizer
+        options = self.problem.sgd
         weight, bias = sizes_of(step.before)
         z = self.largest_row * weight + bias
         s = 2 * (z + self.largest_y) if self.problem.model == "linear" else 1.0

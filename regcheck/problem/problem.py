@@ -6,6 +6,7 @@ side casts the data and the start to its own dtype, and has its own code for all
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,9 +18,10 @@ from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
 from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
-from regcheck.rules.settings import SgdSettings
+from regcheck.rules.optimizers.update_rule import Memory
+from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.training import Init, LrSchedule, Sgd, TorchSettings
+from regcheck.spec.training import Init, LrSchedule, Optimizer, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]
@@ -48,7 +50,7 @@ class Problem:
     features: tuple[str, ...]
     schedule: Schedule
     initial: Parameters
-    optimizer: Sgd
+    optimizer: Optimizer
     weight_decay: dict[str, float]
     clip_norm: float | None
     clip_value: float | None
@@ -58,7 +60,7 @@ class Problem:
     faults: Faults = NO_FAULTS
 
     @property
-    def sgd(self) -> SgdSettings:
+    def sgd(self) -> Settings:
         """All settings of the optimizer."""
         return self.optimizer.settings(self.schedule.lr, self.weight_decay)
 
@@ -67,11 +69,11 @@ class Problem:
         convention, faults = put_in(change, self.convention, self.faults)
         return replace(self, convention=convention, faults=faults)
 
-    def with_sgd(self, sgd: SgdSettings) -> Problem:
+    def with_sgd(self, sgd: Settings) -> Problem:
         """Return the problem with other settings; a schedule's own lrs stay as they are."""
         return replace(
             self,
-            optimizer=self.optimizer.model_copy(update=sgd.options()),
+            optimizer=Optimizer.of(sgd.optimizer, **sgd.options),
             weight_decay=dict(sgd.weight_decay),
             schedule=replace(self.schedule, lr=sgd.lr),
         )
@@ -119,7 +121,7 @@ class Step(NamedTuple):
         loss: the loss as this side reports it.
         gradient: the data gradient, as the loss gives it: before clipping, without the penalty.
         penalty: what the penalty alone subtracts from each parameter, learning rate included.
-        velocity: the momentum buffer after the update, in this side's form; empty without momentum.
+        memory: what the optimizer remembers of each tensor after the update, in this side's form.
         delta: what the optimizer subtracts in all.
     """
 
@@ -128,9 +130,15 @@ class Step(NamedTuple):
     loss: float | None
     gradient: Parameters | None
     penalty: Parameters | None
-    velocity: Parameters
+    memory: Mapping[str, Memory]
     delta: Parameters | None
     after: Parameters
+
+    @property
+    def velocity(self) -> Parameters:
+        """The momentum buffer of each tensor that has one."""
+        key = "momentum_buffer"
+        return {name: known[key] for name, known in self.memory.items() if key in known}
 
 
 def build_problem(loaded: LoadedSpec) -> Problem:
@@ -209,7 +217,9 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
     base = small_problem(problem)
     own = base.schedule
     lr_schedule = LrSchedule(kind="step", every=2, factor=0.5, per="step")
-    momentum = replace(base, optimizer=Sgd(name="sgd", momentum=0.9))
+    momentum = base
+    if "momentum" in base.optimizer.options:
+        momentum = replace(base, optimizer=Optimizer.of(base.optimizer.name, momentum=0.9))
     decays = {name: 1.7 * (decay or 0.1) for name, decay in base.weight_decay.items()}
     varying = replace(own, lr_schedule=lr_schedule)
     return {

@@ -37,8 +37,8 @@ def scratch_formula(
         loss_scale: the factor on the data loss that is reported, for a cause of the reporting;
             None where it is not known.
 
-    >>> from regcheck.rules.settings import SgdSettings
-    >>> training = Training(SgdSettings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
     >>> scratch_formula("penalty-divided-by-batch", training)
     'w ← w − 0.05 (g + 0.1/32 w), b likewise'
     >>> scratch_formula("learning-rate-scaled", training, 2.0)
@@ -59,8 +59,8 @@ def framework_formula(name: str, training: Training) -> str:
 def with_loss_scale(training: Training, scale: float) -> Convention:
     """Return torch's rule with `scale` times its mean loss, or the sum of the rows' losses.
 
-    >>> from regcheck.rules.settings import SgdSettings
-    >>> training = Training(SgdSettings(0.1, {"weight": 0.0}), (32, 17), 273)
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.1, {"weight": 0.0}), (32, 17), 273)
     >>> loss_text(with_loss_scale(training, 16.0), letters(training))
     '0.5 Σℓ'
     """

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from keyword import iskeyword
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import (
-    SgdSettings,
+    Settings,
     Training,
     effective_decay,
     exact,
@@ -31,7 +31,7 @@ class Matching(NamedTuple):
     `lr_factor` is what every lr is multiplied by, those of a schedule included.
     """
 
-    sgd: SgdSettings
+    sgd: Settings
     lr_factor: float
 
 
@@ -182,26 +182,33 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
     }
 
 
-def torch_call(sgd: SgdSettings) -> str:
+def torch_call(sgd: Settings) -> str:
     """Write the call of torch's optimizer with some settings.
 
-    >>> torch_call(SgdSettings(0.1, {"weight": 1.0, "bias": 1.0}))
+    >>> torch_call(Settings(0.1, {"weight": 1.0, "bias": 1.0}))
     'torch.optim.SGD(lr=0.1, weight_decay=1)'
     """
     options = [f"lr={exact(sgd.lr)}"]
-    for key, value in sgd.options().items():
-        if value:
-            options.append(f"{key}={value if value is True else exact(value)}")
+    for key, value in sgd.options.items():
+        if value != sgd.rule.options[key].default:
+            options.append(f"{key}={option_text(value)}")
     groups = alike(sgd.weight_decay)
     if len(groups) == 1:
         [decay] = groups
         options += [f"weight_decay={exact(decay)}"] if decay else []
-        return f"torch.optim.SGD({', '.join(options)})"
+        return f"torch.optim.{sgd.rule.torch}({', '.join(options)})"
     written = [
         f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
         for decay, names in groups.items()
     ]
-    return f"torch.optim.SGD([{', '.join(written)}], {', '.join(options)})"
+    return f"torch.optim.{sgd.rule.torch}([{', '.join(written)}], {', '.join(options)})"
+
+
+def option_text(value: Any) -> str:
+    """Write an option's value as Python does."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(option_text, value))})"
+    return exact(value) if isinstance(value, float) else str(value)
 
 
 def alike(values: Mapping[str, Value]) -> dict[Value, list[str]]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
+from regcheck.rules.optimizers.update_rule import bracketed, plus, times
 from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
 
 MEANINGS = {
@@ -84,12 +85,9 @@ def update_lines(
     if decay == "gradient":
         direction = plus(direction, penalty)
 
-    lr_inside = given.momentum and convention.momentum_form == "lr-inside"
-    if lr_inside:
-        direction = times(lr, direction)
-    lines = velocity_lines(convention, given, direction, faults)
-    if given.momentum:
-        direction = plus(direction, f"{given.momentum} v") if given.nesterov else "v"
+    lines, direction, lr_inside = given.rule.written(
+        given.options, convention, faults, lr, direction
+    )
     step = bracketed(direction) if lr_inside else times(lr, direction)
 
     if not penalty or decay in ("gradient", "before-clipping"):
@@ -111,23 +109,6 @@ def lr_text(given: Letters, faults: Faults) -> str:
     if faults.lr_shift and lr == SYMBOLIC.lr:  # a number is the same at every step
         lr += f"{faults.lr_shift:+}".translate(SUBSCRIPTS)
     return lr if faults.lr_factor == 1 else f"{factor(faults.lr_factor)}·{lr}"
-
-
-def velocity_lines(
-    convention: Convention, given: Letters, direction: str, faults: Faults
-) -> list[str]:
-    """Write how the velocity takes up a direction; nothing without momentum."""
-    mu = given.momentum
-    if not mu:
-        return []
-    if convention.momentum_form == "dampened":
-        return [f"v ← {mu} v + {times(f'(1 − {mu})', direction)}"]
-    if not given.dampening:
-        return [f"v ← {mu} v + {direction}"]
-    later = f"v ← {mu} v + {times(f'(1 − {given.dampening})', direction)}"
-    if faults.first_step == "dampened":
-        return [later]
-    return [f"step 1: v ← {direction}", f"later: {later}"]
 
 
 def rule_lines(convention: Convention, given: Letters, faults: Faults = NO_FAULTS) -> list[str]:
@@ -157,7 +138,7 @@ def delta_text(
 ) -> str:
     """Write what a step subtracts from a tensor in all.
 
-    >>> momentum = SYMBOLIC._replace(momentum="μ")
+    >>> momentum = SYMBOLIC.with_options(momentum="μ")
     >>> delta_text(Convention(decay="decoupled"), momentum, "weight")
     'lr·λ w + lr v'
     """
@@ -237,26 +218,6 @@ def rows_and_divisor(convention: Convention, given: Letters, faults: Faults) -> 
     if faults.batch_divisor == "batch-size":
         return given.loss_rows, f"/{given.batch_size}"
     return (given.loss_rows if convention.loss_reduction == "sum" else ""), ""
-
-
-def plus(left: str, right: str) -> str:
-    """Write a sum, of which either part may be empty."""
-    return f"{left} + {right}" if left and right else left or right
-
-
-def times(left: str, right: str) -> str:
-    """Write a product, whose right part may be a sum."""
-    return f"{left} {bracketed(right)}"
-
-
-def bracketed(term: str) -> str:
-    """Put brackets around a term that is a sum, unless the sum stands in brackets already."""
-    depth = 0
-    for place, letter in enumerate(term):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0 and term.startswith(" + ", place):
-            return f"({term})"
-    return term
 
 
 def loss_text(convention: Convention, given: Letters, faults: Faults = NO_FAULTS) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, penalized
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.optimizers.sgd import SGD
+from regcheck.rules.optimizers.update_rule import Options, UpdateRule
 
 
 class Loss(NamedTuple):
@@ -76,22 +79,42 @@ MODELS = {
 """Each model with the losses that go with it, its default first."""
 
 
-class SgdSettings(NamedTuple):
-    """The settings of `torch.optim.SGD`; `weight_decay` is λ of each tensor."""
+class Settings(NamedTuple):
+    """An optimizer with all its settings; `weight_decay` is λ of each tensor."""
 
     lr: float
     weight_decay: Mapping[str, float]
-    momentum: float = 0.0
-    dampening: float = 0.0
-    nesterov: bool = False
+    options: Options = SGD.defaults
+    optimizer: str = "sgd"
 
-    def options(self) -> dict[str, Any]:
-        """Return what stands beside the lr and the weight decay, as torch names it."""
-        return {key: getattr(self, key) for key in SGD_DEFAULTS}
+    @property
+    def rule(self) -> UpdateRule:
+        """The optimizer's update rule."""
+        return OPTIMIZERS[self.optimizer]
 
+    @property
+    def torchs(self) -> Convention:
+        """The convention that torch has for the optimizer."""
+        return Convention()._replace(**self.rule.torchs(self.options))  # type: ignore[arg-type]
 
-SGD_DEFAULTS: dict[str, Any] = SgdSettings._field_defaults
-"""torch's own values of what stands beside the lr and the weight decay."""
+    @property
+    def momentum(self) -> float:
+        """μ; 0 where there is none."""
+        return float(self.options.get("momentum", 0.0))
+
+    @property
+    def dampening(self) -> float:
+        """τ; 0 where there is none."""
+        return float(self.options.get("dampening", 0.0))
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether the momentum is Nesterov's."""
+        return bool(self.options.get("nesterov", False))
+
+    def with_options(self, **options: Any) -> Settings:
+        """Return the settings with some other options."""
+        return self._replace(options={**self.options, **options})
 
 
 class Training(NamedTuple):
@@ -101,7 +124,7 @@ class Training(NamedTuple):
     `micro_rows` holds those of its micro-batches where gradients are accumulated, else nothing.
     """
 
-    sgd: SgdSettings
+    sgd: Settings
     batch_rows: tuple[int, ...]
     train_rows: int
     micro_rows: tuple[int, ...] = ()
@@ -154,9 +177,8 @@ class Letters(NamedTuple):
 
     lr: str
     weight_decay: Mapping[str, str]
-    momentum: str = ""
-    dampening: str = ""
-    nesterov: bool = False
+    options: Options
+    optimizer: str = "sgd"
     clipped: bool = False
     batch_rows: str = "B"
     loss_rows: str = "B"
@@ -164,21 +186,28 @@ class Letters(NamedTuple):
     micro_batches: str = "k"
     batch_size: str = "batch_size"
 
+    @property
+    def rule(self) -> UpdateRule:
+        """The optimizer's update rule."""
+        return OPTIMIZERS[self.optimizer]
 
-SYMBOLIC = Letters("lr", {"weight": "λ", "bias": "λ"})
+    def with_options(self, **options: Any) -> Letters:
+        """Return the letters with those of some options in their places."""
+        return self._replace(options={**self.options, **options})
 
 
-Given = TypeVar("Given", SgdSettings, Letters)
+Given = TypeVar("Given", Settings, Letters)
 
 
 def with_faults(given: Given, faults: Faults) -> Given:
     """Return settings, as numbers or letters, with those faults that are other settings."""
-    if faults.momentum == "ignored":
-        none = type(given.momentum)()
-        return given._replace(momentum=none, dampening=none, nesterov=False)
-    if faults.nesterov == "as-set":
+    options = given.options
+    if faults.momentum == "ignored" and "momentum" in options:
+        none = type(options["momentum"])()
+        return given.with_options(momentum=none, dampening=none, nesterov=False)
+    if faults.nesterov == "as-set" or "nesterov" not in options:
         return given
-    return given._replace(nesterov=faults.nesterov == "added")
+    return given.with_options(nesterov=faults.nesterov == "added")
 
 
 def symbols(training: Training) -> Letters:
@@ -189,9 +218,8 @@ def symbols(training: Training) -> Letters:
     return Letters(
         lr="lr",
         weight_decay={name: "λ" if value else "" for name, value in sgd.weight_decay.items()},
-        momentum="μ" if sgd.momentum else "",
-        dampening="τ" if sgd.dampening else "",
-        nesterov=sgd.nesterov,
+        options=written_options(sgd, lambda _, letter: letter),
+        optimizer=sgd.optimizer,
         clipped=training.clipped,
         loss_rows=loss_rows,
     )
@@ -203,8 +231,7 @@ def letters(training: Training) -> Letters:
     decays = sgd.weight_decay.items()
     numbers = general._replace(
         weight_decay={name: number(value) if value else "" for name, value in decays},
-        momentum=number(sgd.momentum) if sgd.momentum else "",
-        dampening=number(sgd.dampening) if sgd.dampening else "",
+        options=written_options(sgd, lambda value, _: number(value)),
         train_rows=str(training.train_rows),
         batch_size=str(training.loss_rows[0]),
     )
@@ -216,6 +243,24 @@ def letters(training: Training) -> Letters:
         rows, micro_batches = str(training.batch_rows[0]), str(training.micro_batches)
         numbers = numbers._replace(batch_rows=rows, micro_batches=micro_batches)
     return numbers
+
+
+def written_options(settings: Settings, write: Callable[[float, str], str]) -> Options:
+    """Write an optimizer's options that have letters; those that are 0 are empty."""
+
+    def written(value: Any, letter: Any) -> Any:
+        if isinstance(letter, tuple):
+            return tuple(map(written, value, letter))
+        return write(value, letter) if value else ""
+
+    known = settings.rule.options
+    return {
+        key: written(value, known[key].letter) if known[key].letter else value
+        for key, value in settings.options.items()
+    }
+
+
+SYMBOLIC = symbols(Training(Settings(1.0, {"weight": 1.0, "bias": 1.0}), (2,), 2))
 
 
 def number(value: float) -> str:

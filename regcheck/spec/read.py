@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -16,6 +16,7 @@ from regcheck.spec.data import ONE_SOURCE, source_of
 from regcheck.spec.fields import Path as SpecPath
 from regcheck.spec.fields import Section, choice_text, shown
 from regcheck.spec.schema import Spec
+from regcheck.spec.training import options_section
 from regcheck.spec.yaml_text import Document, dotted, parse, read_text
 
 
@@ -144,6 +145,13 @@ def complaint_of(error: ErrorDetails, document: Document) -> Complaint:
     return Complaint(document.place(at, of_key=of_key), f"{dotted(path)}: {text}")
 
 
+CHOSEN_BY_CONTENT: dict[str, Callable[[Any], type[Section]]] = {
+    "data": source_of,
+    "optimizer": lambda content: options_section(content["name"]),
+}
+"""Sections that have other keys by what stands in them."""
+
+
 def nearest_key(path: SpecPath, content: Any) -> str:
     """Describe which key may be meant by one that a mapping does not have."""
     key = str(path[-1])
@@ -151,10 +159,13 @@ def nearest_key(path: SpecPath, content: Any) -> str:
         return f"did you mean `{SYNONYMS[key.lower()]}`?"
     section: type[Section] = Spec
     for name in path[:-1]:
+        content = content[name]
+        if name in CHOSEN_BY_CONTENT:
+            section = CHOSEN_BY_CONTENT[str(name)](content)
+            continue
         annotation = section.model_fields[str(name)].annotation
         kinds = (annotation, *get_args(annotation))
-        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
-        section = sections[0] if len(sections) == 1 else source_of(content["data"])
+        [section] = (one for one in kinds if isinstance(one, type) and issubclass(one, Section))
     return suggest(key, section.model_fields)
 
 

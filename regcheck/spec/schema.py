@@ -33,7 +33,7 @@ from regcheck.spec.training import (
     ConventionKeys,
     Init,
     LrSchedule,
-    Sgd,
+    Optimizer,
     Shuffle,
     TorchSettings,
     WeightDecay,
@@ -142,7 +142,7 @@ class Spec(Section):
     loss: Annotated[Loss, Field(validate_default=True)] = None
     bias: bool = True
     init: Init = Init(constant=0.0)
-    optimizer: Sgd = Sgd(name="sgd")
+    optimizer: Annotated[Optimizer, Field(validate_default=True)] = "sgd"  # type: ignore[assignment]
     lr: NotNegative
     weight_decay: WeightDecay = WeightDecay(weight=0.0, bias=0.0)
     epochs: Count = 1

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from regcheck.errors import suggest
 from regcheck.rules.convention import (
@@ -18,7 +26,9 @@ from regcheck.rules.convention import (
     PenaltyNorm,
     UpdateOrder,
 )
-from regcheck.rules.settings import SgdSettings
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.optimizers.update_rule import Option, UpdateRule
+from regcheck.rules.settings import Settings
 from regcheck.spec.fields import (
     Count,
     NotNegative,
@@ -88,33 +98,78 @@ class Init(Section):
         return self
 
 
-class Sgd(Section):
-    """torch.optim.SGD's options."""
+class Optimizer(Section):
+    """torch's optimizer by its name, and its options."""
 
-    FORMS = "sgd, or {name: sgd, momentum: 0.9, ..}"
+    FORMS = "an optimizer's name, or {name: sgd, momentum: 0.9, ..}"
 
-    name: Literal["sgd"]
-    momentum: NotNegative = 0.0
-    nesterov: bool = False
-    dampening: Number = 0.0
+    name: str
+    options: dict[str, Any]
 
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
-        refuse_planned("optimizer", value.get("name") if isinstance(value, Mapping) else value)
-        if isinstance(value, str) and value != "sgd":
-            raise wrong(f"no optimizer is called {shown(value)}; {suggest(value, ['sgd'])}")
-        return {"name": value} if isinstance(value, str) else value
+        given = dict(value) if isinstance(value, Mapping) else {"name": value}
+        name = given.pop("name", None)
+        refuse_planned("optimizer", name)
+        if not isinstance(name, str):
+            if isinstance(value, Mapping) and name is None:
+                raise_inside([(("name",), f"is required: one of {', '.join(OPTIMIZERS)}")])
+            return value
+        if name.lower() not in OPTIMIZERS:
+            hint = suggest(name.lower(), OPTIMIZERS)
+            raise wrong(f"no optimizer is called {shown(name)}; {hint}")
+        options = options_section(name).model_validate(given).model_dump()
+        raise_inside(((key,), text) for key, text in rule_of(name).errors(options).items())
+        return {"name": name.lower(), "options": options}
 
-    @model_validator(mode="after")
-    def nesterov_as_in_torch(self) -> Sgd:
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            text = "needs a momentum above 0 and no dampening, as in torch"
-            raise_inside([(("nesterov",), text)])
-        return self
+    @classmethod
+    def of(cls, name: str, **options: Any) -> Optimizer:
+        """Return an optimizer with some options; the others are torch's."""
+        return cls.model_validate({"name": name, **options})
 
-    def settings(self, lr: float, weight_decay: Mapping[str, float]) -> SgdSettings:
+    @model_serializer
+    def flat(self) -> dict[str, Any]:
+        """Return the mapping as a spec has it."""
+        return {"name": self.name, **self.options}
+
+    def settings(self, lr: float, weight_decay: Mapping[str, float]) -> Settings:
         """Return all settings of the optimizer, with the lr and λ of each tensor."""
-        return SgdSettings(lr, weight_decay, **self.model_dump(exclude={"name"}))
+        return Settings(lr, weight_decay, self.options, self.name)
+
+
+def rule_of(name: str) -> UpdateRule:
+    """Return the update rule of an optimizer by its name, in any case."""
+    return OPTIMIZERS[name.lower()]
+
+
+@cache
+def options_section(name: str) -> type[Section]:
+    """Return the section that holds an optimizer's options, with torch's defaults."""
+    rule = rule_of(name)
+    fields: dict[str, Any] = {
+        key: (option_type(option), option.default) for key, option in rule.options.items()
+    }
+    return create_model(rule.torch, __base__=Section, **fields)
+
+
+def option_type(option: Option) -> Any:
+    """Return the type of an option's values, by its default and its range."""
+    if isinstance(option.default, bool):
+        return bool
+    limits = Field(ge=option.least, lt=option.below, allow_inf_nan=False)
+    number = Annotated[float, BeforeValidator(in_range), limits]
+    if not isinstance(option.default, tuple):
+        return number
+    return Annotated[tuple[number, number], BeforeValidator(pair)]
+
+
+def pair(value: object) -> object:
+    """Take a list of two numbers as a pair."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, list) and len(value) == 2:
+        return tuple(value)
+    raise wrong(f"must be a list of two numbers, got {shown(value)}")
 
 
 class WeightDecay(Section):
@@ -247,7 +302,7 @@ class TorchSettings(Section):
 
     lr: NotNegative | None = None
     weight_decay: WeightDecay | None = None
-    optimizer: Sgd | None = None
+    optimizer: Optimizer | None = None
 
     @model_validator(mode="after")
     def something(self) -> TorchSettings:

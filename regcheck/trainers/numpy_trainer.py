@@ -6,6 +6,7 @@ Written to read as the formulas, and to share nothing with the torch side but th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import copy
 from functools import partial
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain, gradient, predict
-from regcheck.numerics.sgd import TensorUpdate, sgd
+from regcheck.numerics.update import TensorUpdate, update
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
+from regcheck.rules.optimizers.update_rule import Memory, StepInput
 from regcheck.rules.settings import with_faults
 
 Decays = dict[str, float]
@@ -26,12 +28,11 @@ Decays = dict[str, float]
 class State(NamedTuple):
     """Where a training is: its parameters, and what its optimizer remembers.
 
-    Each tensor has a velocity (None before step 1); `unzeroed` is the sum of all gradients so far,
-    kept only where they are never zeroed.
+    `unzeroed` is the sum of all gradients so far, kept only where they are never zeroed.
     """
 
     parameters: Parameters
-    velocities: dict[str, Array | None]
+    memory: Mapping[str, Memory]
     unzeroed: Parameters | None = None
 
 
@@ -65,13 +66,13 @@ class NumpyTrainer:
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
         self.y = problem.y.astype(self.dtype, copy=False)
-        self.options = with_faults(problem.sgd, problem.faults)
+        self.settings = with_faults(problem.sgd, problem.faults)
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
         other = copy(self)
         other.problem = problem
-        other.options = with_faults(problem.sgd, problem.faults)
+        other.settings = with_faults(problem.sgd, problem.faults)
         return other
 
     def start(self) -> State:
@@ -79,10 +80,12 @@ class NumpyTrainer:
         parameters = {
             name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()
         }
-        velocities: dict[str, Array | None] = dict.fromkeys(parameters)
-        if self.problem.faults.first_step == "dampened":  # μ 0 + (1 − τ) g
-            velocities = {name: np.zeros_like(tensor) for name, tensor in parameters.items()}
-        return State(parameters, velocities)
+        init, own = self.settings.rule.init, self.problem
+        memory = {
+            name: init(self.settings.options, own.convention, own.faults, w)
+            for name, w in parameters.items()
+        }
+        return State(parameters, memory)
 
     def step(self, state: State, batch: Batch, known: ForwardBackward | None = None) -> Update:
         """Take one update from a state, whose parameters may be the other side's.
@@ -107,19 +110,19 @@ class NumpyTrainer:
                 gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
                 updates = self.update(state, batch, gradients, decays)
-            velocities = {name: updates[name].velocity for name in before}
+            memory = {name: updates[name].memory for name in before}
             step = Step(
                 before=before,
                 outputs=there.outputs,
                 loss=self.reported_loss(there.loss, before, decays),
                 gradient=gradients,
                 penalty={name: updates[name].penalty for name in before},
-                velocity={name: v for name, v in velocities.items() if v is not None},
+                memory=memory,
                 delta={name: updates[name].delta for name in before},
                 after={name: updates[name].parameter for name in before},
             )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-        return Update(State(step.after, velocities, unzeroed), step, there)
+        return Update(State(step.after, memory, unzeroed), step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:
         """Return the batch with the lr at which this rule takes it."""
@@ -206,18 +209,12 @@ class NumpyTrainer:
                 name: g + self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
-        return {
-            name: sgd(
-                self.options,
-                convention,
-                batch.lr,
-                state.parameters[name],
-                g,
-                partial(self.penalty, decays[name]),
-                state.velocities[name],
-            )
-            for name, g in self.clipped(gradients).items()
-        }
+        settings, found = self.settings, {}
+        for name, g in self.clipped(gradients).items():
+            w, memory = state.parameters[name], state.memory[name]
+            at = StepInput(settings.options, convention, batch.lr, batch.step, w, g, memory)
+            found[name] = update(settings.rule, at, partial(self.penalty, decays[name]))
+        return found
 
     def update_bias_first(
         self, state: State, batch: Batch, gradients: Parameters, decays: Decays

@@ -19,7 +19,7 @@ from regcheck.errors import UserCodeError
 from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, Step, with_settings
-from regcheck.rules.convention import NO_FAULTS, TORCH
+from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.monte_carlo import is_random
@@ -55,9 +55,8 @@ class Lockstep:
 
     def follow(self, step: Step) -> None:
         """Take over a step of the reference's that is known to be its own too."""
-        velocities = {name: step.velocity.get(name) for name in step.after}
         self.from_reference = self.from_reference._replace(
-            parameters=step.after, velocities=velocities
+            parameters=step.after, memory=step.memory
         )
 
 
@@ -287,8 +286,8 @@ def clone_of(trainer: TorchTrainer, build_again: Callable[[], Module] | None) ->
 def torch_rule(problem: Problem, module: Module | None) -> NumpyTrainer | None:
     """Return torch's own rule in NumPy, by the settings that the framework side has."""
     if module is not None:
-        sgd = module.sgd()
-        if sgd is None:
+        settings = module.settings()
+        if settings is None:
             return None
-        problem = problem.with_sgd(sgd)
-    return NumpyTrainer(replace(problem, convention=TORCH, faults=NO_FAULTS))
+        problem = problem.with_sgd(settings)
+    return NumpyTrainer(replace(problem, convention=problem.sgd.torchs, faults=NO_FAULTS))

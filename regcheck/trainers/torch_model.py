@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import flat
 from regcheck.problem.problem import Array, Parameters, Problem
-from regcheck.rules.settings import LOSSES, SGD_DEFAULTS, SgdSettings
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.settings import LOSSES, Settings
 
 
 @dataclass
@@ -90,23 +91,37 @@ class Module:
             and not any(group["maximize"] for group in groups.values())
         )
 
-    def sgd(self) -> SgdSettings | None:
-        """Return the settings that a user's own torch.optim.SGD has.
+    def settings(self) -> Settings | None:
+        """Return the settings that a user's own optimizer has.
 
-        None where it is another optimizer, or has an lr or a momentum of its own for some tensor.
+        None where its class has no update rule, or where it maximizes, does not have all tensors,
+        or has an lr or an option of its own for some of them.
         """
-        if not self.is_plain_sgd():
+        kind, groups = optimizer_class(self.optimizer), self.groups()
+        known = (
+            name for name, one in OPTIMIZERS.items() if getattr(torch.optim, one.torch) is kind
+        )
+        name = next(known, None)
+        if name is None or groups.keys() != self.tensors.keys():
             return None
-        groups = self.groups()
-        common = {
-            (float(group["lr"]), *(type(value)(group[key]) for key, value in SGD_DEFAULTS.items()))
+        defaults = OPTIMIZERS[name].defaults
+        [common, *others] = (
+            (float(group["lr"]), {key: as_number(group[key]) for key in defaults})
             for group in groups.values()
-        }
-        if len(common) > 1:
+        )
+        maximizes = any(group.get("maximize", False) for group in groups.values())
+        if any(one != common for one in others) or maximizes:
             return None
-        [(lr, *options)] = common
-        decays = {name: float(groups[name]["weight_decay"]) for name in self.tensors}
-        return SgdSettings(lr, decays, *options)
+        decays = {name: float(groups[name].get("weight_decay", 0.0)) for name in self.tensors}
+        lr, options = common
+        return Settings(lr, decays, options, name)
+
+
+def as_number(value: Any) -> Any:
+    """Return an option as a spec has it: tensors and whole numbers as floats."""
+    if isinstance(value, tuple | list):
+        return tuple(map(as_number, value))
+    return value if isinstance(value, bool | str) or value is None else float(value)
 
 
 def plainly(function: Callable[..., Any], *args: Any) -> Any:
@@ -196,7 +211,10 @@ def built_in(problem: Problem) -> Module:
         {"params": [tensor], "weight_decay": problem.weight_decay[name]}
         for name, tensor in tensors.items()
     ]
-    optimizer = EagerSGD(groups, lr=problem.schedule.lr, **problem.sgd.options())
+    settings = problem.sgd
+    known: dict[str, Any] = {"SGD": EagerSGD}
+    kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch)
+    optimizer: Optimizer = kind(groups, lr=problem.schedule.lr, **settings.options)
     return Module(
         model, OfLink(link, measure), optimizer, tensors, True, plainly, outputs_are_z=True
     )

@@ -129,16 +129,16 @@ class TorchTrainer:
             used = self.gradients()
         self.used = used
         self.update(batch)
-        after, velocity = self.parameters(), self.velocity()
-        step = Step(before, outputs, loss, gradient, None, velocity, None, after)
+        after, memory = self.parameters(), self.memory()
+        step = Step(before, outputs, loss, gradient, None, memory, None, after)
         if not self.sgd_groups:
             return step
         penalty, delta = {}, {}
         for name, w in before.items():
             group = self.sgd_groups[name]
             d = used[name] + group["weight_decay"] * w
-            if name in velocity:
-                v = velocity[name]
+            v = memory[name].get("momentum_buffer")
+            if v is not None:
                 d = d + group["momentum"] * v if group["nesterov"] else v
             penalty[name] = group["lr"] * (group["weight_decay"] * w)
             delta[name] = group["lr"] * d
@@ -257,16 +257,16 @@ class TorchTrainer:
             for tensor in group["params"]:
                 tensor.grad = None
 
-    def velocity(self) -> Parameters:
-        """Copy torch's own momentum buffers; none without momentum."""
-        if not any(group["momentum"] for group in self.sgd_groups.values()):
+    def memory(self) -> dict[str, dict[str, Array]]:
+        """Copy what the optimizer remembers of each tensor, where anybody asks for it."""
+        if not (self.sgd_groups or self.module.outputs_are_z):
             return {}
-        state = self.optimizer.state
-        return {
-            name: state[tensor]["momentum_buffer"].numpy().copy()
-            for name, tensor in self.tensors.items()
-            if state[tensor].get("momentum_buffer") is not None
-        }
+        found = {}
+        for name, tensor in self.tensors.items():
+            state = self.optimizer.state.get(tensor, {})
+            known = {key: x for key, x in state.items() if x is not None and key != "step"}
+            found[name] = {key: x.numpy().copy() for key, x in known.items()}
+        return found
 
 
 def dense(name: str, gradient: torch.Tensor) -> Array:

@@ -1,0 +1,113 @@
+"""What an optimizer is: torch's class and options, one tensor's step, and the step in letters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from regcheck.rules.convention import Convention, Faults
+
+Array = Any
+"""An array of the array API standard, of one tensor's shape."""
+
+Options = Mapping[str, Any]
+"""An optimizer's options by torch's names: numbers and truth values, or letters in their places."""
+
+Memory = Mapping[str, Array]
+"""What an optimizer remembers of one tensor, by torch's names."""
+
+
+class Option(NamedTuple):
+    """One option: torch's default, its letter in formulas, and the range of its numbers.
+
+    A pair of numbers has two letters; a truth value, or what no formula shows, has none.
+    """
+
+    default: Any
+    letter: Any = ""
+    least: float = 0.0
+    below: float = math.inf
+
+
+class StepInput(NamedTuple):
+    """What one tensor's step is taken from.
+
+    Attributes:
+        options: the optimizer's.
+        convention: the forms in which implementations differ.
+        lr: this step's learning rate.
+        t: the number of the step, from 1.
+        w: the parameter before the step.
+        g: the gradient, clipped, with the penalty's where that is coupled.
+        memory: what the optimizer remembers.
+    """
+
+    options: Options
+    convention: Convention
+    lr: float
+    t: int
+    w: Array
+    g: Array
+    memory: Memory
+
+
+class Written(NamedTuple):
+    """A step in letters: the assignments before it, and w ← w − lr direction.
+
+    `lr_inside`: whether the direction holds the lr already.
+    """
+
+    lines: list[str]
+    direction: str
+    lr_inside: bool = False
+
+
+class UpdateRule(NamedTuple):
+    """One optimizer; adding one is its file, and a line in `registry`.
+
+    Attributes:
+        torch: its class in torch.optim.
+        options: torch's own, all but the lr and the weight decay.
+        init: what it remembers of a parameter before the first step.
+        step: what a step subtracts, the lr included, and what is remembered after it. The weight
+            decay is no part of it: coupled, it is in the gradient.
+        written: the step with letters or numbers for the options, the lr and the gradient.
+        meanings: of the letters in it.
+        torchs: what of a convention torch has for it, in the place of SGD's.
+        errors: options that torch refuses, with what is wrong.
+    """
+
+    torch: str
+    options: Mapping[str, Option]
+    init: Callable[[Options, Convention, Faults, Array], Memory]
+    step: Callable[[StepInput], tuple[Array, Memory]]
+    written: Callable[[Options, Convention, Faults, str, str], Written]
+    meanings: Mapping[str, str]
+    torchs: Callable[[Options], Mapping[str, object]] = lambda _: {}
+    errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Torch's own values of the options."""
+        return {key: option.default for key, option in self.options.items()}
+
+
+def plus(left: str, right: str) -> str:
+    """Write a sum, of which either part may be empty."""
+    return f"{left} + {right}" if left and right else left or right
+
+
+def times(left: str, right: str) -> str:
+    """Write a product, whose right part may be a sum."""
+    return f"{left} {bracketed(right)}"
+
+
+def bracketed(term: str) -> str:
+    """Put brackets around a term that is a sum, unless the sum stands in brackets already."""
+    depth = 0
+    for place, letter in enumerate(term):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0 and term.startswith(" + ", place):
+            return f"({term})"
+    return term
