@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcheck.numerics.update import TensorUpdate, update
-from regcheck.rules.convention import Convention, Decay, MomentumForm
+from regcheck.rules.convention import NO_FAULTS, Convention, Decay, MomentumForm
 from regcheck.rules.optimizers.sgd import BUFFER
 from regcheck.rules.optimizers.update_rule import Memory, StepInput
 from regcheck.rules.settings import Settings
@@ -37,7 +37,9 @@ def moved(
 ) -> TensorUpdate:
     """Move one number, with the penalty λ w."""
     memory = {} if velocity is None else {BUFFER: np.array([velocity])}
-    at = StepInput(options.options, convention, lr, 1, np.array([w]), np.array([g]), memory)
+    at = StepInput(
+        options.options, convention, NO_FAULTS, lr, 1, np.array([w]), np.array([g]), memory
+    )
     return update(options.rule, at, lambda x: strength * x)
 
 
@@ -113,7 +115,7 @@ def test_torchs_convention_is_torch_optim_sgd(
         tensor.grad = torch.tensor(g)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
-        at = StepInput(own.options, Convention(), lr, t, w, g, memory)
+        at = StepInput(own.options, Convention(), NO_FAULTS, lr, t, w, g, memory)
         found = update(own.rule, at, lambda x: strength * x)
         w, memory = found.parameter, found.memory
         assert w.dtype == found.penalty.dtype == found.delta.dtype == dtype

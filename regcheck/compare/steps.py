@@ -157,7 +157,7 @@ def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Differen
     A stage that either side does not report is left out.
     """
     found = {}
-    if scratch.outputs is not None and framework.outputs is not None:
+    if scratch.outputs is not None and framework.outputs is not None and bounds.outputs:
         triples = zip(scratch.outputs, framework.outputs, bounds.outputs, strict=True)
         found["forward"] = greatest(worst("output", *triple) for triple in triples)
     for stage, (here, there, bound) in quantities(scratch, framework, bounds).items():

@@ -209,15 +209,13 @@ class Formula(NamedTuple):
 ADAM = Formula(propagate_adam, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 
 FORMULAS: dict[str, Formula] = {
-    "torch.optim.adagrad.Adagrad": Formula(propagate_adagrad, ("sum",)),
-    "torch.optim.adam.Adam": ADAM,
-    "torch.optim.adamw.AdamW": ADAM,
-    "torch.optim.rmsprop.RMSprop": Formula(
-        propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")
-    ),
-    "torch.optim.sgd.SGD": Formula(propagate_sgd, ("momentum_buffer",)),
+    "Adagrad": Formula(propagate_adagrad, ("sum",)),
+    "Adam": ADAM,
+    "AdamW": ADAM,
+    "RMSprop": Formula(propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
+    "SGD": Formula(propagate_sgd, ("momentum_buffer",)),
 }
-"""By the optimizer's class."""
+"""By the optimizer's class in torch.optim."""
 
 ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 """Options of which a formula takes one for each entry."""
@@ -232,7 +230,11 @@ def formula_of(name: str, groups: Sequence[Mapping[str, Any]]) -> Formula | None
     options = [{k: v for k, v in one.items() if k not in ONLY_LR_AND_DECAY} for one in groups]
     alike = all(one == options[0] for one in options)
     values = [value for one in groups for key, value in one.items() if key != "params"]
-    return FORMULAS.get(name) if alike and not any(hasattr(x, "numpy") for x in values) else None
+    module, _, kind = name.rpartition(".")
+    known = module.startswith("torch.optim.") and kind in FORMULAS
+    return (
+        FORMULAS[kind] if known and alike and not any(hasattr(x, "numpy") for x in values) else None
+    )
 
 
 DEVIATIONS = 3.0

@@ -33,7 +33,9 @@ import numpy as np
 from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_of
 from regcheck.numerics.losses import sigmoid
 from regcheck.numerics.norms import chosen, close_pairs, norm, norms
+from regcheck.numerics.optimizer_rounding import FORMULAS, Carried, OptimizerStep
 from regcheck.numerics.packing import flat
+from regcheck.numerics.update import clipped
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 
@@ -56,10 +58,14 @@ class Bounds(NamedTuple):
 
 
 class RoundingState(NamedTuple):
-    """What is carried from step to step: the velocity's error, and its largest possible size."""
+    """What is carried from step to step: the velocity's error, and its largest possible size.
+
+    `carried` are the errors of what another optimizer than SGD remembers.
+    """
 
     velocity_error: Array | None = None
     largest_velocity: float = 0.0
+    carried: Carried = {}  # noqa: RUF012
 
 
 class Sizes(NamedTuple):
@@ -98,6 +104,8 @@ class RoundingModel:
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
         self.largest_y = float(self.y_sizes.max())
+        kind = problem.sgd.rule.torch
+        self.formula = None if kind == "SGD" else FORMULAS[kind]
         decays = problem.weight_decay
         self.decay = flat(
             {name: np.full_like(w, decays[name]) for name, w in problem.initial.items()}
@@ -116,19 +124,16 @@ class RoundingModel:
             dloss_dz: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
         u, lr = self.u, batch.lr
-        assert step.delta is not None
         with np.errstate(all="ignore"):
             largest = self.largest_sizes(state, batch, step)
             outputs, loss, gradient = self.pass_bounds(batch, step, dloss_dz, largest.output)
-            size, moved = np.abs(flat(step.before)), np.abs(flat(step.delta))
-            decay = self.decay * size
+            decay = self.decay * np.abs(flat(step.before))
             penalty = (4 * u * lr) * decay + self.floor * (1 + lr)
-            coupled = self.clipped(gradient, step) + (5 * u) * decay + self.floor
-            direction, velocity = self.direction_bound(state.velocity_error, coupled, step)
-            delta = lr * direction + (2 * u) * moved + self.floor
-            if lr < self.floor:  # the coarser dtype has few bits for it, or none
-                delta += lr * largest.direction
-            after = delta + (2 * u) * (size + moved)
+            noise = self.clipped(gradient, step)
+            if self.formula is None:
+                delta, after, state = self.sgd_bounds(state, batch, step, noise, largest)
+            else:
+                delta, after, state = self.propagated(state, batch, step, noise)
             total = float(np.sum(after)) if self.precision.mixed else 0.0
         tensors = (split(vector, step.before) for vector in (gradient, penalty, delta, after))
         bounds = Bounds(outputs, loss, *tensors)
@@ -138,7 +143,7 @@ class RoundingModel:
             bounds = bounds._replace(loss=math.inf)
         if self.precision.mixed and not math.isfinite(bounds.loss + total):
             bounds = replaced(bounds, lambda bound: np.where(np.isfinite(bound), bound, math.nan))
-        return bounds, RoundingState(velocity, largest.velocity)
+        return bounds, state
 
     def start_bounds(self, start: Parameters) -> Parameters:
         """Bound what casting the start to each dtype can do: u |w|."""
@@ -246,18 +251,51 @@ class RoundingModel:
             factor_error = factor
         return factor * gradient + factor_error * np.abs(g)
 
-    def direction_bound(
-        self, velocity_error: Array | None, coupled: Array, step: Step
-    ) -> tuple[Array, Array | None]:
-        """Carry the bound on the gradient with its penalty through momentum."""
-        options = self.problem.sgd
-        if options.momentum == 0:
-            return coupled, None
-        velocity = coupled
-        if velocity_error is not None:
-            velocity = options.momentum * velocity_error + abs(1 - options.dampening) * coupled
-            velocity += (2 * self.u) * np.abs(flat(step.velocity)) + self.floor
-        return coupled + options.momentum * velocity if options.nesterov else velocity, velocity
+    def sgd_bounds(
+        self, state: RoundingState, batch: Batch, step: Step, noise: Array, largest: Sizes
+    ) -> tuple[Array, Array, RoundingState]:
+        """Carry the bound on the gradient through SGD's step: of delta, of the parameters after."""
+        options, u, lr = self.problem.sgd, self.u, batch.lr
+        size, moved = np.abs(flat(step.before)), np.abs(flat(step.delta))
+        direction = noise + (5 * u) * (self.decay * size) + self.floor
+        velocity = None
+        if options.momentum:
+            velocity = direction
+            if state.velocity_error is not None:
+                velocity = options.momentum * state.velocity_error
+                velocity = velocity + abs(1 - options.dampening) * direction
+                velocity += (2 * u) * np.abs(flat(step.velocity)) + self.floor
+            direction = direction + options.momentum * velocity if options.nesterov else velocity
+        delta = lr * direction + (2 * u) * moved + self.floor
+        if lr < self.floor:  # the coarser dtype has few bits for it, or none
+            delta += lr * largest.direction
+        after = delta + (2 * u) * (size + moved)
+        return delta, after, RoundingState(velocity, largest.velocity)
+
+    def propagated(
+        self, state: RoundingState, batch: Batch, step: Step, noise: Array
+    ) -> tuple[Array, Array, RoundingState]:
+        """Carry the bound on the gradient through another optimizer's step, by its formula."""
+        assert self.formula is not None
+        assert step.gradient is not None
+        settings = self.problem.sgd
+        options = {
+            **settings.options,
+            "lr": batch.lr,
+            "weight_decay": self.decay,
+            "decoupled_weight_decay": settings.torchs.decay == "decoupled",
+        }
+        memory = {
+            key: flat({name: known[key] for name, known in step.memory.items()})
+            for key in self.formula.state
+            if all(key in known for known in step.memory.values())
+        }
+        used = flat(clipped(step.gradient, self.problem.clip_norm, self.problem.clip_value))
+        before, after = flat(step.before), flat(step.after)
+        taken = OptimizerStep(before, after, used, options, memory, batch.step)
+        bound, carried = self.formula.propagate(self.u, taken, noise + self.floor, state.carried)
+        bound = bound + self.floor
+        return bound, bound, RoundingState(carried=carried)
 
     def largest_sizes(self, state: RoundingState, batch: Batch, step: Step) -> Sizes:
         """Bound how large numbers can be, by the parameters before the step.

@@ -16,9 +16,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.problem.problem import Parameters
 from regcheck.rules.optimizers.update_rule import StepInput, UpdateRule
 
 Array = NDArray[np.floating]
+
+
+def clipped(gradients: Parameters, clip_norm: float | None, clip_value: float | None) -> Parameters:
+    """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
+    if clip_value is not None:
+        return {name: np.clip(g, -clip_value, clip_value) for name, g in gradients.items()}
+    if clip_norm is None:
+        return gradients
+    norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
+    factor = np.minimum(1, clip_norm / (norm + 1e-6))
+    return {name: g * factor.astype(g.dtype) for name, g in gradients.items()}
 
 
 class TensorUpdate(NamedTuple):
@@ -44,9 +56,13 @@ def update(rule: UpdateRule, at: StepInput, penalize: Callable[[Array], Array]) 
         penalize: the penalty's gradient at a parameter: λ w, or what the convention makes of it.
     """
     w, lr, decay = at.w, at.lr, penalize(at.w)
+    if at.options.get("maximize", False):
+        at = at._replace(g=-at.g)
     if at.convention.decay == "gradient":
         at = at._replace(g=at.g + decay)
     step, memory = rule.step(at)
+    if at.faults.decay_rate == "corrected" and rule.correction is not None:
+        lr *= rule.correction(at.options, at.t)
     match at.convention.decay:
         case "gradient" | "before-clipping":
             return TensorUpdate(w - step, memory, lr * decay, step)

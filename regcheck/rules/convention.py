@@ -26,6 +26,8 @@ PenaltyNorm = Literal["squared", "unsquared"]
 LossReduction = Literal["mean", "sum"]
 MomentumForm = Literal["torch", "dampened", "lr-inside"]
 UpdateOrder = Literal["simultaneous", "bias-first"]
+Epsilon = Literal["outside", "uncorrected", "inside"]
+BiasCorrection = bool | Literal["compounded"]
 
 
 class Convention(NamedTuple):
@@ -41,6 +43,9 @@ class Convention(NamedTuple):
     loss_factor: float = 1.0
     momentum_form: MomentumForm = "torch"
     update_order: UpdateOrder = "simultaneous"
+    epsilon: Epsilon = "outside"
+    bias_correction: BiasCorrection = True
+    accumulator_start: float = 0.0
 
 
 class Faults(NamedTuple):
@@ -64,6 +69,11 @@ class Faults(NamedTuple):
         momentum: kept, or ignored.
         nesterov: as set, or with it or without whatever is set.
         first_step: torch does not dampen the first step's velocity.
+        betas: as set, or β₁ and β₂ in each other's place.
+        amsgrad: as set, or with it or without whatever is set.
+        moments: those of this step, or those of the step before it.
+        root: the root of the second moment, or that moment itself.
+        decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
     """
 
     penalty_form: Literal["proportional", "constant"] = "proportional"
@@ -80,6 +90,11 @@ class Faults(NamedTuple):
     momentum: Literal["kept", "ignored"] = "kept"
     nesterov: Literal["as-set", "added", "missing"] = "as-set"
     first_step: Literal["undampened", "dampened"] = "undampened"
+    betas: Literal["as-set", "swapped"] = "as-set"
+    amsgrad: Literal["as-set", "added", "missing"] = "as-set"
+    moments: Literal["fresh", "stale"] = "fresh"
+    root: Literal["root", "missing"] = "root"
+    decay_rate: Literal["lr", "corrected"] = "lr"
 
 
 NO_FAULTS = Faults()
@@ -93,6 +108,18 @@ class Key(NamedTuple):
 
 
 KEYS: dict[str, Key] = {
+    "accumulator_start": Key(
+        "what the sum of squared gradients starts at",
+        {"0": "as torch's initial_accumulator_value", "NUMBER": "Keras and optax start at 0.1"},
+    ),
+    "bias_correction": Key(
+        "whether moments that start at 0 are corrected for it",
+        {
+            "true": "m̂ = m/(1 − β₁ᵗ), ŝ = s/(1 − β₂ᵗ)",
+            "false": "m and s as they are",
+            "compounded": "m̂ and ŝ are remembered in the places of m and s",
+        },
+    ),
     "decay": Key(
         "where λ·w enters the step",
         {
@@ -110,6 +137,14 @@ KEYS: dict[str, Key] = {
             "nothing": "λ as it stands",
             "batch": "λ/B, with B the rows of this step's batch",
             "dataset": "λ/n, with n the training rows",
+        },
+    ),
+    "epsilon": Key(
+        "where ε enters the divisor",
+        {
+            "outside": "√ŝ + ε",
+            "uncorrected": "√s + ε, before the bias correction",
+            "inside": "√(ŝ + ε)",
         },
     ),
     "loss_factor": Key(

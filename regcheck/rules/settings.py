@@ -205,9 +205,13 @@ def with_faults(given: Given, faults: Faults) -> Given:
     if faults.momentum == "ignored" and "momentum" in options:
         none = type(options["momentum"])()
         return given.with_options(momentum=none, dampening=none, nesterov=False)
-    if faults.nesterov == "as-set" or "nesterov" not in options:
-        return given
-    return given.with_options(nesterov=faults.nesterov == "added")
+    if faults.nesterov != "as-set" and "nesterov" in options:
+        given = given.with_options(nesterov=faults.nesterov == "added")
+    if faults.amsgrad != "as-set" and "amsgrad" in options:
+        given = given.with_options(amsgrad=faults.amsgrad == "added")
+    if faults.betas == "swapped" and "betas" in options:
+        given = given.with_options(betas=options["betas"][::-1])
+    return given
 
 
 def symbols(training: Training) -> Letters:

@@ -264,4 +264,5 @@ class Spec(Section):
 
     def named_convention(self) -> Convention:
         """Return the convention as the record that the trainers and formulas take."""
-        return Convention(**self.convention.model_dump())
+        given = self.convention.model_dump(exclude_unset=True)
+        return self.optimizer.settings(self.lr, self.decays).torchs._replace(**given)

@@ -19,8 +19,11 @@ from pydantic import (
 from regcheck.errors import suggest
 from regcheck.rules.convention import (
     NAMED,
+    BiasCorrection,
+    Convention,
     Decay,
     DividePenaltyBy,
+    Epsilon,
     LossReduction,
     MomentumForm,
     PenaltyNorm,
@@ -282,14 +285,18 @@ class ConventionKeys(Section):
     loss_factor: Number = 1.0
     momentum_form: MomentumForm = "torch"
     update_order: UpdateOrder = "simultaneous"
+    epsilon: Epsilon = "outside"
+    bias_correction: BiasCorrection = True
+    accumulator_start: NotNegative = 0.0
 
     @classmethod
     def full_form(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, str):
             if value not in NAMED:
                 raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
-            named = NAMED[value].convention
-            return {key: getattr(named, key) for key in cls.model_fields}
+            # What it does not say is torch's own, by the optimizer.
+            named, plain = NAMED[value].convention, Convention()
+            return {key: x for key, x in named._asdict().items() if x != getattr(plain, key)}
         if isinstance(value, Mapping):
             of_bias = {"penalize_bias": True, "update_order": "simultaneous"}
             given = [key for key, torch in of_bias.items() if value.get(key) != torch]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain, gradient, predict
-from regcheck.numerics.update import TensorUpdate, update
+from regcheck.numerics.update import TensorUpdate, clipped, update
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
@@ -209,10 +209,10 @@ class NumpyTrainer:
                 name: g + self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
-        settings, found = self.settings, {}
+        settings, faults, found = self.settings, self.problem.faults, {}
         for name, g in self.clipped(gradients).items():
             w, memory = state.parameters[name], state.memory[name]
-            at = StepInput(settings.options, convention, batch.lr, batch.step, w, g, memory)
+            at = StepInput(settings.options, convention, faults, batch.lr, batch.step, w, g, memory)
             found[name] = update(settings.rule, at, partial(self.penalty, decays[name]))
         return found
 
@@ -241,22 +241,11 @@ class NumpyTrainer:
         return decay * w / norm if norm > 0 else 0 * w
 
     def clipped(self, gradients: Parameters) -> Parameters:
-        """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
-        if self.problem.clip_value is not None:
-            limit = self.problem.clip_value
-            return {name: np.clip(g, -limit, limit) for name, g in gradients.items()}
-        if self.problem.clip_norm is None:
-            return gradients
+        """Clip over all tensors together; by a fault each tensor by its own norm."""
+        limits = self.problem.clip_norm, self.problem.clip_value
         if self.problem.faults.clip_scope == "tensor":
-            return {name: self.scaled_down({name: g})[name] for name, g in gradients.items()}
-        return self.scaled_down(gradients)
-
-    def scaled_down(self, gradients: Parameters) -> Parameters:
-        """Scale some tensors down to the norm C that they may have together."""
-        assert self.problem.clip_norm is not None
-        norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
-        factor = np.minimum(1, self.problem.clip_norm / (norm + 1e-6)).astype(self.dtype)
-        return {name: g * factor for name, g in gradients.items()}
+            return {name: clipped({name: g}, *limits)[name] for name, g in gradients.items()}
+        return clipped(gradients, *limits)
 
     def reported_loss(self, loss: float, parameters: Parameters, decays: Decays) -> float:
         """Return the data loss; by `penalty_in_loss` plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""

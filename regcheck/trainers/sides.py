@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.errors import UserCodeError
+from regcheck.numerics.optimizer_rounding import FORMULAS
 from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, Step, with_settings
@@ -246,7 +247,7 @@ def bounder_of(
 ) -> ClosedBounds | MeasuredBounds:
     """Return worked-out bounds where torch's rule passes over the rows, else measured ones."""
     problem = framework.problem
-    if torch is None:
+    if torch is None or torch.settings.rule.torch not in FORMULAS:
         return MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
     codes = {"scratch": spec.scratch, "framework": spec.own_framework}
     own = [side for side, code in codes.items() if code is not None]

@@ -131,13 +131,23 @@ class TorchTrainer:
         self.update(batch)
         after, memory = self.parameters(), self.memory()
         step = Step(before, outputs, loss, gradient, None, memory, None, after)
-        if not self.sgd_groups:
+        if self.sgd_groups:
+            return self.with_parts(step)
+        if not self.module.outputs_are_z:
             return step
+        decay = {name: group["lr"] * group["weight_decay"] for name, group in self.groups.items()}
+        return step._replace(
+            penalty={name: decay[name] * w for name, w in before.items()},
+            delta={name: w - after[name] for name, w in before.items()},
+        )
+
+    def with_parts(self, step: Step) -> Step:
+        """Return a step of SGD with what the penalty and the whole step subtract."""
         penalty, delta = {}, {}
-        for name, w in before.items():
+        for name, w in step.before.items():
             group = self.sgd_groups[name]
-            d = used[name] + group["weight_decay"] * w
-            v = memory[name].get("momentum_buffer")
+            d = self.used[name] + group["weight_decay"] * w
+            v = step.memory[name].get("momentum_buffer")
             if v is not None:
                 d = d + group["momentum"] * v if group["nesterov"] else v
             penalty[name] = group["lr"] * (group["weight_decay"] * w)

@@ -35,7 +35,7 @@ class StepInput(NamedTuple):
 
     Attributes:
         options: the optimizer's.
-        convention: the forms in which implementations differ.
+        convention, faults: the forms in which implementations differ.
         lr: this step's learning rate.
         t: the number of the step, from 1.
         w: the parameter before the step.
@@ -45,6 +45,7 @@ class StepInput(NamedTuple):
 
     options: Options
     convention: Convention
+    faults: Faults
     lr: float
     t: int
     w: Array
@@ -76,6 +77,7 @@ class UpdateRule(NamedTuple):
         meanings: of the letters in it.
         torchs: what of a convention torch has for it, in the place of SGD's.
         errors: options that torch refuses, with what is wrong.
+        correction: the factor on the lr at step t that stands for the moments' bias correction.
     """
 
     torch: str
@@ -86,11 +88,22 @@ class UpdateRule(NamedTuple):
     meanings: Mapping[str, str]
     torchs: Callable[[Options], Mapping[str, object]] = lambda _: {}
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
+    correction: Callable[[Options, int], float] | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Torch's own values of the options."""
         return {key: option.default for key, option in self.options.items()}
+
+
+def namespace(array: Array) -> Any:
+    """Return the functions for an array, of the array API standard."""
+    return array.__array_namespace__()
+
+
+def named_gradient(gradient: str) -> tuple[list[str], str]:
+    """Return the letter of a gradient that is written more than once, and the line that says so."""
+    return ([], gradient) if gradient == "g" else ([f"G ← {gradient}"], "G")
 
 
 def plus(left: str, right: str) -> str:

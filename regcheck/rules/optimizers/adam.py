@@ -1,0 +1,138 @@
+"""Adam and AdamW (torch/optim/adam.py, `_single_tensor_adam`, torch 2.13).
+
+    m ← β₁ m + (1 − β₁) g                     both from 0 on
+    s ← β₂ s + (1 − β₂) g²
+    m̂ = m/(1 − β₁ᵗ)   ŝ = s/(1 − β₂ᵗ)         ŝ of the largest s so far with amsgrad
+    w ← w − lr m̂/(√ŝ + ε)
+
+`epsilon` uncorrected: lr √(1 − β₂ᵗ)/(1 − β₁ᵗ) m/(√s + ε), as in Kingma and Ba's section 2 and in
+Keras; inside: √(ŝ + ε), as optax's eps_root. `bias_correction` false: m and s in the places of m̂
+and ŝ; compounded: m̂ and ŝ are what is remembered.
+"""
+
+from __future__ import annotations
+
+import math
+
+from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.optimizers.update_rule import (
+    Array,
+    Memory,
+    Option,
+    Options,
+    StepInput,
+    UpdateRule,
+    Written,
+    named_gradient,
+    namespace,
+    times,
+)
+
+FIRST, SECOND, LARGEST = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
+
+
+def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:  # noqa: ARG001
+    """Return moments of 0."""
+    names = (FIRST, SECOND, LARGEST) if options["amsgrad"] else (FIRST, SECOND)
+    return {name: namespace(w).zeros_like(w) for name in names}
+
+
+def step(at: StepInput) -> tuple[Array, Memory]:
+    """Return lr m̂/(√ŝ + ε) and the moments."""
+    xp, (beta1, beta2), eps = namespace(at.g), at.options["betas"], at.options["eps"]
+    form = at.convention.bias_correction
+    first, second = (1 - beta1**at.t, 1 - beta2**at.t) if form else (1.0, 1.0)
+    m = beta1 * at.memory[FIRST] + (1 - beta1) * at.g
+    s = beta2 * at.memory[SECOND] + (1 - beta2) * (at.g * at.g)
+    if form == "compounded":
+        m, s, first, second = m / first, s / second, 1.0, 1.0
+    memory = {FIRST: m, SECOND: s}
+    if at.options["amsgrad"]:
+        s = memory[LARGEST] = xp.maximum(at.memory[LARGEST], s)
+    if at.faults.moments == "stale":
+        m, s = at.memory[FIRST], at.memory[LARGEST if at.options["amsgrad"] else SECOND]
+    root = s if at.faults.root == "missing" else xp.sqrt(s)
+    match at.convention.epsilon:
+        case "outside":
+            divisor = root / math.sqrt(second) + eps
+        case "uncorrected":
+            divisor = (root + eps) / math.sqrt(second)
+        case "inside":
+            divisor = xp.sqrt(s / second + eps)
+    return (at.lr / first) * m / divisor, memory
+
+
+def written(
+    options: Options,
+    convention: Convention,
+    faults: Faults,
+    lr: str,
+    gradient: str,
+) -> Written:
+    """Write the moments, and the direction in terms of them."""
+    (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
+    lines, g = named_gradient(gradient)
+    first, second = f"(1 − {beta1}ᵗ)", f"(1 − {beta2}ᵗ)"
+    m = f"{beta1} m + {times(f'(1 − {beta1})', g)}"
+    s = f"{beta2} s + (1 − {beta2}) {g}²"
+    if form == "compounded":
+        lines += [f"m ← ({m})/{first}", f"s ← ({s})/{second}"]
+    else:
+        lines += [f"m ← {m}", f"s ← {s}"]
+    m, s = "m", "s"
+    if options["amsgrad"]:
+        lines, s = [*lines, "a ← max(a, s)"], "a"
+    if faults.moments == "stale":
+        m, s = f"{m}₋₁", f"{s}₋₁"
+    root = "" if faults.root == "missing" else "√"
+    if form is not True:
+        inside = convention.epsilon == "inside"
+        return Written(lines, f"{m}/√({s} + {eps})" if inside else f"{m}/({root}{s} + {eps})")
+    if convention.epsilon == "uncorrected":
+        return Written(lines, f"√{second}/{first} {m}/({root}{s} + {eps})")
+    lines += [f"m̂ ← {m}/{first}", f"ŝ ← {s}/{second}"]
+    inside = convention.epsilon == "inside"
+    return Written(lines, f"m̂/√(ŝ + {eps})" if inside else f"m̂/({root}ŝ + {eps})")
+
+
+OPTIONS = {
+    "betas": Option((0.9, 0.999), ("β₁", "β₂"), below=1.0),
+    "eps": Option(1e-8, "ε"),
+    "amsgrad": Option(default=False),
+    "maximize": Option(default=False),
+}
+
+MEANINGS = {
+    "G": "the gradient with all that joins it",
+    "m": "first moment, 0 before step 1",
+    "s": "second moment, 0 before step 1",
+    "a": "largest second moment so far",
+    "t": "number of the step, from 1",
+    "β₁": "decay of the first moment, betas[0]",
+    "β₂": "decay of the second moment, betas[1]",
+    "ε": "eps",
+}
+
+
+def correction(options: Options, t: int) -> float:
+    """Return √(1 − β₂ᵗ)/(1 − β₁ᵗ), by which some multiply the lr."""
+    beta1, beta2 = options["betas"]
+    return float(math.sqrt(1 - beta2**t) / (1 - beta1**t))
+
+
+ADAM = UpdateRule(
+    torch="Adam",
+    options=OPTIONS | {"decoupled_weight_decay": Option(default=False)},
+    init=init,
+    step=step,
+    written=written,
+    meanings=MEANINGS,
+    torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
+    correction=correction,
+)
+
+ADAMW = ADAM._replace(
+    torch="AdamW",
+    options=OPTIONS,
+    torchs=lambda _: {"decay": "decoupled"},
+)
