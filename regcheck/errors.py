@@ -107,11 +107,6 @@ PLANNED: dict[str, Planned] = {
         "recognising the cause {}",
         (
             "adagrad-accumulator-initial",
-            "adam-bias-correction-compounded",
-            "adam-bias-correction-missing",
-            "adam-epsilon-uncorrected",
-            "decay-bias-corrected",
-            "penalty-coupled",
             "rmsprop-epsilon-inside",
         ),
     ),

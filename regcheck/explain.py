@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
 from regcheck.rules.cause import HIDING, ONE_PERCENT
-from regcheck.rules.cause_formula import formulas_of
-from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import KEYS, NAMED, TORCH, Convention, differences, name_of
-from regcheck.rules.equivalent import NoMatchError, matching, torch_call
+from regcheck.rules.causes import CAUSES, formulas_of
+from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
+from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     LOSSES,
     SYMBOLIC,
@@ -30,6 +30,7 @@ from regcheck.rules.settings import (
     number,
     symbols,
 )
+from regcheck.rules.torch_call import torch_call
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,12 +100,12 @@ def explain_spec(path: str | Path) -> Explanation:
     loaded = read_spec(Path(path))
     training = training_of(loaded.spec, train_rows(loaded))
     convention = loaded.spec.named_convention()
-    scratch = f"NumPy, {name_of(convention) or 'a convention of its own'}"
-    differs = differences(convention, bias="bias" in training.sgd.weight_decay)
+    scratch = f"NumPy, {name_of(convention, training.sgd.torchs) or 'a convention of its own'}"
     given = letters(training)
+    differs = differences(convention, given.torchs, bias="bias" in training.sgd.weight_decay)
     entries = [
         Entry("scratch", "side", scratch, formulas(convention, given), differs=differs),
-        Entry("torch", "side", torch_call(training.sgd), formulas(TORCH, given)),
+        Entry("torch", "side", torch_call(training.sgd), formulas(given.torchs, given)),
     ]
     sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
     rows = f"{path}: {training.train_rows:,} training rows, batches of {sizes}"
@@ -154,7 +155,7 @@ def key_entry(name: str) -> Entry:
 def cause_entry(name: str) -> Entry:
     """Explain a cause: both sides' formulas, when it shows, its fix, and what can hide it."""
     cause = CAUSES[name]
-    training = next(one for one in trainings() if cause.concerns(one, TORCH))
+    training = next(one for one in trainings() if cause.concerns(one, one.sgd.torchs))
     scratch, torch = formulas_of(name, symbols(training))
     sides = [("torch", torch), *zip(("scratch", "or"), scratch, strict=False)]
     lines = [f"{side:<8} {line}" for side, lines in sides for line in lines]
@@ -188,6 +189,11 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(sgd=momentum.with_options(dampening=0.1))
     yield EXAMPLE._replace(sgd=momentum.with_options(nesterov=True))
     yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
+    for name, rule in OPTIMIZERS.items():
+        sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
+        yield EXAMPLE._replace(sgd=sgd)
+        flags = {key: True for key in rule.options if key == "amsgrad"}
+        yield EXAMPLE._replace(sgd=sgd.with_options(**flags))
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:
@@ -249,25 +255,37 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
     return f"{number(w)} − {penalty} − {number(lr)}·({number(g)})", w - value - lr * g
 
 
-MOMENTUM = SYMBOLIC.with_options(momentum="μ")
+def optimizer_entry(name: str) -> Entry:
+    """Explain one of torch's optimizers."""
+    rule = OPTIMIZERS[name]
+    sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
+    given = symbols(EXAMPLE._replace(sgd=sgd))
+    lines = []
+    for title, options in rule.examples.items():
+        written = rule_lines(given.torchs, given.with_options(**options))
+        heads = [f"{title}:", *[""] * (len(written) - 1)]
+        lines += [f"{head:<10} {line}" for head, line in zip(heads, written, strict=True)]
+    arguments = (
+        key if not option.letter else f"{key}={argument(option.letter)}"
+        for key, option in rule.options.items()
+    )
+    call = f"torch.optim.{rule.torch}(lr, {', '.join(arguments)}, weight_decay=λ)"
+    return Entry(name, "optimizer", call, lines, [*rule.notes, *OF_DECAY])
+
+
+def argument(letter: str | tuple[str, ...]) -> str:
+    """Write a letter, or a pair of them, as an argument."""
+    return letter if isinstance(letter, str) else f"({', '.join(letter)})"
+
+
+OF_DECAY = (
+    "weight_decay acts on every parameter passed, biases included; parameter groups give",
+    "each its own. The penalty is never in the loss that torch reports.",
+)
 
 LOSSES_AND_OPTIMIZERS = (
     *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
-    Entry(
-        "sgd",
-        "optimizer",
-        "torch.optim.SGD(lr, momentum=μ, dampening=τ, nesterov, weight_decay=λ)",
-        [
-            f"plain:     {'; '.join(rule_lines(TORCH, SYMBOLIC))}",
-            f"momentum:  {'; '.join(rule_lines(TORCH, MOMENTUM.with_options(dampening='τ')))}",
-            f"nesterov:  {'; '.join(rule_lines(TORCH, MOMENTUM.with_options(nesterov=True)))}",
-        ],
-        [
-            "The first step sets v to the gradient itself: it is not dampened.",
-            "weight_decay acts on every parameter passed, biases included; parameter groups give",
-            "each its own. The penalty is never in the loss that torch reports.",
-        ],
-    ),
+    *map(optimizer_entry, OPTIMIZERS),
 )
 TORCHS = {entry.name: entry for entry in LOSSES_AND_OPTIMIZERS}
 """torch's own, by name."""

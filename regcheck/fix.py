@@ -13,7 +13,7 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Parameters
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.cause import put_in
-from regcheck.rules.convention import NO_FAULTS, TORCH
+from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
@@ -40,7 +40,7 @@ def equivalent_settings(
     """
     if best is None:
         return None
-    convention, faults = put_in(best.change, TORCH, NO_FAULTS)
+    convention, faults = put_in(best.change, training.sgd.torchs, NO_FAULTS)
     if loss == "bce_with_logits":
         faults = faults._replace(bce_slope="floored")
     if best.weight_decay is not None:
@@ -163,6 +163,6 @@ def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     if decays != own.weight_decay:
         same = len(set(decays.values())) == 1
         found["weight_decay"] = next(iter(decays.values())) if same else decays
-    if sgd.options() != own.options():
-        found["optimizer"] = {"name": "sgd", **sgd.options()}
+    if (sgd.optimizer, sgd.options) != (own.optimizer, own.options):
+        found["optimizer"] = {"name": sgd.optimizer, **sgd.options}
     return found

@@ -16,7 +16,8 @@ from regcheck.checking import check
 from regcheck.errors import InputError
 from regcheck.numerics.losses import gradient, predict
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel, RoundingState, split
+from regcheck.numerics.rounding import RoundingModel, split
+from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.problem import build_problem, small_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text

@@ -17,7 +17,8 @@ from regcheck.report.output import as_text
 from regcheck.rules.cause import HIDING
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
-from regcheck.rules.equivalent import torch_call
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.torch_call import torch_call
 from tests.conftest import ROOT
 from tests.formula_reader import case_of, training, value_of
 
@@ -90,7 +91,7 @@ def test_list_holds_every_name_by_kind(capsys: pytest.CaptureFixture[str]) -> No
 
     assert pairs == [[kind, name] for kind, names in kinds.items() for name in names]
     assert (kinds["convention"], kinds["key"]) == (list(NAMED), list(KEYS))
-    assert (kinds["cause"], kinds["optimizer"]) == (list(CAUSES), ["sgd"])
+    assert (kinds["cause"], kinds["optimizer"]) == (list(CAUSES), list(OPTIMIZERS))
     assert kinds["loss"] == ["bce", "bce_with_logits", "mse"]
 
 

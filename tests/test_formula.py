@@ -268,7 +268,7 @@ def test_every_letter_of_a_fault_has_its_meaning() -> None:
     lines += update_lines(TORCH, MOVING, "weight", Faults(lr_factor=math.nan))
     found = [meaning.split(" ", 1)[0] for meaning in meanings(lines)]
 
-    letters_in_order = "w g Σg p−y ȳ v clip clip_w lr lr₊₁ lr₋₁ c λ μ B k batch_size"
+    letters_in_order = "w g Σg p−y ȳ clip clip_w lr lr₊₁ lr₋₁ c λ B k batch_size v μ"
     assert found == letters_in_order.split()
     # Σ alone tells of no sum of gradients, nor lr of its neighbours.
     assert meanings(["½·λ Σw²"], ["w", "Σg", "λ"]) == ["w weight", "λ weight_decay"]

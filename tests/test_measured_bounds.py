@@ -15,7 +15,8 @@ from torch import nn
 
 from regcheck.numerics.optimizer_rounding import FORMULAS
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel, RoundingState
+from regcheck.numerics.rounding import RoundingModel
+from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
 from regcheck.trainers.measured_bounds import APART, MeasuredBounds
@@ -71,7 +72,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     pair = NumpyFollowsTorch(NumpyTrainer(problem), framework)
     closed, carried = RoundingModel(problem), RoundingState()
     measured = MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
-    assert measured.formula == FORMULAS["torch.optim.sgd.SGD"]
+    assert measured.formula == FORMULAS["SGD"]
     in_bounds: dict[bool, list[float]] = {True: [], False: [0.0]}
     real: list[float] = []
     with np.errstate(all="ignore"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel, RoundingState
+from regcheck.numerics.rounding import RoundingModel
+from regcheck.numerics.update_rounding import RoundingState
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import told
 from tests.rounded_steps import (

@@ -10,7 +10,8 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel, RoundingState
+from regcheck.numerics.rounding import RoundingModel
+from regcheck.numerics.update_rounding import RoundingState
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import told
 from tests.random_specs import KINDS

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.numerics.update import TensorUpdate, update
 from regcheck.rules.convention import NO_FAULTS, Convention, Decay, MomentumForm
 from regcheck.rules.optimizers.sgd import BUFFER
+from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, StepInput
 from regcheck.rules.settings import Settings
 

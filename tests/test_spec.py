@@ -133,7 +133,8 @@ def test_spec_convention_key_by_key_is_read(tmp_path: Path) -> None:
     numbers = {"penalty_factor": 2.0, "penalize_bias": False, "penalty_in_loss": True}
     words = {"divide_penalty_by": "batch", "decay": "after-momentum", "penalty_norm": "unsquared"}
     other = {"loss_reduction": "sum", "momentum_form": "lr-inside", "update_order": "bias-first"}
-    changes: dict[str, Any] = {**numbers, **words, **other, "loss_factor": 0.5}
+    adaptive = {"epsilon": "inside", "bias_correction": False, "accumulator_start": 0.1}
+    changes: dict[str, Any] = {**numbers, **words, **other, **adaptive, "loss_factor": 0.5}
     assert changes.keys() == set(Convention._fields)
     for key, value in changes.items():
         spec = read(tmp_path, f"{GOOD}convention: {{{key}: {str(value).lower()}}}\n")

@@ -17,7 +17,12 @@ from regcheck.diagnosis.evidence import (
     settings_evidence,
 )
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
-from regcheck.diagnosis.other_settings import by_entries, effective_settings_of, with_other_settings
+from regcheck.diagnosis.other_settings import (
+    by_entries,
+    effective_settings_of,
+    with_other_settings,
+    with_shifted_schedule,
+)
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
@@ -25,6 +30,7 @@ from regcheck.diagnosis.search import distinguishing, search
 from regcheck.problem.problem import Parameters
 from regcheck.rules.cause import Stage
 from regcheck.rules.causes import CAUSES
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 
 Found = tuple[Explanation, ...]
 
@@ -57,11 +63,12 @@ def unknown_rule(optimizer: object) -> Diagnosis:
     """Return that the framework side's rule is not in the catalogue."""
     kind = type(optimizer)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if name == "torch.optim.sgd.SGD":
-        name = "torch.optim.SGD with `maximize`, or not on all tensors alike"
+    classes = [f"torch.optim.{rule.torch}" for rule in OPTIMIZERS.values()]
+    if kind.__module__.startswith("torch.optim.") and f"torch.optim.{kind.__name__}" in classes:
+        name = f"torch.optim.{kind.__name__} with `maximize`, or not on all tensors alike"
     text = (
-        f"The framework side's optimizer is {name}; causes are known for torch.optim.SGD going "
-        "downhill on all parameters, with one lr and one momentum."
+        f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)} "
+        "going downhill on all parameters, with one lr and the same options for all."
     )
     return Diagnosis(explained=False, evidence=(text,))
 
@@ -74,7 +81,7 @@ def explained(run: Run) -> Diagnosis:
     start = None
     if diverged:
         found, replay, start = explain_updates(run, replay)
-    settings = effective_settings_of(replay)
+    settings = effective_settings_of(replay) if run.is_linear else {}
     agree = not diverged or bool(found)
     reporting = explain_losses(run, found, start) if run.loss_diverged else None
     loss_evidence = ""
@@ -120,8 +127,12 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         # Else it may be the framework side that does not keep to its rule.
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
-    other = None if found else with_other_settings(replay)
-    found = found or ((other,) if other else tuple(by_entries(replay)))
+    if not found and run.is_linear:
+        other = with_other_settings(replay)
+        found = (other,) if other else tuple(by_entries(replay))
+    elif not found:
+        shifted = with_shifted_schedule(replay)
+        found = (shifted,) if shifted else ()
     if found:
         return found, within, None
     if run.scratch_is_reference:
@@ -170,14 +181,14 @@ def without_cause(
     agrees = gradient_agrees(run, replay, record)
     if agrees is not None:
         evidence.append(GRADIENT[agrees])
-    if agrees is not False:
+    if agrees is not False and run.is_linear:
         for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):
             text = describe(replay)
             if text:
                 return [*evidence, text], stage
     evidence += settings_evidence(settings, run.training)
     stage = "optimizer" if agrees else "gradient"
-    if agrees is None and not any(one.fits for one in settings.values()):
+    if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
         text, stage = recursion_evidence(replay, run.training.sgd.momentum)
         evidence += [text] if text else []
     if stage == "gradient":

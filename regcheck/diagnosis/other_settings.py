@@ -41,7 +41,7 @@ from regcheck.numerics.least_squares import (
     rounded,
 )
 from regcheck.problem.problem import Array
-from regcheck.rules.equivalent import decays_text
+from regcheck.rules.torch_call import decays_text
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 MOST = 512

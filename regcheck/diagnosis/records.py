@@ -47,6 +47,11 @@ class Run(NamedTuple):
         return self.sides.torch
 
     @property
+    def is_linear(self) -> bool:
+        """Whether a step of torch's optimizer is a linear function of the gradients so far."""
+        return self.torch.settings.rule.linear
+
+    @property
     def limits(self) -> dict[str, float]:
         """The rounding bounds that each tensor, and the loss, may differ by."""
         tolerance = self.spec.tolerance

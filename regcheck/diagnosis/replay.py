@@ -250,6 +250,8 @@ class Replay:
 def gain(rule: Problem, batch: Batch) -> float:
     """Return how many times larger a rule makes the gradient than torch does, at most."""
     faults, options = rule.faults, rule.sgd
+    if not options.rule.linear:
+        return 1.0  # a larger gradient is divided by its own size
     found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
     if rule.convention.loss_reduction == "sum":
         found *= max(rows_of(rule, batch))

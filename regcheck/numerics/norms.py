@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -99,3 +100,16 @@ def close_pairs(tolerance: float, *tables: Array) -> Array:
     # No entry is close to one that is no number, not even to itself.
     pairs = np.maximum(np.count_nonzero(near, axis=(0, 1)) - rows, 0)
     return np.asarray(pairs / max(1, rows * (rows - 1)))
+
+
+def clipped(
+    gradients: Mapping[str, Array], clip_norm: float | None, clip_value: float | None
+) -> dict[str, Array]:
+    """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
+    if clip_value is not None:
+        return {name: np.clip(g, -clip_value, clip_value) for name, g in gradients.items()}
+    if clip_norm is None:
+        return dict(gradients)
+    norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
+    factor = np.minimum(1, clip_norm / (norm + 1e-6))
+    return {name: g * factor.astype(g.dtype) for name, g in gradients.items()}

@@ -231,10 +231,9 @@ def formula_of(name: str, groups: Sequence[Mapping[str, Any]]) -> Formula | None
     alike = all(one == options[0] for one in options)
     values = [value for one in groups for key, value in one.items() if key != "params"]
     module, _, kind = name.rpartition(".")
-    known = module.startswith("torch.optim.") and kind in FORMULAS
-    return (
-        FORMULAS[kind] if known and alike and not any(hasattr(x, "numpy") for x in values) else None
-    )
+    known = module.startswith("torch.optim.") and alike
+    tensors = any(hasattr(x, "numpy") for x in values)
+    return FORMULAS.get(kind) if known and not tensors else None
 
 
 DEVIATIONS = 3.0

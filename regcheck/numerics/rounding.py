@@ -33,9 +33,8 @@ import numpy as np
 from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_of
 from regcheck.numerics.losses import sigmoid
 from regcheck.numerics.norms import chosen, close_pairs, norm, norms
-from regcheck.numerics.optimizer_rounding import FORMULAS, Carried, OptimizerStep
 from regcheck.numerics.packing import flat
-from regcheck.numerics.update import clipped
+from regcheck.numerics.update_rounding import RoundingState, UpdateRounding
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 
@@ -55,17 +54,6 @@ class Bounds(NamedTuple):
     penalty: Parameters
     delta: Parameters
     after: Parameters
-
-
-class RoundingState(NamedTuple):
-    """What is carried from step to step: the velocity's error, and its largest possible size.
-
-    `carried` are the errors of what another optimizer than SGD remembers.
-    """
-
-    velocity_error: Array | None = None
-    largest_velocity: float = 0.0
-    carried: Carried = {}  # noqa: RUF012
 
 
 class Sizes(NamedTuple):
@@ -104,13 +92,12 @@ class RoundingModel:
         self.largest_x = float(self.column_peaks.max())
         self.y_sizes = np.abs(problem.y)
         self.largest_y = float(self.y_sizes.max())
-        kind = problem.sgd.rule.torch
-        self.formula = None if kind == "SGD" else FORMULAS[kind]
         decays = problem.weight_decay
         self.decay = flat(
             {name: np.full_like(w, decays[name]) for name, w in problem.initial.items()}
         )
         self.largest_decay = float(self.decay.max())
+        self.update = UpdateRounding(problem, self.u, self.floor, self.decay)
 
     def bounds(
         self, state: RoundingState, batch: Batch, step: Step, dloss_dz: Sequence[Array]
@@ -130,10 +117,9 @@ class RoundingModel:
             decay = self.decay * np.abs(flat(step.before))
             penalty = (4 * u * lr) * decay + self.floor * (1 + lr)
             noise = self.clipped(gradient, step)
-            if self.formula is None:
-                delta, after, state = self.sgd_bounds(state, batch, step, noise, largest)
-            else:
-                delta, after, state = self.propagated(state, batch, step, noise)
+            delta, after, state = self.update.bounds(
+                state, batch, step, noise, (largest.direction, largest.velocity)
+            )
             total = float(np.sum(after)) if self.precision.mixed else 0.0
         tensors = (split(vector, step.before) for vector in (gradient, penalty, delta, after))
         bounds = Bounds(outputs, loss, *tensors)
@@ -250,52 +236,6 @@ class RoundingModel:
         if size * size > self.precision.top:
             factor_error = factor
         return factor * gradient + factor_error * np.abs(g)
-
-    def sgd_bounds(
-        self, state: RoundingState, batch: Batch, step: Step, noise: Array, largest: Sizes
-    ) -> tuple[Array, Array, RoundingState]:
-        """Carry the bound on the gradient through SGD's step: of delta, of the parameters after."""
-        options, u, lr = self.problem.sgd, self.u, batch.lr
-        size, moved = np.abs(flat(step.before)), np.abs(flat(step.delta))
-        direction = noise + (5 * u) * (self.decay * size) + self.floor
-        velocity = None
-        if options.momentum:
-            velocity = direction
-            if state.velocity_error is not None:
-                velocity = options.momentum * state.velocity_error
-                velocity = velocity + abs(1 - options.dampening) * direction
-                velocity += (2 * u) * np.abs(flat(step.velocity)) + self.floor
-            direction = direction + options.momentum * velocity if options.nesterov else velocity
-        delta = lr * direction + (2 * u) * moved + self.floor
-        if lr < self.floor:  # the coarser dtype has few bits for it, or none
-            delta += lr * largest.direction
-        after = delta + (2 * u) * (size + moved)
-        return delta, after, RoundingState(velocity, largest.velocity)
-
-    def propagated(
-        self, state: RoundingState, batch: Batch, step: Step, noise: Array
-    ) -> tuple[Array, Array, RoundingState]:
-        """Carry the bound on the gradient through another optimizer's step, by its formula."""
-        assert self.formula is not None
-        assert step.gradient is not None
-        settings = self.problem.sgd
-        options = {
-            **settings.options,
-            "lr": batch.lr,
-            "weight_decay": self.decay,
-            "decoupled_weight_decay": settings.torchs.decay == "decoupled",
-        }
-        memory = {
-            key: flat({name: known[key] for name, known in step.memory.items()})
-            for key in self.formula.state
-            if all(key in known for known in step.memory.values())
-        }
-        used = flat(clipped(step.gradient, self.problem.clip_norm, self.problem.clip_value))
-        before, after = flat(step.before), flat(step.after)
-        taken = OptimizerStep(before, after, used, options, memory, batch.step)
-        bound, carried = self.formula.propagate(self.u, taken, noise + self.floor, state.carried)
-        bound = bound + self.floor
-        return bound, bound, RoundingState(carried=carried)
 
     def largest_sizes(self, state: RoundingState, batch: Batch, step: Step) -> Sizes:
         """Bound how large numbers can be, by the parameters before the step.

@@ -14,10 +14,11 @@ from regcheck.report.result import Report
 from regcheck.report.text import upward, written
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import NO_FAULTS, TORCH
-from regcheck.rules.equivalent import Matching, alike, torch_call
+from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, number
+from regcheck.rules.torch_call import alike, torch_call
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are printed; the JSON report has them all."""
@@ -84,10 +85,10 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
         note = f": {best.note}" if best.note and fit is None else ""
         causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
     lines = labelled("Cause", causes)
-    convention, faults = put_in(best.change, TORCH, NO_FAULTS)
     own = letters(report.fitted_training or report.rule_training)
+    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
     scratch = rule_lines(convention, own, faults)
-    torch = rule_lines(TORCH, letters(report.rule_training))
+    torch = rule_lines(own.torchs, letters(report.rule_training))
     if scratch != torch:
         for side, rule in (("scratch", scratch), ("torch", torch)):
             lines += [
@@ -248,11 +249,11 @@ def fixes(report: Report) -> dict[str, list[str]]:
     lines = [fix_of(report, cause) for cause in found.causes]
     changed = best is not None and bool(best.change or best.weight_decay)
     if best is not None and changed and set(best.change) != {"bce_slope"}:
-        _, faults = put_in(best.change, TORCH, NO_FAULTS)
-        lines += rule_lines(TORCH, given, NO_FAULTS._replace(bce_slope=faults.bce_slope))
+        _, faults = put_in(best.change, given.torchs, NO_FAULTS)
+        lines += rule_lines(given.torchs, given, NO_FAULTS._replace(bce_slope=faults.bce_slope))
     if found.reporting is not None and found.reporting.causes:
         own = f"{TORCHS_LOSS}, as your loss function has it"
-        loss = loss_text(TORCH, given) if report.spec.own_framework is None else own
+        loss = loss_text(given.torchs, given) if report.spec.own_framework is None else own
         lines.append(f"reports  {loss}")
     ways = {"in the scratch code": lines} if lines else {}
     if changed and isinstance(match, Matching):

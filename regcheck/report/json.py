@@ -20,9 +20,8 @@ from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.diagnosis_text import fix_of
 from regcheck.report.result import Report
-from regcheck.rules.cause_formula import framework_formula, scratch_formula
-from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import TORCH, differences
+from regcheck.rules.causes import CAUSES, framework_formula, scratch_formula
+from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import rule_lines
 from regcheck.rules.settings import letters
@@ -64,7 +63,8 @@ def plain(value: Any) -> Any:
 def report_head(report: Report) -> dict[str, Any]:
     """Return all of a report but its rows."""
     spec, found = report.spec, report.comparison
-    chosen = differences(spec.named_convention(), bias=spec.bias)
+    torchs = spec.optimizer.settings(spec.lr, spec.decays).torchs
+    chosen = differences(spec.named_convention(), torchs, bias=spec.bias)
     head = verdict_dict(report) | {
         "convention_differences": {
             key: {"scratch": here, "framework": torch} for key, (here, torch) in chosen.items()
@@ -169,7 +169,7 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     factor = fit and fit.factor
     own = report.fitted_training if cause == "penalty-scaled" else None
     if own is not None:
-        formula = "; ".join(rule_lines(TORCH, letters(own)))
+        formula = "; ".join(rule_lines(own.sgd.torchs, letters(own)))
     else:
         scale = reporting.scale if reporting else None
         formula = scratch_formula(cause, report.rule_training, factor, scale)

@@ -165,7 +165,9 @@ def drift(report: Report) -> Iterator[str]:
 
 def conventions(report: Report) -> Iterator[str]:
     """Name the causes and conventions that a run could not distinguish, and why."""
-    chosen = differences(report.spec.named_convention(), bias=report.spec.bias)
+    chosen = differences(
+        report.spec.named_convention(), report.training.sgd.torchs, bias=report.spec.bias
+    )
     keys = ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in chosen.items())
     diverged = report.verdict == "diverged"
     shown = (

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
-from regcheck.rules.convention import TORCH, Convention, differences, name_of
-from regcheck.rules.equivalent import torch_call
+from regcheck.rules.convention import Convention, differences, name_of
 from regcheck.rules.formula import (
     delta_text,
     gradient_text,
@@ -20,6 +19,7 @@ from regcheck.rules.formula import (
     rule_lines,
 )
 from regcheck.rules.settings import Letters, exact, letters, symbols
+from regcheck.rules.torch_call import torch_call
 from regcheck.spec.tolerance import Tolerance
 
 WHERE = {
@@ -129,8 +129,9 @@ def scratch_side(report: Report) -> Side:
         loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)
     convention, given = report.spec.named_convention(), letters(report.training)
-    name = name_of(convention) or ", ".join(
-        f"{key}: {here}" for key, (here, _) in differences(convention).items()
+    torchs = given.torchs
+    name = name_of(convention, torchs) or ", ".join(
+        f"{key}: {here}" for key, (here, _) in differences(convention, torchs).items()
     )
     rule = rule_lines(convention, given)
     return Side("scratch", f"NumPy, {name}", rule, loss_text(convention, given))
@@ -139,9 +140,9 @@ def scratch_side(report: Report) -> Side:
 def framework_side(report: Report) -> Side:
     """Describe torch's side."""
     given, call = letters(report.rule_training), torch_call(report.training.sgd)
-    rule = rule_lines(TORCH, given)
+    rule = rule_lines(given.torchs, given)
     if report.spec.own_framework is None:
-        return Side("torch", call, rule, loss_text(TORCH, given))
+        return Side("torch", call, rule, loss_text(given.torchs, given))
     title = f"{code_name(report.spec.own_framework)}, your model, loss and optimizer"
     known = report.plain_sgd and report.spec.model is not None
     return Side("torch", title, [call, *rule] if known else [], "your loss")
@@ -156,9 +157,8 @@ def letter_meanings(report: Report) -> list[str]:
     """Say what those letters of the sides' rules mean that a spec has not, with its settings."""
     spec = report.spec
     lines = [line for side in sides(report) for line in side.update]
-    found = dict(
-        meaning.split(" ", 1) for meaning in meanings(lines, ("g", "v", "lr", "B", "m", "mᵢ"))
-    )
+    unsaid = ("g", *report.training.sgd.rule.meanings, "lr", "B", "m", "mᵢ")
+    found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid))
     if spec.accumulate > 1:
         found["g"] = "average gradient of the micro-batches' mean losses, without the penalty"
     if spec.lr_schedule is not None:
@@ -242,7 +242,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
     """Return the two terms that differ, with their values at the diverging step."""
     within, stage = divergence.within, divergence.stage
     values = [within.scratch, within.framework]
-    conventions = [report.spec.named_convention(), TORCH]
+    conventions = [report.spec.named_convention(), report.training.sgd.torchs]
     written = [symbols(report.training), letters(report.training)]
     does = "has"
     formulas: list[list[str]] = [[], []]

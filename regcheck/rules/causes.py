@@ -1,20 +1,20 @@
-"""The causes, in one catalogue: those of the penalty, and here the others.
+"""The causes, in one catalogue: those of the penalty, of the optimizer's step, and the others.
 
-A new one is an entry in one of the two. The trials of what a run could have shown, the diagnosis,
-the explanation with both formulas (`cause_formula`) and the planted bugs read it.
+A new one is an entry in one of the three. The trials of what a run could have shown, the diagnosis,
+the explanation and the planted bugs read it.
 """
 
 from __future__ import annotations
 
-from regcheck.rules.cause import AT_ONCE, ONE_PERCENT, Cause
-from regcheck.rules.convention import Convention, is_bias
+import math
+from typing import NamedTuple
+
+from regcheck.rules.cause import AT_ONCE, ONE_PERCENT, Cause, Change, put_in
+from regcheck.rules.convention import NO_FAULTS, Convention, is_bias
+from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.optimizers.step_causes import STEP_CAUSES
 from regcheck.rules.penalty_causes import PENALTY_CAUSES
-from regcheck.rules.settings import Training
-
-
-def with_momentum(training: Training, convention: Convention) -> bool:  # noqa: ARG001
-    """Whether there is momentum."""
-    return training.sgd.momentum > 0
+from regcheck.rules.settings import Letters, Training, letters
 
 
 def in_batches(training: Training, convention: Convention) -> bool:  # noqa: ARG001
@@ -52,15 +52,6 @@ OTHER_CAUSES: dict[str, Cause] = {
         since="where a gradient is clipped",
         fix="take one norm over the gradients of all tensors, and scale all of them by one factor",
         hidden_by=("never-clipped",),
-    ),
-    "dampening-on-first-step": Cause(
-        "dampens the first step's velocity too",
-        changes=({"first_step": "dampened"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.dampening != 0,
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="start the velocity at step 1 without the factor 1 − τ, and dampen from step 2 on",
-        hidden_by=("zero-gradient",),
     ),
     "gradient-accumulated": Cause(
         "never zeroes the gradients",
@@ -137,51 +128,6 @@ OTHER_CAUSES: dict[str, Cause] = {
         fix="divide each batch's summed gradient by its rows: torch takes the mean",
         hidden_by=("one-row-losses", "zero-gradient"),
     ),
-    "momentum-dampened": Cause(
-        "puts 1 − μ on the gradient in the velocity",
-        changes=({"momentum_form": "dampened"},),
-        concerns=with_momentum,
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="add the gradient to μ v as it is, not times 1 − μ: torch's factor is 1 − dampening",
-        hidden_by=("zero-gradient",),
-    ),
-    "momentum-lr-inside": Cause(
-        "holds the lr inside the velocity",
-        changes=({"momentum_form": "lr-inside"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.lr_varies,
-        stage="optimizer",
-        since="where the lr changes",
-        fix="keep the lr out of the velocity, and multiply by it only where w moves",
-        hidden_by=("lr-unchanged",),
-    ),
-    "momentum-missing": Cause(
-        "ignores the momentum",
-        changes=({"momentum": "ignored"},),
-        concerns=with_momentum,
-        stage="optimizer",
-        since="from step 2 on (with Nesterov's momentum from step 1 on)",
-        fix="keep a velocity from step to step, μ times the last plus the gradient; move by it",
-        hidden_by=("one-plain-step",),
-    ),
-    "nesterov-added": Cause(
-        "takes Nesterov's step, where torch's momentum is plain",
-        changes=({"nesterov": "added"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and not training.sgd.nesterov,
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="move by the velocity v alone, without looking ahead by μ v",
-        hidden_by=("zero-gradient",),
-    ),
-    "nesterov-missing": Cause(
-        "takes the plain momentum's step, where torch has Nesterov's",
-        changes=({"nesterov": "missing"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.nesterov,
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
-        hidden_by=("zero-gradient",),
-    ),
     "precision": Cause(
         "computes in another dtype",
         stage="update",
@@ -230,5 +176,94 @@ OTHER_CAUSES: dict[str, Cause] = {
     ),
 }
 
-CAUSES: dict[str, Cause] = dict(sorted((PENALTY_CAUSES | OTHER_CAUSES).items()))
+CAUSES: dict[str, Cause] = dict(sorted((PENALTY_CAUSES | STEP_CAUSES | OTHER_CAUSES).items()))
 """All causes by their names."""
+
+
+class Formulas(NamedTuple):
+    """The lines in which two rules differ; both empty where a cause changes no formula.
+
+    `scratch` has the lines of each way in which the cause can act.
+    """
+
+    scratch: list[list[str]]
+    framework: list[str]
+
+
+def scratch_formula(
+    name: str, training: Training, factor: float | None = None, loss_scale: float | None = None
+) -> str:
+    """Write what a cause makes of torch's rule, with a training's numbers; empty where nothing.
+
+    Args:
+        name: the cause.
+        training: with the settings that the cause is about.
+        factor: the one that stands behind a fitted cause; None writes c.
+        loss_scale: the factor on the data loss that is reported, for a cause of the reporting;
+            None where it is not known.
+
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
+    >>> scratch_formula("penalty-divided-by-batch", training)
+    'w ← w − 0.05 (g + 0.1/32 w), b likewise'
+    >>> scratch_formula("learning-rate-scaled", training, 2.0)
+    'w ← w − 2·0.05 (g + 0.1 w), b likewise'
+    >>> scratch_formula("penalty-in-loss", training, loss_scale=0.5)
+    'reports  0.5 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²'
+    """
+    base = None if loss_scale is None else with_loss_scale(training, loss_scale)
+    ways = formulas_of(name, letters(training), factor, base).scratch
+    return ", or ".join("; ".join(lines) for lines in ways)
+
+
+def framework_formula(name: str, training: Training) -> str:
+    """Write the lines of torch's rule that a cause changes, with a training's numbers."""
+    return "; ".join(formulas_of(name, letters(training)).framework)
+
+
+def with_loss_scale(training: Training, scale: float) -> Convention:
+    """Return torch's rule with `scale` times its mean loss, or the sum of the rows' losses.
+
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.1, {"weight": 0.0}), (32, 17), 273)
+    >>> loss_text(with_loss_scale(training, 16.0), letters(training))
+    '0.5 Σℓ'
+    """
+    rows = training.loss_rows[0]
+    for share in (1.0, 0.5):
+        if scale == share * rows != 1:
+            return training.sgd.torchs._replace(loss_reduction="sum", loss_factor=share)
+    return training.sgd.torchs._replace(loss_factor=scale)
+
+
+def formulas_of(
+    name: str, given: Letters, factor: float | None = None, base: Convention | None = None
+) -> Formulas:
+    """Return the lines that differ between torch's rule and a cause's.
+
+    Those of the update, or of the reported loss for a cause that changes nothing else; the latter
+    is put into a rule whose data loss may be another than torch's already, `base`.
+    """
+    cause, torchs = CAUSES[name], given.torchs
+    base = base or torchs
+
+    def written(change: Change, base: Convention) -> list[str]:
+        """Write torch's rule, or its loss, with a change in it."""
+        convention, faults = put_in(change, base, NO_FAULTS)
+        if cause.kind == "update":
+            return rule_lines(convention, given, faults)
+        return [f"reports  {loss_text(convention, given, faults)}"]
+
+    changes = cause.changes
+    if cause.factor_key:
+        changes = ({cause.factor_key: math.nan if factor is None else factor},)
+    framework = written({}, torchs)
+    ways = [written(change, torchs if cause.kind == "update" else base) for change in changes]
+    if cause.reports:
+        # The c of a scaled loss is in its formula already.
+        text = cause.reports if base == torchs else cause.reports.removeprefix("c ")
+        ways.append([f"reports  {text.format(loss_text(base, given))}"])
+    return Formulas(
+        [[line for line in lines if line not in framework] for lines in ways],
+        [line for line in framework if any(line not in lines for lines in ways)],
+    )

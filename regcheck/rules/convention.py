@@ -11,7 +11,7 @@ w ← w − lr (g + λ w)   (torch/optim/sgd.py, `_single_tensor_sgd`).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 DividePenaltyBy = Literal["nothing", "batch", "dataset"]
 Decay = Literal[
@@ -198,6 +198,12 @@ class NamedConvention(NamedTuple):
     title: str
     convention: Convention
 
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys that it says something about; the others are torch's own, by the optimizer."""
+        plain = Convention()
+        return {k: x for k, x in self.convention._asdict().items() if x != getattr(plain, k)}
+
 
 NAMED: dict[str, NamedConvention] = {
     "bias-free": NamedConvention(
@@ -250,21 +256,24 @@ def penalized(convention: Convention, tensor: str) -> bool:
     return convention.penalize_bias or not is_bias(tensor)
 
 
-def differences(convention: Convention, *, bias: bool = True) -> dict[str, tuple[str, str]]:
+def differences(
+    convention: Convention, torchs: Convention = TORCH, *, bias: bool = True
+) -> dict[str, tuple[str, str]]:
     """Return the keys in which a convention differs from torch's: key → (its value, torch's).
 
     Without a bias, whether it is penalized is no difference.
     """
     return {
         key: (plain(here), plain(torch))
-        for key, here, torch in zip(Convention._fields, convention, TORCH, strict=True)
+        for key, here, torch in zip(Convention._fields, convention, torchs, strict=True)
         if here != torch and (bias or key != "penalize_bias")
     }
 
 
-def name_of(convention: Convention) -> str | None:
+def name_of(convention: Convention, torchs: Convention = TORCH) -> str | None:
     """Return the name of a convention, or None where it has none."""
-    return next((name for name, known in NAMED.items() if known.convention == convention), None)
+    names = ("pytorch", *NAMED)
+    return next((one for one in names if torchs._replace(**NAMED[one].keys) == convention), None)
 
 
 def plain(value: object) -> str:

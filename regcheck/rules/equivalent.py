@@ -1,20 +1,16 @@
-"""The settings with which `torch.optim.SGD` trains as a convention does, and how to write them."""
+"""The settings with which torch's optimizer trains as a convention does, and how to write them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from keyword import iskeyword
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import (
     Settings,
     Training,
     effective_decay,
-    exact,
     gradient_factor,
-    number,
     with_faults,
 )
 
@@ -26,7 +22,7 @@ class NoMatchError(Exception):
 
 
 class Matching(NamedTuple):
-    """What to give `torch.optim.SGD` so that it trains as the scratch side does.
+    """What to give torch's optimizer so that it trains as the scratch side does.
 
     `lr_factor` is what every lr is multiplied by, those of a schedule included.
     """
@@ -45,7 +41,8 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     - decoupled-unscaled, without momentum: κλ/lr in the place of κλ.
     - after-update, without momentum: (1 − lr κλ)(w − lr c g), so c (1 − lr κλ) in the place of c.
 
-    Faults that are other settings of torch's come down to these.
+    Faults that are other settings of torch's come down to these. Optimizers that divide by the
+    gradient's size have their own way (`adaptive_matching`).
 
     Raises:
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
@@ -58,6 +55,8 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     names = training.sgd.weight_decay
     decays = {name: effective_decay(convention, training, name) for name in names}
     refuse(gradient_obstacles(convention, training, c))
+    if not training.sgd.rule.linear:
+        return adaptive_matching(convention, training, c, decays, own_lr)
     if any(decays.values()):
         refuse(penalty_obstacles(convention, training, c))
         if convention.decay == "decoupled-unscaled":
@@ -75,6 +74,57 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     )
     matched = training.sgd._replace(lr=lr * lr_factor, weight_decay=decays)
     return Matching(matched, matched.lr / own_lr if own_lr else lr_factor)
+
+
+def adaptive_matching(
+    convention: Convention, training: Training, c: float, decays: dict[str, float], own_lr: float
+) -> Matching:
+    """Find the settings for an optimizer that divides by the gradient's size.
+
+    With c g the gradient, c m/(c √s + ε) is m/(√s + ε/c): ε′ = ε/c, and a coupled λ′ is κλ/c. A
+    decay that is coupled, or decoupled, where torch's is not, is that of another class of torch's.
+    """
+    sgd, torchs = training.sgd, training.sgd.torchs
+    differing = (
+        key
+        for key in sorted(sgd.rule.keys & set(Convention._fields))
+        if getattr(convention, key) != getattr(torchs, key)
+    )
+    refuse({f"torch has no such {key}": True for key in differing})
+    no_epsilon = c != 1 and "eps" not in sgd.options
+    refuse(
+        {
+            "the gradient is scaled, and there is no ε to go with it": no_epsilon,
+            "the gradient is 0, or has the other sign": c <= 0,
+        }
+    )
+    if any(decays.values()):
+        refuse(decay_obstacles(convention, training))
+        if convention.decay == "decoupled-unscaled":
+            decays = {name: decay / sgd.lr for name, decay in decays.items()}
+        coupled = convention.decay in ("gradient", "before-clipping")
+        if coupled:
+            decays = {name: decay / c for name, decay in decays.items()}
+        if coupled != (torchs.decay == "gradient"):
+            other = other_class(sgd)
+            if other is None:
+                raise NoMatchError(f"torch.optim.{sgd.rule.torch} has no such decay")
+            sgd = other
+    if c != 1:
+        sgd = sgd.with_options(eps=sgd.options["eps"] / c)
+    matched = sgd._replace(weight_decay=decays)
+    return Matching(matched, matched.lr / own_lr if own_lr else 1.0)
+
+
+def other_class(settings: Settings) -> Settings | None:
+    """Return the settings of torch's that keep the decay apart where these couple it, or couple."""
+    flag, options = "decoupled_weight_decay", dict(settings.options)
+    if settings.optimizer == "adamw":
+        return settings._replace(optimizer="adam", options={**options, flag: False})
+    if settings.optimizer == "adam":
+        own = {key: value for key, value in options.items() if key != flag}
+        return settings._replace(optimizer="adamw", options=own)
+    return settings.with_options(**{flag: not options[flag]}) if flag in options else None
 
 
 def with_torch_settings(training: Training, faults: Faults) -> Training:
@@ -105,6 +155,9 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch's loop zeroes the gradients at each step": faults.zeroing == "never",
         "the schedule runs earlier or later": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",
+        "torch takes its step by the moments of that step": faults.moments != "fresh",
+        "torch divides by the root": faults.root != "root",
+        "torch's decay is not corrected for the moments' start": faults.decay_rate != "lr",
         "torch does not dampen the first step": faults.first_step != "undampened",
         "with a dampening of its own, Nesterov's step is none of torch's": (
             faults.nesterov == "added" and training.sgd.dampening != 0
@@ -182,63 +235,12 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
     }
 
 
-def torch_call(sgd: Settings) -> str:
-    """Write the call of torch's optimizer with some settings.
-
-    >>> torch_call(Settings(0.1, {"weight": 1.0, "bias": 1.0}))
-    'torch.optim.SGD(lr=0.1, weight_decay=1)'
-    """
-    options = [f"lr={exact(sgd.lr)}"]
-    for key, value in sgd.options.items():
-        if value != sgd.rule.options[key].default:
-            options.append(f"{key}={option_text(value)}")
-    groups = alike(sgd.weight_decay)
-    if len(groups) == 1:
-        [decay] = groups
-        options += [f"weight_decay={exact(decay)}"] if decay else []
-        return f"torch.optim.{sgd.rule.torch}({', '.join(options)})"
-    written = [
-        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
-        for decay, names in groups.items()
-    ]
-    return f"torch.optim.{sgd.rule.torch}([{', '.join(written)}], {', '.join(options)})"
-
-
-def option_text(value: Any) -> str:
-    """Write an option's value as Python does."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(option_text, value))})"
-    return exact(value) if isinstance(value, float) else str(value)
-
-
-def alike(values: Mapping[str, Value]) -> dict[Value, list[str]]:
-    """Return the tensors of each value, in their order."""
-    found: dict[Value, list[str]] = {}
-    for name, value in values.items():
-        found.setdefault(value, []).append(name)
-    return found
-
-
-def attribute(name: str) -> str:
-    """Write a parameter as Python reaches it: what a container numbers is an item of it.
-
-    >>> attribute("layers.0.weight"), attribute("0.bias"), attribute("my-net.w")
-    ('model.layers[0].weight', 'model[0].bias', 'model.get_parameter("my-net.w")')
-    """
-    parts = name.split(".")
-    if not all(part.isdecimal() or (part.isidentifier() and not iskeyword(part)) for part in parts):
-        return f"model.get_parameter({json.dumps(name)})"
-    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)
-
-
-def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
-    """Describe which tensors have another weight decay than torch's.
-
-    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
-    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
-    """
-    pairs = {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
-    return "; ".join(
-        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
-        for (own, other), names in alike(pairs).items()
-    )
+def decay_obstacles(convention: Convention, training: Training) -> dict[str, bool]:
+    """Return what keeps the penalty of an optimizer that is not linear from matching."""
+    unscaled = convention.decay == "decoupled-unscaled"
+    common = penalty_obstacles(convention, training, 1.0)
+    of_sgd = "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD"
+    return {reason: stands for reason, stands in common.items() if reason != of_sgd} | {
+        "torch decays before the update": convention.decay == "after-update",
+        "the lr changes, and this decay does not": unscaled and training.lr_varies,
+    }

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import bracketed, plus, times
 from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
 
@@ -23,7 +24,6 @@ MEANINGS = {
     "Σg": "sum of the gradients of all steps so far",
     "p−y": "in the place of BCELoss's slope (p−y) q/max(q, 1e-12) with q = p (1−p)",
     "ȳ": "mean of the batch's targets, in the place of each",
-    "v": "velocity, 0 before step 1",
     "clip": "clipping, by the norm of all tensors together where it is by a norm",
     "clip_w": "clipping by the norm of this tensor alone",
     "ℓ": "loss of a row",
@@ -33,15 +33,13 @@ MEANINGS = {
     "lr₋₁": "lr of the step before, at step 1 its own",
     "c": "a factor that may be anything",
     "λ": "weight_decay",
-    "μ": "momentum",
-    "τ": "dampening",
     "B": "rows of the step's batch",
     "m": "rows of a micro-batch",
     "mᵢ": "rows of micro-batch i",
     "k": "micro-batches of the step",
     "batch_size": "rows of every batch but a smaller last one",
     "n": "training rows",
-}
+} | {letter: text for rule in OPTIMIZERS.values() for letter, text in rule.meanings.items()}
 """What each letter of a formula stands for."""
 
 

@@ -22,13 +22,25 @@ PENALTY_KEYS = frozenset(
 def penalized(training: Training, convention: Convention) -> bool:
     """Whether there is a penalty, or the convention says something about one."""
     return any(training.sgd.weight_decay.values()) or not PENALTY_KEYS.isdisjoint(
-        differences(convention)
+        differences(convention, training.sgd.torchs)
     )
 
 
 def penalized_with_momentum(training: Training, convention: Convention) -> bool:
     """Whether there is momentum besides."""
-    return training.sgd.momentum > 0 and penalized(training, convention)
+    return training.sgd.momentum > 0 and coupled(training, convention)
+
+
+def coupled(training: Training, convention: Convention) -> bool:
+    """Whether there is a penalty that joins the gradient, where that makes a difference."""
+    sgd = training.sgd
+    remembers = sgd.momentum > 0 or not sgd.rule.linear
+    return remembers and sgd.torchs.decay == "gradient" and penalized(training, convention)
+
+
+def decoupled(training: Training, convention: Convention) -> bool:
+    """Whether there is a penalty that torch keeps apart from the gradient."""
+    return training.sgd.torchs.decay == "decoupled" and penalized(training, convention)
 
 
 def bias_penalized(training: Training, convention: Convention) -> bool:
@@ -81,6 +93,17 @@ PENALTY_CAUSES: dict[str, Cause] = {
         fix="add λ w to the gradient, with w from before the update; do not shrink w after it",
         hidden_by=PENALTY,
     ),
+    "decay-bias-corrected": Cause(
+        "shrinks w by the lr with the bias correction in it, lr √(1 − β₂ᵗ)/(1 − β₁ᵗ), times λ",
+        changes=({"decay_rate": "corrected"},),
+        concerns=lambda training, convention: (
+            training.sgd.rule.correction is not None and decoupled(training, convention)
+        ),
+        stage="penalty",
+        since=NOT_ZERO,
+        fix="shrink w by lr·λ, with the lr as it is",
+        hidden_by=PENALTY,
+    ),
     "decay-before-clipping": Cause(
         "adds λ w before clipping",
         changes=({"decay": "before-clipping"},),
@@ -108,10 +131,19 @@ PENALTY_CAUSES: dict[str, Cause] = {
         fix="multiply λ by w: what joins the gradient is λ w",
         hidden_by=("no-decay",),
     ),
+    "penalty-coupled": Cause(
+        "adds λ w to the gradient, where torch shrinks w apart from it",
+        changes=({"decay": "gradient"},),
+        concerns=decoupled,
+        stage="penalty",
+        since=NOT_ZERO,
+        fix="leave λ w out of the gradient, and shrink w by lr·λ before the step",
+        hidden_by=PENALTY,
+    ),
     "penalty-decoupled": Cause(
         "shrinks w by lr·λ apart from the gradient",
         changes=({"decay": "decoupled"},),
-        concerns=penalized_with_momentum,
+        concerns=coupled,
         stage="optimizer",
         since=REMEMBERED,
         fix="add λ w to the gradient before the velocity takes it up; do not shrink w on its own",

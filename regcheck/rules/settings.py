@@ -191,6 +191,11 @@ class Letters(NamedTuple):
         """The optimizer's update rule."""
         return OPTIMIZERS[self.optimizer]
 
+    @property
+    def torchs(self) -> Convention:
+        """The convention that torch has for the optimizer."""
+        return Convention()._replace(**self.rule.torchs(self.options))  # type: ignore[arg-type]
+
     def with_options(self, **options: Any) -> Letters:
         """Return the letters with those of some options in their places."""
         return self._replace(options={**self.options, **options})

@@ -20,7 +20,6 @@ from regcheck.errors import suggest
 from regcheck.rules.convention import (
     NAMED,
     BiasCorrection,
-    Convention,
     Decay,
     DividePenaltyBy,
     Epsilon,
@@ -294,9 +293,7 @@ class ConventionKeys(Section):
         if isinstance(value, str):
             if value not in NAMED:
                 raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
-            # What it does not say is torch's own, by the optimizer.
-            named, plain = NAMED[value].convention, Convention()
-            return {key: x for key, x in named._asdict().items() if x != getattr(plain, key)}
+            return NAMED[value].keys
         if isinstance(value, Mapping):
             of_bias = {"penalize_bias": True, "update_order": "simultaneous"}
             given = [key for key, torch in of_bias.items() if value.get(key) != torch]

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain, gradient, predict
-from regcheck.numerics.update import TensorUpdate, clipped, update
+from regcheck.numerics.norms import clipped
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
+from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, StepInput
 from regcheck.rules.settings import with_faults
 

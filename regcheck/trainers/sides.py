@@ -17,7 +17,8 @@ import numpy as np
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.optimizer_rounding import FORMULAS
-from regcheck.numerics.rounding import Bounds, RoundingModel, RoundingState
+from regcheck.numerics.rounding import Bounds, RoundingModel
+from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, Step, with_settings
 from regcheck.rules.convention import NO_FAULTS

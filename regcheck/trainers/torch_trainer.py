@@ -18,7 +18,7 @@ from torch import nn
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Array, Parameters, Problem, Step
+from regcheck.problem.problem import OWN_MODEL, Array, Parameters, Problem, Step
 from regcheck.trainers.torch_model import Module, built_in, eager_step, is_torchs
 from regcheck.trainers.user_module import check_loss
 
@@ -269,13 +269,13 @@ class TorchTrainer:
 
     def memory(self) -> dict[str, dict[str, Array]]:
         """Copy what the optimizer remembers of each tensor, where anybody asks for it."""
-        if not (self.sgd_groups or self.module.outputs_are_z):
+        if not self.sgd_groups and self.problem.model == OWN_MODEL:
             return {}
         found = {}
         for name, tensor in self.tensors.items():
             state = self.optimizer.state.get(tensor, {})
-            known = {key: x for key, x in state.items() if x is not None and key != "step"}
-            found[name] = {key: x.numpy().copy() for key, x in known.items()}
+            known = {key: x for key, x in state.items() if isinstance(x, torch.Tensor)}
+            found[name] = {key: x.numpy().copy() for key, x in known.items() if key != "step"}
         return found
 
 

@@ -1,13 +1,13 @@
 """Adam and AdamW (torch/optim/adam.py, `_single_tensor_adam`, torch 2.13).
 
-    m ← β₁ m + (1 − β₁) g                     both from 0 on
-    s ← β₂ s + (1 − β₂) g²
-    m̂ = m/(1 − β₁ᵗ)   ŝ = s/(1 − β₂ᵗ)         ŝ of the largest s so far with amsgrad
-    w ← w − lr m̂/(√ŝ + ε)
+    M ← β₁ M + (1 − β₁) g                     both from 0 on
+    S ← β₂ S + (1 − β₂) g²
+    M̂ = M/(1 − β₁ᵗ)   Ŝ = S/(1 − β₂ᵗ)         Ŝ of the largest S so far with amsgrad
+    w ← w − lr M̂/(√Ŝ + ε)
 
-`epsilon` uncorrected: lr √(1 − β₂ᵗ)/(1 − β₁ᵗ) m/(√s + ε), as in Kingma and Ba's section 2 and in
-Keras; inside: √(ŝ + ε), as optax's eps_root. `bias_correction` false: m and s in the places of m̂
-and ŝ; compounded: m̂ and ŝ are what is remembered.
+`epsilon` uncorrected: lr √(1 − β₂ᵗ)/(1 − β₁ᵗ) M/(√S + ε), as in Kingma and Ba's section 2 and in
+Keras; inside: √(Ŝ + ε), as optax's eps_root. `bias_correction` false: M and S in the places of M̂
+and Ŝ; compounded: M̂ and Ŝ are what is remembered.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from regcheck.rules.optimizers.update_rule import (
 FIRST, SECOND, LARGEST = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
 
 
-def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:  # noqa: ARG001
+def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
     """Return moments of 0."""
     names = (FIRST, SECOND, LARGEST) if options["amsgrad"] else (FIRST, SECOND)
     return {name: namespace(w).zeros_like(w) for name in names}
 
 
 def step(at: StepInput) -> tuple[Array, Memory]:
-    """Return lr m̂/(√ŝ + ε) and the moments."""
+    """Return lr M̂/(√Ŝ + ε) and the moments."""
     xp, (beta1, beta2), eps = namespace(at.g), at.options["betas"], at.options["eps"]
     form = at.convention.bias_correction
     first, second = (1 - beta1**at.t, 1 - beta2**at.t) if form else (1.0, 1.0)
@@ -73,26 +73,24 @@ def written(
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
     first, second = f"(1 − {beta1}ᵗ)", f"(1 − {beta2}ᵗ)"
-    m = f"{beta1} m + {times(f'(1 − {beta1})', g)}"
-    s = f"{beta2} s + (1 − {beta2}) {g}²"
+    of_first = f"{beta1} M + {times(f'(1 − {beta1})', g)}"
+    of_second = f"{beta2} S + (1 − {beta2}) {g}²"
     if form == "compounded":
-        lines += [f"m ← ({m})/{first}", f"s ← ({s})/{second}"]
+        lines += [f"M ← ({of_first})/{first}", f"S ← ({of_second})/{second}"]
     else:
-        lines += [f"m ← {m}", f"s ← {s}"]
-    m, s = "m", "s"
+        lines += [f"M ← {of_first}", f"S ← {of_second}"]
+    m, s = "M", "S"
     if options["amsgrad"]:
-        lines, s = [*lines, "a ← max(a, s)"], "a"
+        lines, s = [*lines, "A ← max(A, S)"], "A"
     if faults.moments == "stale":
         m, s = f"{m}₋₁", f"{s}₋₁"
+    if form is True and convention.epsilon != "uncorrected":
+        lines += [f"M̂ ← {m}/{first}", f"Ŝ ← {s}/{second}"]
+        m, s = "M̂", "Ŝ"
     root = "" if faults.root == "missing" else "√"
-    if form is not True:
-        inside = convention.epsilon == "inside"
-        return Written(lines, f"{m}/√({s} + {eps})" if inside else f"{m}/({root}{s} + {eps})")
-    if convention.epsilon == "uncorrected":
-        return Written(lines, f"√{second}/{first} {m}/({root}{s} + {eps})")
-    lines += [f"m̂ ← {m}/{first}", f"ŝ ← {s}/{second}"]
-    inside = convention.epsilon == "inside"
-    return Written(lines, f"m̂/√(ŝ + {eps})" if inside else f"m̂/({root}ŝ + {eps})")
+    divisor = f"√({s} + {eps})" if convention.epsilon == "inside" else f"({root}{s} + {eps})"
+    scale = f"√{second}/{first} " if form is True and convention.epsilon == "uncorrected" else ""
+    return Written(lines, f"{scale}{m}/{divisor}")
 
 
 OPTIONS = {
@@ -104,9 +102,9 @@ OPTIONS = {
 
 MEANINGS = {
     "G": "the gradient with all that joins it",
-    "m": "first moment, 0 before step 1",
-    "s": "second moment, 0 before step 1",
-    "a": "largest second moment so far",
+    "M": "first moment of the gradient, 0 before step 1",
+    "S": "second moment of the gradient, 0 before step 1",
+    "A": "largest second moment so far",
     "t": "number of the step, from 1",
     "β₁": "decay of the first moment, betas[0]",
     "β₂": "decay of the second moment, betas[1]",
@@ -127,8 +125,10 @@ ADAM = UpdateRule(
     step=step,
     written=written,
     meanings=MEANINGS,
+    examples={"plain": {}, "amsgrad": {"amsgrad": True}},
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
     correction=correction,
+    keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
 )
 
 ADAMW = ADAM._replace(

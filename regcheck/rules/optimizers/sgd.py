@@ -27,7 +27,7 @@ from regcheck.rules.optimizers.update_rule import (
 BUFFER = "momentum_buffer"
 
 
-def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:  # noqa: ARG001
+def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
     """Return no velocity, or 0, of which the first step's is μ 0 + (1 − τ) g."""
     return {BUFFER: 0 * w} if faults.first_step == "dampened" else {}
 
@@ -89,5 +89,13 @@ SGD = UpdateRule(
     step=step,
     written=written,
     meanings={"v": "velocity, 0 before step 1", "μ": "momentum", "τ": "dampening"},
+    examples={
+        "plain": {},
+        "momentum": {"momentum": "μ", "dampening": "τ"},
+        "nesterov": {"momentum": "μ", "nesterov": True},
+    },
+    notes=("The first step sets v to the gradient itself: it is not dampened.",),
+    keys=frozenset({"momentum_form"}),
+    linear=True,
     errors=errors,
 )

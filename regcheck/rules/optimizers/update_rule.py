@@ -75,7 +75,11 @@ class UpdateRule(NamedTuple):
             decay is no part of it: coupled, it is in the gradient.
         written: the step with letters or numbers for the options, the lr and the gradient.
         meanings: of the letters in it.
+        examples: options that `explain` shows, with letters, by what each is called.
+        notes: what the formula does not say.
         torchs: what of a convention torch has for it, in the place of SGD's.
+        keys: of conventions and faults: the forms that the step has.
+        linear: whether a step is a linear function of the gradients so far.
         errors: options that torch refuses, with what is wrong.
         correction: the factor on the lr at step t that stands for the moments' bias correction.
     """
@@ -86,7 +90,11 @@ class UpdateRule(NamedTuple):
     step: Callable[[StepInput], tuple[Array, Memory]]
     written: Callable[[Options, Convention, Faults, str, str], Written]
     meanings: Mapping[str, str]
+    examples: Mapping[str, Options]
+    notes: tuple[str, ...] = ()
     torchs: Callable[[Options], Mapping[str, object]] = lambda _: {}
+    keys: frozenset[str] = frozenset()
+    linear: bool = False
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
     correction: Callable[[Options, int], float] | None = None
 

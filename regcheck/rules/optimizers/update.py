@@ -10,27 +10,10 @@ The other forms stand beside their names in `regcheck.rules.convention.KEYS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from regcheck.problem.problem import Parameters
-from regcheck.rules.optimizers.update_rule import StepInput, UpdateRule
-
-Array = NDArray[np.floating]
-
-
-def clipped(gradients: Parameters, clip_norm: float | None, clip_value: float | None) -> Parameters:
-    """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
-    if clip_value is not None:
-        return {name: np.clip(g, -clip_value, clip_value) for name, g in gradients.items()}
-    if clip_norm is None:
-        return gradients
-    norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
-    factor = np.minimum(1, clip_norm / (norm + 1e-6))
-    return {name: g * factor.astype(g.dtype) for name, g in gradients.items()}
+from regcheck.rules.optimizers.update_rule import Array, Memory, StepInput, UpdateRule
 
 
 class TensorUpdate(NamedTuple):
@@ -41,7 +24,7 @@ class TensorUpdate(NamedTuple):
     """
 
     parameter: Array
-    memory: Mapping[str, Array]
+    memory: Memory
     penalty: Array
     delta: Array
 

@@ -1,0 +1,74 @@
+"""How torch's optimizer is called with some settings, and how weight decays are described."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from keyword import iskeyword
+from typing import Any, TypeVar
+
+from regcheck.rules.settings import Settings, exact, number
+
+Value = TypeVar("Value")
+
+
+def torch_call(sgd: Settings) -> str:
+    """Write the call of torch's optimizer with some settings.
+
+    >>> torch_call(Settings(0.1, {"weight": 1.0, "bias": 1.0}))
+    'torch.optim.SGD(lr=0.1, weight_decay=1)'
+    """
+    options = [f"lr={exact(sgd.lr)}"]
+    for key, value in sgd.options.items():
+        if value != sgd.rule.options[key].default:
+            options.append(f"{key}={option_text(value)}")
+    groups = alike(sgd.weight_decay)
+    if len(groups) == 1:
+        [decay] = groups
+        options += [f"weight_decay={exact(decay)}"] if decay else []
+        return f"torch.optim.{sgd.rule.torch}({', '.join(options)})"
+    written = [
+        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
+        for decay, names in groups.items()
+    ]
+    return f"torch.optim.{sgd.rule.torch}([{', '.join(written)}], {', '.join(options)})"
+
+
+def option_text(value: Any) -> str:
+    """Write an option's value as Python does."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(option_text, value))})"
+    return exact(value) if isinstance(value, float) else str(value)
+
+
+def alike(values: Mapping[str, Value]) -> dict[Value, list[str]]:
+    """Return the tensors of each value, in their order."""
+    found: dict[Value, list[str]] = {}
+    for name, value in values.items():
+        found.setdefault(value, []).append(name)
+    return found
+
+
+def attribute(name: str) -> str:
+    """Write a parameter as Python reaches it: what a container numbers is an item of it.
+
+    >>> attribute("layers.0.weight"), attribute("0.bias"), attribute("my-net.w")
+    ('model.layers[0].weight', 'model[0].bias', 'model.get_parameter("my-net.w")')
+    """
+    parts = name.split(".")
+    if not all(part.isdecimal() or (part.isidentifier() and not iskeyword(part)) for part in parts):
+        return f"model.get_parameter({json.dumps(name)})"
+    return "model" + "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in parts)
+
+
+def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
+    """Describe which tensors have another weight decay than torch's.
+
+    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
+    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
+    """
+    pairs = {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
+    return "; ".join(
+        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
+        for (own, other), names in alike(pairs).items()
+    )
