@@ -1,0 +1,67 @@
+"""Each optimizer's step is torch's, with any options; and what it remembers is what torch does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.optimizers.update import update
+from regcheck.rules.optimizers.update_rule import StepInput
+from regcheck.rules.settings import Settings
+
+OTHER: dict[str, Any] = {
+    "betas": (0.7, 0.95),
+    "eps": 1e-3,
+    "momentum": 0.8,
+    "dampening": 0.3,
+}
+"""Another value of each number that is an option of some optimizer."""
+
+
+def choices() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each optimizer with all its truth values, at torch's numbers and at others."""
+    for name, rule in OPTIMIZERS.items():
+        flags = [key for key, value in rule.defaults.items() if isinstance(value, bool)]
+        numbers = {key: OTHER[key] for key in rule.options if key not in flags}
+        for values in itertools.product((False, True), repeat=len(flags)):
+            for other in ({}, numbers):
+                options = rule.defaults | dict(zip(flags, values, strict=True)) | other
+                if options.get("nesterov"):
+                    options |= {"momentum": 0.8, "dampening": 0.0}
+                if not rule.errors(options):
+                    yield name, options
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("name", "options"), list(choices()), ids=str)
+def test_step_is_torchs(name: str, options: dict[str, Any], dtype: str) -> None:
+    settings, random = Settings(0.1, {}, options, name), np.random.default_rng(3)
+    rule, shape, decay = settings.rule, (3, 4), 0.3
+    w = random.normal(size=shape).astype(dtype)
+    tensor = torch.tensor(w, requires_grad=True)
+    kind = getattr(torch.optim, rule.torch)
+    optimizer = kind([tensor], lr=1.0, weight_decay=decay, **options)
+    memory = rule.init(options, settings.torchs, NO_FAULTS, w)
+    for t in range(1, 31):
+        lr, g = 0.1 / t, random.normal(size=shape) * 10 ** random.uniform(-3, 1)
+        g = g.astype(dtype)
+        optimizer.param_groups[0]["lr"], tensor.grad = lr, torch.tensor(g)
+        optimizer.step()
+        at = StepInput(options, settings.torchs, NO_FAULTS, lr, t, w, g, memory)
+        taken = update(rule, at, lambda x: decay * x)
+        w, memory = taken.parameter, taken.memory
+        # Up to 30 steps of some 20 roundings of numbers of order 1 to 100.
+        rtol = 3000 * float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(w, tensor.detach().numpy(), rtol=rtol, atol=rtol)
+        assert w.dtype == dtype
+        for key, known in memory.items():
+            theirs = optimizer.state[tensor][key].numpy()
+            np.testing.assert_allclose(known, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
+            assert known.dtype == dtype
