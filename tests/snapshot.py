@@ -23,7 +23,7 @@ from pathlib import Path
 from regcheck.checking import check
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from tests import random_functions, random_modules, random_specs
+from tests import judged_modules, random_functions, random_modules, random_specs
 
 CONFIGS = Path("configs")
 Runs = Iterator[tuple[str, Callable[[], Report]]]
@@ -52,7 +52,7 @@ def functions(count: int, folder: Path) -> Runs:
 def modules(count: int) -> Runs:
     """Make runs of users' own models."""
     for seed in range(count):
-        yield f"module-{seed}", partial(random_modules.run, random_modules.random_case(seed))
+        yield f"module-{seed}", partial(judged_modules.run, random_modules.random_case(seed))
 
 
 def main() -> None:

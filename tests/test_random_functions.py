@@ -19,7 +19,8 @@ from regcheck.rules.causes import CAUSES
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OUTSIDE
 from tests.judged_functions import faults_of
-from tests.random_functions import NEEDS, Case, random_case, random_causes, random_spec
+from tests.random_functions import Case, random_case, random_causes
+from tests.random_needs import NEEDS, random_spec
 from tests.rule import Reported, Rule
 from tests.user_functions import Code
 

@@ -12,7 +12,8 @@ from itertools import product
 import pytest
 import torch
 
-from tests.random_modules import CASTS, Case, effect, faults_of, random_case, run
+from tests.judged_modules import effect, faults_of, run
+from tests.random_modules import CASTS, Case, random_case
 
 Record = Callable[[str, object], None]
 
