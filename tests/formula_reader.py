@@ -19,6 +19,7 @@ from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import SgdSettings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from tests.every_rule import BASE
 
 Value = Any  # a float or an array
 Values = dict[str, Value]
@@ -62,16 +63,6 @@ def lines_of(text: list[str]) -> tuple[dict[str, list[str]], bool]:
 
 # --- what the letters stand for -------------------------------------------------------------------
 
-DATA: dict[str, Any] = {
-    "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
-    "y": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
-}
-BASE: dict[str, Any] = {
-    "data": DATA,
-    "model": "linear",
-    "init": {"weight": [0.5, -0.3], "bias": [0.2]},
-    "lr": 0.05,
-}
 FACTOR = 1.75
 """What stands for c."""
 

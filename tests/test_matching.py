@@ -18,14 +18,9 @@ from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.training import TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.every_rule import OPTIMIZERS
 from tests.formula_reader import training
 
-OPTIMIZERS: list[dict[str, Any]] = [
-    {},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0.6, "dampening": 0.3},
-]
 SCHEDULE = {"kind": "exponential", "factor": 0.8}
 
 
@@ -122,7 +117,7 @@ def specs() -> Iterator[dict[str, Any]]:
     ):
         for _ in range(3):
             yield {
-                "optimizer": {"name": "sgd"} | optimizer,
+                "optimizer": optimizer,
                 "convention": {
                     "momentum_form": form,
                     "decay": decay,
