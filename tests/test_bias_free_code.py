@@ -19,7 +19,8 @@ from regcheck.explain import explain_spec
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
-from tests.test_bias_free import SPEC, START, TARGETS, Spec, X, spec_of
+from tests.conftest import Spec, told
+from tests.test_bias_free import SPEC, START, TARGETS, X, spec_of
 
 
 def divided(problem: UserProblem) -> Iterator[Spec]:
@@ -57,8 +58,7 @@ def test_users_code_is_given_and_yields_the_weight_alone() -> None:
         yield from divided(problem)
 
     report = check(spec_of(), scratch=seen)
-    assert report.diagnosis is not None
-    assert report.diagnosis.causes == ("penalty-divided-by-batch",)
+    assert told(report.diagnosis).causes == ("penalty-divided-by-batch",)
     ((initial, decay),) = starts
     assert {name: w.tolist() for name, w in initial.items()} == {"weight": START}
     assert decay == 0.5

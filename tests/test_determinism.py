@@ -17,9 +17,8 @@ import torch
 import yaml
 
 from regcheck.checking import check
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, Spec
 
-Spec = dict[str, Any]
 Write = Callable[..., Path]
 
 MANY: Spec = {

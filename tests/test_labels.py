@@ -17,8 +17,7 @@ from regcheck.errors import InputError, UserCodeError
 from regcheck.report.terminal import report_text
 from regcheck.user_code.problem_api import UserProblem
 from regcheck.user_code.updates import EXAMPLES
-
-Spec = dict[str, Any]
+from tests.conftest import Spec
 
 RANDOM = np.random.default_rng(4)
 BASE: Spec = {

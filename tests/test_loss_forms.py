@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from regcheck.checking import check
+from tests.conftest import Spec
 
 Array = NDArray[Any]
-Spec = dict[str, Any]
 Loss = Callable[[Array, Array, Array], Any]
 """From θ with the bias in front, X with a column of ones, and y."""
 

@@ -12,7 +12,7 @@ from regcheck.checking import check
 from regcheck.compare.firsts import Saturation
 from regcheck.report.diagnosis_text import fixes
 from regcheck.report.remarks import remarks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, told
 from tests.saturated import RAW, SIGMAS, Spec, causes, code, users_model
 
 # --- what hid behind saturated rows -------------------------------------------------------------
@@ -25,10 +25,8 @@ def test_one_percent_of_the_penalty_does_not_hide_behind_saturated_rows(momentum
     report = check(RAW | {"convention": {"penalty_factor": 1.01}, "optimizer": optimizer})
 
     assert causes(report)[0] == ("penalty-scaled",)
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == 2
-    assert report.comparison.saturation is not None
-    assert report.comparison.saturation.last_share > 0.99
+    assert told(report.first_divergence).step == 2
+    assert told(report.comparison.saturation).last_share > 0.99
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -78,8 +76,7 @@ def test_floor_is_named_beside_another_penalty(factor: float, cause: str, batche
     report = check(RAW | batches, scratch=code(penalty=factor))
 
     assert causes(report) == [("bce-saturated", cause)]
-    assert report.diagnosis is not None
-    changes = report.diagnosis.fix.changes  # type: ignore[union-attr]
+    changes = told(report.diagnosis).fix.changes  # type: ignore[union-attr]
     assert changes["loss"] == "bce_with_logits"
     assert changes["framework"] == {"weight_decay": pytest.approx(factor * 0.01)}
     assert check(RAW | batches | changes, scratch=code(penalty=factor)).verdict == "equivalent"
@@ -120,10 +117,8 @@ def test_floor_is_named_where_some_rows_alone_are_saturated(
     report = check(spec, scratch=code())
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == 1
-    assert report.comparison.saturation is not None
-    assert report.comparison.saturation.first_share == 4 / 60
+    assert told(report.first_divergence).step == 1
+    assert told(report.comparison.saturation).first_share == 4 / 60
     assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
 
 
@@ -177,5 +172,4 @@ def test_fixed_spec_compares_the_losses_that_can_be_compared(loss: str, compares
     report = check(some_rows(28, 30, 0.0), scratch=code(loss=loss))
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.diagnosis is not None
-    assert report.diagnosis.fix.changes.get("compare") == compares  # type: ignore[union-attr]
+    assert told(report.diagnosis).fix.changes.get("compare") == compares  # type: ignore[union-attr]
