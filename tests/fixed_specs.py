@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from regcheck import cli
+from tests.user_files import Done
 
 SPEC = """\
 # An experiment of ours.
@@ -94,14 +94,6 @@ def late(problem):
 
 SHUFFLED = "batch_size: 2\nshuffle: {seed: 3}\n"
 MOMENTUM = "optimizer: {name: sgd, momentum: 0.9}\n"
-
-
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
 
 
 class Folder:
