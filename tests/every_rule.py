@@ -92,7 +92,6 @@ def torch_steps(problem: Problem) -> Iterator[Step]:
 
 
 def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
-    """List every array of a step."""
     quantities = map(told, (step.gradient, step.penalty, step.delta))
     groups = (step.before, *quantities, step.velocity, step.after)
     return [*told(step.outputs), *(array for group in groups for array in group.values())]

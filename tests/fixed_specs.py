@@ -97,8 +97,6 @@ MOMENTUM = "optimizer: {name: sgd, momentum: 0.9}\n"
 
 
 class Folder:
-    """A folder with a user's code and specs."""
-
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path, self.capsys = path, capsys
         (path / "mine.py").write_text(CODE, encoding="utf-8")
@@ -114,7 +112,6 @@ class Folder:
         return Done(code, captured.out, captured.err)
 
     def fix(self, *lines: str, to: str = "fixed.yaml") -> tuple[Done, Path]:
-        """Run a spec and have it fix."""
         fixed = self.path / to
         return self.run(self.write(*lines), "--write-fixed", fixed), fixed
 

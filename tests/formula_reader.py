@@ -123,7 +123,6 @@ class Case(NamedTuple):
         }
 
     def clip_alone(self, value: Value) -> Value:
-        """Clip a tensor by its own norm."""
         return self.clip_with([value])(value)
 
     def clip_with(self, values: Iterable[Value]) -> Callable[[Value], Value]:
@@ -156,8 +155,6 @@ def training(**changes: Any) -> Training:
 
 
 class Tensor(NamedTuple):
-    """One tensor's value and velocity."""
-
     w: Value
     v: Value
 
@@ -174,7 +171,6 @@ class ByText:
         self.adding: dict[str, Value] = {}
 
     def step(self, batch: Batch) -> None:
-        """Take a step."""
         before = {name: tensor.w for name, tensor in self.now.items()}
         values = self.values(before, batch)
         bias = self.moved("bias", values, batch)
@@ -219,7 +215,6 @@ class ByText:
 
 
 def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> float:
-    """Work a reported loss out."""
     head, *penalties = text.split(" + ")
     known = case.constants(batch, "weight")
     if head.endswith(")"):

@@ -15,7 +15,6 @@ from tests.random_modules import Case
 
 
 def run(case: Case) -> Report:
-    """Compare the two sides of a case."""
     return check(case.spec(), scratch=Mlp(case).train, framework=case.build)
 
 

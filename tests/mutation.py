@@ -123,7 +123,6 @@ class Mutation:
 
 
 def main() -> int:
-    """Test the mutants of one module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="of the mutants, drawn by lot")

@@ -67,7 +67,6 @@ class Case:
 
 
 def random_case(seed: int, folder: Path) -> Case:
-    """Draw a spec and a user's function."""
     random = np.random.default_rng([seed, 2])
     causes, wrong = random_causes(random)
     needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
@@ -126,7 +125,6 @@ def compatible(one: str, other: str) -> bool:
 
 
 def batch_of(spec: SpecDict, rows: int) -> int:
-    """Return the rows of one micro-batch."""
     return rows if spec["batch_size"] == "full" else int(spec["batch_size"])
 
 

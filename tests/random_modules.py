@@ -63,7 +63,6 @@ class Case:
 
     @property
     def data(self) -> tuple[Array, Array]:
-        """Draw X and y."""
         random = np.random.default_rng([self.seed, 1])
         X = random.normal(size=(self.rows, self.sizes[0]))
         if self.seed % 3 == 0:
@@ -84,7 +83,6 @@ class Case:
         return found
 
     def spec(self) -> dict[str, Any]:
-        """Write the spec."""
         X, y = self.data
         return {
             "data": {"X": X.tolist(), "y": y.tolist()},
@@ -98,7 +96,6 @@ class Case:
     # --- torch ----------------------------------------------------------------------------------
 
     def build(self, problem: Any) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
-        """Make the torch side, as a user would."""
         layers: list[nn.Module] = []
         pairs = list(zip(self.sizes[:-1], self.sizes[1:], strict=True))
         for k, (one, two) in enumerate(pairs):
@@ -114,7 +111,6 @@ class Case:
         return model, self.torch_loss, self.torch_optimizer(model)
 
     def torch_loss(self, z: Tensor, y: Tensor) -> Tensor:
-        """Take the loss."""
         if self.loss == "cross_entropy":
             target = CASTS[self.cast](y)
             if self.cast == "one hot":
@@ -131,7 +127,6 @@ class Case:
         return loss
 
     def torch_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer."""
         given: dict[str, Any] = {"lr": self.lr, "weight_decay": self.decay}
         w = list(model.parameters())
         if self.optimizer in ("sgd", "momentum", "nesterov"):
@@ -185,7 +180,6 @@ FAULTS: dict[str, Callable[[Case], bool]] = {
 
 
 def random_case(seed: int) -> Case:
-    """Draw a case."""
     random = np.random.default_rng([seed, 0])
     loss = pick(random, ("mse", "bce", "bce_with_logits", "cross_entropy", "cross_entropy"))
     out = int(random.integers(2, 6)) if loss == "cross_entropy" else 1

@@ -33,7 +33,6 @@ NEEDS: dict[str, Needs] = OUTSIDE | {cause: one.needs for cause, one in FAULTS.i
 
 
 def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, Array, Array]:
-    """Draw a spec that has what is needed."""
     model, loss = KINDS[random.integers(len(KINDS))]
     least = 6 if needs & {"micro-batches", "uneven", "batches", "shuffle"} else 1
     X = random_columns(random, rows=(least, 5000), features=64, constant=False)
@@ -91,7 +90,6 @@ def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
 
 
 def random_optimizer(random: Generator, needs: Needs) -> SpecDict:
-    """Draw SGD's options."""
     if not needs & {"momentum", "nesterov", "dampening"} and chance(random, 0.6):
         return {"name": "sgd"}
     momentum = float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.1, 0.95), 3)]))

@@ -24,7 +24,6 @@ from tests.test_bias_free import SPEC, START, TARGETS, X, spec_of
 
 
 def divided(problem: UserProblem) -> Iterator[Spec]:
-    """Train with λ over the batch's rows."""
     w = problem.initial["weight"]
     for rows in problem.batches:
         residuals = problem.X[rows] @ w - problem.y[rows]
@@ -35,7 +34,6 @@ def divided(problem: UserProblem) -> Iterator[Spec]:
 
 
 def line(problem: UserProblem, *, bias: bool = False) -> tuple[Any, Any, Any]:
-    """Build the spec's linear model."""
     model = nn.Linear(problem.X.shape[1], 1, bias=bias, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(problem.initial["weight"]))

@@ -93,7 +93,6 @@ def test_environment_names_versions_and_threads(small: Spec) -> None:
 
 
 def start_off_by(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
-    """Let the scratch side start elsewhere."""
     real = NumpyTrainer.start
 
     def shifted(self: NumpyTrainer) -> State:

@@ -74,7 +74,6 @@ def linear_of(optimizer: Callable[..., torch.optim.Optimizer], **options: float)
 
 
 def text_of(report: Report) -> str:
-    """Return a report's text with its breaks undone."""
     return re.sub(r"\s+", " ", report_text(report))
 
 

@@ -25,7 +25,6 @@ def gram(theta: Array, X: Array, y: Array) -> Any:
 
 
 def squares(theta: Array, X: Array, y: Array) -> Any:
-    """Mean squared error."""
     return np.mean((X @ theta - y) ** 2)
 
 

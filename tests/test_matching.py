@@ -25,7 +25,6 @@ SCHEDULE = {"kind": "exponential", "factor": 0.8}
 
 
 def data(seed: int, rows: int = 8, features: int = 3) -> dict[str, Any]:
-    """Draw rows with labels."""
     draw = np.random.default_rng(seed)
     return {
         "X": draw.normal(size=(rows, features)).tolist(),
@@ -34,7 +33,6 @@ def data(seed: int, rows: int = 8, features: int = 3) -> dict[str, Any]:
 
 
 def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
-    """Fill a spec up."""
     base = {
         "data": data(seed),
         "model": "linear",
@@ -45,7 +43,6 @@ def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
 
 
 def match_of(spec: LoadedSpec) -> Matching:
-    """Match a spec; raises NoMatchError."""
     return matching(spec.spec.named_convention(), training_of(spec.spec, 8))
 
 

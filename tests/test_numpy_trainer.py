@@ -91,7 +91,6 @@ def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
 
 
 def flat(parameters: Parameters) -> list[float]:
-    """Write the parameters one after the other."""
     return [*parameters["weight"][0].tolist(), *parameters["bias"].tolist()]
 
 

@@ -38,7 +38,6 @@ def hidden(report: Report) -> dict[str, str]:
 
 
 def diverges_at(spec: Spec) -> int | None:
-    """Return the step at which a run diverges; None where it does not."""
     report = check(spec)
     return step_of(report.first_divergence) if report.verdict == "diverged" else None
 

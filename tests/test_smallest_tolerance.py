@@ -44,7 +44,6 @@ def any_spec(seed: int) -> Spec:
 
 
 def smallest_of(report: Report) -> dict[str, dict[str, float]]:
-    """Read the JSON's smallest tolerances."""
     smallest = report.to_dict()["smallest_tolerance"]
     return {
         name: {kind: float(value) for kind, value in smallest[name].items()} for name in TENSORS

@@ -43,7 +43,6 @@ MODELS: list[dict[str, Any]] = [
 
 
 def problem_of(spec: dict[str, Any]) -> Problem:
-    """Build the problem of a spec over the base one."""
     return build_problem(from_mapping(BASE | spec))
 
 
@@ -93,7 +92,6 @@ ALL = list(itertools.product(OPTIMIZERS, CLIPS, BATCHES, MODELS))[::5]
 def spec_of(
     optimizer: dict[str, Any], clip: dict[str, Any], batches: dict[str, Any], model: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put a combination together."""
     return {**clip, **batches, **model, "optimizer": optimizer}
 
 
