@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.compare.firsts import Saturation
+from regcheck.compare.trace import Saturation
 from regcheck.report.diagnosis_text import fixes
 from regcheck.report.remarks import remarks
 from tests.conftest import ROOT, told
