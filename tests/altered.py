@@ -12,6 +12,7 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.conftest import told
 from tests.faults import Planted
 from tests.first_steps import STEPS
 from tests.rule import Rule
@@ -46,10 +47,13 @@ def altered_torch(change: Change) -> type[TorchTrainer]:
     return Changed
 
 
+def on_side(side: str, change: Change) -> Any:
+    return altered(change) if side == "scratch" else altered_torch(change)
+
+
 def with_entry(tensors: Parameters | None, tensor: str, index: Any, value: Any) -> Parameters:
     """Change one entry of some tensors: to a value, or to a function of it."""
-    assert tensors is not None
-    wrong = {name: one.copy() for name, one in tensors.items()}
+    wrong = {name: one.copy() for name, one in told(tensors).items()}
     wrong[tensor][index] = value(wrong[tensor][index]) if callable(value) else value
     return wrong
 

@@ -53,8 +53,9 @@ class At:
     def look(self, logistic: bool, X: Any, y: Any) -> None:
         self.X, self.y, z = X, y, X @ self.w + self.b
         if logistic:
-            p = 1 / (1 + np.exp(-z))
-            self.loss = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+            with np.errstate(all="ignore"):  # log 0, where p is 0 or 1
+                p = 1 / (1 + np.exp(-z))
+                self.loss = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
             self.slope = p - y
         else:
             self.loss, self.slope = ((z - y) ** 2).mean(), 2 * (z - y)

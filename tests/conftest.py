@@ -82,7 +82,9 @@ def summary(values: list[Any]) -> str:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SMALL: dict[str, Any] = {
+Spec = dict[str, Any]
+
+SMALL: Spec = {
     "data": {"X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5]], "y": [1.0, 2.0, -1.0, 0.5]},
     "model": "linear",
     "init": {"weight": [0.5, -0.3], "bias": [0.1]},
@@ -122,7 +124,7 @@ def told(value: T | None) -> T:
 
 
 @pytest.fixture
-def small() -> dict[str, Any]:
+def small() -> Spec:
     """Four rows of two features, from a start at which every term shows."""
     return copy.deepcopy(SMALL)
 
@@ -149,3 +151,11 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 def framework(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     """Put a trainer in the place of torch's."""
     return lambda trainer: monkeypatch.setattr(sides, "TorchTrainer", trainer)
+
+
+@pytest.fixture
+def place(
+    scratch: Callable[[Any], None], framework: Callable[[Any], None]
+) -> dict[str, Callable[[Any], None]]:
+    """Put a trainer in the place of a side's, by the side's name."""
+    return {"scratch": scratch, "framework": framework}

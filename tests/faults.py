@@ -37,7 +37,6 @@ class Fault(NamedTuple):
     key: str | None = None
 
     def rule(self, factor: float = 1.01) -> Rule:
-        """Return torch's rule with the fault in it."""
         return Rule(**(self.changes | ({self.key: factor} if self.key else {})))
 
 
@@ -147,7 +146,6 @@ class Planted:
         return NumpyTrainer(problem)
 
     def start(self) -> State:
-        """Return the state before the first step."""
         weight, bias = self.training.start()
         if self.moved_start:
             weight[1] += self.moved_start
@@ -159,7 +157,6 @@ class Planted:
         return found | {"bias": np.array([pair[1]])} if self.training.bias else found
 
     def step(self, state: State, batch: Batch, known: ForwardBackward | None = None) -> Update:
-        """Take one step."""
         before = self.training.pair(state.parameters["weight"], state.parameters.get("bias"))
         parts = self.training.micro_batches(batch.step - 1)
         taken = self.training.step(state.kept, before, batch.step - 1, parts)

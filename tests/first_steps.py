@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from regcheck.report.result import Report
+from tests.conftest import told
 
 Spec = dict[str, Any]
 
@@ -151,8 +152,7 @@ USERS_ALONE = {"precision", "row-order"}
 def found(report: Report) -> tuple[int, str, str]:
     """Return at which step a run diverges, at which stage, and in which tensor."""
     assert report.verdict == "diverged"
-    first = report.first_divergence
-    assert first is not None
+    first = told(report.first_divergence)
     return first.step, first.stage, first.at.tensor
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from regcheck import cli
+from tests.user_files import Done
 
 SPEC = """\
 # An experiment of ours.
@@ -96,17 +96,7 @@ SHUFFLED = "batch_size: 2\nshuffle: {seed: 3}\n"
 MOMENTUM = "optimizer: {name: sgd, momentum: 0.9}\n"
 
 
-class Done(NamedTuple):
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
 class Folder:
-    """A folder with a user's code and specs."""
-
     def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.path, self.capsys = path, capsys
         (path / "mine.py").write_text(CODE, encoding="utf-8")
@@ -122,7 +112,6 @@ class Folder:
         return Done(code, captured.out, captured.err)
 
     def fix(self, *lines: str, to: str = "fixed.yaml") -> tuple[Done, Path]:
-        """Run a spec and have it fix."""
         fixed = self.path / to
         return self.run(self.write(*lines), "--write-fixed", fixed), fixed
 

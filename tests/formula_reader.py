@@ -19,6 +19,7 @@ from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import Settings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from tests.every_rule import BASE
 
 Value = Any  # a float or an array
 Values = dict[str, Value]
@@ -62,16 +63,6 @@ def lines_of(text: list[str]) -> tuple[dict[str, list[str]], bool]:
 
 # --- what the letters stand for -------------------------------------------------------------------
 
-DATA: dict[str, Any] = {
-    "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
-    "y": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
-}
-BASE: dict[str, Any] = {
-    "data": DATA,
-    "model": "linear",
-    "init": {"weight": [0.5, -0.3], "bias": [0.2]},
-    "lr": 0.05,
-}
 FACTOR = 1.75
 """What stands for c."""
 
@@ -132,7 +123,6 @@ class Case(NamedTuple):
         }
 
     def clip_alone(self, value: Value) -> Value:
-        """Clip a tensor by its own norm."""
         return self.clip_with([value])(value)
 
     def clip_with(self, values: Iterable[Value]) -> Callable[[Value], Value]:
@@ -167,8 +157,6 @@ def training(**changes: Any) -> Training:
 
 
 class Tensor(NamedTuple):
-    """One tensor's value and velocity."""
-
     w: Value
     v: Value
 
@@ -185,7 +173,6 @@ class ByText:
         self.adding: dict[str, Value] = {}
 
     def step(self, batch: Batch) -> None:
-        """Take a step."""
         before = {name: tensor.w for name, tensor in self.now.items()}
         values = self.values(before, batch)
         bias = self.moved("bias", values, batch)
@@ -230,7 +217,6 @@ class ByText:
 
 
 def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> float:
-    """Work a reported loss out."""
     head, *penalties = text.split(" + ")
     known = case.constants(batch, "weight")
     if head.endswith(")"):

@@ -14,8 +14,8 @@ import numpy as np
 from regcheck.checking import check
 from regcheck.compare import comparison
 from regcheck.compare.differences import Difference
-from regcheck.compare.firsts import LossDivergence
 from regcheck.compare.steps import Divergence, Row, compare_step
+from regcheck.compare.trace import LossDivergence
 from regcheck.numerics.rounding import Bounds, RoundingModel
 from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.batches import Batch

@@ -82,13 +82,10 @@ DECAY_FAULTS = {"decay doubled": 2.0, "decay missing": 0.0, "decay flipped": -1.
 
 
 class Mlp:
-    """The NumPy side of a case."""
-
     def __init__(self, case: Case) -> None:
         self.case = case
 
     def train(self, problem: Any) -> Iterator[dict[str, Any]]:
-        """Train as a user would, by hand."""
         w = {name: x.copy() for name, x in problem.initial.items()}
         state: State = {}
         for t, rows in enumerate(problem.batches, 1):
@@ -110,7 +107,6 @@ class Mlp:
         return moved, state, loss
 
     def gradients(self, w: Tensors, X: Array, y: Array, t: int) -> tuple[float, Tensors]:
-        """Forward and backward."""
         f, layers = ACTIVATIONS[self.case.activation], len(self.case.sizes) - 1
         a, kept = X, []
         for k in range(layers):
@@ -209,7 +205,6 @@ class Mlp:
         return float(loss), (slope / n)[:, None].astype(z.dtype)
 
     def update(self, w: Tensors, g: Tensors, state: State, t: int) -> tuple[Tensors, State]:
-        """Take the optimizer's step."""
         lr = self.case.lr * self.case.times[0] * LR_FAULTS.get(self.case.fault, 1.0)
         decay = self.case.decay * self.case.times[2] * DECAY_FAULTS.get(self.case.fault, 1.0)
         found: Tensors = {}

@@ -3,8 +3,9 @@
     python tests/mutation.py regcheck/numerics/rounding.py [--share 0.1] [tests …]
 
 A mutant is the module with one operator or number changed. Each is tested in a process of its own
-that is forked off where pytest has collected: by `tests/test_<module>.py`, or by the tests named,
-whose quickest are best the first. No file is changed. `docs/mutation.md` says what was found.
+that is forked off where pytest has collected: by `tests/test_<module>.py` and those that are named
+after it, `test_<module>_*.py`, or by the tests given, whose quickest are best the first. No file is
+changed. `docs/mutation.md` says what was found.
 """
 
 from __future__ import annotations
@@ -122,12 +123,12 @@ class Mutation:
 
 
 def main() -> int:
-    """Test the mutants of one module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="of the mutants, drawn by lot")
     chosen, tests = parser.parse_known_args()
-    tests = tests or [f"tests/test_{chosen.module.stem}.py"]
+    named = [f"test_{chosen.module.stem}.py", f"test_{chosen.module.stem}_*.py"]
+    tests = tests or [str(path) for name in named for path in sorted(Path("tests").glob(name))]
     with tempfile.TemporaryDirectory() as folder:
         options = ["-q", "-s", "-p", "no:cacheprovider", "--basetemp", f"{folder}/tests"]
         return pytest.main([*options, *tests], [Mutation(chosen.module, chosen.share)])

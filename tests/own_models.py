@@ -50,8 +50,6 @@ def builder(
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     dtype: torch.dtype = torch.float64,
 ) -> Build:
-    """Write a user's function."""
-
     def build(problem: Any) -> Made:
         made = model().to(dtype)
         return made, loss, optimizer([w for w in made.parameters() if w.requires_grad])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from tests.faults import FAULTS, OPEN, OUTSIDE
+from tests.random_needs import NEEDS, Array, random_spec
 from tests.random_specs import (
-    KINDS,
     SpecDict,
     chance,
-    data_of,
     power_of_ten,
-    random_batches,
-    random_columns,
-    random_decay,
-    random_init,
-    random_lr,
-    random_target,
     without_some_biases,
 )
 from tests.rule import Base, Reported, Rule
 from tests.user_functions import WRONG, Code
-
-Array = NDArray[np.floating]
-Needs = frozenset[str]
-
-NEEDS: dict[str, Needs] = OUTSIDE | {cause: one.needs for cause, one in FAULTS.items()}
-"""What a spec must have for each cause of the update."""
 
 
 class Facts(NamedTuple):
@@ -82,7 +67,6 @@ class Case:
 
 
 def random_case(seed: int, folder: Path) -> Case:
-    """Draw a spec and a user's function."""
     random = np.random.default_rng([seed, 2])
     causes, wrong = random_causes(random)
     needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
@@ -140,101 +124,7 @@ def compatible(one: str, other: str) -> bool:
     return keys[0].isdisjoint(keys[1]) and not {"bias-decay", "bias-free"} <= needs and alone
 
 
-def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, Array, Array]:
-    """Draw a spec that has what is needed."""
-    model, loss = KINDS[random.integers(len(KINDS))]
-    least = 6 if needs & {"micro-batches", "uneven", "batches", "shuffle"} else 1
-    X = random_columns(random, rows=(least, 5000), features=64, constant=False)
-    y = random_target(random, model, X)
-    rows, features = X.shape
-    batch_size, accumulate = batches(random, rows, needs)
-    per_epoch = math.ceil(math.ceil(rows / batch_size) / accumulate)
-    steps = int(random.integers(1, 31)) if X.size < 50_000 else int(random.integers(1, 6))
-    init = random_init(random, features)
-    if "saturated" in needs:
-        y = np.asarray(random.integers(2, size=rows), np.float64)
-        model, loss, init = "logistic", "bce", saturating(random, X)
-    spec: SpecDict = {
-        "data": data_of(X, y, file),
-        "model": model,
-        "loss": loss,
-        "init": init,
-        "optimizer": random_optimizer(random, needs),
-        "lr": random_lr(random, model, X, strange=False),
-        "weight_decay": random_decay(random, none=0.4, low=-6, needs=needs),
-        "epochs": max(1, steps // per_epoch),
-        "batch_size": batch_size if batch_size < rows else "full",
-        "accumulate": accumulate,
-        "dtype": random_dtype(random, needs),
-    }
-    if "shuffle" in needs or chance(random, 0.3):
-        spec["shuffle"] = {"seed": int(random.integers(1000))}
-    if "schedule" in needs or chance(random, 0.15):
-        spec["lr_schedule"] = random_schedule(random, spec["lr"])
-    if needs & {"clip", "clip-norm"} or chance(random, 0.1):
-        size = float(np.abs(X).max()) * power_of_ten(random, -2, 1)
-        by_norm = "clip-norm" in needs or chance(random, 0.6)
-        spec["clip_norm" if by_norm else "clip_value"] = size or 1.0
-    return spec, X, y
-
-
-def saturating(random: Generator, X: Array) -> SpecDict:
-    """Draw a start at which some outputs are so large that BCELoss passes no gradient."""
-    w = random.normal(size=X.shape[1])
-    size = float(np.abs(X @ w).max()) or 1.0
-    weight = np.asarray(power_of_ten(random, 1.7, 3) / size * w)
-    return {"weight": weight.tolist(), "bias": 0.0}
-
-
-def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
-    """Draw a batch size, and how many of them make a step."""
-    if not needs & {"micro-batches", "uneven", "batches"}:
-        return random_batches(random, rows)
-    batch_size = max(2, rows // int(random.integers(2, 8)))
-    if "uneven" in needs:
-        uneven = [size for size in range(2, rows) if rows % size and rows / size < 20]
-        batch_size = int(random.choice(uneven))
-    several = "micro-batches" in needs or ("batches" not in needs and chance(random, 0.2))
-    return batch_size, int(random.integers(2, 4)) if several else 1
-
-
-def random_optimizer(random: Generator, needs: Needs) -> SpecDict:
-    """Draw SGD's options."""
-    if not needs & {"momentum", "nesterov", "dampening"} and chance(random, 0.6):
-        return {"name": "sgd"}
-    momentum = float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.1, 0.95), 3)]))
-    options: SpecDict = {"name": "sgd", "momentum": momentum}
-    if "nesterov" in needs:
-        return options | {"nesterov": True}
-    if "dampening" in needs or chance(random, 0.2):
-        return options | {"dampening": float(random.choice([0.1, 0.5, 0.9]))}
-    return options | {"nesterov": "momentum" not in needs and chance(random, 0.2)}
-
-
-def random_dtype(random: Generator, needs: Needs) -> str | dict[str, str]:
-    """Draw float64 mostly."""
-    if needs & {"float64", "saturated"} or chance(random, 0.75):
-        return "float64"
-    if chance(random, 0.5):
-        return "float32"
-    dtypes = ["float32", "float64"]
-    random.shuffle(dtypes)
-    return {"scratch": dtypes[0], "framework": dtypes[1]}
-
-
-def random_schedule(random: Generator, lr: float) -> SpecDict:
-    """Draw a schedule of the lr."""
-    return (
-        {"kind": "step", "every": 2, "factor": 0.5},
-        {"kind": "exponential", "factor": 0.8, "per": "epoch"},
-        {"kind": "cosine", "steps": 10, "floor": lr / 10},
-        {"kind": "warmup", "steps": 5},
-        {"kind": "list", "values": [lr, lr / 3, lr / 2, lr]},
-    )[random.integers(5)]
-
-
 def batch_of(spec: SpecDict, rows: int) -> int:
-    """Return the rows of one micro-batch."""
     return rows if spec["batch_size"] == "full" else int(spec["batch_size"])
 
 

@@ -163,7 +163,6 @@ def random_batches(random: Generator, rows: int) -> tuple[int, int]:
 
 
 def random_init(random: Generator, features: int) -> Any:
-    """Draw one of the ways to start."""
     match int(random.integers(4)):
         case 0:
             return "zeros"
@@ -177,7 +176,6 @@ def random_init(random: Generator, features: int) -> Any:
 
 
 def random_optimizer(random: Generator) -> Any:
-    """Draw SGD with or without momentum."""
     if chance(random, 0.5):
         return "sgd"
     momentum = float(random.choice([0.5, 0.9, 0.99, random.random()]))
@@ -214,7 +212,6 @@ def random_decay(
 
 
 def random_schedule(random: Generator, lr: float, *, strange: bool) -> SpecDict:
-    """Draw a schedule of the lr."""
     low = [0.0] if strange else []
     return (
         {"kind": "step", "every": 3, "factor": 0.5},

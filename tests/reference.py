@@ -53,11 +53,9 @@ class Training:
         return weight.reshape(-1).astype(self.dtype), self.dtype(0 if bias is None else bias.item())
 
     def start(self) -> Pair:
-        """Return the problem's start."""
         return self.pair(self.problem.initial["weight"], self.problem.initial.get("bias"))
 
     def micro_batches(self, step: int) -> list[Rows]:
-        """Return the rows of a step's micro-batches."""
         micro = self.problem.micro_batches
         return [self.problem.batches[step]] if micro is None else micro[step]
 
@@ -118,7 +116,6 @@ class Training:
         return Passed(outputs, found, float(own / len(parts)), float(mean / len(parts)), gradient)
 
     def row_losses(self, z: Array, y: Array) -> Pair:
-        """Return the rows' losses and the slopes that the rule takes."""
         values, slopes = row_losses(self.problem, z, y)
         if self.rule.slope == "plain" and self.problem.loss == "bce":
             slopes = 1 / (1 + np.exp(-z)) - y
@@ -157,7 +154,6 @@ class Training:
         return factor * weight, factor * bias
 
     def penalty(self, strength: float, w: Array) -> Array:
-        """Return the penalty's gradient."""
         if self.rule.shape == "constant":
             return strength + 0 * w
         if self.rule.shape == "unit":
@@ -260,7 +256,6 @@ def summed(gradient: Pair, other: Pair | None) -> Pair:
 
 
 def row_losses(problem: UserProblem, z: Array, y: Array) -> Pair:
-    """Return the rows' losses and their slopes."""
     if problem.model == "linear":
         return (z - y) * (z - y), 2 * (z - y)
     p, other = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))

@@ -40,7 +40,6 @@ def bounds_of(problem: Problem, batch: Batch, step: Step, dloss_dz: Sequence[Arr
 
 
 def first_step(problem: Problem) -> tuple[Batch, Step, Bounds]:
-    """Take the first step of the NumPy trainer, with its bounds."""
     trainer, batch = NumpyTrainer(problem), next(problem.schedule.batches())
     update = trainer.step(trainer.start(), batch)
     return batch, update.step, bounds_of(problem, batch, update.step, update.dloss_dz)
@@ -51,6 +50,5 @@ def first_bounds(**settings: Any) -> Bounds:
 
 
 def no_alarm(kind: tuple[str, str], **spec: Any) -> None:
-    """See that a matched run differs nowhere."""
     report = check({"model": kind[0], "loss": kind[1], **spec})
     assert (agrees(report), report.comparison.first_by_stage) == (True, {}), spec

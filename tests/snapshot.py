@@ -23,40 +23,35 @@ from pathlib import Path
 from regcheck.checking import check
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from tests import random_functions, random_modules, random_specs
+from tests import judged_modules, random_functions, random_modules, random_specs
 
 CONFIGS = Path("configs")
 Runs = Iterator[tuple[str, Callable[[], Report]]]
 
 
 def configs() -> Runs:
-    """Make the runs of the project's own specs."""
     for path in sorted(CONFIGS.glob("*.yaml")):
         yield f"config-{path.stem}", partial(check, path)
 
 
 def specs(count: int, folder: Path) -> Runs:
-    """Make runs of the built-in sides, half of them matched."""
     for seed in range(count):
         draw = random_specs.mismatched_spec if seed % 2 else random_specs.matched_spec
         yield f"spec-{seed}", partial(check, draw(seed, folder))
 
 
 def functions(count: int, folder: Path) -> Runs:
-    """Make runs of users' scratch functions."""
     for seed in range(count):
         case = random_functions.random_case(seed, folder)
         yield f"function-{seed}", partial(check, case.spec, scratch=case.code.train)
 
 
 def modules(count: int) -> Runs:
-    """Make runs of users' own models."""
     for seed in range(count):
-        yield f"module-{seed}", partial(random_modules.run, random_modules.random_case(seed))
+        yield f"module-{seed}", partial(judged_modules.run, random_modules.random_case(seed))
 
 
 def main() -> None:
-    """Write every report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--specs", type=int, default=300)

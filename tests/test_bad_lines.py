@@ -22,6 +22,7 @@ batch_size: true => 6:13: batch_size: must be `full` or a whole
 weight_decay: 'O.1' => 6:15: weight_decay: must be a number ≥ 0, got 'O.1'
 weight_decay: -0.1 => 6:15: weight_decay: must be a number ≥ 0
 weight_decay: .nan => 6:15: weight_decay: must be a number ≥ 0, got nan
+weight_decay: .inf => 6:15: weight_decay: must be a number ≥ 0, got inf
 weight_decay: true => 6:15: weight_decay: must be a number ≥ 0, or {
 weight_decay: {weight: 0.1}
     6:1: weight_decay.bias: is required: 0 leaves the bias without a penalty
@@ -146,6 +147,8 @@ lr: 0.2 => 6:1: lr: is given twice, first in line 5; keep one of them
 ? [a, b]↵: 1 => 6:3: a key must be a word
 epochs: &a 1 => 6:9: anchors and aliases have no use in a spec
 epochs: *a => 6:9: anchors and aliases have no use in a spec
+compare: [&a loss] => 6:11: anchors and aliases have no use in a spec
+epochs: ! 1 => 6:9: tags have no use in a spec; remove it
 epochs: !!python/object:os.system x => 6:9: tags have no use in a spec; remove it
 <<: {lr: 1} => 6:1: '<<': unknown key
 ---↵lr: 1 => 6:1: not valid YAML: expected a single document in the stream
@@ -159,6 +162,9 @@ loss: "bce => 7:1: not valid YAML: while scanning a quoted scalar
     f"weight_decay: {10**400}": "6:15: weight_decay: must be a finite",
     '"\\e[31m\\n": 1': "6:1: '\\x1b[31m\\n': unknown key; known here: data",
     "init:\n\tconstant: 1": "7:1: not valid YAML: while scanning for the next token, found",
+    "init:\n\tconstant: 2": "; indent with spaces, not tabs",
+    "epochs:6": "a key ends in a colon and a space",
+    "epochs: 6: 7": "and quote a value that holds a colon",
     "x: " + "[" * 5000 + "]" * 5000: "6:35: nested too deeply for a spec",
     "x: " + "{a: " * 5000: "nested too deeply for a spec",
     "x: \x07": "6:4: not valid YAML: the character U+0007 is not allowed",

@@ -47,6 +47,9 @@ data: {X: [[1, 2], [1]], y: [1, 0]}
 data:↵  X:↵    - [1, 2]↵    - [3, 4]↵    - [5, 6]↵    - [7, a]↵  y: [1, 1, 1, 1]
     6:11: data.X[3][1]: must be a number, got 'a'
 data: {X: [[1], [.inf]], y: [0, 1]} => 1:18: data.X[1][0]: must be a finite
+data: {X: [[1], [.nan]], y: [0, 1]} => 1:18: data.X[1][0]: must be a finite number, got nan
+data: {X: [[1], [2]], y: [0, -.inf]} => 1:30: data.y[1]: must be a finite number, got -inf
+data: {X: [[1], [2]], y: [.nan, 1]} => 1:27: data.y[0]: must be a finite number, got nan
 data: {X: [[1], [2]], y: [0]}
     1:26: data.y: must have one number for each row of X: X has 2 rows, y 1
 data: {X: [[1]], y: [[1]]} => 1:22: data.y[0]: must be a number, got [1]

@@ -26,12 +26,11 @@ from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_model import built_in
+from tests.conftest import Spec
 from tests.faults import FAULTS, OPEN
 from tests.random_functions import BIASED, Facts, planted
 from tests.random_specs import KINDS
 from tests.user_functions import Code
-
-Spec = dict[str, Any]
 
 ROWS, FEATURES = 11, 3
 RANDOM = np.random.default_rng(7)

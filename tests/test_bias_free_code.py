@@ -19,11 +19,11 @@ from regcheck.explain import explain_spec
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
-from tests.test_bias_free import SPEC, START, TARGETS, Spec, X, spec_of
+from tests.conftest import Spec, told
+from tests.test_bias_free import SPEC, START, TARGETS, X, spec_of
 
 
 def divided(problem: UserProblem) -> Iterator[Spec]:
-    """Train with λ over the batch's rows."""
     w = problem.initial["weight"]
     for rows in problem.batches:
         residuals = problem.X[rows] @ w - problem.y[rows]
@@ -34,7 +34,6 @@ def divided(problem: UserProblem) -> Iterator[Spec]:
 
 
 def line(problem: UserProblem, *, bias: bool = False) -> tuple[Any, Any, Any]:
-    """Build the spec's linear model."""
     model = nn.Linear(problem.X.shape[1], 1, bias=bias, dtype=torch.float64)
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(problem.initial["weight"]))
@@ -57,8 +56,7 @@ def test_users_code_is_given_and_yields_the_weight_alone() -> None:
         yield from divided(problem)
 
     report = check(spec_of(), scratch=seen)
-    assert report.diagnosis is not None
-    assert report.diagnosis.causes == ("penalty-divided-by-batch",)
+    assert told(report.diagnosis).causes == ("penalty-divided-by-batch",)
     ((initial, decay),) = starts
     assert {name: w.tolist() for name, w in initial.items()} == {"weight": START}
     assert decay == 0.5

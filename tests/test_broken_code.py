@@ -19,7 +19,6 @@ ZEROS = "yield {'weight': [0, 0], 'bias': 0}"
 
 
 def defined(*lines: str) -> str:
-    """Write a function of some lines."""
     return "def train(problem):\n    " + "\n    ".join(lines) + "\n"
 
 

@@ -12,8 +12,9 @@ from regcheck.rules.causes import CAUSES, formulas_of, framework_formula, scratc
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, symbols
+from tests.every_rule import DATA
 from tests.faults import BUGS
-from tests.formula_reader import DATA, FACTOR, Case, agreeing_steps, case_of, read_loss, training
+from tests.formula_reader import FACTOR, Case, agreeing_steps, case_of, read_loss, training
 
 UNWRITTEN = {"initial-parameters", "precision", "row-order"}
 """Causes that are no difference of formulas."""

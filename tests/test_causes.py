@@ -22,11 +22,10 @@ from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Faults
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from tests.conftest import Spec, told
 from tests.faults import BUGS, Planted
 from tests.first_steps import FIRSTS, NESTEROV
 from tests.test_concerns import IN_BATCHES, UNCHANGING
-
-Spec = dict[str, Any]
 
 # --- what a cause does --------------------------------------------------------------------------
 
@@ -264,5 +263,4 @@ def test_with_nesterov_a_penalty_behind_the_velocity_shows_at_once(
     monkeypatch.setattr(checking, "NumpyTrainer", BUGS[cause][0])
     first = check(small | NESTEROV | {"init": start, "epochs": 3}).first_divergence
 
-    assert first is not None
-    assert first.step == step
+    assert told(first).step == step

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,8 @@ import regcheck
 from regcheck.checking import check
 from regcheck.errors import InputError
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from tests.conftest import Spec, told
 from tests.first_steps import found
-
-Spec = dict[str, Any]
 
 MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 
@@ -58,62 +55,11 @@ def test_progress_hears_of_every_step(small: Spec) -> None:
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize(
-    ("convention", "expected"),
-    [
-        ({"divide_penalty_by": "batch"}, (1, "penalty", "weight")),
-        ({"divide_penalty_by": "dataset"}, (1, "penalty", "weight")),
-        ({"penalty_factor": 2}, (1, "penalty", "weight")),
-        ({"penalty_factor": -1}, (1, "penalty", "weight")),
-        ({"penalty_factor": 0}, (1, "penalty", "weight")),
-        ({"penalize_bias": False}, (1, "penalty", "bias")),
-        ({"penalty_norm": "unsquared"}, (1, "penalty", "bias")),
-        ({"decay": "decoupled-unscaled"}, (1, "penalty", "weight")),
-        ({"decay": "after-update"}, (1, "penalty", "weight")),
-        ({"decay": "after-momentum"}, (2, "optimizer", "weight")),
-        ({"decay": "decoupled"}, (2, "optimizer", "weight")),
-        ({"loss_reduction": "sum"}, (1, "gradient", "weight")),
-        ({"loss_factor": 0.5}, (1, "gradient", "weight")),
-        ({"momentum_form": "dampened"}, (1, "optimizer", "weight")),
-        ({"update_order": "bias-first"}, (1, "gradient", "weight")),
-    ],
-    ids=str,
-)
-def test_each_key_diverges_at_its_own_first_step_and_stage(
-    small: Spec, convention: Spec, expected: tuple[int, str, str]
-) -> None:
-    assert found(check(small | MOMENTUM | {"convention": convention})) == expected
-
-
-@pytest.mark.parametrize(
-    ("spec", "acting", "step"),
-    [
-        # Only once the lr changes.
-        (
-            MOMENTUM | {"epochs": 6, "convention": {"momentum_form": "lr-inside"}},
-            {"lr_schedule": {"kind": "step", "every": 3, "factor": 0.1}},
-            4,
-        ),
-        # Only where clipping acts.
-        (
-            {"clip_norm": 1e6, "convention": {"decay": "before-clipping"}},
-            {"clip_norm": 0.5},
-            1,
-        ),
-    ],
-    ids=["lr-inside", "before-clipping"],
-)
-def test_key_differs_only_where_it_acts(small: Spec, spec: Spec, acting: Spec, step: int) -> None:
-    assert check(small | spec).verdict == "equivalent"
-    assert found(check(small | spec | acting))[:2] == (step, "optimizer")
-
-
 def test_penalty_in_loss_diverges_in_the_reported_loss_alone(small: Spec) -> None:
     spec = small | {"convention": {"penalty_in_loss": True}}
     report = check(spec)
     assert (report.verdict, report.first_divergence) == ("diverged", None)
-    assert report.first_loss_divergence is not None
-    at = report.first_loss_divergence.at
+    at = told(report.first_loss_divergence).at
     # λ/2 (‖w‖² + b²) at the start.
     expected = 0.25 * (0.25 + 0.09 + 0.01)
     assert at.scratch - at.framework == pytest.approx(expected, rel=1e-12)
@@ -147,7 +93,6 @@ def test_environment_names_versions_and_threads(small: Spec) -> None:
 
 
 def start_off_by(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
-    """Let the scratch side start elsewhere."""
     real = NumpyTrainer.start
 
     def shifted(self: NumpyTrainer) -> State:
@@ -180,8 +125,7 @@ def test_start_is_judged_by_the_same_limit(
 
 def test_sample_is_step_1_where_nothing_diverges(small: Spec) -> None:
     report = check(small)
-    assert report.comparison.sample is not None
-    assert report.comparison.sample.step == report.to_dict()["sample"]["step"] == 1
+    assert told(report.comparison.sample).step == report.to_dict()["sample"]["step"] == 1
 
 
 def test_check_works_where_gradients_are_switched_off_and_puts_settings_back(small: Spec) -> None:

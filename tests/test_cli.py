@@ -169,16 +169,6 @@ def test_json_of_several_specs_is_an_array_with_errors_in_their_places(
     assert "missing.yaml: no such file" in captured.err
 
 
-def test_json_of_two_runs_is_the_same_to_the_byte(
-    write_spec: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = str(write_spec(batch_size=3, shuffle={"seed": 7}, **DIVERGED))
-    cli.exit_code(["run", "--json", path])
-    first = capsys.readouterr().out
-    cli.exit_code(["run", "--json", path])
-    assert capsys.readouterr().out == first
-
-
 @pytest.mark.parametrize(("steps", "shown"), [("1", 1), ("4", 4), ("all", 30), ("1000", 30)])
 def test_steps_says_how_many_steps_the_table_shows(
     steps: str, shown: int, write_spec: Write, capsys: pytest.CaptureFixture[str]

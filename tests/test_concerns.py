@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from regcheck.problem.batches import training_of
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import TORCH
 from regcheck.spec import from_mapping
-
-Spec = dict[str, Any]
+from tests.conftest import Spec
 
 # Those that concern every training, and change no rule; and those of trainings in batches.
 UNCHANGING = {"initial-parameters", "loss-after-update", "precision", "reported-loss-scaled"}

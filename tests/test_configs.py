@@ -6,7 +6,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from tests.conftest import ROOT
+from tests.conftest import ROOT, told
 
 pytestmark = pytest.mark.slow  # all runs of all configs come first
 
@@ -42,8 +42,7 @@ def test_config_begins_with_a_comment_on_what_it_shows(path: object) -> None:
 @pytest.mark.slow
 def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]) -> None:
     report = reports["stackoverflow"]
-    found = report.first_divergence
-    assert found is not None
+    found = told(report.first_divergence)
     assert (report.comparison.steps, report.comparison.compared) == (1000, 1000)
     assert (found.step, found.epoch, found.batch, found.stage) == (2, 2, 1, "penalty")
     # λ w against λ/1096 w, times the lr; both from one w, so the ratio is 1096 to rounding.
@@ -51,8 +50,7 @@ def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]
     assert report.comparison.sample is not None
     w = report.comparison.sample.framework.before[found.within.tensor][found.within.index]
     assert found.within.framework == pytest.approx(0.05 * 0.1 * w, rel=1e-12)
-    assert report.first_loss_divergence is not None
-    assert report.first_loss_divergence.step == 2
+    assert told(report.first_loss_divergence).step == 2
     assert report.training.train_rows == 1096
 
 
@@ -90,8 +88,7 @@ def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> No
 def test_control_finds_what_it_expects(reports: dict[str, Report]) -> None:
     report = reports["control"]
     assert report.expected is True
-    assert report.diagnosis is not None
-    assert report.diagnosis.causes == ("penalty-divided-by-batch",)
+    assert told(report.diagnosis).causes == ("penalty-divided-by-batch",)
 
 
 @pytest.mark.parametrize("name", ["stackoverflow", "question"])

@@ -14,12 +14,10 @@ Tensors = dict[str, list[float]]
 
 
 def both(step: Step) -> Steps:
-    """Let both sides take one step."""
     return Steps(step, step, step, step, None)
 
 
 def bounds_of(after: Tensors) -> Bounds:
-    """Make bounds of the parameters after a step."""
     entries = {name: np.array(x) for name, x in after.items()}
     return Bounds((), 0.0, entries, entries, entries, entries)
 

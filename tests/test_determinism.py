@@ -17,9 +17,8 @@ import torch
 import yaml
 
 from regcheck.checking import check
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, Spec
 
-Spec = dict[str, Any]
 Write = Callable[..., Path]
 
 MANY: Spec = {
@@ -53,7 +52,6 @@ def run(*paths: Path, **environment: str) -> tuple[bytes, int]:
 
 
 def written(specs: list[Spec], folder: Path) -> list[Path]:
-    """Write specs to files."""
     paths = [folder / f"{number}.yaml" for number in range(len(specs))]
     for path, spec in zip(paths, specs, strict=True):
         path.write_text(yaml.safe_dump(spec), encoding="utf-8")

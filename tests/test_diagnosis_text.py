@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from regcheck.rules.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import LAMBDA, LR, Spec, Train, code, descent
+from tests.conftest import told
+from tests.own_models import trained_by
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(10, 3)), RANDOM.normal(size=10)
@@ -72,7 +74,6 @@ def linear_of(optimizer: Callable[..., torch.optim.Optimizer], **options: float)
 
 
 def text_of(report: Report) -> str:
-    """Return a report's text with its breaks undone."""
     return re.sub(r"\s+", " ", report_text(report))
 
 
@@ -113,34 +114,22 @@ def test_call_in_a_report_makes_the_optimizer_that_matches() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr, weight_decay=0.1)
         return model, nn.MSELoss(), optimizer
 
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        """Train by torch, but with no decay of the biases."""
-        model = Net()
-        model.load_state_dict(first.state_dict())
-        named = dict(model.named_parameters())
+    def free(problem: UserProblem) -> Any:
+        """Build the same, but with no decay of the biases."""
+        model, loss, _ = build(problem)
         groups = [
             {"params": [w], "weight_decay": 0.0 if name.endswith("bias") else 0.1}
-            for name, w in named.items()
+            for name, w in model.named_parameters()
         ]
-        optimizer = torch.optim.SGD(groups, lr=problem.lr)
-        for rows in problem.batches:
-            optimizer.zero_grad()
-            loss = nn.functional.mse_loss(
-                model(torch.from_numpy(problem.X[rows])), torch.from_numpy(problem.y[rows])
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            yield {**{name: w.detach().numpy().copy() for name, w in named.items()}, "loss": loss}
+        return model, loss, torch.optim.SGD(groups, lr=problem.lr)
 
     spec = {key: BASE[key] for key in ("data", "lr", "epochs")}
-    report = check(spec, scratch=train, framework=build)
-    assert report.diagnosis is not None
-    assert report.diagnosis.causes == ("bias-not-penalized",)
+    report = check(spec, scratch=trained_by(free), framework=build)
+    assert told(report.diagnosis).causes == ("bias-not-penalized",)
     call = re.search(r"or in torch (torch\.optim\.SGD\(.*?\], lr=[\d.]+\))", text_of(report))
-    assert call is not None
     model = Net()
     names = {id(w): name for name, w in model.named_parameters()}
-    optimizer = eval(call[1], {"torch": torch, "model": model})
+    optimizer = eval(told(call)[1], {"torch": torch, "model": model})
     decays = {
         names[id(w)]: group["weight_decay"]
         for group in optimizer.param_groups
@@ -246,8 +235,7 @@ def test_reported_loss_is_written_with_its_factor(name: str) -> None:
 
 def test_loss_of_the_rule_that_is_trained_is_written_too() -> None:
     report = check(BASE, scratch=trained(gradient=0.5, reported=lambda rows: 0.5))
-    assert report.diagnosis is not None
-    assert report.diagnosis.causes == ("loss-halved",)
+    assert told(report.diagnosis).causes == ("loss-halved",)
     assert (
         "Loss the scratch side reports the loss that it trains by scratch ½ torch's loss"
         in text_of(report)

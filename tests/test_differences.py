@@ -175,7 +175,6 @@ EXACT = Tolerance(exact=True)
 
 
 def within(tolerance: Tolerance, scratch: Any, framework: Any) -> Difference:
-    """Compare two trajectories' tensors by a tolerance."""
     return within_tolerance(tolerance, "weight", np.asarray(scratch), np.asarray(framework))
 
 

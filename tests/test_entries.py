@@ -17,8 +17,8 @@ from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.user_code.problem_api import UserProblem
+from tests.conftest import Spec, told
 
-Spec = dict[str, Any]
 Numbers = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 LAMBDA, LR, ROWS = 0.1, 0.02, 40
@@ -130,8 +130,9 @@ def test_number_is_told_with_the_digits_that_it_takes() -> None:
     decay = np.array([LAMBDA, LAMBDA, LAMBDA, np.float32(LAMBDA), LAMBDA])
     _, found = diagnosed(code(decay=decay), {})
 
-    assert found.best is not None
-    assert found.best.note.startswith("weight[0, 3]: weight_decay 0.100000001 instead of 0.1;")
+    assert told(found.best).note.startswith(
+        "weight[0, 3]: weight_decay 0.100000001 instead of 0.1;"
+    )
 
 
 def test_lr_and_gradient_of_an_entry_are_one_and_the_same_without_a_penalty() -> None:
@@ -239,11 +240,9 @@ def test_entries_of_a_module_of_ones_own_are_named() -> None:
     decay = np.full((5, 4), LAMBDA)
     decay[2, 1:4] = 0
     report = check(spec, scratch=by_hand("0.weight", decay), framework=framework)
-    found = report.diagnosis
-    assert found is not None
-    assert found.best is not None
+    found = told(report.diagnosis)
     assert found.causes == ("penalty-missing",)
-    assert found.best.note == "0.weight[2, 1:4]: no penalty; all else follows torch's rule"
+    assert told(found.best).note == "0.weight[2, 1:4]: no penalty; all else follows torch's rule"
     assert "0.weight[2, 1:4]" in report_text(report)
 
 
@@ -251,12 +250,10 @@ def test_entries_of_a_module_of_ones_own_are_named() -> None:
 def test_tensor_of_a_module_with_a_decay_of_its_own_is_named() -> None:
     spec = {key: value for key, value in BASE.items() if key not in ("model", "init")}
     report = check(spec, scratch=by_hand("2.weight", 0.0), framework=framework)
-    found = report.diagnosis
-    assert found is not None
+    found = told(report.diagnosis)
     assert found.best is not None
     assert found.causes == ("penalty-scaled",)
-    assert found.best.weight_decay is not None
-    assert found.best.weight_decay["2.weight"] == 0
+    assert told(found.best.weight_decay)["2.weight"] == 0
 
 
 def test_entries_are_named_as_slices() -> None:

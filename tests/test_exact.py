@@ -13,10 +13,8 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.trainers import sides
 from tests.altered import altered, altered_torch, with_entry
-from tests.conftest import SMALL, in_one_line, step_of
+from tests.conftest import SMALL, Spec, in_one_line, step_of, told
 from tests.test_tolerance import CASES, MIXED, Both, verdict
-
-Spec = dict[str, Any]
 
 ONE_ROW: Spec = {
     # One row of one feature: both sides do the same few operations, in the same order.
@@ -95,8 +93,7 @@ def test_exact_sees_the_last_bit_of_each_tensor(
     assert verdict(spec, "exact") == "equivalent"
     put(monkeypatch, tensor, value, "framework")
     report = check(spec | {"tolerance": "exact"})
-    first = report.first_divergence
-    assert first is not None
+    first = told(report.first_divergence)
     assert (first.step, first.at.tensor, first.at.ratio) == (2, tensor, math.inf)
     assert {name for name, one in report.comparison.drift.needed.items() if not one.exact} == {
         tensor

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from regcheck import cli
 from regcheck.checking import check
-from tests.conftest import SMALL
+from tests.conftest import SMALL, Spec, told
 
-Spec = dict[str, Any]
 Write = Callable[..., Path]
 
 # What a run finds: changes of the small spec, its verdict, and its exit code where nothing is
@@ -116,8 +114,7 @@ def test_step_of_a_divergence_is_of_what_is_judged(judged: list[str]) -> None:
     both: Spec = {"convention": {"penalty_in_loss": True, "update_order": "bias-first"}}
     spec = SMALL | both | {"init": "zeros", "compare": judged}
     report = check(spec)
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == 1
+    assert told(report.first_divergence).step == 1
     assert report.verdict_step == (2 if judged == ["loss"] else 1)
     for step in (1, 2):
         expecting = check(spec | {"expect": {"step": step}})

@@ -15,9 +15,6 @@ from regcheck.rules.convention import (
     Convention,
     Decay,
     Faults,
-    MomentumForm,
-    PenaltyNorm,
-    UpdateOrder,
 )
 from regcheck.rules.formula import (
     decay_text,
@@ -32,48 +29,10 @@ from regcheck.rules.formula import (
 from regcheck.rules.optimizers.update_rule import bracketed
 from regcheck.rules.settings import SYMBOLIC, exact, letters, number, symbols
 from regcheck.trainers.numpy_trainer import State
+from tests.every_rule import rules
 from tests.formula_reader import FACTOR, agreeing_steps, case_of, read_loss, training
 
 # --- every combination ----------------------------------------------------------------------------
-
-OPTIMIZERS: list[dict[str, Any]] = [
-    {},
-    {"optimizer": {"name": "sgd", "momentum": 0.9}},
-    {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
-    {"optimizer": {"name": "sgd", "momentum": 0.6, "dampening": 0.3}},
-]
-CLIPS: list[dict[str, Any]] = [{}, {"clip_norm": 0.5}, {"clip_value": 0.2}]
-DECAYS = [0.3, 0.0, *({"weight": w, "bias": b} for w, b in ((0.3, 0.2), (0.3, 0.0), (0.0, 0.2)))]
-
-
-def specs(decay: str) -> Iterator[dict[str, Any]]:
-    """Yield every combination of what acts in one update; the rest is drawn for each."""
-    draw = random.Random(f"texts of {decay}")
-    for optimizer, clip, form, norm_kind, order in itertools.product(
-        OPTIMIZERS, CLIPS, get_args(MomentumForm), get_args(PenaltyNorm), get_args(UpdateOrder)
-    ):
-        yield {
-            **optimizer,
-            **clip,
-            "convention": {
-                "decay": decay,
-                "momentum_form": form,
-                "penalty_norm": norm_kind,
-                "update_order": order,
-                "divide_penalty_by": draw.choice(["nothing", "batch", "dataset"]),
-                "penalty_factor": draw.choice([1.0, 2.0, -0.5, 0.0]),
-                "penalize_bias": draw.random() < 0.5,
-                "penalty_in_loss": draw.random() < 0.7,
-                "loss_reduction": draw.choice(["mean", "sum"]),
-                "loss_factor": draw.choice([1.0, 0.5, -0.25]),
-            },
-            "weight_decay": draw.choice(DECAYS),
-            "batch_size": draw.choice([2, 3, 7]),
-            "accumulate": draw.choice([1, 2, 3]),
-            "drop_last": draw.random() < 0.3,
-            "lr_schedule": draw.choice(["none", {"kind": "exponential", "factor": 0.8}]),
-        }
-
 
 WRITTEN = [letters, symbols]
 """With numbers, and with letters."""
@@ -83,7 +42,7 @@ WRITTEN = [letters, symbols]
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_text_is_what_the_trainer_does(decay: str) -> None:
     compared = 0
-    for spec, written in itertools.product(specs(decay), WRITTEN):
+    for spec, written in itertools.product(rules(decay), WRITTEN):
         case = case_of(spec)
         given = written(case.training)
         text = rule_lines(case.convention, given)
@@ -116,11 +75,11 @@ EACH = [Faults(**{key: value}) for key, values in FAULTS.items() for value in va
 
 def faulty_specs(draw: random.Random, count: int) -> Iterator[dict[str, Any]]:
     """Draw some of the combinations of what a spec can ask for."""
-    combinations = [spec for decay in get_args(Decay) for spec in specs(decay)]
+    combinations = [spec for decay in get_args(Decay) for spec in rules(decay)]
     for spec in draw.sample(combinations, count):
         if spec.pop("clip_value", None):  # it has no norm that a fault could take
             spec["clip_norm"] = 0.3
-        yield spec | {"model": draw.choice(["linear", "logistic"])}
+        yield spec
 
 
 def changed_lines(spec: dict[str, Any], faults: Faults) -> int:

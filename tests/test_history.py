@@ -15,7 +15,7 @@ from regcheck.compare import history
 from regcheck.diagnosis.diagnose import diagnose
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.by_hand import BASE, LAMBDA, At, Train, code, same, silent
-from tests.conftest import in_one_line
+from tests.conftest import in_one_line, told
 
 SLOW = BASE | {"lr": 0.005}
 
@@ -81,10 +81,8 @@ def test_steps_to_the_first_divergence_and_some_from_it_on_are_kept(first: int, 
     with patch.object(history, "MOST_AFTER", 8):
         report = check(SLOW | {"epochs": 40}, scratch=wrong_from(first, bent))
 
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == first
-    assert report.diagnosis is not None
-    assert report.diagnosis.steps == kept
+    assert told(report.first_divergence).step == first
+    assert told(report.diagnosis).steps == kept
 
 
 def test_proof_says_how_many_steps_it_is_of() -> None:
@@ -96,5 +94,4 @@ def test_proof_says_how_many_steps_it_is_of() -> None:
     assert "all 30 steps agree" in in_one_line(whole)
     assert "all 8 kept steps of 30 agree" in in_one_line(some)
     for report in (whole, some):
-        assert report.diagnosis is not None
-        assert report.diagnosis.causes == ("penalty-doubled",)
+        assert told(report.diagnosis).causes == ("penalty-doubled",)

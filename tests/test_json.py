@@ -11,8 +11,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.report.json import json_chunks, plain
-
-Spec = dict[str, Any]
+from tests.conftest import Spec
 
 KEYS = [
     "regcheck",

@@ -17,8 +17,7 @@ from regcheck.errors import InputError, UserCodeError
 from regcheck.report.terminal import report_text
 from regcheck.user_code.problem_api import UserProblem
 from regcheck.user_code.updates import EXAMPLES
-
-Spec = dict[str, Any]
+from tests.conftest import Spec
 
 RANDOM = np.random.default_rng(4)
 BASE: Spec = {
@@ -40,8 +39,6 @@ def example(side: str) -> Any:
 
 
 class Builder:
-    """Builds what the example builds."""
-
     def __init__(self, factor: float = 1.0) -> None:
         self.factor = factor
 
@@ -53,8 +50,6 @@ class Builder:
 
 
 class Trainer:
-    """Trains as the example does."""
-
     def __call__(self, problem: UserProblem) -> Iterator[Spec]:
         yield from example("scratch")(problem)
 
@@ -74,8 +69,6 @@ class Iterates:
 
 
 class Needs(Builder):
-    """Cannot be made without an argument."""
-
     def __init__(self, factor: float) -> None:
         super().__init__(factor)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from regcheck.checking import check
 from regcheck.report.diagnosis_text import loss_lines
 from regcheck.report.result import Report
+from tests.by_hand import At, Train, code, descent
 
 Array = NDArray[np.floating]
 Logarithms = Callable[[Array], tuple[Array, Array]]
@@ -25,22 +26,15 @@ def rows(seed: int, scale: float) -> dict[str, Any]:
     return {"X": X.tolist(), "y": y.tolist()}
 
 
-def by(logarithms: Logarithms) -> Callable[[Any], Iterator[dict[str, Any]]]:
+def by(logarithms: Logarithms) -> Train:
     """Write logistic regression by hand with a loss of these logarithms."""
 
-    def train(problem: Any) -> Iterator[dict[str, Any]]:
-        w, b = problem.initial["weight"], problem.initial["bias"]
-        for batch in problem.batches:
-            X, y = problem.X[batch], problem.y[batch]
-            p = 1 / (1 + np.exp(-(X @ w + b)))
-            log_p, log_other = logarithms(p)
-            with np.errstate(invalid="ignore"):
-                loss = -np.mean(y * log_p + (1 - y) * log_other)
-            w = w - problem.lr * X.T @ (p - y) / len(y)
-            b = b - problem.lr * np.mean(p - y)
-            yield {"weight": w, "bias": b, "loss": loss}
+    def loss(at: At) -> Any:
+        with np.errstate(all="ignore"):
+            log_p, log_other = logarithms(1 / (1 + np.exp(-at.z)))
+            return -np.mean(at.y * log_p + (1 - at.y) * log_other)
 
-    return train
+    return code(descent(0, lr=0.5), loss)
 
 
 def clipped(floor: float) -> Logarithms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from regcheck.checking import check
+from tests.by_hand import At, Train, code
+from tests.conftest import Spec
 
 Array = NDArray[Any]
-Spec = dict[str, Any]
 Loss = Callable[[Array, Array, Array], Any]
 """From θ with the bias in front, X with a column of ones, and y."""
 
@@ -24,7 +25,6 @@ def gram(theta: Array, X: Array, y: Array) -> Any:
 
 
 def squares(theta: Array, X: Array, y: Array) -> Any:
-    """Mean squared error."""
     return np.mean((X @ theta - y) ** 2)
 
 
@@ -40,21 +40,14 @@ def likelihood(theta: Array, X: Array, y: Array) -> Any:
     return -np.mean(np.log(np.where(y == 1, p, 1 - p)))
 
 
-def code(loss: Loss, *, kappa: float = 0.0, factor: float = 1.0) -> Callable[[Any], Iterator[Spec]]:
+def reporting(loss: Loss, *, kappa: float = 0.0, factor: float = 1.0) -> Train:
     """Write a user's code that trains by torch's rule, and may report a penalty or a factor."""
 
-    def train(problem: Any) -> Iterator[Spec]:
-        theta = np.concatenate([problem.initial["bias"], problem.initial["weight"].ravel()])
-        for rows in problem.batches:
-            y = problem.y[rows]
-            X = np.column_stack([np.ones_like(y), problem.X[rows]])
-            z = X @ theta
-            told = factor * loss(theta, X, y) + kappa / 2 * theta @ theta
-            s = 2 * (z - y) if loss in (gram, squares) else 1 / (1 + np.exp(-z)) - y
-            theta = theta - X.dtype.type(problem.lr) * (X.T @ s / len(y))
-            yield {"weight": theta[1:], "bias": theta[:1], "loss": told}
+    def told(at: At) -> Any:
+        theta, X = np.append(at.b, at.w), np.column_stack([np.ones_like(at.y), at.X])
+        return factor * loss(theta, X, at.y) + kappa / 2 * theta @ theta
 
-    return train
+    return code(lambda at: at.along(at.gw, at.gb, 0, float(at.lrs[0])), told)
 
 
 def classes(z: float, rows: int, dtype: str = "float64", **changes: Any) -> Spec:
@@ -88,7 +81,7 @@ def test_loss_from_p_beside_torchs_raises_no_alarm(
     z: float, dtype: str, rows: int, own: Loss, loss: str
 ) -> None:
     spec = classes(z, rows, dtype, loss=loss, lr=1e-9)  # so that it stays below BCELoss's floor
-    report = check(spec | {"compare": ["loss"]}, scratch=code(own))
+    report = check(spec | {"compare": ["loss"]}, scratch=reporting(own))
 
     assert report.verdict == "equivalent"
     assert report.comparison.losses.first_unjudged is None
@@ -96,7 +89,7 @@ def test_loss_from_p_beside_torchs_raises_no_alarm(
 
 def test_the_outlier_of_which_the_cancellation_showed() -> None:
     spec = classes(25.0, 60)
-    report = check(spec, scratch=code(textbook))
+    report = check(spec, scratch=reporting(textbook))
     rows = list(report.comparison.trace)
 
     assert report.verdict == "equivalent"
@@ -107,7 +100,7 @@ def test_the_outlier_of_which_the_cancellation_showed() -> None:
 @pytest.mark.parametrize("told", [{"kappa": 1e-6}, {"factor": 1 + 1e-6}], ids=str)
 def test_loss_from_p_is_judged_all_the_same(told: dict[str, float], loss: Loss) -> None:
     for z in (2.0, 8.0, 14.0):
-        report = check(classes(z, 60), scratch=code(loss, **told))
+        report = check(classes(z, 60), scratch=reporting(loss, **told))
         assert report.verdict == "diverged"
         assert report.first_divergence is None
         assert report.first_loss_divergence is not None
@@ -140,12 +133,12 @@ def test_loss_summed_by_its_gram_matrix_raises_no_alarm(
 ) -> None:
     spec = line(rows, size, noise, dtype) | {"compare": ["loss"]}
 
-    assert check(spec, scratch=code(gram)).verdict == "equivalent"
+    assert check(spec, scratch=reporting(gram)).verdict == "equivalent"
 
 
 def test_gram_matrix_s_rounding_is_larger_than_that_of_a_mean_of_squares() -> None:
     # Else the test above could not fail: (Σ ‖x‖ |θ|)² is some 1e14 times the residuals' square.
-    row = next(iter(check(line(100, 1.0, 1e-6), scratch=code(gram)).comparison.trace))
+    row = next(iter(check(line(100, 1.0, 1e-6), scratch=reporting(gram)).comparison.trace))
 
     assert abs(row.scratch_loss - row.framework_loss) > 1e-5 * row.framework_loss
 
@@ -156,7 +149,7 @@ def test_gram_matrix_s_rounding_is_larger_than_that_of_a_mean_of_squares() -> No
 def test_mean_squared_error_is_judged_all_the_same(
     rows: int, told: dict[str, float], loss: Loss
 ) -> None:
-    report = check(line(rows, 1.0, 0.1), scratch=code(loss, **told))
+    report = check(line(rows, 1.0, 0.1), scratch=reporting(loss, **told))
 
     assert report.verdict == "diverged"
     assert report.first_divergence is None

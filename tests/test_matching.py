@@ -18,19 +18,13 @@ from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.training import Optimizer, TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
+from tests.every_rule import OPTIMIZERS
 from tests.formula_reader import training
 
-OPTIMIZERS: list[dict[str, Any]] = [
-    {},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0.6, "dampening": 0.3},
-]
 SCHEDULE = {"kind": "exponential", "factor": 0.8}
 
 
 def data(seed: int, rows: int = 8, features: int = 3) -> dict[str, Any]:
-    """Draw rows with labels."""
     draw = np.random.default_rng(seed)
     return {
         "X": draw.normal(size=(rows, features)).tolist(),
@@ -39,7 +33,6 @@ def data(seed: int, rows: int = 8, features: int = 3) -> dict[str, Any]:
 
 
 def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
-    """Fill a spec up."""
     base = {
         "data": data(seed),
         "model": "linear",
@@ -50,7 +43,6 @@ def loaded_spec(spec: dict[str, Any], seed: int = 0) -> LoadedSpec:
 
 
 def match_of(spec: LoadedSpec) -> Matching:
-    """Match a spec; raises NoMatchError."""
     return matching(spec.spec.named_convention(), training_of(spec.spec, 8))
 
 
@@ -122,7 +114,7 @@ def specs() -> Iterator[dict[str, Any]]:
     ):
         for _ in range(3):
             yield {
-                "optimizer": {"name": "sgd"} | optimizer,
+                "optimizer": optimizer,
                 "convention": {
                     "momentum_form": form,
                     "decay": decay,

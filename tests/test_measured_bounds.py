@@ -23,6 +23,7 @@ from regcheck.trainers.measured_bounds import APART, MeasuredBounds
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import NumpyFollowsTorch, Steps
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
+from tests.conftest import told
 from tests.own_models import (
     Frozen,
     Made,
@@ -78,8 +79,7 @@ def ratios(spec: SpecDict, steps: int = 3) -> Ratios:
     with np.errstate(all="ignore"):
         for batch, _ in zip(problem.schedule.batches(), range(steps), strict=False):
             taken = pair.advance(batch)
-            assert taken.forward_backward is not None
-            slopes = [row.dloss_dz for row in taken.forward_backward.rows]
+            slopes = [row.dloss_dz for row in told(taken.forward_backward).rows]
             bounds, carried = closed.bounds(carried, batch, taken.framework, slopes)
             found = measured.bounds(batch, taken, None)
             for name, size in found.after.items():
@@ -223,7 +223,6 @@ def test_a_step_near_the_limit_is_measured_with_more_samples(
     report = run(builder(), lr=1.0001)
 
     assert report.verdict == "diverged"
-    assert report.first_divergence is not None
-    at = report.first_divergence.step
+    at = told(report.first_divergence).step
     assert at == 1
     assert [one for one in counts if one[0] == at] == [(1, 4), (1, 20), (1, 72)]

@@ -1,61 +1,25 @@
-"""Random rounding: by hand, that it moves only what is rounded, and by as much as rounding does."""
+"""Random rounding: by hand, and that it moves only what is rounded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from regcheck.trainers.monte_carlo import RandomRounding
-from regcheck.trainers.operations import product_rounds, quotient_rounds, sum_rounds
 from regcheck.trainers.torch_trainer import torch_settings
-
-Function = Callable[[], Tensor]
-U32, U64 = 2.0**-24, 2.0**-53
+from tests.random_roundings import U32, Function, noise_of, random, unmoved
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     with torch_settings(1):
         yield
-
-
-def random(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise_of(function: Function, u: float = U32, samples: int = 16) -> NDArray[np.float64]:
-    """Run a function under random rounding; the largest deviation of each entry it returns."""
-    plain, largest = function(), torch.zeros(())
-    for seed in range(samples):
-        with RandomRounding(u, random(seed)):
-            moved = function()
-        assert moved.dtype == plain.dtype
-        largest = torch.maximum(largest, (moved.double() - plain.double()).abs())
-    return largest.detach().double().numpy()
-
-
-def unmoved(function: Function, samples: int = 6) -> bool:
-    """Return whether a function returns the same bits under random rounding."""
-    plain = function().detach()
-    # Above the result's own ε, what float32 cannot hold would count as rounded.
-    u = torch.finfo(plain.dtype).eps if plain.is_floating_point() else 0.5
-    for seed in range(samples):
-        with RandomRounding(u, random(seed)):
-            moved = function()
-        if moved.detach().numpy().tobytes() != plain.numpy().tobytes():
-            return False
-    return True
 
 
 # --- worked by hand -----------------------------------------------------------------------------
@@ -300,211 +264,3 @@ def test_targets_of_a_loss_are_not_moved() -> None:
             return functional.cross_entropy(z, cast(Y).long())
 
         assert 0 < noise_of(loss).item() < 8 * U32 * loss().item()
-
-
-# --- exact arithmetic ---------------------------------------------------------------------------
-
-few_bits = st.builds(
-    lambda m, e: math.ldexp(m, e), st.integers(-(2**12), 2**12), st.integers(-30, 30)
-)
-many_bits = st.builds(
-    lambda m, e: math.ldexp(m, e), st.integers(-(2**53), 2**53), st.integers(-80, -20)
-)
-single_bits = st.builds(
-    lambda m, e: math.ldexp(m, e), st.integers(-(2**24), 2**24), st.integers(-40, 10)
-)
-NUMBERS = {torch.float32: few_bits | single_bits, torch.float64: few_bits | many_bits}
-
-BINARY: dict[str, tuple[Any, Any, Any]] = {
-    "add": (lambda a, b: a + b, lambda a, b: a + b, sum_rounds),
-    "sub": (lambda a, b: a - b, lambda a, b: a - b, sum_rounds),
-    "rsub": (torch.rsub, lambda a, b: b - a, sum_rounds),
-    "mul": (lambda a, b: a * b, lambda a, b: a * b, product_rounds),
-    "div": (lambda a, b: a / b, lambda a, b: a / b, quotient_rounds),
-}
-
-
-@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
-@pytest.mark.parametrize("name", BINARY)
-@given(data=st.data())
-def test_an_operation_rounds_where_exact_arithmetic_says_so(
-    name: str, dtype: torch.dtype, data: st.DataObject
-) -> None:
-    of_tensors, of_fractions, rounds = BINARY[name]
-    a, b = data.draw(NUMBERS[dtype]), data.draw(NUMBERS[dtype])
-    if name == "div" and b == 0:
-        return
-    x = of_tensors(torch.tensor([a], dtype=dtype), torch.tensor([b], dtype=dtype))
-    exact = Fraction(x.item()) == of_fractions(Fraction(a), Fraction(b))
-    one, other = torch.tensor([a], dtype=dtype), torch.tensor([b], dtype=dtype)
-
-    assert bool(rounds(x, one, other)) is not exact
-    assert bool(rounds(x, one, b)) is not exact  # a scalar
-    if exact:
-        assert unmoved(lambda: of_tensors(one, other), samples=3)
-    elif abs(x.item()) > 1e-30:
-        assert not unmoved(lambda: of_tensors(one, other))
-
-
-@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
-def test_only_those_entries_move_that_round(dtype: torch.dtype) -> None:
-    one = torch.tensor([0.5, 0.1, 0.0, 3.0, 0.1], dtype=dtype)
-    other = torch.tensor([0.25, 0.2, 0.3, 7.0, -0.1], dtype=dtype)
-    eps = float(torch.finfo(dtype).eps)
-    moved = noise_of(lambda: one + other, eps) > 0
-    products = noise_of(lambda: one * other, eps) > 0
-    quotients = noise_of(lambda: one / other, eps) > 0
-
-    exact = Fraction(one[1].item()) + Fraction(other[1].item())
-    assert moved.tolist() == [False, exact != Fraction((one + other)[1].item()), *[False] * 3]
-    assert products.tolist() == [False, True, False, False, True]
-    assert quotients[[0, 2, 3, 4]].tolist() == [False, False, True, False]
-
-
-def test_in_place_the_operand_is_what_it_was_before() -> None:
-    # 1.5 ← 1.5 + 1.5 is exact; read after it was written to, 3 + 1.5 would not be 3.
-    def doubled() -> Tensor:
-        w = torch.tensor([1.5, 0.1])
-        w.add_(w)
-        return w.mul_(torch.tensor([0.5, 2.0]))
-
-    assert unmoved(doubled)
-
-
-def test_an_alpha_is_taken_to_round() -> None:
-    assert not unmoved(lambda: torch.add(torch.tensor([0.5]), torch.tensor([0.25]), alpha=2))
-
-
-def test_float64_that_float32_cannot_hold_is_rounded_where_float32_is_the_other_side() -> None:
-    x = torch.tensor([1.0 + 2**-40], dtype=torch.float64)
-
-    assert noise_of(lambda: x + 1, U64).item() == 0
-    assert noise_of(lambda: x + 1, U32).item() == pytest.approx(2 * U32)
-
-
-# --- functions that lose more than their result says --------------------------------------------
-
-
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_a_normalization_loses_what_it_subtracts_within(norm: str) -> None:
-    far = torch.randn(64, 6, generator=random(), dtype=torch.float64) + 1000
-
-    def of(x: Tensor) -> Tensor:
-        if norm == "layer":
-            return functional.layer_norm(x, (6,))
-        return functional.batch_norm(x, None, None, training=True)
-
-    # How data are rounded is for the sides, so that both have the float32 numbers.
-    same = far.float()
-    real = (of(same).double() - of(same.double())).abs().max().item()
-    noise = noise_of(lambda: of(same)).max()
-
-    assert noise > 20 * U32  # the result is of the size 1, so that without it it would be 3 u
-    assert real < noise < 1e-2
-
-
-@pytest.mark.parametrize("norm", [nn.LayerNorm(6), nn.BatchNorm1d(6)], ids=["layer", "batch"])
-def test_so_do_their_gradients(norm: nn.Module) -> None:
-    far = torch.randn(64, 6, generator=random(), dtype=torch.float64) + 1000
-    weights = torch.randn(64, 6, generator=random(5), dtype=torch.float64)
-
-    def gradient(dtype: torch.dtype) -> Tensor:
-        x = far.float().clone().to(dtype).requires_grad_()
-        (norm.to(dtype)(x) * weights.float().to(dtype)).sum().backward()
-        assert x.grad is not None
-        return x.grad
-
-    real = np.abs(gradient(torch.float32).double().numpy() - gradient(torch.float64).numpy())
-    noise = noise_of(lambda: gradient(torch.float32))
-    norm.to(torch.float32)
-
-    assert real.max() < noise.max() < 1e-1
-
-
-def test_log_softmax_where_p_is_near_1() -> None:
-    # −log p is 2e-9 and is computed as log(Σ e^z) − z, which loses u of 1, and not of 2e-9.
-    z = torch.tensor([[20.0, 0.0]], dtype=torch.float64)
-    noise = noise_of(lambda: functional.log_softmax(z, dim=1))[0, 0]
-
-    assert noise == pytest.approx(U32, rel=0.01)
-
-
-def test_a_cross_entropys_gradient_where_p_is_near_1() -> None:
-    # p − 1 is −2e-9; by hand it is a difference from 1.
-    z = torch.tensor([[20.0, 0.0]], dtype=torch.float64, requires_grad=True)
-
-    def gradient() -> Tensor:
-        z.grad = None
-        functional.cross_entropy(z, torch.tensor([0])).backward()  # type: ignore[no-untyped-call]
-        assert z.grad is not None
-        return z.grad.clone()
-
-    noise = noise_of(gradient)
-    assert U32 <= noise[0, 0] < 4 * U32
-
-
-def slope_by_hand(name: str, z: Tensor) -> Tensor:
-    """Take a derivative as it is written, with a difference in it."""
-    a = ACTIVATIONS[name](z)
-    if name == "tanh":
-        return 1 - a * a
-    if name == "sigmoid":
-        return a * (1 - a)
-    if name == "elu":
-        return torch.where(z > 0, torch.ones_like(z), a + 1)
-    if name == "softplus":
-        return 1 - torch.exp(-a)
-    cdf = (1 + torch.erf(z / math.sqrt(2))) / 2
-    if name == "gelu":
-        return cdf + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    p = torch.sigmoid(z)
-    return p + a * (1 - p)  # silu
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": functional.elu,
-    "gelu": functional.gelu,
-    "sigmoid": torch.sigmoid,
-    "silu": functional.silu,
-    "softplus": functional.softplus,
-    "tanh": torch.tanh,
-}
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 8.0])
-def test_derivatives_by_hand_in_float32_are_within_the_noise(name: str, scale: float) -> None:
-    single = scale * torch.randn(400, generator=random())
-
-    def gradient(dtype: torch.dtype) -> Tensor:
-        z = single.clone().to(dtype).requires_grad_()
-        ACTIVATIONS[name](z).sum().backward()  # type: ignore[no-untyped-call]
-        assert z.grad is not None
-        return z.grad
-
-    noise = noise_of(lambda: gradient(torch.float32))
-    exact = gradient(torch.float64).numpy()
-    by_torch = np.abs(gradient(torch.float32).double().numpy() - exact)
-    by_hand = np.abs(slope_by_hand(name, single).double().numpy() - exact)
-
-    assert (by_torch <= 8 * noise + 1e-30).all()
-    assert (by_hand <= 8 * noise + 1e-30).all()
-    assert noise.max() < 40 * U32
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_values_by_hand_are_within_the_noise(name: str) -> None:
-    single = 3 * torch.randn(400, generator=random())
-    by_hand: Callable[[Tensor], Tensor] = {
-        "elu": lambda z: torch.where(z > 0, z, torch.exp(z) - 1),
-        "gelu": lambda z: z * (1 + torch.erf(z / math.sqrt(2))) / 2,
-        "sigmoid": lambda z: torch.exp(z) / (1 + torch.exp(z)),
-        "silu": lambda z: z / (1 + torch.exp(-z)),
-        "softplus": lambda z: torch.log(1 + torch.exp(z)),
-        "tanh": lambda z: 2 / (1 + torch.exp(-2 * z)) - 1,
-    }[name]
-    noise = noise_of(lambda: ACTIVATIONS[name](single))
-    off = np.abs((by_hand(single) - ACTIVATIONS[name](single)).double().numpy())
-    near = np.abs(single.numpy()) > 0.3  # tanh by e^z loses 1 where z is near 0
-
-    assert (off <= 8 * noise + 1e-30)[near].all()

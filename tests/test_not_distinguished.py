@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
+from tests.conftest import Spec
 from tests.first_steps import (
     DAMPENED,
     MOMENTUM,
@@ -26,9 +26,8 @@ from tests.first_steps import (
     ZEROS,
     spec_of,
 )
+from tests.own_models import trained_by
 from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
-
-Spec = dict[str, Any]
 
 ACTING: Spec = spec_of(batches="mini") | {
     "batch_size": 3,  # 3, 3, 3 and 2 rows, of which two make a step
@@ -279,17 +278,8 @@ def test_own_models_biases_are_known_by_the_last_part_of_their_names(
         ]
         return model, nn.MSELoss(), torch.optim.SGD(groups, lr=problem.lr)
 
-    def train(problem: UserProblem) -> Iterator[Spec]:
-        model, loss, optimizer = made(problem)
-        for rows in problem.batches:
-            optimizer.zero_grad()
-            z = model(torch.from_numpy(problem.X[rows]))
-            loss(z, torch.from_numpy(problem.y[rows])).backward()
-            optimizer.step()
-            yield {name: w.detach().numpy().copy() for name, w in model.named_parameters()}
-
     data = {"X": [[1.0, 2.0, -1.0], [0.5, -1.0, 3.0], [2.0, 0.0, 1.0]], "y": [1.0, -1.0, 2.0]}
-    report = check({"data": data, "lr": 0.1}, scratch=train, framework=made)
+    report = check({"data": data, "lr": 0.1}, scratch=trained_by(made), framework=made)
     assert report.verdict != "diverged"  # inconclusive where nothing is penalized but zeros
     found = dict(report.not_distinguished)
     if hidden is None:

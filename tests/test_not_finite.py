@@ -15,10 +15,11 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
 from regcheck.testing import assert_equivalent
 from regcheck.trainers.torch_trainer import TorchTrainer
-from tests.altered import PLACES, Change, DoubledAt, altered, altered_torch, with_entry
+from tests.altered import PLACES, Change, DoubledAt, altered, altered_torch, on_side, with_entry
 from tests.first_steps import MOMENTUM, Spec, agrees, found, spec_of
 
 Place = Callable[[Any], None]
+Places = dict[str, Place]
 
 
 def poison(
@@ -49,7 +50,7 @@ class PoisonedTorch(TorchTrainer):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
-    request: pytest.FixtureRequest,
+    place: Places,
     side: str,
     settings: Spec,
     tensor: str,
@@ -57,9 +58,7 @@ def test_one_entry_not_finite_on_one_side_is_caught_at_its_step(
     step: int,
     value: float,
 ) -> None:
-    change = poison(step, tensor, index, value)
-    place: Place = request.getfixturevalue(side)
-    place(altered(change) if side == "scratch" else altered_torch(change))
+    place[side](on_side(side, poison(step, tensor, index, value)))
     report = check(spec_of() | settings)
     assert found(report) == (step, "update", tensor)
     assert report.first_divergence is not None
@@ -137,16 +136,13 @@ MISSHAPEN: dict[str, Callable[[Parameters], Parameters]] = {
 @pytest.mark.parametrize("quantity", ["after", "gradient", "penalty", "delta"])
 @pytest.mark.parametrize("side", ["scratch", "framework"])
 def test_tensor_that_is_missing_or_misshapen_never_passes(
-    scratch: Place, framework: Place, side: str, quantity: str, shape: str
+    place: Places, side: str, quantity: str, shape: str
 ) -> None:
     def change(batch: Batch, told: Step) -> Step:
         put: dict[str, Any] = {quantity: MISSHAPEN[shape](getattr(told, quantity))}
         return told._replace(**put)
 
-    if side == "scratch":
-        scratch(altered(change))
-    else:
-        framework(altered_torch(change))
+    place[side](on_side(side, change))
     with pytest.raises((ValueError, KeyError)):
         check(spec_of())
 

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import copy
-import itertools
 import math
-import random
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -13,40 +11,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcheck.problem.problem import Parameters, Problem, Step, build_problem
-from regcheck.rules.convention import Decay, MomentumForm, PenaltyNorm, UpdateOrder
+from regcheck.rules.convention import Decay, MomentumForm
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 from regcheck.user_code.problem_api import user_problem
 from tests.conftest import told
+from tests.every_rule import (
+    BASE,
+    CLIPS,
+    OPTIMIZERS,
+    arrays,
+    assert_nothing_is_overwritten,
+    numpy_steps,
+    rules,
+)
 from tests.reference import Training
 from tests.rule import Kept, Rule
 
-ROWS: dict[str, Any] = {
-    "X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5], [0.5, 1.5], [0.2, -0.4], [-1.0, 1.0], [1.5, 0.1]],
-    "y": [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0],
-}
-BASE: dict[str, Any] = {
-    "data": ROWS,
-    "model": "linear",
-    "init": {"weight": [0.5, -0.3], "bias": [0.2]},
-    "lr": 0.05,
-    "weight_decay": {"weight": 0.3, "bias": 0.2},
-}
+PENALIZED = BASE | {"weight_decay": {"weight": 0.3, "bias": 0.2}}
 
 
 def problem_of(spec: dict[str, Any]) -> Problem:
-    """Build the problem of a spec over the base one."""
-    return build_problem(from_mapping(BASE | spec))
+    return build_problem(from_mapping(PENALIZED | spec))
 
 
-def steps_of(problem: Problem) -> Iterator[Step]:
-    """Train in NumPy, step by step."""
-    trainer = NumpyTrainer(problem)
-    state = trainer.start()
-    for batch in problem.schedule.batches():
-        update = trainer.step(state, batch)
-        state = update.state
-        yield update.step
+def steps_of(spec: dict[str, Any]) -> Iterator[Step]:
+    return numpy_steps(problem_of(spec))
 
 
 # --- the reference trainer, in extended precision -------------------------------------------------
@@ -63,7 +53,7 @@ DECAYS = {
 
 def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
     """Train by the reference; yields the parameters after each step, and the reported loss."""
-    loaded = from_mapping(BASE | spec)
+    loaded = from_mapping(PENALIZED | spec)
     problem = build_problem(loaded)
     c = problem.convention
     choices: dict[str, Any] = {
@@ -101,57 +91,14 @@ def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
 
 
 def flat(parameters: Parameters) -> list[float]:
-    """Write the parameters one after the other."""
     return [*parameters["weight"][0].tolist(), *parameters["bias"].tolist()]
-
-
-OPTIMIZERS: list[dict[str, Any]] = [
-    {},
-    {"optimizer": {"name": "sgd", "momentum": 0.9}},
-    {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}},
-    {"optimizer": {"name": "sgd", "momentum": 0.6, "dampening": 0.3}},
-]
-CLIPS: list[dict[str, Any]] = [{}, {"clip_norm": 0.5}, {"clip_value": 0.2}]
-
-
-def specs(decay: str) -> Iterator[dict[str, Any]]:
-    """Give every combination of what acts in one update; the rest is drawn for each."""
-    draw = random.Random(f"specs of {decay}")
-    for optimizer, clip, form, norm, order in itertools.product(
-        OPTIMIZERS, CLIPS, get_args(MomentumForm), get_args(PenaltyNorm), get_args(UpdateOrder)
-    ):
-        convention = {
-            "decay": decay,
-            "momentum_form": form,
-            "penalty_norm": norm,
-            "update_order": order,
-            "divide_penalty_by": draw.choice(["nothing", "batch", "dataset"]),
-            "penalty_factor": draw.choice([1.0, 2.0, -0.5, 0.0]),
-            "penalize_bias": draw.random() < 0.5,
-            "penalty_in_loss": draw.random() < 0.5,
-            "loss_reduction": draw.choice(["mean", "sum"]),
-            "loss_factor": draw.choice([1.0, 0.5]),
-        }
-        schedule = {"kind": "step", "every": 2, "factor": 0.5}
-        yield {
-            **optimizer,
-            **clip,
-            "convention": convention,
-            "model": draw.choice(["linear", "logistic"]),
-            "batch_size": draw.choice([2, 3, 7]),
-            "accumulate": draw.choice([1, 2, 3]),
-            "drop_last": draw.random() < 0.3,
-            "epochs": 2,
-            **draw.choice([{}, {"lr_schedule": schedule}]),
-        }
 
 
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_every_convention_is_the_reference(decay: str) -> None:
     compared = 0
-    for spec in specs(decay):
-        steps = steps_of(problem_of(spec))
-        for step, (theta, loss) in zip(steps, exact_steps(spec), strict=True):
+    for spec in rules(decay):
+        for step, (theta, loss) in zip(steps_of(spec), exact_steps(spec), strict=True):
             # Up to 8 steps of some 50 roundings, of numbers of order 1 to 10.
             assert flat(step.after) == pytest.approx(theta, rel=1e-12, abs=1e-13), spec
             assert step.loss == pytest.approx(loss, rel=1e-12, abs=1e-13), spec
@@ -187,7 +134,7 @@ def test_any_shape_and_scale_is_the_reference(
         "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
         "convention": {"divide_penalty_by": "batch", "penalty_in_loss": True},
     }
-    for step, (theta, loss) in zip(steps_of(problem_of(spec)), exact_steps(spec), strict=True):
+    for step, (theta, loss) in zip(steps_of(spec), exact_steps(spec), strict=True):
         # Up to 24 steps; the smallest scale has weights of size 1,000.
         assert flat(step.after) == pytest.approx(theta, rel=1e-11, abs=1e-12)
         # log(1 - p) of a sure row loses e^|z| units, with |z| below 15 here.
@@ -207,7 +154,7 @@ def test_answers_step_by_hand() -> None:
         "weight_decay": {"weight": 1.0, "bias": 1.0},
         "convention": {"divide_penalty_by": "batch", "penalty_in_loss": True},
     }
-    (step,) = steps_of(problem_of(spec))
+    (step,) = steps_of(spec)
     assert told(step.outputs)[0].tolist() == [3.0, 5.0]
     assert flat(told(step.gradient)) == [-32.0, -10.0]
     assert step.loss == 26.0 + 0.25 + 0.25
@@ -225,16 +172,15 @@ def test_accumulated_micro_batches_are_averaged_by_hand() -> None:
         "batch_size": 2,
         "accumulate": 2,
     }
-    (step,) = steps_of(problem_of(spec))
+    (step,) = steps_of(spec)
     assert flat(told(step.gradient)) == [7.0, 7.0]
     assert step.loss == ((1 + 9) / 2 + 25) / 2
     assert [len(z) for z in told(step.outputs)] == [2, 1]
 
 
 def test_penalty_of_an_unsquared_norm_at_zero_is_zero() -> None:
-    (step,) = steps_of(
-        problem_of({"init": {"constant": 0.0}, "convention": {"penalty_norm": "unsquared"}})
-    )
+    spec = {"init": {"constant": 0.0}, "convention": {"penalty_norm": "unsquared"}}
+    (step,) = steps_of(spec)
     assert flat(told(step.penalty)) == [0.0, 0.0, 0.0]
 
 
@@ -254,7 +200,7 @@ def test_ridge_does_not_move_at_its_closed_form() -> None:
         "lr": 1.0,
         "convention": {"penalize_bias": False},
     }
-    (step,) = steps_of(problem_of(spec))
+    (step,) = steps_of(spec)
     assert max(abs(g) for g in flat(told(step.gradient))) > 1e-3  # the penalty is what it balances
     # The solution's own rounding: condition number 10, times u.
     assert flat(told(step.delta)) == pytest.approx([0.0] * 4, abs=1e-14)
@@ -269,7 +215,7 @@ def test_logistic_bias_does_not_move_at_the_share_of_ones() -> None:
         "weight_decay": 0.0,
         "lr": 1.0,
     }
-    (step,) = steps_of(problem_of(spec))
+    (step,) = steps_of(spec)
     assert flat(told(step.delta)) == pytest.approx([0.0, 0.0], abs=1e-16)  # half a unit of p
 
 
@@ -277,7 +223,7 @@ def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
     # Central differences of the reported loss in every parameter, for both norms.
     for norm in ("squared", "unsquared"):
         spec = {"model": "logistic", "convention": {"penalty_norm": norm, "penalty_in_loss": True}}
-        (step,) = steps_of(problem_of(spec | {"lr": 1.0}))
+        (step,) = steps_of(spec | {"lr": 1.0})
         slopes = np.array(flat(told(step.gradient))) + flat(told(step.penalty))
         h = 1e-5
         for at in range(3):
@@ -286,48 +232,30 @@ def test_reported_loss_is_an_integral_of_gradient_and_penalty() -> None:
                 start = [0.5, -0.3, 0.2]
                 start[at] += sign
                 moved = {"init": {"weight": start[:2], "bias": start[2:]}}
-                losses.append(told(next(steps_of(problem_of(spec | moved))).loss))
+                losses.append(told(next(steps_of(spec | moved)).loss))
             # Truncation h²/6 |L'''| < 1e-9 (λ/‖w‖² < 10), and rounding u L/h = 1e-11.
             assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(slopes[at], abs=1e-9)
 
 
 # --- arrays ---------------------------------------------------------------------------------------
 
+MORE: list[dict[str, Any]] = [
+    {},
+    {"penalty_norm": "unsquared", "update_order": "bias-first"},
+    {"loss_reduction": "sum", "divide_penalty_by": "batch", "penalty_in_loss": True},
+]
 COMBINATIONS = [
-    {**optimizer, **clip, "convention": {"decay": decay, "momentum_form": form, **more}}
-    for optimizer, clip, decay, form, more in itertools.product(
-        OPTIMIZERS[:3],
-        CLIPS,
-        get_args(Decay),
-        get_args(MomentumForm),
-        [
-            {},
-            {"penalty_norm": "unsquared", "update_order": "bias-first"},
-            {"loss_reduction": "sum", "divide_penalty_by": "batch", "penalty_in_loss": True},
-        ],
+    {"optimizer": optimizer, **clip, "convention": {"decay": decay, "momentum_form": form, **more}}
+    for optimizer, clip, decay, form, more in product(
+        OPTIMIZERS[:3], CLIPS, get_args(Decay), get_args(MomentumForm), MORE
     )
 ]
 
 
-def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
-    """List every array of a step."""
-    tensors = (
-        step.before,
-        told(step.gradient),
-        told(step.penalty),
-        step.velocity,
-        told(step.delta),
-        step.after,
-    )
-    return [*told(step.outputs), *(array for group in tensors for array in group.values())]
-
-
 def test_float32_stays_float32_in_every_combination() -> None:
     for spec in COMBINATIONS:
-        problem = problem_of(
-            spec | {"dtype": "float32", "batch_size": 2, "accumulate": 2, "model": "logistic"}
-        )
-        for step in steps_of(problem):
+        settings = {"dtype": "float32", "batch_size": 2, "accumulate": 2, "model": "logistic"}
+        for step in steps_of(spec | settings):
             assert {array.dtype for array in arrays(step)} == {np.dtype("float32")}, spec
 
 
@@ -345,17 +273,8 @@ def test_the_other_sides_parameters_are_cast_to_the_own_dtype(own: str) -> None:
 
 @pytest.mark.slow
 def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
-    for spec in COMBINATIONS:
-        problem = problem_of(spec | {"batch_size": 3, "epochs": 2})
-        for array in (problem.X, problem.y, *problem.initial.values()):
-            array.flags.writeable = False
-        steps, copies = [], []
-        for step in steps_of(problem):
-            steps.append(step)
-            copies.append(copy.deepcopy(step))
-        for step, kept in zip(steps, copies, strict=True):
-            pairs = zip(arrays(step), arrays(kept), strict=True)
-            assert all(np.array_equal(left, right) for left, right in pairs), spec
+    problems = (problem_of(spec | {"batch_size": 3, "epochs": 2}) for spec in COMBINATIONS)
+    assert_nothing_is_overwritten(problems, numpy_steps)
 
 
 def test_a_step_from_the_same_state_is_the_same_step() -> None:
@@ -370,5 +289,5 @@ def test_a_step_from_the_same_state_is_the_same_step() -> None:
 
 
 def test_overflow_is_silent_and_told_by_the_numbers() -> None:
-    *_, last = steps_of(problem_of({"lr": 1e200, "epochs": 4}))
+    *_, last = steps_of({"lr": 1e200, "epochs": 4})
     assert not np.isfinite(flat(last.after)).any()

@@ -14,6 +14,7 @@ from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal import report_text
 from tests.by_hand import BASE, LAMBDA, LR, TORCHS, At, Spec, Step, code, same, silent
+from tests.conftest import told
 
 BATCHES: Spec = {"batch_size": 16, "shuffle": {"seed": 3}, "epochs": 6}  # 16, 16 and 8 rows
 BY_EPOCH: Spec = {"lr_schedule": {"kind": "step", "every": 2, "factor": 0.5, "per": "epoch"}}
@@ -72,8 +73,7 @@ def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
     found = found_in(step, inputs)
 
     assert (found.explained, found.causes) == (True, ("precision",))
-    assert found.best is not None
-    assert found.best.note == note
+    assert told(found.best).note == note
 
 
 @pytest.mark.slow
@@ -112,8 +112,7 @@ def test_batches_of_another_step_are_named(name: str) -> None:
     found = found_in(inputs={"batch": at})
 
     assert (found.explained, found.causes, found.stage) == (True, ("row-order",), "gradient")
-    assert found.best is not None
-    assert found.best.note == note
+    assert told(found.best).note == note
 
 
 def test_moved_batches_are_those_of_the_schedule() -> None:
@@ -159,8 +158,7 @@ def test_schedule_that_is_epochs_early_is_named(epochs: int, note: str) -> None:
     found = found_in(early, lr_schedule=every_third)
 
     assert found.causes == ("schedule-shifted",)
-    assert found.best is not None
-    assert found.best.note == note
+    assert told(found.best).note == note
 
 
 def test_epoch_late_and_another_cause_are_named_together() -> None:

@@ -13,7 +13,7 @@ import torch
 from regcheck.checking import check
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import Spec, Train
-from tests.conftest import SMALL
+from tests.conftest import SMALL, told
 from tests.user_modules import (
     Build,
     user,
@@ -163,7 +163,6 @@ def test_reported_adams_diverge_at_once_and_no_cause_is_made_up(name: str) -> No
             found = [*ends["weight"].ravel(), *ends["bias"].ravel()]
             # Ten steps of some 30 roundings of numbers below 5, divided by √v no smaller than 0.1.
             assert found == pytest.approx(numbers[at], rel=0, abs=1e-12)
-        found_by = report.diagnosis
-        assert found_by is not None
+        found_by = told(report.diagnosis)
         assert (found_by.explained, found_by.causes) == (False, ())
         assert any("causes are known for torch.optim.SGD" in clue for clue in found_by.evidence)

@@ -20,7 +20,6 @@ BASE: dict[str, Any] = {
 
 
 def problem_of(**keys: Any) -> Problem:
-    """Build the problem of a spec over the base one."""
     return build_problem(from_mapping(BASE | keys))
 
 

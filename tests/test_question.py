@@ -8,9 +8,9 @@ import pytest
 
 from regcheck import cli
 from regcheck.checking import check
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Spec
 from tests.faults import FAULTS
-from tests.test_user_cases import Spec, ended
+from tests.test_user_cases import ended
 from tests.user_functions import Code
 
 ANSWER: Spec = {
@@ -36,10 +36,14 @@ def test_answers_two_points_by_hand() -> None:
     # The last digit is float64's own: 1 − 0.1 (−32 + 1) and so on, with a rounding or two.
     assert ended(report, "framework") == pytest.approx([4.1, 1.9], rel=4e-16)
     assert ended(report, "scratch") == pytest.approx([4.15, 1.95], rel=4e-16)
-    assert (
-        report.comparison.final["scratch"].loss == report.comparison.final["framework"].loss == 26.0
-    )
-    found = report.to_dict()["diagnosis"]
+    sample, found = report.to_dict()["sample"], report.to_dict()["diagnosis"]
+    assert sample["before"] == {"weight": [[1.0]], "bias": [1.0]}
+    assert sample["framework"]["gradient"] == {"weight": [[-32.0]], "bias": [-10.0]}
+    for side in ("scratch", "framework"):
+        assert report.comparison.final[side].loss == 26.0
+        assert [*sample[side]["after"]["weight"][0], *sample[side]["after"]["bias"]] == (
+            ended(report, side)
+        )
     assert [cause["id"] for cause in found["causes"]] == ["penalty-divided-by-batch"]
     # With two rows in all, B and n are 2, and ½ λ is λ/2.
     assert found["alternatives"] == [
@@ -61,6 +65,11 @@ def test_answers_fix_is_torchs_rule() -> None:
     report = check(ANSWER, scratch=Code(ANSWER).train)
     assert report.verdict == "equivalent"
     assert ended(report, "scratch") == pytest.approx([4.1, 1.9], rel=4e-16)
+
+
+def test_answers_reported_loss_with_the_penalty_in_it() -> None:
+    loss = check(ANSWER | {"convention": "divided-by-batch"}).to_dict()["first_loss_divergence"]
+    assert (loss["scratch"], loss["framework"]) == (26.5, 26.0)  # + 1/(2·2) (1² + 1²)
 
 
 @pytest.mark.slow

@@ -12,14 +12,15 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from regcheck.compare import firsts
+from regcheck.compare import trace
 from regcheck.diagnosis import search
 from regcheck.diagnosis.replay import Replay
 from regcheck.rules.causes import CAUSES
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OUTSIDE
 from tests.judged_functions import faults_of
-from tests.random_functions import NEEDS, Case, random_case, random_causes, random_spec
+from tests.random_functions import Case, random_case, random_causes
+from tests.random_needs import NEEDS, random_spec
 from tests.rule import Reported, Rule
 from tests.user_functions import Code
 
@@ -120,7 +121,7 @@ def test_mistake_without_a_name_that_is_explained_is_caught(tmp_path: Path) -> N
     [("penalty-missing", False, "not found"), ("", True, "diverged")],
 )
 def test_wrong_verdict_is_caught(cause: str, diverges: bool, fault: str, tmp_path: Path) -> None:
-    with patch.object(firsts, "diverges", lambda row, tolerances: diverges):
+    with patch.object(trace, "diverges", lambda row, tolerances: diverges):
         faults = faults_with(cause, tmp_path)
 
     assert any(found.startswith(fault) for found in faults)

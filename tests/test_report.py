@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,22 +12,10 @@ from rich.console import Console
 
 from regcheck.checking import check
 from regcheck.report import terminal
-from regcheck.report.step_table import chosen
 from regcheck.report.terminal import print_line, print_report
 from regcheck.report.text import short
 from regcheck.trainers.torch_trainer import TorchTrainer
-
-Spec = dict[str, Any]
-
-
-def printed(spec: Spec, *, width: int = 80, rows: int | None = 9, colour: bool = False) -> str:
-    stream = StringIO()
-    console = Console(
-        file=stream, width=width, force_terminal=colour, color_system="standard" if colour else None
-    )
-    print_report(check(spec), console, rows)
-    return stream.getvalue()
-
+from tests.printed import Spec, printed
 
 MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 ZEROS: Spec = {"init": "zeros"}
@@ -203,68 +190,11 @@ def test_report_in_colour_says_the_same_words(small: Spec) -> None:
     assert [line.rstrip() for line in stripped.splitlines()] == printed(spec).splitlines()
 
 
-def test_report_of_all_steps_leaves_none_out(small: Spec) -> None:
-    assert "not shown" not in printed(small | {"epochs": 50}, rows=None)
-
-
-def test_chosen_rows_hold_the_divergence_first(small: Spec) -> None:
-    schedule = {"kind": "step", "every": 20, "factor": 0.5}
-    report = check(
-        small
-        | MOMENTUM
-        | {"epochs": 40, "convention": {"momentum_form": "lr-inside"}, "lr_schedule": schedule}
-    )
-    assert report.first_divergence is not None
-    for rows in (1, 2, 3, 5, 9, 40):
-        shown = chosen(report, rows)
-        assert len(shown) == rows
-        assert shown == sorted(set(shown))
-        assert report.first_divergence.step - 1 in shown
-        assert rows < 5 or {0, 19, 20, 39} <= set(shown)
-
-
-def test_chosen_rows_hold_the_divergence_of_the_loss(small: Spec) -> None:
-    report = check(small | ZEROS | {"epochs": 40, "convention": {"penalty_in_loss": True}})
-    assert report.first_loss_divergence is not None
-    assert report.first_loss_divergence.step == 2
-    assert chosen(report, 1) == [1]
-
-
 def test_losses_that_differ_by_rounding_alone_are_not_marked(small: Spec) -> None:
     spec = small | {"dtype": {"scratch": "float64", "framework": "float32"}, "epochs": 20}
     report = check(spec)
     assert any(row.scratch_loss != row.framework_loss for row in report.comparison.trace)
     assert "≠" not in printed(spec, rows=None)
-
-
-def test_final_entries_listed_are_those_that_differ_most(small: Spec) -> None:
-    spec = small | {
-        "data": {"synthetic": {"rows": 30, "features": 20}},
-        "init": {"normal": {"std": 1.0}},
-        "convention": "doubled",
-    }
-    final = check(spec).comparison.final
-    differences = abs(
-        final["scratch"].parameters["weight"][0] - final["framework"].parameters["weight"][0]
-    )
-    text = printed(spec).split("after step")[1]
-    assert "… 13 more, with smaller differences" in text
-    listed = [int(index) for index in re.findall(r"^weight\[0, (\d+)\] ", text, re.MULTILINE)]
-    assert len(listed) >= 7
-    assert set(listed) == set(map(int, (-differences).argsort()[: len(listed)]))
-
-
-@pytest.mark.parametrize("width", [60, 80])
-def test_long_feature_names_are_cut_and_numbers_are_not(tmp_path: Path, width: int) -> None:
-    name = "a very very long column name with spaces and more of them than anyone would want"
-    (tmp_path / "d.csv").write_text(f"{name},t\n1.5,2\n2.5,1\n", encoding="utf-8")
-    data = {"csv": str(tmp_path / "d.csv"), "target": "t"}
-    spec = {"data": data, "model": "linear", "lr": 0.123456, "epochs": 3}
-    text = printed(spec, width=width)
-    final = check(spec).comparison.final["framework"].parameters["weight"][0, 0]
-    line = next(line for line in text.splitlines() if line.startswith("weight[0, 0]"))
-    assert "…" in line
-    assert f"{final:.9g}" in line
 
 
 def test_divergence_in_the_update_alone_and_at_the_start_are_named(

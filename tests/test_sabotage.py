@@ -20,6 +20,7 @@ from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.rules.causes import CAUSES
 from regcheck.spec import from_mapping
+from tests.conftest import Spec, told
 from tests.faults import BUGS, Plant, Planted
 from tests.first_steps import (
     BATCH,
@@ -38,7 +39,6 @@ from tests.first_steps import (
     spec_of,
 )
 
-Spec = dict[str, Any]
 Use = Callable[[Any], None]
 """Puts a trainer in the place of a side's own."""
 
@@ -123,8 +123,7 @@ def test_planted_cause_is_caught_at_its_own_first_step(
 
 def assert_explained(report: Report, cause: str, spec: Spec) -> None:
     """Assert that a cause is named, alone and first, or as the first one's very rule."""
-    diagnosis = report.diagnosis
-    assert diagnosis is not None
+    diagnosis = told(report.diagnosis)
     assert diagnosis.explained
     assert report.names(cause)
     assert diagnosis.evidence == ()
@@ -140,8 +139,7 @@ def assert_found_in_the_loss(report: Report, cause: str, step: int) -> None:
     assert report.verdict == "diverged"
     assert report.first_divergence is None
     assert report.comparison.first_by_stage == {}
-    assert report.first_loss_divergence is not None
-    assert report.first_loss_divergence.step == step
+    assert told(report.first_loss_divergence).step == step
     assert report.diagnosis is not None
     assert report.diagnosis.explanations == ()
     assert report.diagnosis.causes == (cause,)
@@ -200,8 +198,7 @@ def test_norm_that_is_not_guarded_is_caught_at_zero(scratch: Use) -> None:
     scratch(NotGuarded)
     report = check(spec_of(start="zeros"))
     assert found(report)[:2] == (1, "penalty")
-    assert report.first_divergence is not None
-    assert math.isnan(report.first_divergence.at.scratch)
+    assert math.isnan(told(report.first_divergence).at.scratch)
 
 
 @pytest.mark.slow

@@ -2,189 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.compare.firsts import Saturation
+from regcheck.compare.trace import Saturation
 from regcheck.report.diagnosis_text import fixes
 from regcheck.report.remarks import remarks
-from regcheck.report.result import Report
-from tests.conftest import ROOT, agrees
-
-Array = NDArray[Any]
-Spec = dict[str, Any]
-Sigma = Callable[[Array], Array]
-
-RAW: Spec = {
-    "data": {
-        "csv": str(ROOT / "data" / "penguins.csv"),
-        "target": "species",
-        "positive": "Gentoo",
-        "features": ["bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g"],
-        "standardize": False,
-    },
-    "model": "logistic",
-    "loss": "bce",
-    "lr": 0.05,
-    "weight_decay": 0.01,
-    "epochs": 20,
-}
-"""Penguins as they were weighed, in grams and millimetres: from step 2 on all are saturated."""
-
-ONE_BY_ONE = "1/(1 + e^−z)"
-SIGMAS: dict[str, Sigma] = {
-    ONE_BY_ONE: lambda z: 1 / (1 + np.exp(-z)),
-    "e^z/(1 + e^z)": lambda z: np.where(z < 700, np.exp(z) / (1 + np.exp(z)), 1),
-    "½ (1 + tanh z/2)": lambda z: np.where(
-        z > 0, (1 + np.tanh(z / 2)) / 2, np.exp(z) / (1 + np.exp(z))
-    ),
-    "by sign": lambda z: np.where(
-        z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z)))
-    ),
-}
-"""σ as people write it, with all digits of small ones."""
-
-
-def code(
-    *, sigma: str = ONE_BY_ONE, floor: bool = False, penalty: float = 1.0, loss: str = ""
-) -> Callable[[Any], Iterator[Spec]]:
-    """Write a user's code: p − y, or with torch's floor; and which loss it reports."""
-
-    def train(problem: Any) -> Iterator[Spec]:
-        w, b = problem.initial["weight"].ravel(), problem.initial["bias"]
-        for rows in problem.batches:
-            X, y = problem.X[rows], problem.y[rows]
-            with np.errstate(all="ignore"):
-                z = X @ w + b
-                p = SIGMAS[sigma](z)
-                logs = np.log(p), np.log(1 - p)
-                if loss == "floored":
-                    logs = np.maximum(logs[0], -100), np.maximum(logs[1], -100)
-                told = -np.mean(y * logs[0] + (1 - y) * logs[1])
-                if loss == "of z":
-                    told = np.mean(np.maximum(z, 0) - z * y + np.log1p(np.exp(-np.abs(z))))
-            s = p - y
-            if floor:
-                s = s * (p * (1 - p)) / np.maximum(p * (1 - p), float(np.float32(1e-12)))
-            decay = penalty * problem.weight_decay
-            w = w - problem.lr * (X.T @ s / len(y) + decay * w)
-            b = b - problem.lr * (s.mean() + decay * b)
-            yield {"weight": w, "bias": b} | ({"loss": told} if loss else {})
-
-    return train
-
-
-def causes(report: Report) -> list[tuple[str, ...]]:
-    """Name the sets of causes that explain a run."""
-    assert report.verdict == "diverged"
-    assert report.diagnosis is not None
-    assert report.diagnosis.evidence == ()
-    return [one.causes for one in report.diagnosis.explanations]
-
-
-# --- no false alarm -----------------------------------------------------------------------------
-
-
-Windows = tuple[tuple[float, float], ...]
-WINDOWS: Windows = ((-60, 60), (14, 19), (26, 39), (-39, -26), (-1e5, 1e5))
-"""Outputs among which some saturate, in both dtypes or one; those in which p rounds to 0 or 1,
-alone; and such as unscaled data give."""
-
-
-def saturated_spec(random: Generator, windows: Windows = WINDOWS) -> Spec:
-    """Draw a training whose first outputs are in one of some windows."""
-    rows, features = int(random.integers(1, 60)), int(random.integers(1, 5))
-    w = random.normal(size=features)
-    X = random.normal(size=(rows, features))
-    z = random.uniform(*windows[int(random.integers(len(windows)))], size=rows)
-    X += ((z - X @ w) / (w @ w))[:, None] * w
-    y = random.integers(2, size=rows).astype(float)
-    if random.random() < 0.2:
-        y = random.random(rows)
-    size = float(np.abs(X).max())
-    optimizer: Spec = {"name": "sgd", "momentum": float(random.choice([0, 0, 0.9]))}
-    spec: Spec = {
-        "data": {"X": X.tolist(), "y": y.tolist()},
-        "model": "logistic",
-        "loss": "bce",
-        "init": {"weight": w.tolist(), "bias": [0.0]},
-        "optimizer": optimizer,
-        "lr": 10 ** random.uniform(-6, -1) / size,
-        "weight_decay": 10 ** random.uniform(-6, 0),
-        "batch_size": int(random.integers(1, rows + 1)),
-        "epochs": 4,
-    }
-    if random.random() < 0.2:
-        spec["clip_norm"] = size * 10 ** random.uniform(-2, 0)
-    return spec
-
-
-MIXED = {"scratch": "float64", "framework": "float32"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
-def test_saturated_rows_raise_no_alarm(seed: int) -> None:
-    random = np.random.default_rng([seed, 9])
-    spec = saturated_spec(random)
-    for dtype in ("float64", "float32", MIXED, {"scratch": "float32", "framework": "float64"}):
-        report = check(spec | {"dtype": dtype})
-        assert (agrees(report), report.comparison.first_by_stage) == (True, {}), (
-            dtype,
-            report.reason,
-        )
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_users_code_with_torchs_floor_raises_no_alarm(seed: int) -> None:
-    random = np.random.default_rng([seed, 10])
-    spec = saturated_spec(random) | {"optimizer": "sgd"}
-    spec.pop("clip_norm", None)
-    for sigma in SIGMAS:
-        report = check(spec, scratch=code(sigma=sigma, floor=True, loss="floored"))
-        assert agrees(report), sigma
-
-
-class OneByOne(nn.Module):
-    """σ by hand, whose derivative autograd takes as e^−z/(1 + e^−z)²."""
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return 1 / (1 + torch.exp(-z))
-
-
-def users_model(sigma: nn.Module, decay: float) -> Callable[[Any], Any]:
-    """Write what builds a user's own model: a linear layer, a sigmoid, and BCELoss."""
-
-    def build(problem: Any) -> Any:
-        linear = nn.Linear(problem.X.shape[1], 1, dtype=torch.float64)
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(problem.initial["weight"]).reshape(1, -1))
-            linear.bias.copy_(torch.from_numpy(problem.initial["bias"]).reshape(1))
-        model, loss = nn.Sequential(linear, sigma), nn.BCELoss()
-        optimizer = torch.optim.SGD(model.parameters(), lr=problem.lr, weight_decay=decay)
-        return model, lambda p, y: loss(p[:, 0], y.reshape(-1)), optimizer
-
-    return build
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_users_own_sigmoid_in_torch_raises_no_alarm(seed: int) -> None:
-    random = np.random.default_rng([seed, 11])
-    # Where e^−z overflows, autograd has NaN of it.
-    spec = saturated_spec(random, WINDOWS[:-1]) | {"optimizer": "sgd"}
-    spec.pop("clip_norm", None)
-    report = check(spec, framework=users_model(OneByOne(), spec["weight_decay"]))
-
-    assert agrees(report)
-
+from tests.conftest import ROOT, told
+from tests.saturated import RAW, SIGMAS, Spec, causes, code, users_model
 
 # --- what hid behind saturated rows -------------------------------------------------------------
 
@@ -196,10 +25,8 @@ def test_one_percent_of_the_penalty_does_not_hide_behind_saturated_rows(momentum
     report = check(RAW | {"convention": {"penalty_factor": 1.01}, "optimizer": optimizer})
 
     assert causes(report)[0] == ("penalty-scaled",)
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == 2
-    assert report.comparison.saturation is not None
-    assert report.comparison.saturation.last_share > 0.99
+    assert told(report.first_divergence).step == 2
+    assert told(report.comparison.saturation).last_share > 0.99
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -249,8 +76,7 @@ def test_floor_is_named_beside_another_penalty(factor: float, cause: str, batche
     report = check(RAW | batches, scratch=code(penalty=factor))
 
     assert causes(report) == [("bce-saturated", cause)]
-    assert report.diagnosis is not None
-    changes = report.diagnosis.fix.changes  # type: ignore[union-attr]
+    changes = told(report.diagnosis).fix.changes  # type: ignore[union-attr]
     assert changes["loss"] == "bce_with_logits"
     assert changes["framework"] == {"weight_decay": pytest.approx(factor * 0.01)}
     assert check(RAW | batches | changes, scratch=code(penalty=factor)).verdict == "equivalent"
@@ -291,10 +117,8 @@ def test_floor_is_named_where_some_rows_alone_are_saturated(
     report = check(spec, scratch=code())
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.first_divergence is not None
-    assert report.first_divergence.step == 1
-    assert report.comparison.saturation is not None
-    assert report.comparison.saturation.first_share == 4 / 60
+    assert told(report.first_divergence).step == 1
+    assert told(report.comparison.saturation).first_share == 4 / 60
     assert check(spec | {"loss": "bce_with_logits"}, scratch=code()).verdict == "equivalent"
 
 
@@ -348,5 +172,4 @@ def test_fixed_spec_compares_the_losses_that_can_be_compared(loss: str, compares
     report = check(some_rows(28, 30, 0.0), scratch=code(loss=loss))
 
     assert causes(report) == [("bce-saturated",)]
-    assert report.diagnosis is not None
-    assert report.diagnosis.fix.changes.get("compare") == compares  # type: ignore[union-attr]
+    assert told(report.diagnosis).fix.changes.get("compare") == compares  # type: ignore[union-attr]

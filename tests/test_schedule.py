@@ -23,12 +23,10 @@ BASE: dict[str, Any] = {
 
 
 def spec_of(**keys: Any) -> Spec:
-    """Check a spec over the base one."""
     return from_mapping(BASE | keys).spec
 
 
 def schedule(rows: int = 10, **keys: Any) -> Schedule:
-    """Make a schedule of a spec over the base one."""
     return schedule_of(spec_of(**keys), rows)
 
 

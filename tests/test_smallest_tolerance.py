@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +13,8 @@ import yaml
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from tests.conftest import SMALL, agrees, in_one_line
+from tests.conftest import SMALL, Spec, agrees, in_one_line
 from tests.test_tolerance import MIXED
-
-Spec = dict[str, Any]
 
 TENSORS = ("weight", "bias", "loss")
 
@@ -47,7 +44,6 @@ def any_spec(seed: int) -> Spec:
 
 
 def smallest_of(report: Report) -> dict[str, dict[str, float]]:
-    """Read the JSON's smallest tolerances."""
     smallest = report.to_dict()["smallest_tolerance"]
     return {
         name: {kind: float(value) for kind, value in smallest[name].items()} for name in TENSORS

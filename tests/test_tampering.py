@@ -17,7 +17,8 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from tests.altered import ENTRIES, PLACES, TIMES, DoubledAt, altered, altered_torch, with_entry
+from tests.altered import ENTRIES, PLACES, TIMES, DoubledAt, altered, on_side, with_entry
+from tests.conftest import told
 from tests.faults import Planted
 from tests.first_steps import BATCHES, MOMENTUM, TARGETS, Spec, agrees, found, spec_of
 from tests.rule import Moment, Pair, Rule
@@ -65,8 +66,7 @@ def test_one_number_at_one_step_is_caught_there(
     scratch(tampering(step, tensor, index, *{QUANTITIES[stage], "after"}))
     report = check(spec_of(batches="mini"))
     assert found(report) == (step, stage, tensor)
-    first = report.first_divergence
-    assert first is not None
+    first = told(report.first_divergence)
     assert (first.at.index, first.within.tensor, first.within.index) == (index, tensor, index)
     assert report.comparison.first_by_stage == ({} if stage == "update" else {stage: step})
     for row in report.comparison.trace:
@@ -108,17 +108,14 @@ def test_one_output_of_one_micro_batch_shows_at_its_stage_alone(
 @pytest.mark.parametrize("side", ["scratch", "framework"])
 @pytest.mark.parametrize("step", TIMES)
 def test_loss_told_wrong_at_one_step_is_caught_in_the_loss_alone(
-    scratch: Place, framework: Place, step: int, side: str
+    place: dict[str, Place], step: int, side: str
 ) -> None:
     def change(batch: Batch, told: Step) -> Step:
         assert told.loss is not None
         wrong = batch.step == step
         return told._replace(loss=told.loss * (1 + 1e-9)) if wrong else told  # some 1e6 u
 
-    if side == "scratch":
-        scratch(altered(change))
-    else:
-        framework(altered_torch(change))
+    place[side](on_side(side, change))
     report = check(spec_of(batches="mini"))
     assert report.verdict == "diverged"
     assert report.first_divergence is None
@@ -142,8 +139,7 @@ def test_start_is_compared_entry_by_entry(
     scratch(Starts)
     report = check(spec_of(dtype=dtype))
     assert found(report) == (1, "initial", tensor)
-    assert report.first_divergence is not None
-    assert report.first_divergence.at.index == index
+    assert told(report.first_divergence).at.index == index
     assert report.comparison.first_by_stage == {}  # each step from the same parameters is right
 
 
@@ -163,8 +159,7 @@ def test_one_entry_of_one_gradient_off_by_1e10th_is_caught(
     scratch(partial(Planted, wrong=one_entry))
     report = check(spec_of(model, batches=batches))
     assert found(report) == (1, "gradient", "weight")
-    assert report.first_divergence is not None
-    assert report.first_divergence.at.index == (0, 2)
+    assert told(report.first_divergence).at.index == (0, 2)
 
 
 @pytest.mark.parametrize("model", TARGETS)

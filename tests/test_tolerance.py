@@ -18,9 +18,7 @@ from regcheck.report.result import Report
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
-from tests.conftest import SMALL, step_of, told
-
-Spec = dict[str, Any]
+from tests.conftest import SMALL, Spec, step_of, told
 
 MIXED = {"scratch": "float32", "framework": "float64"}
 # In float32 rounding is about 1e-7 of each number, in float64 1e-16; the others differ by far more,
@@ -152,8 +150,7 @@ def test_first_divergence_on_the_drift_where_no_stage_differs_is_in_the_update()
 def test_loss_tolerance_on_the_drift_compares_the_losses_of_both_trajectories() -> None:
     tolerance = {"rounding": 1e300, "loss": {"rtol": 0.01}}
     report = check(SMALL | CASES["doubled"] | {"tolerance": tolerance})
-    expected = both("doubled").first_loss_difference(0.01, 0)
-    assert expected is not None
+    expected = told(both("doubled").first_loss_difference(0.01, 0))
     assert expected > 1  # the first loss is of the same parameters
     assert (report.verdict, report.first_divergence) == ("diverged", None)
     scratch, framework = both("doubled").losses[expected - 1]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -14,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from regcheck.problem.problem import Parameters, Problem, Step, build_problem
+from regcheck.problem.problem import Parameters, Problem, build_problem
 from regcheck.spec import from_mapping
-from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
 from tests.conftest import told
+from tests.every_rule import OPTIMIZERS, assert_nothing_is_overwritten, numpy_steps, torch_steps
 
 BASE: dict[str, Any] = {
     "data": {"synthetic": {"rows": 23, "features": 3, "seed": 1}},
@@ -28,12 +27,6 @@ BASE: dict[str, Any] = {
     "weight_decay": {"weight": 0.3, "bias": 0.1},
     "epochs": 3,
 }
-OPTIMIZERS: list[dict[str, Any]] = [
-    {},
-    {"momentum": 0.9},
-    {"momentum": 0.9, "nesterov": True},
-    {"momentum": 0.6, "dampening": 0.3},
-]
 CLIPS: list[dict[str, Any]] = [{}, {"clip_norm": 0.2}, {"clip_value": 0.05}]
 BATCHES: list[dict[str, Any]] = [
     {},
@@ -50,24 +43,7 @@ MODELS: list[dict[str, Any]] = [
 
 
 def problem_of(spec: dict[str, Any]) -> Problem:
-    """Build the problem of a spec over the base one."""
     return build_problem(from_mapping(BASE | spec))
-
-
-def by_torch(problem: Problem) -> Iterator[Step]:
-    """Train in torch, step by step."""
-    trainer = TorchTrainer(problem)
-    return (trainer.step(batch) for batch in problem.schedule.batches())
-
-
-def by_numpy(problem: Problem) -> Iterator[Step]:
-    """Train in NumPy, step by step."""
-    trainer = NumpyTrainer(problem)
-    state = trainer.start()
-    for batch in problem.schedule.batches():
-        update = trainer.step(state, batch)
-        state = update.state
-        yield update.step
 
 
 def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
@@ -116,15 +92,14 @@ ALL = list(itertools.product(OPTIMIZERS, CLIPS, BATCHES, MODELS))[::5]
 def spec_of(
     optimizer: dict[str, Any], clip: dict[str, Any], batches: dict[str, Any], model: dict[str, Any]
 ) -> dict[str, Any]:
-    """Put a combination together."""
-    return {**clip, **batches, **model, "optimizer": {"name": "sgd", **optimizer}}
+    return {**clip, **batches, **model, "optimizer": optimizer}
 
 
 @pytest.mark.slow
 def test_trainer_is_the_bare_script_in_every_combination() -> None:
     for combination in ALL:
         problem = problem_of(spec_of(*combination))
-        for step, (after, loss) in zip(by_torch(problem), bare_script(problem), strict=True):
+        for step, (after, loss) in zip(torch_steps(problem), bare_script(problem), strict=True):
             for name, tensor in after.items():
                 # The same kernels on the same numbers; indexing may change the order of a sum.
                 np.testing.assert_allclose(step.after[name], tensor, rtol=1e-13, atol=1e-14)
@@ -138,7 +113,7 @@ def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None
         problem = problem_of(spec_of(*combination) | {"dtype": dtype})
         # Up to 15 steps of some 30 roundings, of numbers of order 1 to 10.
         atol = 15 * 30 * 10 * float(np.finfo(dtype).eps) / 2
-        for left, right in zip(by_numpy(problem), by_torch(problem), strict=True):
+        for left, right in zip(numpy_steps(problem), torch_steps(problem), strict=True):
             assert left.loss == pytest.approx(right.loss, abs=atol), combination
             for field in ("before", "gradient", "penalty", "velocity", "delta", "after"):
                 here, there = getattr(left, field), getattr(right, field)
@@ -152,7 +127,7 @@ def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None
 
 def test_delta_is_what_torch_subtracted() -> None:
     for combination in ALL:
-        for step in by_torch(problem_of(spec_of(*combination))):
+        for step in torch_steps(problem_of(spec_of(*combination))):
             for name, w in step.before.items():
                 # Two or three roundings of numbers of order 1.
                 np.testing.assert_allclose(w - told(step.delta)[name], step.after[name], atol=1e-15)
@@ -166,7 +141,7 @@ def test_answers_step_by_hand() -> None:
         "weight_decay": 1.0,
         "epochs": 1,
     }
-    (step,) = by_torch(problem_of(spec))
+    (step,) = torch_steps(problem_of(spec))
     assert step.loss == 26.0
     assert {name: g.item() for name, g in told(step.gradient).items()} == {
         "weight": -32.0,
@@ -188,31 +163,9 @@ def test_model_and_optimizer_are_torchs_own() -> None:
     assert [group["params"] for group in groups] == [[model.weight], [model.bias]]
 
 
-# --- arrays ---------------------------------------------------------------------------------------
-
-
-def arrays(step: Step) -> list[np.ndarray[Any, Any]]:
-    """List every array of a step."""
-    quantities = map(told, (step.gradient, step.penalty, step.delta))
-    groups = (step.before, *quantities, step.velocity, step.after)
-    return [*told(step.outputs), *(array for group in groups for array in group.values())]
-
-
 @pytest.mark.slow
 def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
-    for combination in ALL:
-        problem = problem_of(spec_of(*combination))
-        kept = copy.deepcopy((problem.X, problem.y, problem.initial))
-        steps, copies = [], []
-        for step in by_torch(problem):
-            steps.append(step)
-            copies.append(copy.deepcopy(step))
-        for step, as_it_was in zip(steps, copies, strict=True):
-            pairs = zip(arrays(step), arrays(as_it_was), strict=True)
-            assert all(np.array_equal(left, right) for left, right in pairs), combination
-        assert np.array_equal(problem.X, kept[0])
-        assert np.array_equal(problem.y, kept[1])
-        assert all(np.array_equal(problem.initial[name], kept[2][name]) for name in kept[2])
+    assert_nothing_is_overwritten((problem_of(spec_of(*one)) for one in ALL), torch_steps)
 
 
 # --- torch's global state -------------------------------------------------------------------------
@@ -220,7 +173,7 @@ def test_steps_are_never_overwritten_and_the_problem_is_not_touched() -> None:
 
 def test_torchs_random_numbers_do_not_move() -> None:
     state = torch.get_rng_state()
-    list(by_torch(problem_of({})))
+    list(torch_steps(problem_of({})))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -247,7 +200,7 @@ def test_a_patch_of_torchs_own_optimizer_acts(name: str, monkeypatch: pytest.Mon
         return method(*args)
 
     monkeypatch.setattr(torch.optim.SGD, name, patched)
-    list(by_torch(problem_of({})))
+    list(torch_steps(problem_of({})))
     assert called
 
 
@@ -293,8 +246,8 @@ def test_lr_beyond_float32_is_infinite_as_in_numpy() -> None:
     problem = problem_of({"dtype": "float32", "lr_schedule": schedule, "epochs": 3})
     assert [batch.lr > 3.4e38 for batch in problem.schedule.batches()] == [False, False, True]
     with np.errstate(all="ignore"):
-        *_, framework = by_torch(problem)
-        *_, scratch = by_numpy(problem)
+        *_, framework = torch_steps(problem)
+        *_, scratch = numpy_steps(problem)
     for name in problem.initial:
         # Infinite, or already NaN where the step before was: the same on both sides.
         assert not np.isfinite(framework.after[name]).any()

@@ -20,6 +20,7 @@ from regcheck.compare.differences import Difference
 from regcheck.compare.trace import Trace
 from regcheck.errors import StorageError
 from regcheck.report.json import json_chunks
+from tests.conftest import told
 
 
 def test_trace_gives_back_what_was_compared(small: dict[str, Any]) -> None:
@@ -84,11 +85,10 @@ def test_trace_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trace_module, "MOST_NUMBERS", 1)
     trace = trace_of(2)
     file = trace.file
-    assert file is not None
     assert list(tmp_path.iterdir()) == []
     del trace
     gc.collect()
-    assert file.closed
+    assert told(file).closed
 
 
 def test_trace_without_room_says_what_to_do(

@@ -8,10 +8,10 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.report.result import Report
+from tests.conftest import Spec, step_of, told
 from tests.faults import FAULTS
 from tests.user_functions import Code
 
-Spec = dict[str, Any]
 Numbers = tuple[float, float, float]
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
@@ -135,8 +135,7 @@ def test_users_code_has_its_cause_and_the_settings_that_match(name: str) -> None
     spec = BASE | case.spec
     scratch = Code(spec, FAULTS[case.cause].rule()).train
     report = check(spec | {"compare": ["parameters"]}, scratch=scratch)
-    assert report.first_divergence is not None
-    assert (report.verdict, report.first_divergence.step) == ("diverged", case.step)
+    assert (report.verdict, told(report.first_divergence).step) == ("diverged", case.step)
     found = report.to_dict()["diagnosis"]
     assert [(cause["id"], cause["kind"]) for cause in found["causes"]] == [(case.cause, "update")]
     assert found["alternatives"] == case.others
@@ -157,10 +156,35 @@ def test_users_code_has_its_cause_and_the_settings_that_match(name: str) -> None
     assert ended(again, "framework") == pytest.approx(case.scratch, rel=0, abs=TOLERANCE)
 
 
-def test_velocity_that_holds_the_lr_is_the_same_rule_at_a_constant_lr() -> None:
+CONVENTIONS: dict[str, Any] = {
+    "bias-decay": "bias-free",
+    "l2-factor2": {"penalty_factor": 2, "penalize_bias": False},
+    "l2-over-m": {"divide_penalty_by": "batch", "penalize_bias": False},
+    "momentum-1-minus-mu": {"momentum_form": "dampened"},
+    "mse-half": {"loss_factor": 0.5},
+    "mse-sum-vs-mean": {"loss_reduction": "sum"},
+    "wd-after-momentum": {"decay": "after-momentum"},
+}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_convention_of_the_spec_comes_to_the_same_numbers(name: str) -> None:
+    case = CASES[name]
+    spec = BASE | case.spec | {"convention": CONVENTIONS[name], "compare": ["parameters"]}
+    report = check(spec)
+    assert step_of(report.first_divergence) == case.step
+    for side, numbers in (("framework", case.framework), ("scratch", case.scratch)):
+        assert ended(report, side) == pytest.approx(numbers, rel=0, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("form", ["code", "convention"])
+def test_velocity_that_holds_the_lr_is_the_same_rule_at_a_constant_lr(form: str) -> None:
     # pytorch/pytorch#1099: the negative control.
     spec = BASE | WITH_MOMENTUM
-    report = check(spec, scratch=Code(spec, FAULTS["momentum-lr-inside"].rule()).train)
+    if form == "code":
+        report = check(spec, scratch=Code(spec, FAULTS["momentum-lr-inside"].rule()).train)
+    else:
+        report = check(spec | {"convention": {"momentum_form": "lr-inside"}})
     assert (report.verdict, report.comparison.compared) == ("equivalent", 10)
     assert report.diagnosis is None
     for side in ("scratch", "framework"):

@@ -8,6 +8,7 @@ from torch import nn
 
 from regcheck.checking import check
 from tests.by_hand import BASE, LOGISTIC, MOMENTUM, TORCHS, Spec, Train, causes_of, code
+from tests.conftest import told
 from tests.user_modules import (
     NO_MODEL,
     SHUFFLED,
@@ -113,20 +114,17 @@ def test_nesterov_that_only_the_framework_has_is_told() -> None:
 @pytest.mark.slow
 def test_momentum_that_only_the_spec_has_is_a_divergence_from_step_2_on() -> None:
     report = check(BASE | {"optimizer": HEAVY}, framework=user())
-    first = report.first_divergence
-    assert first is not None
-    assert (report.verdict, first.step) == ("diverged", 2)  # at step 1 the velocity is the gradient
+    # At step 1 the velocity is the gradient.
+    assert (report.verdict, told(report.first_divergence).step) == ("diverged", 2)
 
 
 def test_start_that_was_not_copied_is_told() -> None:
     forgot = user(lambda _: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double())
     report = check(BASE, framework=forgot)
-    first = report.first_divergence
-    assert first is not None
+    first = told(report.first_divergence)
     assert (first.step, first.stage) == (1, "initial")
     assert causes_of(report.to_dict()["diagnosis"]) == ["initial-parameters"]
-    assert report.diagnosis is not None
-    assert report.diagnosis.explained
+    assert told(report.diagnosis).explained
 
 
 # --- any module -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tests.by_hand import (
     descent,
     found_by,
 )
+from tests.conftest import told
 from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
 
 
@@ -114,8 +115,7 @@ def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> Non
     text = " ".join(report_text(report).split())
     assert "not explained: no known cause" in text
     assert all(" ".join(clue.split()) in text for clue in found["clues"])
-    assert report.diagnosis is not None
-    assert report.diagnosis.fix is None
+    assert told(report.diagnosis).fix is None
 
 
 @pytest.mark.slow
@@ -167,11 +167,9 @@ def test_gradient_that_is_yielded_decides_the_stage(
     grad: Step | None, stage: str, clue: str
 ) -> None:
     report = check(BASE, scratch=code(curved, grad=grad))
-    found = report.diagnosis
-    assert report.first_divergence is not None
-    assert found is not None
+    found = told(report.diagnosis)
     assert not found.explained
-    assert (report.first_divergence.stage, found.stage) == (stage, stage)
+    assert (told(report.first_divergence).stage, found.stage) == (stage, stage)
     assert sum(one.startswith(clue) for one in found.evidence) == 1
     assert sum(one.startswith("The gradient that your code yields") for one in found.evidence) == (
         grad is not None

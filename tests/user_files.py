@@ -46,7 +46,6 @@ def problem() -> UserProblem:
 
 
 def write(path: Path, source: str) -> Path:
-    """Write Python source to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(source), encoding="utf-8")
     return path
@@ -64,12 +63,10 @@ def train(problem):
 
 
 def begin(function: UserFunction) -> ScratchSteps:
-    """Call a function with the problem."""
     return ScratchSteps(function, problem(), SHAPES, STEPS)
 
 
 def run_all(function: UserFunction) -> list[Yielded]:
-    """Take all steps of a function."""
     steps = begin(function)
     done = [steps.next() for _ in range(STEPS)]
     steps.finish()
@@ -77,7 +74,6 @@ def run_all(function: UserFunction) -> list[Yielded]:
 
 
 def run_file(folder: Path, source: str, timeout: float = TIMEOUT) -> list[Yielded]:
-    """Take all steps of a file's function."""
     write(folder / "mine.py", source)
     with imported("mine.py:train", folder, timeout) as function:
         return run_all(function)
@@ -129,7 +125,6 @@ class Done(NamedTuple):
 
 
 def write_spec(folder: Path, source: str) -> Path:
-    """Write a spec and the function that it trains by."""
     folder.mkdir(exist_ok=True)
     (folder / "mine.py").write_text(source, encoding="utf-8")
     path = folder / "spec.yaml"

@@ -37,7 +37,6 @@ class Code(NamedTuple):
     wrong: Wrong | None = None
 
     def train(self, problem: UserProblem) -> Iterator[dict[str, Any]]:
-        """Train, and yield what each update came to."""
         dtype = np.float32 if self.single else problem.X.dtype
         schedule = schedule_of(self.spec, problem.steps // problem.epochs)
         training = Training(problem, self.rule, schedule, dtype, loops=self.loops, wrong=self.wrong)
@@ -120,7 +119,6 @@ def extra_term(moment: Moment) -> Pair:
 
 
 def forgotten_row(moment: Moment) -> Pair:
-    """Leave out the last row of each batch."""
     X, y = moment.X[:-1], moment.y[:-1]
     if not len(y):
         return moment.gradient
@@ -128,7 +126,6 @@ def forgotten_row(moment: Moment) -> Pair:
 
 
 def noisy(moment: Moment) -> Pair:
-    """Add noise of one percent."""
     weight, bias = moment.gradient
     return weight * (1 + 0.01 * moment.random.normal(size=weight.shape)), bias
 

@@ -20,7 +20,6 @@ NO_MODEL: Spec = {key: BASE[key] for key in ("data", "epochs", "lr", "weight_dec
 
 
 def line(problem: UserProblem, dtype: torch.dtype = torch.float64) -> nn.Linear:
-    """Make the model with the problem's start."""
     model = nn.Linear(problem.X.shape[1], 1, dtype=dtype)
     with torch.no_grad():
         model.weight.copy_(torch.from_numpy(problem.initial["weight"]))
@@ -43,8 +42,6 @@ def user(
     loss: Any = None,
     optimizer: Callable[[UserProblem, Any], torch.optim.Optimizer] = sgd,
 ) -> Build:
-    """Write a user's function."""
-
     def build(problem: UserProblem) -> Made:
         made = model(problem)
         return made, loss or nn.MSELoss(), optimizer(problem, made)

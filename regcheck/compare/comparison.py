@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from regcheck.compare.detectability import AlteredOptimizers, Power, PowerMeter
 from regcheck.compare.drift import Drift, DriftMeter
-from regcheck.compare.firsts import FirstDivergence, Losses, Sample, Saturation, saturation_with
 from regcheck.compare.history import History
 from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
 from regcheck.compare.steps import (
@@ -22,7 +21,14 @@ from regcheck.compare.steps import (
     injected,
     suspicious,
 )
-from regcheck.compare.trace import Trace
+from regcheck.compare.trace import (
+    FirstDivergence,
+    Losses,
+    Sample,
+    Saturation,
+    Trace,
+    saturation_with,
+)
 from regcheck.numerics.losses import accuracy
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch

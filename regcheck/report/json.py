@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from regcheck import __version__
-from regcheck.compare.firsts import Sample
-from regcheck.compare.trace import TraceRow
+from regcheck.compare.trace import Sample, TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.diagnosis_text import fix_of

@@ -8,9 +8,9 @@ from typing import Any
 
 from regcheck.compare.comparison import Comparison
 from regcheck.compare.drift import Needed
-from regcheck.compare.firsts import LossDivergence
 from regcheck.compare.not_distinguished import Hidden
 from regcheck.compare.steps import Divergence
+from regcheck.compare.trace import LossDivergence
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.rules.convention import is_bias

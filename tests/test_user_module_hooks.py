@@ -31,8 +31,6 @@ def halved(at: At) -> tuple[Any, Any]:
 
 
 class HalvingSGD(torch.optim.SGD):
-    """An optimizer of one's own."""
-
     def step(self, closure: Any = None) -> Any:
         super().step(closure)
         shrinking(self)
