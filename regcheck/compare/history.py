@@ -34,7 +34,10 @@ LOSSES = ("scratch", "framework", "bound")
 
 
 class Record(NamedTuple):
-    """One step: its rows and lr, and what is kept of it, (entries,) each."""
+    """One step: its rows and lr, and what is kept of it, (entries,) each.
+
+    `skipped` are the tensors that torch's optimizer left as they were, having no gradient.
+    """
 
     batch: Batch
     before: Array
@@ -42,6 +45,7 @@ class Record(NamedTuple):
     framework: Array
     gradient: Array
     bound: Array
+    skipped: frozenset[str] = frozenset()
 
 
 class History:
@@ -61,6 +65,7 @@ class History:
         # Memory that is not written to yet is none.
         self.numbers: Array = np.empty((self.most, len(KEPT), self.entries))
         self.losses = array("d")
+        self.skipped: list[frozenset[str]] = []
 
     def note_divergence(self) -> None:
         """Note that the next step to be kept is the first at which the sides diverge."""
@@ -74,6 +79,7 @@ class History:
         kept = (framework.before, scratch.after, framework.after, framework.gradient, bounds.after)
         for place, tensors in enumerate(kept):
             self.numbers[len(self), place] = self.flat(tensors)
+        self.skipped.append(framework.skipped)
         losses = (scratch.loss, framework.loss, bounds.loss)
         self.losses.extend(math.nan if loss is None else loss for loss in losses)
 
@@ -105,7 +111,8 @@ class History:
         """Return the steps in order."""
         parts = [self.all(what) for what in KEPT]
         for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
-            yield Record(batch, *(part[index] for part in parts))
+            kept = Record(batch, *(part[index] for part in parts))
+            yield kept._replace(skipped=self.skipped[index])
 
     def record(self, step: int) -> Record | None:
         """Return a step by its number, from 1 on; None where it is not kept."""

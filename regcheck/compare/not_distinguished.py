@@ -182,7 +182,9 @@ class Trials:
         if rows_pass is None:
             gradient, loss = steps.framework.gradient, steps.framework.loss
             assert gradient is not None
-            rows_pass = ForwardBackward((), (), math.nan if loss is None else loss, gradient)
+            rows_pass = ForwardBackward(
+                (), (), math.nan if loss is None else loss, gradient, steps.framework.skipped
+            )
         self.pending = [
             trial
             for trial in self.pending

@@ -65,10 +65,10 @@ def unknown_rule(optimizer: object) -> Diagnosis:
     name = f"{kind.__module__}.{kind.__qualname__}"
     classes = [f"torch.optim.{rule.torch}" for rule in OPTIMIZERS.values()]
     if kind.__module__.startswith("torch.optim.") and f"torch.optim.{kind.__name__}" in classes:
-        name = f"torch.optim.{kind.__name__} with `maximize`, or not on all tensors alike"
+        name = f"torch.optim.{kind.__name__} with `maximize`"
     text = (
-        f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)} "
-        "going downhill on all parameters, with one lr and the same options for all."
+        f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)}, "
+        "going downhill."
     )
     return Diagnosis(explained=False, evidence=(text,))
 

@@ -236,7 +236,7 @@ def implied_gradient(replay: Replay, record: Record) -> Array | None:
 
     def after(gradient: Array) -> Array:
         def known(one: Record) -> ForwardBackward:
-            return replay.pass_with(gradient if one.batch.step == step else one.gradient)
+            return replay.pass_with(one, gradient if one.batch.step == step else one.gradient)
 
         *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
         assert update is not None

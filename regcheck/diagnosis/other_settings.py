@@ -81,7 +81,7 @@ class Moves:
         """Return what a rule subtracts; `added` is a function of the step, beside the gradient."""
         known = None
         if added is not None:
-            known = lambda record: self.replay.pass_with(record.gradient + added(record))  # noqa: E731
+            known = lambda record: self.replay.pass_with(record, record.gradient + added(record))  # noqa: E731
         found = []
         for _, update in islice(self.replay.updates(rule, known=known), self.at.stop):
             assert update is not None

@@ -120,11 +120,11 @@ class Replay:
     def scaled_pass(self, problem: Problem, record: Record) -> ForwardBackward | None:
         """Return what a rule makes of torch's gradient; None where it must see the rows itself."""
         scale = pass_scale(problem, record.batch)
-        return None if scale is None else self.pass_with(scale * record.gradient)
+        return None if scale is None else self.pass_with(record, scale * record.gradient)
 
-    def pass_with(self, gradient: Array) -> ForwardBackward:
-        """Return a pass over rows of which only the gradient is known."""
-        return ForwardBackward((), (), math.nan, self.history.split(gradient))
+    def pass_with(self, record: Record, gradient: Array) -> ForwardBackward:
+        """Return a pass over a step's rows of which only the gradient is known."""
+        return ForwardBackward((), (), math.nan, self.history.split(gradient), record.skipped)
 
     def ratios(self, record: Record, after: Array) -> Array:
         """Return each entry's difference from the scratch side, in limits; 0 where not judged."""

@@ -215,13 +215,18 @@ def all_named(explanation: Explanation, training: Training) -> bool:
 
 
 def has_other_name(explanation: Explanation, found: Found, training: Training) -> bool:
-    """Whether an open factor is what another cause stands for, which explains the run too."""
+    """Whether an open factor is what another cause stands for, which explains the run too.
+
+    It may do so without the causes beside it: no penalty is none, whatever its form.
+    """
     sets = [set(one.causes) for one in found]
     for cause, fit in explanation.fits.items():
         others = set(explanation.causes) - {cause}
         for value, named in named_factors(cause, training).items():
-            if named.cause and fit.is_near(value) and others | {named.cause} in sets:
-                return True
+            if named.cause and fit.is_near(value):
+                renamed = others | {named.cause}
+                if any(renamed >= one for one in sets):
+                    return True
     return False
 
 

@@ -7,7 +7,7 @@ side casts the data and the start to its own dtype, and has its own code for all
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
 from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
-from regcheck.rules.optimizers.update_rule import Memory
+from regcheck.rules.optimizers.update_rule import Memory, Own
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec
 from regcheck.spec.training import Init, LrSchedule, Optimizer, TorchSettings
@@ -34,7 +34,8 @@ class Problem:
 
     X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and, unless the
     model has none, `bias` (1,). All are float64. `weight_decay` is λ of each tensor. Convention
-    and faults are the scratch side's.
+    and faults are the scratch side's. `own` holds the lr and the options of tensors that have them
+    of their own.
 
     Where the model is the user's own, `initial` holds its tensors, and X and y may be (n, ..) of
     any shape; where they hold integers, which are indices and labels, they are int64, and no side
@@ -58,11 +59,13 @@ class Problem:
     scratch_dtype: str
     framework_dtype: str
     faults: Faults = NO_FAULTS
+    own: Mapping[str, Own] = field(default_factory=dict)
 
     @property
     def sgd(self) -> Settings:
         """All settings of the optimizer."""
-        return self.optimizer.settings(self.schedule.lr, self.weight_decay)
+        settings = self.optimizer.settings(self.schedule.lr, self.weight_decay)
+        return settings._replace(own=self.own)
 
     def with_change(self, change: Change) -> Problem:
         """Return the problem with a cause's change in the scratch side's rule."""
@@ -70,12 +73,13 @@ class Problem:
         return replace(self, convention=convention, faults=faults)
 
     def with_sgd(self, sgd: Settings) -> Problem:
-        """Return the problem with other settings; a schedule's own lrs stay as they are."""
+        """Return the problem with other settings; a schedule's lrs keep their proportions."""
         return replace(
             self,
             optimizer=Optimizer.of(sgd.optimizer, **sgd.options),
             weight_decay=dict(sgd.weight_decay),
-            schedule=replace(self.schedule, lr=sgd.lr),
+            schedule=scaled(self.schedule, sgd.lr),
+            own=sgd.own,
         )
 
 
@@ -123,6 +127,8 @@ class Step(NamedTuple):
         penalty: what the penalty alone subtracts from each parameter, learning rate included.
         memory: what the optimizer remembers of each tensor after the update, in this side's form.
         delta: what the optimizer subtracts in all.
+        skipped: tensors that the optimizer leaves as they are, whatever their decay: they are not
+            trained, or nothing in this step's loss depends on them.
     """
 
     before: Parameters
@@ -133,6 +139,7 @@ class Step(NamedTuple):
     memory: Mapping[str, Memory]
     delta: Parameters | None
     after: Parameters
+    skipped: frozenset[str] = frozenset()
 
     @property
     def velocity(self) -> Parameters:
@@ -265,6 +272,7 @@ def small_problem(problem: Problem) -> Problem:
         schedule=schedule,
         initial=initial,
         weight_decay=decays,
+        own={},
         scratch_dtype="float64",
         framework_dtype="float64",
     )

@@ -197,12 +197,14 @@ def effective_dict(report: Report) -> dict[str, Any]:
             "framework": sgd.weight_decay,
         },
         "effective_lr": {
-            "scratch": {name: rate and rate.factor * sgd.lr for name, (rate, _) in fits.items()},
+            "scratch": {
+                name: rate and rate.factor * sgd.of(name).lr for name, (rate, _) in fits.items()
+            },
             "framework": sgd.lr,
         },
         "deviation": {
             name: {
-                "lr": rate and rate.deviation * sgd.lr,
+                "lr": rate and rate.deviation * sgd.of(name).lr,
                 "weight_decay": decay and decay.deviation,
             }
             for name, (rate, decay) in fits.items()

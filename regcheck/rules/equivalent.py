@@ -48,6 +48,7 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
     """
     own_lr = training.sgd.lr
+    refuse({"the parameter groups differ in more than weight_decay": bool(training.sgd.own)})
     refuse(fault_obstacles(training, faults))
     training = with_torch_settings(training, faults)
     lr, momentum = training.sgd.lr, training.sgd.momentum

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, penalized
+from regcheck.rules.optimizers.faulty import faulty
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.sgd import SGD
-from regcheck.rules.optimizers.update_rule import Options, UpdateRule
+from regcheck.rules.optimizers.update_rule import Options, Own, UpdateRule
 
 
 class Loss(NamedTuple):
@@ -80,12 +82,16 @@ MODELS = {
 
 
 class Settings(NamedTuple):
-    """An optimizer with all its settings; `weight_decay` is λ of each tensor."""
+    """An optimizer with all its settings; `weight_decay` is λ of each tensor.
+
+    `own` holds those tensors whose lr or options are not the common ones.
+    """
 
     lr: float
     weight_decay: Mapping[str, float]
     options: Options = SGD.defaults
     optimizer: str = "sgd"
+    own: Mapping[str, Own] = MappingProxyType({})
 
     @property
     def rule(self) -> UpdateRule:
@@ -96,6 +102,10 @@ class Settings(NamedTuple):
     def torchs(self) -> Convention:
         """The convention that torch has for the optimizer."""
         return Convention()._replace(**self.rule.torchs(self.options))  # type: ignore[arg-type]
+
+    def of(self, tensor: str) -> Own:
+        """Return a tensor's lr and options."""
+        return self.own.get(tensor) or Own(self.lr, self.options)
 
     @property
     def momentum(self) -> float:
@@ -206,17 +216,10 @@ Given = TypeVar("Given", Settings, Letters)
 
 def with_faults(given: Given, faults: Faults) -> Given:
     """Return settings, as numbers or letters, with those faults that are other settings."""
-    options = given.options
-    if faults.momentum == "ignored" and "momentum" in options:
-        none = type(options["momentum"])()
-        return given.with_options(momentum=none, dampening=none, nesterov=False)
-    if faults.nesterov != "as-set" and "nesterov" in options:
-        given = given.with_options(nesterov=faults.nesterov == "added")
-    if faults.amsgrad != "as-set" and "amsgrad" in options:
-        given = given.with_options(amsgrad=faults.amsgrad == "added")
-    if faults.betas == "swapped" and "betas" in options:
-        given = given.with_options(betas=options["betas"][::-1])
-    return given
+    if isinstance(given, Letters):
+        return given._replace(options=faulty(given.options, faults))
+    own = {name: x._replace(options=faulty(x.options, faults)) for name, x in given.own.items()}
+    return given._replace(options=faulty(given.options, faults), own=own)
 
 
 def symbols(training: Training) -> Letters:
@@ -240,11 +243,11 @@ def letters(training: Training) -> Letters:
     decays = sgd.weight_decay.items()
     numbers = general._replace(
         weight_decay={name: number(value) if value else "" for name, value in decays},
-        options=written_options(sgd, lambda value, _: number(value)),
+        options=written_options(sgd, number_of),
         train_rows=str(training.train_rows),
         batch_size=str(training.loss_rows[0]),
     )
-    if not training.lr_varies:
+    if not training.lr_varies and all(own.lr == sgd.lr for own in sgd.own.values()):
         numbers = numbers._replace(lr=number(sgd.lr))
     if len(training.loss_rows) == 1:
         numbers = numbers._replace(loss_rows=str(training.loss_rows[0]))
@@ -254,19 +257,29 @@ def letters(training: Training) -> Letters:
     return numbers
 
 
-def written_options(settings: Settings, write: Callable[[float, str], str]) -> Options:
-    """Write an optimizer's options that have letters; those that are 0 are empty."""
+def number_of(value: float, letter: str) -> str:  # noqa: ARG001
+    """Write an option's number in the place of its letter."""
+    return number(value)
 
-    def written(value: Any, letter: Any) -> Any:
+
+def written_options(settings: Settings, write: Callable[[float, str], str]) -> Options:
+    """Write an optimizer's options that have letters; those that are 0 are empty.
+
+    Options that differ between tensors keep their letters.
+    """
+
+    def written(value: Any, letter: Any, write: Callable[[float, str], str]) -> Any:
         if isinstance(letter, tuple):
-            return tuple(map(written, value, letter))
+            return tuple(written(*one, write) for one in zip(value, letter, strict=True))
         return write(value, letter) if value else ""
 
-    known = settings.rule.options
-    return {
-        key: written(value, known[key].letter) if known[key].letter else value
-        for key, value in settings.options.items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in settings.options.items():
+        letter = settings.rule.options[key].letter
+        alike = all(own.options[key] == value for own in settings.own.values())
+        how = write if alike else lambda _, letter: letter
+        found[key] = written(value, letter, how) if letter else value
+    return found
 
 
 SYMBOLIC = symbols(Training(Settings(1.0, {"weight": 1.0, "bias": 1.0}), (2,), 2))

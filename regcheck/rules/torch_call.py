@@ -22,16 +22,25 @@ def torch_call(sgd: Settings) -> str:
     for key, value in sgd.options.items():
         if value != sgd.rule.options[key].default:
             options.append(f"{key}={option_text(value)}")
-    groups = alike(sgd.weight_decay)
+    own = {name: own_text(sgd, name) for name in sgd.weight_decay}
+    groups = alike({name: (decay, own[name]) for name, decay in sgd.weight_decay.items()})
     if len(groups) == 1:
-        [decay] = groups
+        [(decay, _)] = groups
         options += [f"weight_decay={exact(decay)}"] if decay else []
         return f"torch.optim.{sgd.rule.torch}({', '.join(options)})"
     written = [
-        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}}}'
-        for decay, names in groups.items()
+        f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}{more}}}'
+        for (decay, more), names in groups.items()
     ]
     return f"torch.optim.{sgd.rule.torch}([{', '.join(written)}], {', '.join(options)})"
+
+
+def own_text(sgd: Settings, tensor: str) -> str:
+    """Write a tensor's lr and options where they are not the common ones: `, "lr": 0.1`."""
+    own = sgd.of(tensor)
+    text = f', "lr": {exact(own.lr)}' if own.lr != sgd.lr else ""
+    differing = {key: x for key, x in own.options.items() if x != sgd.options[key]}
+    return text + "".join(f', "{key}": {option_text(x)}' for key, x in differing.items())
 
 
 def option_text(value: Any) -> str:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -29,21 +30,27 @@ Decays = dict[str, float]
 class State(NamedTuple):
     """Where a training is: its parameters, and what its optimizer remembers.
 
-    `unzeroed` is the sum of all gradients so far, kept only where they are never zeroed.
+    `unzeroed` is the sum of all gradients so far, kept only where they are never zeroed; `missed`
+    counts the steps in which a tensor was skipped.
     """
 
     parameters: Parameters
     memory: Mapping[str, Memory]
     unzeroed: Parameters | None = None
+    missed: Mapping[str, int] = MappingProxyType({})
 
 
 class ForwardBackward(NamedTuple):
-    """One pass over a step's rows: z and row losses of each micro-batch, loss and gradient."""
+    """One pass over a step's rows: z and row losses of each micro-batch, loss and gradient.
+
+    `skipped` tensors have no gradient, which an optimizer does not take for a gradient of 0.
+    """
 
     outputs: tuple[Array, ...]
     rows: tuple[RowLosses, ...]
     loss: float
     gradient: Parameters
+    skipped: frozenset[str] = frozenset()
 
 
 class Update(NamedTuple):
@@ -83,7 +90,7 @@ class NumpyTrainer:
         }
         init, own = self.settings.rule.init, self.problem
         memory = {
-            name: init(self.settings.options, own.convention, own.faults, w)
+            name: init(self.settings.of(name).options, own.convention, own.faults, w)
             for name, w in parameters.items()
         }
         return State(parameters, memory)
@@ -111,6 +118,8 @@ class NumpyTrainer:
                 gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
                 updates = self.update(state, batch, gradients, decays)
+            updates |= {name: unchanged(state, name) for name in there.skipped}
+            missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
             memory = {name: updates[name].memory for name in before}
             step = Step(
                 before=before,
@@ -121,9 +130,11 @@ class NumpyTrainer:
                 memory=memory,
                 delta={name: updates[name].delta for name in before},
                 after={name: updates[name].parameter for name in before},
+                skipped=there.skipped,
             )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-        return Update(State(step.after, memory, unzeroed), step, there)
+            state = State(step.after, memory, unzeroed, {**state.missed, **missed})
+        return Update(state, step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:
         """Return the batch with the lr at which this rule takes it."""
@@ -210,12 +221,25 @@ class NumpyTrainer:
                 name: g + self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
-        settings, faults, found = self.settings, self.problem.faults, {}
+        found = {}
         for name, g in self.clipped(gradients).items():
-            w, memory = state.parameters[name], state.memory[name]
-            at = StepInput(settings.options, convention, faults, batch.lr, batch.step, w, g, memory)
-            found[name] = update(settings.rule, at, partial(self.penalty, decays[name]))
+            at = StepInput(
+                self.settings.of(name).options,
+                convention,
+                self.problem.faults,
+                self.lr_of(name, batch),
+                batch.step - state.missed.get(name, 0),
+                state.parameters[name],
+                g,
+                state.memory[name],
+            )
+            found[name] = update(self.settings.rule, at, partial(self.penalty, decays[name]))
         return found
+
+    def lr_of(self, name: str, batch: Batch) -> float:
+        """Return a tensor's lr at a step: its own keeps its proportion to the schedule's."""
+        own, common = self.settings.of(name).lr, self.settings.lr
+        return batch.lr if own == common else batch.lr * (own / common)
 
     def update_bias_first(
         self, state: State, batch: Batch, gradients: Parameters, decays: Decays
@@ -260,3 +284,9 @@ class NumpyTrainer:
             else:
                 loss += decays[name] * math.sqrt(squares)
         return loss
+
+
+def unchanged(state: State, name: str) -> TensorUpdate:
+    """Return the update of a tensor that is skipped."""
+    w = state.parameters[name]
+    return TensorUpdate(w, state.memory[name], np.zeros_like(w), np.zeros_like(w))

@@ -19,6 +19,7 @@ from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import flat
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.optimizers.update_rule import Own
 from regcheck.rules.settings import LOSSES, Settings
 
 
@@ -94,27 +95,29 @@ class Module:
     def settings(self) -> Settings | None:
         """Return the settings that a user's own optimizer has.
 
-        None where its class has no update rule, or where it maximizes, does not have all tensors,
-        or has an lr or an option of its own for some of them.
+        None where its class has no update rule, or where it maximizes. The common lr and options
+        are the first group's, or those of the first whose lr is not 0.
         """
         kind, groups = optimizer_class(self.optimizer), self.groups()
         known = (
             name for name, one in OPTIMIZERS.items() if getattr(torch.optim, one.torch) is kind
         )
         name = next(known, None)
-        if name is None or groups.keys() != self.tensors.keys():
+        maximizes = any(group.get("maximize", False) for group in groups.values())
+        if name is None or maximizes:
             return None
         defaults = OPTIMIZERS[name].defaults
-        [common, *others] = (
-            (float(group["lr"]), {key: as_number(group[key]) for key in defaults})
-            for group in groups.values()
-        )
-        maximizes = any(group.get("maximize", False) for group in groups.values())
-        if any(one != common for one in others) or maximizes:
-            return None
-        decays = {name: float(groups[name].get("weight_decay", 0.0)) for name in self.tensors}
-        lr, options = common
-        return Settings(lr, decays, options, name)
+        each = {
+            tensor: Own(float(group["lr"]), {key: as_number(group[key]) for key in defaults})
+            for tensor, group in groups.items()
+        }
+        lr, options = next((one for one in each.values() if one.lr), next(iter(each.values())))
+        own = {tensor: one for tensor, one in each.items() if one != Own(lr, options)}
+        decays = {
+            tensor: float(groups.get(tensor, {}).get("weight_decay", 0.0))
+            for tensor in self.tensors
+        }
+        return Settings(lr, decays, options, name, own)
 
 
 def as_number(value: Any) -> Any:

@@ -73,6 +73,7 @@ class TorchTrainer:
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         # Of SGD's steps, penalty and delta are known; another optimizer's are known as a whole.
         self.groups = self.module.groups()
+        self.left_out = [x for name, x in self.tensors.items() if name not in self.groups]
         self.sgd_groups = self.groups if self.module.is_plain_sgd() else {}
         self.loss_checked = module is None
         self.used: Parameters = {}
@@ -123,14 +124,17 @@ class TorchTrainer:
         before, self.placed = self.placed or self.parameters(), None
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         outputs, loss = self.backward(batch)
-        self.has_gradient = {name: x.grad is not None for name, x in self.tensors.items()}
+        self.has_gradient = {
+            name: name in self.groups and x.grad is not None for name, x in self.tensors.items()
+        }
         gradient = used = self.gradients()
         if self.clip():
             used = self.gradients()
         self.used = used
         self.update(batch)
         after, memory = self.parameters(), self.memory()
-        step = Step(before, outputs, loss, gradient, None, memory, None, after)
+        skipped = frozenset(name for name, given in self.has_gradient.items() if not given)
+        step = Step(before, outputs, loss, gradient, None, memory, None, after, skipped)
         if self.sgd_groups:
             return self.with_parts(step)
         if not self.module.outputs_are_z:
@@ -259,13 +263,18 @@ class TorchTrainer:
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
-        """Do what zero_grad does; torch's own goes through its compiler at each call."""
+        """Do what zero_grad does; torch's own goes through its compiler at each call.
+
+        Of tensors that the optimizer does not have, gradients would pile up.
+        """
         if "zero_grad" in vars(self.optimizer) or not is_torchs(type(self.optimizer).zero_grad):
             self.module.guard(self.optimizer.zero_grad)
-            return
-        for group in self.optimizer.param_groups:
-            for tensor in group["params"]:
-                tensor.grad = None
+        else:
+            for group in self.optimizer.param_groups:
+                for tensor in group["params"]:
+                    tensor.grad = None
+        for tensor in self.left_out:
+            tensor.grad = None
 
     def memory(self) -> dict[str, dict[str, Array]]:
         """Copy what the optimizer remembers of each tensor, where anybody asks for it."""

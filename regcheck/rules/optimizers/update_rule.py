@@ -30,6 +30,13 @@ class Option(NamedTuple):
     below: float = math.inf
 
 
+class Own(NamedTuple):
+    """What one tensor is stepped by, as its parameter group has it; λ stands elsewhere."""
+
+    lr: float
+    options: Options
+
+
 class StepInput(NamedTuple):
     """What one tensor's step is taken from.
 
@@ -37,7 +44,7 @@ class StepInput(NamedTuple):
         options: the optimizer's.
         convention, faults: the forms in which implementations differ.
         lr: this step's learning rate.
-        t: the number of the step, from 1.
+        t: the number of the tensor's step, from 1; steps without a gradient do not count.
         w: the parameter before the step.
         g: the gradient, clipped, with the penalty's where that is coupled.
         memory: what the optimizer remembers.
