@@ -79,7 +79,7 @@ def check_problem(
 ) -> Report:
     """Run a spec whose problem is built: compare both sides at every step, and diagnose."""
     spec = loaded.spec
-    work = min(problem.schedule.batch_size, len(problem.y)) * problem.X[0].size
+    work = min(problem.schedule.batch_size, len(problem.y)) * multiplications(problem)
     # Overflow is an outcome of a training, judged by the comparison: no warnings.
     with (
         torch_settings(work) as threads,
@@ -100,6 +100,7 @@ def check_problem(
         schedule=sides.problem.schedule,
         features=sides.problem.features,
         row_shape=sides.problem.X.shape[1:],
+        classes=sides.problem.classes,
         dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),
         plain_sgd=sides.torch is not None,
         comparison=comparison,
@@ -113,6 +114,13 @@ def check_problem(
             "platform": platform.platform(),
         },
     )
+
+
+def multiplications(problem: Problem) -> int:
+    """Return how many multiplications one row takes on its way forward, as far as it is known."""
+    if problem.architecture is None:
+        return int(problem.X[0].size)
+    return sum(w.size for w in problem.initial.values() if w.ndim == 2)
 
 
 def training_of_sides(spec: Spec, sides: Sides) -> Training:

@@ -111,8 +111,6 @@ PLANNED: dict[str, Planned] = {
         ),
     ),
     "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
-    "loss": Planned("the loss {}", ("cross_entropy",)),
-    "model": Planned("the model {}", ("mlp", "softmax")),
     "optimizer": Planned(
         "the optimizer {}",
         (

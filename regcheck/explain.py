@@ -15,9 +15,9 @@ from regcheck.rules.causes import CAUSES, formulas_of
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
+from regcheck.rules.losses import LOSSES
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
-    LOSSES,
     SYMBOLIC,
     Letters,
     Settings,
@@ -98,7 +98,7 @@ def explain_spec(path: str | Path) -> Explanation:
     from regcheck.spec import read_spec
 
     loaded = read_spec(Path(path))
-    training = training_of(loaded.spec, train_rows(loaded))
+    training = training_of(loaded.spec, train_rows(loaded)).of_kinds()
     convention = loaded.spec.named_convention()
     scratch = f"NumPy, {name_of(convention, training.sgd.torchs) or 'a convention of its own'}"
     given = letters(training)

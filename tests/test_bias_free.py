@@ -14,7 +14,7 @@ from torch import nn
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.errors import InputError
-from regcheck.numerics.losses import gradient, predict
+from regcheck.numerics.models import gradient, predict
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import RoundingModel, split
 from regcheck.numerics.update_rounding import RoundingState
@@ -24,8 +24,8 @@ from regcheck.report.terminal import report_text
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
+from regcheck.trainers.built_in import built_in
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_model import built_in
 from tests.conftest import Spec
 from tests.faults import FAULTS, OPEN
 from tests.random_functions import BIASED, Facts, planted

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_of
 from regcheck.numerics.losses import DENOMINATOR_FLOOR as FLOOR
 from regcheck.numerics.losses import LOSSES
-from regcheck.rules.settings import LOSSES as TORCHS
+from regcheck.rules.losses import LOSSES as TORCHS
 from tests.random_specs import KINDS
 from tests.rounded_steps import TINY32, TINY64, U32, U64, close
 

@@ -13,20 +13,19 @@ from regcheck.numerics.losses import (
     KEPT_FROM_ZERO,
     LOSSES,
     Array,
-    accuracy,
     bce,
     bce_plain,
     bce_with_logits,
     brier,
-    gradient,
     mean_bce,
     mse,
-    predict,
     saturated,
     sigmoid,
 )
-from regcheck.rules.settings import LOSSES as TORCHS
-from regcheck.rules.settings import MODELS
+from regcheck.numerics.models import accuracy, gradient, predict
+from regcheck.rules.losses import LOSSES as TORCHS
+from regcheck.rules.losses import LOSSES_OF_HEAD
+from regcheck.rules.models import Architecture
 from tests.conftest import told
 
 BY_NAME = {"mse": mse, "bce": bce, "bce_with_logits": bce_with_logits, "brier": brier}
@@ -185,7 +184,7 @@ def test_sigmoid_is_torchs_and_never_nan() -> None:
 
 
 def test_every_model_and_loss_of_the_spec_has_a_loss_on_both_sides() -> None:
-    pairs = {(model, loss) for model, losses in MODELS.items() for loss in losses}
+    pairs = {(model, loss) for model, losses in LOSSES_OF_HEAD.items() for loss in losses}
     assert set(LOSSES) == pairs
 
 
@@ -235,9 +234,10 @@ def test_accuracy_counts_rows_on_the_right_side() -> None:
     X = np.array([[-1.0], [2.0], [3.0], [0.0]])
     parameters = {"weight": np.array([[1.0]]), "bias": np.array([0.0])}
     # The last row is on the line: not above ½, so it counts as 0.
-    assert accuracy(X, np.array([0.0, 1.0, 0.0, 0.0]), parameters) == 0.75
-    assert accuracy(X[:0], np.empty(0), parameters) is None
-    assert math.isnan(accuracy(X * math.nan, np.zeros(4), parameters) or 0.0)
+    model = Architecture("logistic", "logistic")
+    assert accuracy(model, X, np.array([0.0, 1.0, 0.0, 0.0]), parameters) == 0.75
+    assert accuracy(model, X[:0], np.empty(0), parameters) is None
+    assert math.isnan(accuracy(model, X * math.nan, np.zeros(4), parameters) or 0.0)
 
 
 @pytest.mark.parametrize("form", KEPT_FROM_ZERO)

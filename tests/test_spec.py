@@ -18,12 +18,11 @@ from regcheck.spec.data import (
     SyntheticData,
 )
 from regcheck.spec.fields import shown
+from regcheck.spec.init import Init, Normal
 from regcheck.spec.schema import Dtype, Spec
 from regcheck.spec.tolerance import Expect, Tolerance, Tolerances
 from regcheck.spec.training import (
-    Init,
     LrSchedule,
-    Normal,
     Optimizer,
     Shuffle,
     TorchSettings,

@@ -12,7 +12,8 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.trainers import sides
-from regcheck.trainers.torch_model import Module, OfLink
+from regcheck.trainers.built_in import OfLink
+from regcheck.trainers.torch_model import Module
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import told
 from tests.first_steps import (

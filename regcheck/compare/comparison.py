@@ -29,7 +29,7 @@ from regcheck.compare.trace import (
     Trace,
     saturation_with,
 )
-from regcheck.numerics.losses import accuracy
+from regcheck.numerics.models import CHOICES, accuracy
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem
@@ -246,9 +246,14 @@ def finals(problem: Problem, ends: tuple[Parameters, Parameters], trace: Trace) 
     if len(trace):
         losses = trace[-1].scratch_loss, trace[-1].framework_loss
     rows = {"train": (problem.X, problem.y), "test": (problem.X_test, problem.y_test)}
-    if problem.model != "logistic":
-        rows = {}
+    model = problem.architecture
+    right: dict[str, dict[str, float | None]] = {"scratch": {}, "framework": {}}
+    if model is not None and model.head in CHOICES:
+        right = {
+            side: {name: accuracy(model, X, y, end) for name, (X, y) in rows.items()}
+            for side, end in zip(right, ends, strict=True)
+        }
     return {
-        side: Final(end, loss, {name: accuracy(X, y, end) for name, (X, y) in rows.items()})
-        for side, end, loss in zip(("scratch", "framework"), ends, losses, strict=True)
+        side: Final(end, loss, right[side])
+        for side, end, loss in zip(right, ends, losses, strict=True)
     }

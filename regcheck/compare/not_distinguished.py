@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from regcheck.compare.steps import in_limits, judge, local_differences
-from regcheck.numerics.losses import predict, saturated
+from regcheck.numerics.losses import saturated
+from regcheck.numerics.models import outputs_of
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
@@ -68,7 +69,11 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "lr-zero": lambda problem, batch, _: batch.lr == 0 and not acts_at_zero_lr(problem),
     "never-clipped": lambda problem, _, step: not clips(problem, step),
     "never-saturated": lambda problem, batch, step: (
-        not any(saturates(predict(problem.X[index], step.before)) for index in batch.micro_batches)
+        problem.architecture is None
+        or not any(
+            saturates(outputs_of(problem.architecture, problem.X[index], step.before))
+            for index in batch.micro_batches
+        )
     ),
     "no-bias-decay": lambda problem, _, __: not any(biases(problem.weight_decay)),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),

@@ -99,7 +99,9 @@ def from_rounded(run: Run, replay: Replay) -> Explanation | None:
 
 
 def as_float32(numbers: Array) -> Array:
-    """Round numbers to float32."""
+    """Round numbers to float32; labels are whole."""
+    if numbers.dtype.kind == "i":
+        return numbers
     with np.errstate(all="ignore"):
         return numbers.astype(np.float32).astype(np.float64)
 

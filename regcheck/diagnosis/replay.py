@@ -21,6 +21,7 @@ import numpy as np
 from regcheck.compare.history import History, Record
 from regcheck.diagnosis.records import Explanation
 from regcheck.numerics.least_squares import Fit, fit_all, rounded
+from regcheck.numerics.losses import total_weight
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.cause import Change
@@ -254,7 +255,7 @@ def gain(rule: Problem, batch: Batch) -> float:
         return 1.0  # a larger gradient is divided by its own size
     found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
     if rule.convention.loss_reduction == "sum":
-        found *= max(rows_of(rule, batch))
+        found *= max(weights_of(rule, batch))
     if faults.accumulation == "sum":
         found *= len(batch.micro_batches)
     if faults.zeroing == "never":
@@ -282,7 +283,7 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
         return None
     scale = convention.loss_factor
     if convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size":
-        sizes = rows_of(rule, batch)
+        sizes = weights_of(rule, batch)
         if len(set(sizes)) > 1:
             return None
         scale *= sizes[0]
@@ -293,10 +294,6 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
     return scale
 
 
-def rows_of(rule: Problem, batch: Batch) -> list[int]:
-    """Return the number of rows of each micro-batch."""
-    rows = range(len(rule.y))
-    return [
-        len(rows[index]) if isinstance(index, slice) else len(index)
-        for index in batch.micro_batches
-    ]
+def weights_of(rule: Problem, batch: Batch) -> list[float]:
+    """Return what torch's mean divides by in each micro-batch: its rows, or their weights."""
+    return [total_weight(rule.y[index], rule.loss_options) for index in batch.micro_batches]

@@ -24,10 +24,10 @@ from regcheck.diagnosis.other_inputs import Place, losses_of, places
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
-from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, LOSSES, mean_bce, sigmoid
+from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, mean_bce, sigmoid
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.convention import is_bias
-from regcheck.rules.settings import LOSSES as TORCHS
+from regcheck.rules.losses import LOSSES as TORCHS
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 NAMED_SHARES = (1.0, 0.5, 2.0)
@@ -179,7 +179,7 @@ def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
             factors = np.array(scales, np.float64)
             scale = float(np.abs(factors).max())
             yield DataLoss((), factors * framework, scale)
-        elif (rule.model, rule.loss) in LOSSES:
+        elif rule.architecture is not None:
             values = losses_of(NumpyTrainer(rule), losses.run.history, before, batches)
             if accumulation == "sum":
                 values = values * [float(len(batch.micro_batches)) for batch in batches]

@@ -17,7 +17,7 @@ import numpy as np
 
 from regcheck.numerics.losses import DENOMINATOR_FLOOR, LOG_FLOOR, Array
 from regcheck.numerics.norms import norm
-from regcheck.rules.settings import LOSSES
+from regcheck.rules.losses import LOSSES
 
 
 class Precision(NamedTuple):

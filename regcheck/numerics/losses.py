@@ -1,21 +1,22 @@
-"""The one-layer models, and the losses of one row with their derivatives, as functions of z.
+"""The losses of one row with their derivatives, as functions of a model's output z.
 
-z = X wᵀ + b, with X (B, d), `weight` (1, d) and `bias` (1,) as in torch.nn.Linear; without a bias,
-z = X wᵀ. Each loss takes z and y of shape (B,) and returns the rows' losses ℓ_i and dℓ_i/dz_i, both
-(B,) and in z's dtype. Sums, means and factors are the trainer's: conventions differ in them.
+Each takes z and y of shape (B,), or z (B, K) and labels y (B,), and returns the rows' losses ℓ_i,
+(B,), and dℓ_i/dz_i, shaped as z, both in z's dtype. Sums, means and factors are the trainer's:
+conventions differ in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.rules.losses import NO_OPTIONS, LossOptions
+
 Array = NDArray[np.floating]
-Parameters = dict[str, Array]
-"""Tensors by torch's names."""
 
 LOG_FLOOR = -100.0
 """torch.nn.BCELoss takes no logarithm below this (torch's docs; aten/native/Loss.cpp)."""
@@ -31,31 +32,8 @@ UNSATURATED = 16.0
 last place there."""
 
 
-def predict(X: Array, parameters: Parameters) -> Array:
-    """Z = X wᵀ + b, or X wᵀ where there is no bias."""
-    z: Array = X @ parameters["weight"][0]
-    return z + parameters["bias"][0] if "bias" in parameters else z
-
-
-def gradient(X: Array, dL_dz: Array, *, bias: bool = True) -> Parameters:
-    """∂L/∂w = (∂L/∂z)ᵀ X and ∂L/∂b = Σ ∂L/∂z_i, for ∂L/∂z of shape (B,)."""
-    of_weight: Parameters = {"weight": (dL_dz @ X)[None, :]}
-    return of_weight | {"bias": dL_dz.sum(keepdims=True)} if bias else of_weight
-
-
-def accuracy(X: Array, y: Array, parameters: Parameters) -> float | None:
-    """Return the share of rows on whose side of ½ the logistic model is right.
-
-    σ(z) > ½ just where z > 0. None without rows, NaN where some z is no number.
-    """
-    if len(y) == 0:
-        return None
-    z = predict(X, parameters)
-    return float("nan") if np.isnan(z).any() else float(np.mean((z > 0) == (y > 0.5)))
-
-
 class RowLosses(NamedTuple):
-    """The rows' losses, and their derivatives with respect to z."""
+    """The rows' losses (B,), and their derivatives with respect to z."""
 
     values: Array
     dloss_dz: Array
@@ -119,13 +97,52 @@ def brier(z: Array, y: Array) -> RowLosses:
     return RowLosses(r * r, 2 * r * p * (1 - p))
 
 
+def log_softmax(z: Array) -> Array:
+    """Log p = z − m − log Σⱼ e^(zⱼ − m) with m = max z, for z (B, K)."""
+    shifted = z - z.max(axis=1, keepdims=True)
+    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
+
+
+def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowLosses:
+    """ℓ = −Σⱼ tⱼ log pⱼ with p = softmax(z); dℓ/dz = p Σⱼ tⱼ − t. torch.nn.CrossEntropyLoss.
+
+    tⱼ = (1 − ε) wⱼ [j = y] + ε wⱼ/K with the classes' weights w, for labels y from 0 to K − 1
+    (aten/native/LossNLL.cpp, `cross_entropy_loss_label_smoothing`).
+    """
+    classes, eps = z.shape[1], options.label_smoothing
+    w = class_weights(classes, options).astype(z.dtype)
+    t = (1 - eps) * w * (y[:, None] == np.arange(classes)) + eps / classes * w
+    log_p = log_softmax(z)
+    return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t)
+
+
+def class_weights(classes: int, options: LossOptions) -> Array:
+    """Return w, (K,): all 1 unless given."""
+    return np.ones(classes) if options.weight is None else np.array(options.weight)
+
+
+def total_weight(y: Array, options: LossOptions) -> float:
+    """Return what a mean over rows divides by: their number, or Σ w_y with classes' weights."""
+    return len(y) if options.weight is None else float(np.array(options.weight)[y].sum())
+
+
 LOSSES: dict[tuple[str, str], Callable[[Array, Array], RowLosses]] = {
     ("linear", "mse"): mse,
     ("logistic", "bce"): bce,
     ("logistic", "bce_with_logits"): bce_with_logits,
     ("logistic", "mse"): brier,
+    ("softmax", "cross_entropy"): cross_entropy,
 }
-"""By model and loss: what turns z and y into the rows' losses."""
+"""By head and loss: what turns z and y into the rows' losses."""
+
+
+def loss_of(head: str, loss: str, options: LossOptions) -> Callable[[Array, Array], RowLosses]:
+    """Return what turns z and y into the rows' losses."""
+    if loss == "cross_entropy":
+        return partial(cross_entropy, options=options)
+    return LOSSES[head, loss]
+
 
 Logarithms = Callable[[Array, float], tuple[Array, Array]]
 """Returns log p and log(1 − p), which are kept from log 0 by a small δ."""

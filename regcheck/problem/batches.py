@@ -186,5 +186,6 @@ def training_of(spec: Spec, rows: int) -> Training:
         lr_varies=spec.lr_schedule is not None,
         clipped=spec.clip_norm is not None or spec.clip_value is not None,
         clipped_by_norm=spec.clip_norm is not None,
-        loss=spec.loss or "",
+        loss=spec.loss_name,
+        weighted=spec.loss_options.weight is not None,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.errors import Complaint, Place, shortened, suggest
-from regcheck.problem.csv_columns import MISSING, POSITIVE, Columns, read_columns
+from regcheck.problem.csv_columns import Columns, read_columns
 from regcheck.problem.files import (
     MOST_COMPLAINTS,
     data_file,
@@ -25,6 +25,13 @@ from regcheck.problem.files import (
     refused,
     to_number,
 )
+from regcheck.problem.labels import (
+    check_labels,
+    head_of,
+    labels,
+    numbered_classes,
+    text_labels,
+)
 from regcheck.problem.npz import Numbers, open_npz, read_array
 from regcheck.spec import LoadedSpec
 from regcheck.spec.data import CsvData, InlineData, NpzData, Synthetic, SyntheticData
@@ -34,8 +41,15 @@ MOST_NUMBERS = 500_000_000
 """Features times rows that can be made: 4 GB in float64."""
 
 
+SYNTHETIC_CLASSES = 3
+"""Classes of made-up labels."""
+
+
 class Rows(NamedTuple):
     """X (n, d), y (n,), both float64 and finite, and the d features' names.
+
+    Where the targets are labels of K classes, y is int64 from 0 to K − 1, and `classes` holds their
+    K names, which are the numbers themselves where the data have no others.
 
     For a model of the user's own, X and y may be (n, ..) of any shape, float64 or int64; where X is
     not (n, d), there are no names.
@@ -44,6 +58,7 @@ class Rows(NamedTuple):
     X: Numbers
     y: Numbers
     features: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
 
 def load_rows(loaded: LoadedSpec) -> Rows:
@@ -62,8 +77,12 @@ def load_rows(loaded: LoadedSpec) -> Rows:
     else:
         assert isinstance(data, InlineData)
         rows = named(np.array(data.X, dtype=np.float64), np.array(data.y, dtype=np.float64))
-    if loaded.spec.model == "logistic":
+    head = head_of(loaded)
+    if head == "logistic":
         check_labels(loaded, rows.y)
+    if head == "softmax":
+        y, classes = numbered_classes(loaded, rows.y, rows.classes)
+        rows = rows._replace(y=y, classes=classes)
     return rows
 
 
@@ -89,11 +108,15 @@ def from_csv(loaded: LoadedSpec, data: CsvData) -> Rows:
             for position, name in enumerate(data.features)
         ]
     X = np.take(columns.values, features, axis=1)
-    y = labels(loaded, columns, target, data.positive)
+    classes: tuple[str, ...] = ()
+    if head_of(loaded) == "softmax" and columns.is_text(target):
+        y, classes = text_labels(columns, target)
+    else:
+        y = labels(loaded, columns, target, data.positive)
     bad = ~np.column_stack([np.isfinite(X), np.isfinite(y)])
     if bad.any():
         raise_bad_cells(path, [*features, target], bad)
-    return Rows(X, y, tuple(columns.header[index] for index in features))
+    return Rows(X, y, tuple(columns.header[index] for index in features), classes)
 
 
 def find_column(
@@ -104,45 +127,6 @@ def find_column(
         return columns.header.index(name)
     hint = suggest(name, columns.header)
     raise loaded.error(path, f"no column `{shortened(name)}` in {columns.path.name}; {hint}")
-
-
-def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | None) -> Numbers:
-    """Read the target: numbers as they stand, or 1 where the label is `positive` and else 0.
-
-    Not finite where a cell is neither.
-    """
-    path, model = columns.path, loaded.spec.model
-    column: Numbers = columns.values[:, index].copy()
-    if positive is None:
-        if model == "logistic" and columns.is_text(index):
-            present = sorted(one for one in labels_in(path, index) if not is_missing(one))
-            some = ", ".join(map(in_yaml, present[:5])) + (", .." if len(present) > 5 else "")
-            text = f"holds labels ({some}); say which one is 1 with `positive: LABEL`"
-            raise loaded.error(("data", "target"), text)
-        return column
-    if model != "logistic":
-        text = f"only the model logistic has a positive label, not {model}"
-        raise loaded.error(("data", "positive"), text)
-    missing, number = np.isnan(column), to_number(positive)
-    marks = [POSITIVE] if number is None else [POSITIVE, number]
-    y: Numbers = np.isin(column, marks).astype(np.float64)
-    if not y.any() and not (is_missing(positive) and missing.any()):
-        name, hint = shortened(positive), suggest(positive, sorted(labels_in(path, index)))
-        text = f"no row of {path.name} has the label `{name}`; {hint}"
-        raise loaded.error(("data", "positive"), text)
-    y[missing] = MISSING
-    return y
-
-
-def labels_in(path: Path, index: int) -> set[str]:
-    """Read the different texts of a column."""
-    return {cells[index].strip() for _, cells in islice(read_rows(path), 1, None)}
-
-
-def in_yaml(label: str) -> str:
-    """Write a label as a spec must: in quotes where YAML has another meaning for the word."""
-    label = shortened(label)
-    return f"'{label}'" if label.lower() in ("true", "false", "null", "~") else label
 
 
 def raise_bad_cells(path: Path, columns: list[int], bad: NDArray[np.bool_]) -> None:
@@ -202,8 +186,8 @@ def from_npz(loaded: LoadedSpec, data: NpzData) -> Rows:
 def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     """Make rows from a seed.
 
-    X ~ N(0, 1), w ~ N(0, 1), b ~ N(0, 1); linear: y = Xw + b + N(0, 1)/10; logistic: y is 1 with
-    probability σ(Xw + b).
+    X ~ N(0, 1), w ~ N(0, 1), b ~ N(0, 1); by the model's head, linear: y = Xw + b + N(0, 1)/10;
+    logistic: y is 1 with probability σ(Xw + b); softmax: `softmax_labels`.
     """
     if data.rows * data.features > MOST_NUMBERS:
         text = f"{data.rows:,} × {data.features:,} numbers; at most {MOST_NUMBERS:,} can be made"
@@ -212,20 +196,20 @@ def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     X = random.normal(size=(data.rows, data.features))
     w, b = random.normal(size=data.features), random.normal()
     z = X @ w + b
-    if loaded.spec.model == "linear":
+    head = head_of(loaded)
+    if head == "softmax":
+        return named(X, softmax_labels(random, X).astype(np.float64))
+    if head in ("linear", ""):
         return named(X, z + 0.1 * random.normal(size=data.rows))
     return named(X, (random.random(data.rows) < 1 / (1 + np.exp(-z))).astype(np.float64))
 
 
-def check_labels(loaded: LoadedSpec, y: Numbers) -> None:
-    """Refuse targets that are no probabilities: torch's BCE losses take 0 to 1."""
-    outside = np.flatnonzero((y < 0) | (y > 1))
-    if len(outside) == 0:
-        return
-    first, of_csv = int(outside[0]), isinstance(loaded.spec.data, CsvData)
-    found = f"got {y[first]:g} in row {first + 1}"
-    hint = "; name the label that is 1 with `positive`" if of_csv else ""
-    if set(np.unique(y)) <= {-1.0, 1.0}:
-        hint = "; turn -1 and 1 into 0 and 1"
-    text = f"the model logistic needs targets from 0 to 1, {found}{hint}"
-    raise loaded.error(("data", "target" if of_csv else "y"), text)
+def softmax_labels(random: np.random.Generator, X: Numbers) -> Numbers:
+    """Draw labels y of 3 classes, P(y = j) = softmax(X Wᵀ)ⱼ with W ~ N(0, 1); all 3 occur.
+
+    Of logits with independent noise −log(−log U), the largest is j with that probability.
+    """
+    z = X @ random.normal(size=(X.shape[1], SYNTHETIC_CLASSES))
+    y: Numbers = (z - np.log(-np.log(random.random(z.shape)))).argmax(axis=1)
+    y[:SYNTHETIC_CLASSES] = np.arange(len(y[:SYNTHETIC_CLASSES]))
+    return y

@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from regcheck.problem.batches import Schedule, schedule_of
 from regcheck.problem.load import load_rows
 from regcheck.problem.preprocess import prepare
+from regcheck.problem.start import check_range, start
 from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
+from regcheck.rules.losses import LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
+from regcheck.rules.models import Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.training import Init, LrSchedule, Optimizer, TorchSettings
+from regcheck.spec.schema import ONE_LAYER
+from regcheck.spec.training import LrSchedule, Optimizer, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]
@@ -32,17 +36,18 @@ Parameters = dict[str, Array]
 class Problem:
     """One training, ready to be done twice.
 
-    X is (n, d), y (n,), the test rows likewise; `initial` holds `weight` (1, d) and, unless the
-    model has none, `bias` (1,). All are float64. `weight_decay` is λ of each tensor. Convention
-    and faults are the scratch side's. `own` holds the lr and the options of tensors that have them
-    of their own.
+    X is (n, d), y (n,), the test rows likewise; `initial` holds the tensors of the model, named and
+    shaped as torch has them. All are float64, but for labels of classes, which are int64 from 0
+    on; `classes` are their names, where they have any. `weight_decay` is λ of each tensor.
+    `own` holds the lr and the options of tensors that have them of their own. Convention and faults
+    are the scratch side's.
 
-    Where the model is the user's own, `initial` holds its tensors, and X and y may be (n, ..) of
-    any shape; where they hold integers, which are indices and labels, they are int64, and no side
+    Where the model is the user's own, there is no `architecture`, and X and y may be (n, ..) of any
+    shape; where they hold integers, which are indices and labels, they are int64, and no side
     casts them.
     """
 
-    model: str
+    architecture: Architecture | None
     loss: str
     X: Array
     y: Array
@@ -60,6 +65,13 @@ class Problem:
     framework_dtype: str
     faults: Faults = NO_FAULTS
     own: Mapping[str, Own] = field(default_factory=dict)
+    loss_options: LossOptions = NO_OPTIONS
+    classes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The name of the model, as a spec has it, or that of the user's own."""
+        return OWN_MODEL if self.architecture is None else self.architecture.name
 
     @property
     def sgd(self) -> Settings:
@@ -93,7 +105,7 @@ def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
         return problem
     decays, schedule = problem.weight_decay, problem.schedule
     if settings.weight_decay is not None:
-        decays = {name: getattr(settings.weight_decay, name) for name in decays}
+        decays = settings.weight_decay.of(decays)
     if settings.lr is not None:
         schedule = scaled(schedule, settings.lr)
     optimizer = settings.optimizer or problem.optimizer
@@ -121,7 +133,7 @@ class Step(NamedTuple):
 
     Attributes:
         before, after: the parameters around the update.
-        outputs: the model's output z of each micro-batch, (B,) each.
+        outputs: the model's output z of each micro-batch, (B,) each, or (B, K).
         loss: the loss as this side reports it.
         gradient: the data gradient, as the loss gives it: before clipping, without the penalty.
         penalty: what the penalty alone subtracts from each parameter, learning rate included.
@@ -157,13 +169,13 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     spec = loaded.spec
     rows = load_rows(loaded)
     split = prepare(loaded, rows)
-    initial = start(loaded, spec.init, split.X[0].size)
-    if not spec.bias:
-        del initial["bias"]
+    features = split.X[0].size
+    shapes = (spec.architecture or ONE_LAYER).shapes(features, max(1, len(rows.classes)))
+    initial = start(loaded, spec.init, shapes)
     check_range(loaded, split.X, split.y, initial)
     return Problem(
-        model=spec.model or OWN_MODEL,
-        loss=spec.loss or "",
+        architecture=spec.architecture,
+        loss=spec.loss_name,
         X=split.X,
         y=split.y,
         X_test=split.X_test,
@@ -178,38 +190,9 @@ def build_problem(loaded: LoadedSpec) -> Problem:
         convention=spec.named_convention(),
         scratch_dtype=spec.dtype.scratch,
         framework_dtype=spec.dtype.framework,
+        loss_options=spec.loss_options,
+        classes=rows.classes,
     )
-
-
-def start(loaded: LoadedSpec, init: Init, features: int) -> Parameters:
-    """Make the parameters that both sides start from.
-
-    Normal numbers are drawn for the weight first, then for the bias, from
-    `numpy.random.default_rng(seed)`.
-    """
-    if init.normal is not None:
-        random = np.random.default_rng(init.normal.seed)
-        weight = init.normal.std * random.normal(size=features)
-        bias = init.normal.std * random.normal(size=1)
-    elif init.constant is not None:
-        weight, bias = np.full(features, init.constant), np.full(1, init.constant)
-    else:
-        weight, bias = np.array(init.weight, np.float64), np.array(init.bias, np.float64)
-        if weight.size != features:
-            text = f"must have {features} numbers, one for each feature, got {weight.size}"
-            raise loaded.error(("init", "weight"), text)
-    return {"weight": weight.astype(np.float64)[None, :], "bias": bias.astype(np.float64)}
-
-
-def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> None:
-    """Refuse data and a start that overflow in float32 where a side uses it."""
-    if "float32" not in (loaded.spec.dtype.scratch, loaded.spec.dtype.framework):
-        return
-    for name, arrays in {"data": (X, y), "start": tuple(initial.values())}.items():
-        largest = max(float(np.abs(numbers).max()) for numbers in arrays)
-        if largest > float(np.finfo(np.float32).max):
-            text = f"float32 cannot hold the {name}, whose largest number is {largest:.3g}"
-            raise loaded.error(("dtype",), f"{text}; use float64")
 
 
 SMALL_ROWS = 12
@@ -245,7 +228,6 @@ def small_problem(problem: Problem) -> Problem:
     """Make a problem of a few rows with a problem's settings, away from zero."""
     draw = np.random.default_rng(0)
     X = draw.normal(size=(SMALL_ROWS, 2))
-    y = np.arange(SMALL_ROWS) % 3 / 2.0
     own, decay = problem.schedule, problem.weight_decay
     schedule = replace(
         own,
@@ -257,22 +239,34 @@ def small_problem(problem: Problem) -> Problem:
         shuffle_seed=None,
         lr=own.lr or 0.1,
     )
-    decays = {"weight": decay.get("weight", max(decay.values(), default=0.0))}
-    initial: Parameters = {"weight": draw.normal(size=(1, 2))}
-    if any(map(is_bias, decay)):
-        decays["bias"] = decay.get("bias", min(decay.values()))
-        initial["bias"] = draw.normal(size=1)
-    one_layer = problem.model != OWN_MODEL
+    architecture = problem.architecture or ONE_LAYER._replace(bias=any(map(is_bias, decay)))
+    shapes = architecture.shapes(X.shape[1], max(1, len(problem.classes)))
+    if problem.architecture is None:  # of its tensors, the formulas know a weight and a bias
+        decay = {name: largest_decay(decay, bias=is_bias(name)) for name in shapes}
     return replace(
         problem,
-        model=problem.model if one_layer else "linear",
-        loss=problem.loss if one_layer else "mse",
+        architecture=architecture,
+        loss=problem.loss or LOSSES_OF_HEAD["linear"][0],
         X=X,
-        y=(y > 0.25).astype(np.float64) if problem.model == "logistic" else y,
+        y=small_targets(architecture.head, len(problem.classes)),
         schedule=schedule,
-        initial=initial,
-        weight_decay=decays,
+        initial={name: draw.normal(size=shape) for name, shape in shapes.items()},
+        weight_decay=decay,
         own={},
         scratch_dtype="float64",
         framework_dtype="float64",
     )
+
+
+def small_targets(head: str, classes: int) -> Array:
+    """Return targets for a small problem."""
+    numbers = np.arange(SMALL_ROWS)
+    y: Array = numbers % 3 / 2.0
+    of_head: dict[str, Array] = {"logistic": (y > 0.25).astype(np.float64), "linear": y}
+    return of_head[head] if head in of_head else (numbers % classes).astype(np.int64)
+
+
+def largest_decay(decays: Mapping[str, float], *, bias: bool) -> float:
+    """Return the largest λ of the biases, or of the other tensors; of all where there is none."""
+    own = [decay for name, decay in decays.items() if is_bias(name) == bias]
+    return max(own or decays.values(), default=0.0)

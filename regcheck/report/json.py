@@ -68,6 +68,7 @@ def report_head(report: Report) -> dict[str, Any]:
         "convention_differences": {
             key: {"scratch": here, "framework": torch} for key, (here, torch) in chosen.items()
         },
+        "classes": list(report.classes) or None,
         "diagnosis": diagnosis_dict(report),
         "not_distinguished": [hidden.cause for hidden in report.not_distinguished],
         "not_distinguished_because": dict(report.not_distinguished),

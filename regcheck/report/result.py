@@ -13,7 +13,6 @@ from regcheck.compare.steps import Divergence
 from regcheck.compare.trace import LossDivergence
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
-from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import Verdict
@@ -28,6 +27,7 @@ class Report:
         training: with the settings that the framework side really has.
         schedule: of the scratch side.
         features, row_shape: of the data.
+        classes: the names of the targets' classes, from label 0 on, where they are labels.
         dtypes: of the scratch and the framework side.
         plain_sgd: whether the framework side's rule is that of torch.optim.SGD.
         reason: of the verdict, where it is not plain from the rest.
@@ -39,6 +39,7 @@ class Report:
     schedule: Schedule
     features: tuple[str, ...]
     row_shape: tuple[int, ...]
+    classes: tuple[str, ...]
     dtypes: tuple[str, str]
     plain_sgd: bool
     comparison: Comparison
@@ -70,13 +71,14 @@ class Report:
         return self.comparison.not_distinguished
 
     @property
+    def classes_are_numbers(self) -> bool:
+        """Whether the classes have no names but their numbers."""
+        return self.classes == tuple(map(str, range(len(self.classes))))
+
+    @property
     def rule_training(self) -> Training:
         """The training with one weight and at most one bias, as formulas have it."""
-        largest = {"weight": 0.0}
-        for name, decay in self.training.sgd.weight_decay.items():
-            kind = "bias" if is_bias(name) else "weight"
-            largest[kind] = max(decay, largest.get(kind, 0.0))
-        return self.training.with_decays(largest)
+        return self.training.of_kinds()
 
     @property
     def fitted_training(self) -> Training | None:

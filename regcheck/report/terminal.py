@@ -22,6 +22,7 @@ from rich.text import Text
 from regcheck.compare.steps import Divergence
 from regcheck.report import text
 from regcheck.report.diagnosis_text import diagnosis_lines, fixes
+from regcheck.report.heading import subject, training_size
 from regcheck.report.remarks import expectation, first_remarks, remarks
 from regcheck.report.result import Report
 from regcheck.report.step_table import LEGEND, ratio_legend, table_lines
@@ -78,8 +79,8 @@ def report_text(report: Report, rows: int | None = ROWS) -> str:
 
 def print_heading(report: Report, console: Console) -> None:
     """Print what is compared with what: the rules with their numbers."""
-    console.print(Text(text.subject(report), "bold"))
-    console.print(text.training_size(report), highlight=False)
+    console.print(Text(subject(report), "bold"))
+    console.print(training_size(report), highlight=False)
     console.print()
     grid = Table.grid(padding=(0, 2))
     for side in text.sides(report):

@@ -20,6 +20,7 @@ from regcheck.rules.formula import (
 )
 from regcheck.rules.settings import Letters, exact, letters, symbols
 from regcheck.rules.torch_call import torch_call
+from regcheck.spec.schema import ONE_LAYER
 from regcheck.spec.tolerance import Tolerance
 
 WHERE = {
@@ -78,37 +79,6 @@ def written(value: object) -> str:
     return exact(value) if isinstance(value, float) else str(value)
 
 
-def subject(report: Report) -> str:
-    """Name the spec, the model, and the precision."""
-    spec = report.spec
-    scratch, framework = report.dtypes
-    dtype = scratch if scratch == framework else f"NumPy {scratch} against torch {framework}"
-    kind = f"{spec.model}, {spec.loss}" if spec.model else "your own model"
-    return f"{report.name}: {kind}, {dtype}"
-
-
-def training_size(report: Report) -> str:
-    """Describe the rows, the steps and the batches."""
-    spec, training, steps = report.spec, report.training, report.comparison.steps
-    batch, *rest = training.batch_rows
-    if steps == 0:
-        batches = "no batch"
-    elif batch == training.train_rows and not rest:
-        batches = "full batch"
-    else:
-        last = f", the last of an epoch {rest[0]}" if rest else ""
-        batches = f"batches of {batch:,} rows{last}"
-    if spec.accumulate > 1:
-        batches += f", in micro-batches of {spec.batch_size}"
-    shape = report.row_shape
-    if len(shape) == 1:
-        row = count(shape[0], "feature")
-    else:
-        row = " x ".join(map(str, shape)) + " numbers" if shape else "1 number"
-    rows = count(training.train_rows, "training row")
-    return f"{rows} of {row}, {count(spec.epochs, 'epoch')}, {count(steps, 'step')}, {batches}"
-
-
 class Side(NamedTuple):
     """One side of the comparison: who it is, its update, and the loss that it reports."""
 
@@ -128,7 +98,7 @@ def scratch_side(report: Report) -> Side:
     if report.spec.scratch is not None:
         loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)
-    convention, given = report.spec.named_convention(), letters(report.training)
+    convention, given = report.spec.named_convention(), letters(report.rule_training)
     torchs = given.torchs
     name = name_of(convention, torchs) or ", ".join(
         f"{key}: {here}" for key, (here, _) in differences(convention, torchs).items()
@@ -221,12 +191,16 @@ def divergence_place(report: Report, divergence: Divergence) -> str:
 
 def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:
     """Name one entry of a tensor, with its feature where it has one."""
-    if tensor == "bias" or not index:
+    one = report.spec.architecture or ONE_LAYER
+    if not index or (tensor == "bias" and one.is_one_vector):
         return tensor
     name = f"{tensor}[{', '.join(map(str, index))}]"
     # The weight of a model of one's own may have more columns than X, or other ones.
     fits = tensor == "weight" and index[-1] < len(report.features)
-    return f"{name} ({report.features[index[-1]]})" if fits else name
+    said = [report.features[index[-1]]] if fits else []
+    if one.name == "softmax" and not report.classes_are_numbers:
+        said = [report.classes[index[0]], *said]
+    return f"{name} ({', '.join(said)})" if said else name
 
 
 class Term(NamedTuple):

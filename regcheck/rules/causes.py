@@ -160,6 +160,7 @@ OTHER_CAUSES: dict[str, Cause] = {
     "target-broadcast": Cause(
         "has the targets' mean in the place of each target",
         changes=({"target": "batch-mean"},),
+        concerns=lambda training, _: training.loss != "cross_entropy",
         stage="gradient",
         since=AT_ONCE,
         fix="give targets and outputs one shape: (B,) against (B, 1) pairs each with every other",

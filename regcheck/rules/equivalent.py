@@ -201,6 +201,9 @@ def gradient_obstacles(convention: Convention, training: Training, c: float) -> 
         "the batches differ in rows, so their sum is no constant multiple": (
             convention.loss_reduction == "sum" and uneven
         ),
+        "the batches differ in the weights of their classes, by which torch divides": (
+            convention.loss_reduction == "sum" and training.weighted
+        ),
         "clipping acts on the scaled gradient": training.clipped and c != 1,
         "Nesterov's step of a dampened velocity is no multiple of torch's": (
             dampened and training.sgd.nesterov

@@ -7,78 +7,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults, penalized
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
 from regcheck.rules.optimizers.faulty import faulty
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.sgd import SGD
 from regcheck.rules.optimizers.update_rule import Options, Own, UpdateRule
-
-
-class Loss(NamedTuple):
-    """One of torch's losses of a row, ℓ, taken of a model's output z.
-
-    Attributes:
-        torch: its class in torch.nn; the mean over the rows is meant.
-        of: by model, the class in torch.nn that turns z into what the loss is taken of.
-        title, formulas, notes: what `explain` writes.
-        steepest: by model, the largest |d²ℓ/dz²| over all z and all y from 0 to 1.
-        tail: how many times e^(−|z|) the logistic model's |d²ℓ/dz²| can be.
-        logarithms: what keeps it from log 0, to follow its name; empty where it takes none.
-    """
-
-    torch: str
-    of: Mapping[str, str]
-    title: str
-    formulas: list[str]
-    notes: list[str]
-    steepest: Mapping[str, float]
-    tail: float
-    logarithms: str = ""
-
-
-LOSSES: dict[str, Loss] = {
-    "bce": Loss(
-        "BCELoss",
-        {"logistic": "Sigmoid"},
-        "torch.nn.BCELoss of a sigmoid, p = σ(z)",
-        ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
-        [
-            "torch takes no logarithm below -100, and the slope fades out where",
-            "p (1 − p) < 1e-12.",
-        ],
-        steepest={"logistic": 0.25},
-        tail=1.0,
-        logarithms="takes no logarithm below −100",
-    ),
-    "bce_with_logits": Loss(
-        "BCEWithLogitsLoss",
-        {"logistic": "Identity"},
-        "torch.nn.BCEWithLogitsLoss",
-        ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
-        ["The same loss as bce, without its limits where p is nearly 0 or 1."],
-        steepest={"logistic": 0.25},
-        tail=1.0,
-        logarithms="has no floor, as it takes z",
-    ),
-    "mse": Loss(
-        "MSELoss",
-        {"linear": "Identity", "logistic": "Sigmoid"},
-        "torch.nn.MSELoss: no ½",
-        [
-            "linear:    ℓ = (z − y)²,  dℓ/dz = 2 (z − y)",
-            "logistic:  ℓ = (p − y)²,  dℓ/dz = 2 (p − y) p (1 − p)",
-        ],
-        ["Half the squared error is `convention: {loss_factor: 0.5}`."],
-        steepest={"linear": 2.0, "logistic": 0.16},
-        tail=2.5,
-    ),
-}
-
-MODELS = {
-    model: tuple(name for name, loss in LOSSES.items() if model in loss.of)
-    for model in ("linear", "logistic")
-}
-"""Each model with the losses that go with it, its default first."""
 
 
 class Settings(NamedTuple):
@@ -130,7 +63,8 @@ class Settings(NamedTuple):
 class Training(NamedTuple):
     """What formulas, their numbers, and the match with torch are made from.
 
-    `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first.
+    `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first;
+    `weighted` is whether the mean loss is one weighted by the rows' classes.
     `micro_rows` holds those of its micro-batches where gradients are accumulated, else nothing.
     """
 
@@ -142,6 +76,7 @@ class Training(NamedTuple):
     clipped: bool = False
     clipped_by_norm: bool = False
     loss: str = ""
+    weighted: bool = False
 
     @property
     def loss_rows(self) -> tuple[int, ...]:
@@ -156,6 +91,17 @@ class Training(NamedTuple):
     def with_decays(self, weight_decay: Mapping[str, float]) -> Training:
         """Return the training with another weight decay of each tensor."""
         return self._replace(sgd=self.sgd._replace(weight_decay=weight_decay))
+
+    def of_kinds(self) -> Training:
+        """Return the training with one weight and at most one bias, as formulas have it.
+
+        Each has the largest weight decay of its kind.
+        """
+        largest = {"weight": 0.0}
+        for name, decay in self.sgd.weight_decay.items():
+            kind = "bias" if is_bias(name) else "weight"
+            largest[kind] = max(decay, largest.get(kind, 0.0))
+        return self.with_decays(largest)
 
 
 def gradient_factor(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from regcheck.errors import Complaint, InputError, suggest
-from regcheck.rules.settings import MODELS
+from regcheck.rules.models import MODELS
 from regcheck.spec.data import ONE_SOURCE, source_of
 from regcheck.spec.fields import Path as SpecPath
 from regcheck.spec.fields import Section, choice_text, shown

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from regcheck.rules.convention import Convention
-from regcheck.rules.settings import LOSSES, MODELS
+from regcheck.rules.losses import LossOptions
+from regcheck.rules.models import MODELS, Architecture
 from regcheck.spec.data import DataSource
 from regcheck.spec.fields import (
     Count,
@@ -22,16 +22,22 @@ from regcheck.spec.fields import (
     Positive,
     Section,
     has_bias,
-    one_of,
     raise_inside,
-    refuse_planned,
     shown,
     wrong,
+)
+from regcheck.spec.init import Init
+from regcheck.spec.model import (
+    Loss,
+    Model,
+    architecture_of,
+    fitting_loss,
+    name_of_loss,
+    options_of,
 )
 from regcheck.spec.tolerance import Expect, Tolerances
 from regcheck.spec.training import (
     ConventionKeys,
-    Init,
     LrSchedule,
     Optimizer,
     Shuffle,
@@ -42,20 +48,6 @@ from regcheck.spec.training import (
 
 DtypeName = Literal["float32", "float64"]
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
-
-
-def model_form(value: object) -> object:
-    """Raise the error that stands for a missing model, and refuse those of later versions."""
-    if isinstance(value, PydanticCustomError):
-        raise value
-    refuse_planned("model", next(iter(value), None) if isinstance(value, Mapping) else value)
-    return value
-
-
-def loss_form(value: object) -> object:
-    """Check that a value names a loss; refuse those that later versions have."""
-    refuse_planned("loss", value)
-    return value if value is None else one_of(LOSSES, value)
 
 
 UserCode = str | Callable[[Any], Any]
@@ -117,10 +109,11 @@ class Dtype(Section):
         return {"scratch": value, "framework": value} if both else value
 
 
+ONE_LAYER = Architecture("linear", "linear")
+"""What stands for the model where it is the user's own."""
+
 FLOAT64 = Dtype(scratch="float64", framework="float64")
 
-Model = Annotated[Literal["linear", "logistic"] | None, BeforeValidator(model_form)]
-Loss = Annotated[str | None, BeforeValidator(loss_form)]
 BatchSize = Annotated[int | Literal["full"], BeforeValidator(batch_size_form)]
 Clip = Annotated[Positive | None, NoneWord]
 
@@ -173,16 +166,8 @@ class Spec(Section):
 
     @field_validator("loss")
     @classmethod
-    def fits_the_model(cls, loss: str | None, info: ValidationInfo) -> str | None:
-        model = info.data.get("model")
-        if model is None:
-            return loss
-        if loss is not None and loss not in MODELS[model]:
-            raise wrong(
-                f"{loss} does not go with the model {model}; it takes {', '.join(MODELS[model])}"
-                + ("; for labels 0 and 1, say `model: logistic`" if model == "linear" else "")
-            )
-        return loss or MODELS[model][0]
+    def fits_the_model(cls, loss: Any, info: ValidationInfo) -> Any:
+        return fitting_loss(loss, info)
 
     @field_validator("scratch")
     @classmethod
@@ -251,10 +236,24 @@ class Spec(Section):
         return None if isinstance(self.framework, TorchSettings) else self.framework
 
     @property
+    def architecture(self) -> Architecture | None:
+        """What the built-in model is made of, if the spec has one."""
+        return architecture_of(self.model, self.loss, self.data, bias=self.bias)
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss; empty where it is the user's own."""
+        return name_of_loss(self.loss)
+
+    @property
+    def loss_options(self) -> LossOptions:
+        """The options of the loss."""
+        return options_of(self.loss)
+
+    @property
     def decays(self) -> dict[str, float]:
-        """λ of each tensor that the model has."""
-        decays = {"weight": self.weight_decay.weight, "bias": self.weight_decay.bias}
-        return decays if self.bias else {"weight": decays["weight"]}
+        """λ of each tensor that the model has; of a user's own, of a weight and a bias."""
+        return self.weight_decay.of((self.architecture or ONE_LAYER).tensors())
 
     def judged(self, names: Iterable[str]) -> list[str]:
         """Return those tensors' names that `compare` has judged, and `loss` where it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ from regcheck.rules.convention import (
     MomentumForm,
     PenaltyNorm,
     UpdateOrder,
+    is_bias,
 )
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import Option, UpdateRule
@@ -48,56 +49,6 @@ from regcheck.spec.fields import (
     whole,
     wrong,
 )
-
-
-class Normal(Section):
-    """Normal numbers with mean 0."""
-
-    std: NotNegative
-    seed: Seed = 0
-
-
-class Init(Section):
-    """The start: one constant, normal numbers, or the numbers themselves.
-
-    Where the model has no bias, the one here is 0 and stands for nothing.
-    """
-
-    FORMS = "one of zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..], bias: [..]}"
-
-    constant: Number | None = None
-    normal: Normal | None = None
-    weight: Annotated[list[Number], Field(min_length=1)] | None = None
-    bias: Annotated[list[Number], Field(min_length=1, max_length=1)] | None = None
-
-    @classmethod
-    def full_form(cls, value: object, info: ValidationInfo) -> object:
-        if value == "zeros":
-            return {"constant": 0}
-        if not isinstance(value, Mapping):
-            return value
-        refuse_bias(value, ["bias"], info)
-        flat = dict(value)
-        if not has_bias(info) and "weight" in flat:
-            flat["bias"] = [0.0]
-        for name in ("weight", "bias"):
-            given = flat.get(name)
-            if is_number(given):
-                flat[name] = [given]
-            elif isinstance(given, list) and len(given) == 1 and isinstance(given[0], list):
-                flat[name] = given[0]
-        return flat
-
-    @model_validator(mode="after")
-    def one_way(self) -> Init:
-        given = [name for name in ("constant", "normal") if getattr(self, name) is not None]
-        explicit = self.weight is not None or self.bias is not None
-        if len(given) + explicit != 1:
-            raise wrong(f"must be {self.FORMS}")
-        if explicit and (self.weight is None or self.bias is None):
-            missing = "bias" if self.bias is None else "weight"
-            raise wrong(f"must give both weight and bias; {missing} is missing")
-        return self
 
 
 class Optimizer(Section):
@@ -196,6 +147,10 @@ class WeightDecay(Section):
         if isinstance(value, Mapping) and not has_bias(info):
             return {**value, "bias": 0.0}
         return value
+
+    def of(self, names: Iterable[str]) -> dict[str, float]:
+        """Return λ of each of some tensors."""
+        return {name: self.bias if is_bias(name) else self.weight for name in names}
 
 
 class Shuffle(Section):

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.numerics.losses import LOSSES, Array, RowLosses, bce_plain, gradient, predict
+from regcheck.numerics.losses import Array, RowLosses, bce_plain, loss_of, total_weight
+from regcheck.numerics.models import model_of
 from regcheck.numerics.norms import clipped
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
@@ -73,7 +74,10 @@ class NumpyTrainer:
         self.problem = problem
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
-        self.y = problem.y.astype(self.dtype, copy=False)
+        # Labels of classes are indices.
+        whole = problem.y.dtype.kind == "i"
+        self.y = problem.y if whole else problem.y.astype(self.dtype, copy=False)
+        self.model = None if problem.architecture is None else model_of(problem.architecture)
         self.settings = with_faults(problem.sgd, problem.faults)
 
     def by(self, problem: Problem) -> NumpyTrainer:
@@ -148,23 +152,25 @@ class NumpyTrainer:
         """Return the loss and gradient of a step's rows: the means over its micro-batches.
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
-        `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′.
+        `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′. With weights of classes, B is the sum of those
+        of the rows' labels.
         """
+        assert self.model is not None
         outputs, rows, losses, gradients = [], [], [], []
         faults = self.problem.faults
         for index in batch.micro_batches:
             X, y = self.X[index], self.y[index]
-            z = predict(X, parameters)
-            row = self.row_losses(z, y)
+            there = self.model.forward(X, parameters)
+            row = self.row_losses(there.outputs, y)
             scale = self.problem.convention.loss_factor
             if faults.batch_divisor == "batch-size":
                 scale /= self.problem.schedule.batch_size
             elif self.problem.convention.loss_reduction == "mean":
-                scale /= len(y)
-            outputs.append(z)
+                scale /= total_weight(y, self.problem.loss_options)
+            outputs.append(there.outputs)
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
-            gradients.append(gradient(X, scale * row.dloss_dz, bias="bias" in parameters))
+            gradients.append(self.model.backward(there, scale * row.dloss_dz, parameters))
         count = len(batch.micro_batches)
         if count == 1:
             return ForwardBackward(tuple(outputs), tuple(rows), losses[0], gradients[0])
@@ -179,13 +185,15 @@ class NumpyTrainer:
         With broadcast targets each is the mean over all of them. What is linear in y is the same
         at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
         """
-        of = LOSSES[self.problem.model, self.problem.loss]
-        if self.problem.faults.bce_slope == "plain" and self.problem.loss == "bce":
+        problem = self.problem
+        assert problem.architecture is not None
+        of = loss_of(problem.architecture.head, problem.loss, problem.loss_options)
+        if problem.faults.bce_slope == "plain" and problem.loss == "bce":
             of = bce_plain
-        if self.problem.faults.target == "row":
+        if problem.faults.target == "row":
             return of(z, y)
         row = of(z, np.full_like(y, y.mean()))
-        spread = y.var() if self.problem.loss == "mse" else 0
+        spread = y.var() if problem.loss == "mse" else 0
         return row._replace(values=row.values + spread)
 
     def gradients(self, there: ForwardBackward, state: State) -> Parameters:

@@ -20,7 +20,7 @@ from regcheck.numerics.optimizer_rounding import FORMULAS
 from regcheck.numerics.rounding import Bounds, RoundingModel
 from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import OWN_MODEL, Parameters, Problem, Step, with_settings
+from regcheck.problem.problem import Parameters, Problem, Step, with_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.measured_bounds import MeasuredBounds
@@ -237,8 +237,8 @@ def sides_of(
             stack.callback(code.close)
             follower = TorchTrainer(given, clone_of(framework, build_again))
             pair = TorchFollowsScratch(code, framework, follower)
-        sees_rows = problem.model != OWN_MODEL
-        bounder = bounder_of(spec, follower, torch if sees_rows else None)
+        sees_rows = problem.architecture is not None
+        bounder = bounder_of(spec, follower, torch)
         random = module is not None and is_random(probe)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
 
@@ -246,9 +246,10 @@ def sides_of(
 def bounder_of(
     spec: Spec, framework: TorchTrainer, torch: NumpyTrainer | None
 ) -> ClosedBounds | MeasuredBounds:
-    """Return worked-out bounds where torch's rule passes over the rows, else measured ones."""
-    problem = framework.problem
-    if torch is None or torch.settings.rule.torch not in FORMULAS:
+    """Return worked-out bounds for one weight vector and a known optimizer, else measured ones."""
+    problem, model = framework.problem, framework.problem.architecture
+    closed = model is not None and model.is_one_vector
+    if not closed or torch is None or torch.settings.rule.torch not in FORMULAS:
         return MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
     codes = {"scratch": spec.scratch, "framework": spec.own_framework}
     own = [side for side, code in codes.items() if code is not None]

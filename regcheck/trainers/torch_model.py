@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import flat
-from regcheck.problem.problem import Array, Parameters, Problem
+from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import Own
-from regcheck.rules.settings import LOSSES, Settings
+from regcheck.rules.settings import Settings
 
 
 @dataclass
@@ -193,54 +193,6 @@ def torchs_own(method: Callable[..., Any]) -> Callable[..., Any]:
 def is_torchs(function: Callable[..., Any]) -> bool:
     """Whether a function was written in torch; a decorator may bear another's name."""
     return bool(getattr(function, "__globals__", {}).get("__name__", "").startswith("torch."))
-
-
-def built_in(problem: Problem) -> Module:
-    """Make nn.Linear with torch's loss and torch.optim.SGD, one parameter group a tensor."""
-    with torch.random.fork_rng(devices=[]):  # the start is the problem's: no random numbers used up
-        model = nn.Linear(
-            problem.X.shape[1],
-            1,
-            bias="bias" in problem.initial,
-            dtype=getattr(torch, problem.framework_dtype),
-        )
-    tensors = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(problem.initial[name]))
-    loss = LOSSES[problem.loss]
-    link, measure = getattr(nn, loss.of[problem.model])(), getattr(nn, loss.torch)()
-    groups: list[dict[str, Any]] = [
-        {"params": [tensor], "weight_decay": problem.weight_decay[name]}
-        for name, tensor in tensors.items()
-    ]
-    settings = problem.sgd
-    known: dict[str, Any] = {"SGD": EagerSGD}
-    kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch)
-    optimizer: Optimizer = kind(groups, lr=problem.schedule.lr, **settings.options)
-    return Module(
-        model, OfLink(link, measure), optimizer, tensors, True, plainly, outputs_are_z=True
-    )
-
-
-class OfLink:
-    """A loss of z: torch's loss of what the link makes of it."""
-
-    def __init__(self, link: nn.Module, loss: nn.Module) -> None:
-        self.link, self.loss = link, loss
-
-    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        """Take the loss; where the outputs are not numbers, neither is the loss.
-
-        (torch's BCELoss raises there, in the place of giving NaN.)
-        """
-        try:
-            loss: Tensor = self.loss(self.link(z), y)
-        except RuntimeError:
-            if not torch.isnan(z).any():
-                raise
-            loss = (z * torch.nan).sum()
-        return loss
 
 
 class OptimizerClone:

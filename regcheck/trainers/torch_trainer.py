@@ -18,8 +18,9 @@ from torch import nn
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import OWN_MODEL, Array, Parameters, Problem, Step
-from regcheck.trainers.torch_model import Module, built_in, eager_step, is_torchs
+from regcheck.problem.problem import Array, Parameters, Problem, Step
+from regcheck.trainers.built_in import built_in
+from regcheck.trainers.torch_model import Module, eager_step, is_torchs
 from regcheck.trainers.user_module import check_loss
 
 VERSION = str(torch.__version__)
@@ -163,7 +164,8 @@ class TorchTrainer:
         outputs, loss = self.module.guard(self.passes, *self.pairs(batch))
         if not self.module.outputs_are_z:
             return None, loss
-        return tuple(z.detach().numpy()[:, 0] for z in outputs), loss
+        at = (slice(None), 0) if self.module.column else slice(None)
+        return tuple(z.detach().numpy()[at] for z in outputs), loss
 
     def pairs(self, batch: Batch) -> list[torch.Tensor]:
         """Return X and y of each micro-batch in turn."""
@@ -278,7 +280,7 @@ class TorchTrainer:
 
     def memory(self) -> dict[str, dict[str, Array]]:
         """Copy what the optimizer remembers of each tensor, where anybody asks for it."""
-        if not self.sgd_groups and self.problem.model == OWN_MODEL:
+        if not self.sgd_groups and self.problem.architecture is None:
             return {}
         found = {}
         for name, tensor in self.tensors.items():

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regcheck.errors import UserCodeError
-from regcheck.problem.problem import OWN_MODEL, Problem
+from regcheck.problem.problem import Problem
 from regcheck.spec import LoadedSpec
 from regcheck.trainers.torch_model import Module
 from regcheck.user_code.function import UserFunction, imported
@@ -63,7 +63,7 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
     own = dict(model.named_parameters())
     if not own:
         raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
-    if problem.model == OWN_MODEL:
+    if problem.architecture is None:
         return own
     found: dict[str, list[str]] = {name: [] for name in problem.initial}
     for name, tensor in own.items():
@@ -188,7 +188,7 @@ def of_module(problem: Problem, module: Module) -> Problem:
     """Return the problem as a user's module trains it: its tensors, its dtype."""
     dtype = str(module.dtype).removeprefix("torch.")
     problem = replace(problem, framework_dtype=dtype)
-    if problem.model != OWN_MODEL:
+    if problem.architecture is not None:
         return problem
     groups = module.groups()
     return replace(

@@ -121,7 +121,8 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
     schedule = problem.schedule
     dtype = problem.framework_dtype if framework else problem.scratch_dtype
     initial = {name: tensor.astype(dtype) for name, tensor in problem.initial.items()}
-    if not framework and initial.keys() <= {"weight", "bias"} and "weight" in initial:
+    one_vector = problem.architecture is None or problem.architecture.is_one_vector
+    if not framework and one_vector and initial.keys() <= {"weight", "bias"}:
         initial["weight"] = initial["weight"].reshape(-1)
     return UserProblem(
         X=copied(problem.X, dtype),
