@@ -56,8 +56,8 @@ init: {weight: [1, 2, 3], bias: [0]}
 init: {weight: [1, 2], bias: [0, 1]} => 6:30: init.bias: must hold at mo
 init: {weight: [1, a], bias: 0} => 6:20: init.weight[1]: must be a num
 init: {constnt: 1} => 6:8: init.constnt: unknown key; did you mean `constant`?
-loss: mae => 6:7: loss: must be one of bce, bce_with_logits, mse, got 'mae'
-loss: cross_entropy => 6:7: loss: the loss cross_entropy is planned
+loss: mae => 6:7: loss: must be one of bce, bce_with_logits, cross_entropy, mse, got 'mae'
+loss: cross_entropy => 6:7: loss: cross_entropy does not go with the model
 shuffle: true => 6:10: shuffle: must name its seed: {seed: 0}
 shuffle: 5 => 6:10: shuffle: must be false or {seed: 0}, got 5
 shuffle: {} => 6:1: shuffle.seed: is required
@@ -169,7 +169,7 @@ loss: "bce => 7:1: not valid YAML: while scanning a quoted scalar
     "x: " + "{a: " * 5000: "nested too deeply for a spec",
     "x: \x07": "6:4: not valid YAML: the character U+0007 is not allowed",
     "\0": "6:1: not valid YAML: the character U+0000 is not allowed",
-    "loss: " + "x" * 10**6: "6:7: loss: must be one of bce, bce_with_logits, mse, got 'xxx",
+    "loss: " + "x" * 10**6: "6:7: loss: must be one of bce, bce_with_logits, cross",
     "x" * 1000 + ": 1": "6:1: 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...: unknown key",
 }
 

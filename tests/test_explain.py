@@ -92,7 +92,7 @@ def test_list_holds_every_name_by_kind(capsys: pytest.CaptureFixture[str]) -> No
     assert pairs == [[kind, name] for kind, names in kinds.items() for name in names]
     assert (kinds["convention"], kinds["key"]) == (list(NAMED), list(KEYS))
     assert (kinds["cause"], kinds["optimizer"]) == (list(CAUSES), list(OPTIMIZERS))
-    assert kinds["loss"] == ["bce", "bce_with_logits", "mse"]
+    assert kinds["loss"] == ["bce", "bce_with_logits", "cross_entropy", "mse"]
 
 
 def test_text_names_what_is_not_torchs_and_highlights_it() -> None:

@@ -59,7 +59,7 @@ def test_read_spec_takes_what_python_gives_in_the_place_of_the_files(tmp_path: P
 
 
 MODELLESS = "data: {X: [[1.0], [2.0]], y: [0, 1]}\nlr: 0.1\n"
-MODELS = "one of linear, logistic"
+MODELS = "one of linear, logistic, mlp, softmax"
 FRAMEWORK = f"the built-in framework side is {MODELS}; or name a function for `framework` too"
 
 

@@ -162,10 +162,9 @@ class TorchTrainer:
     def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""
         outputs, loss = self.module.guard(self.passes, *self.pairs(batch))
-        if not self.module.outputs_are_z:
-            return None, loss
         at = (slice(None), 0) if self.module.column else slice(None)
-        return tuple(z.detach().numpy()[at] for z in outputs), loss
+        known = self.module.outputs_are_z
+        return (tuple(z.detach().numpy()[at] for z in outputs) if known else None), loss
 
     def pairs(self, batch: Batch) -> list[torch.Tensor]:
         """Return X and y of each micro-batch in turn."""
