@@ -13,8 +13,8 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.numerics import losses
 from regcheck.numerics.losses import cross_entropy, log_softmax, total_weight
-from regcheck.numerics.models import ACTIVATIONS, Array, Parameters, erf, model_of
-from regcheck.problem.problem import Problem, build_problem
+from regcheck.numerics.models import ACTIVATIONS, Parameters, erf, model_of
+from regcheck.problem.problem import Array, Problem, build_problem
 from regcheck.rules import models
 from regcheck.rules.losses import LOSSES_OF_HEAD, LossOptions
 from regcheck.rules.models import HEADS, MODELS, Architecture
@@ -74,11 +74,9 @@ def test_cross_entropy_is_torchs(options: LossOptions, dtype: str) -> None:
         measure = nn.CrossEntropyLoss(weight, reduction=reduction, label_smoothing=options[0])
         loss = measure(theirs, torch.tensor(y))
         (slope,) = torch.autograd.grad(loss, theirs)
-        tolerance = 32 * EPS[dtype]
-        assert float(ours.values.sum()) / divisor == pytest.approx(float(loss), rel=tolerance)
-        np.testing.assert_allclose(
-            ours.dloss_dz / divisor, slope.numpy(), rtol=0, atol=tolerance * 3
-        )
+        tolerance, found = 32 * EPS[dtype], ours.dloss_dz / divisor
+        assert float(ours.values.sum()) / divisor == pytest.approx(loss.item(), rel=tolerance)
+        np.testing.assert_allclose(found, slope.numpy(), rtol=0, atol=3 * tolerance)
     assert ours.values.dtype == ours.dloss_dz.dtype == z.dtype
 
 
