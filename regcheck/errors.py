@@ -105,24 +105,17 @@ class Planned(NamedTuple):
 PLANNED: dict[str, Planned] = {
     "cause": Planned(
         "recognising the cause {}",
-        (
-            "adagrad-accumulator-initial",
-            "rmsprop-epsilon-inside",
-        ),
+        (),
     ),
     "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
     "optimizer": Planned(
         "the optimizer {}",
         (
-            "adadelta",
             "adafactor",
-            "adagrad",
-            "adamax",
             "asgd",
             "muon",
             "nadam",
             "radam",
-            "rmsprop",
         ),
     ),
     "option": Planned("`{}`", ("--report",)),

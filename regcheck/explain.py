@@ -191,9 +191,9 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
     for name, rule in OPTIMIZERS.items():
         sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
-        yield EXAMPLE._replace(sgd=sgd)
-        flags = {key: True for key in rule.options if key == "amsgrad"}
-        yield EXAMPLE._replace(sgd=sgd.with_options(**flags))
+        for options in rule.examples.values():
+            numbers = {key: 0.5 if isinstance(x, str) else x for key, x in options.items()}
+            yield EXAMPLE._replace(sgd=sgd.with_options(**numbers))
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:
@@ -262,7 +262,8 @@ def optimizer_entry(name: str) -> Entry:
     given = symbols(EXAMPLE._replace(sgd=sgd))
     lines = []
     for title, options in rule.examples.items():
-        written = rule_lines(given.torchs, given.with_options(**options))
+        own = given.with_options(**options)
+        written = rule_lines(own.torchs, own)
         heads = [f"{title}:", *[""] * (len(written) - 1)]
         lines += [f"{head:<10} {line}" for head, line in zip(heads, written, strict=True)]
     arguments = (

@@ -17,10 +17,14 @@ from regcheck.rules.optimizers.update_rule import StepInput
 from regcheck.rules.settings import Settings
 
 OTHER: dict[str, Any] = {
+    "alpha": 0.7,
     "betas": (0.7, 0.95),
-    "eps": 1e-3,
-    "momentum": 0.8,
     "dampening": 0.3,
+    "eps": 1e-3,
+    "initial_accumulator_value": 0.4,
+    "lr_decay": 0.2,
+    "momentum": 0.8,
+    "rho": 0.6,
 }
 """Another value of each number that is an option of some optimizer."""
 

@@ -171,7 +171,7 @@ class Trials:
             for name, cause in CAUSES.items()
             if cause.concerns(training, convention)
             and (cause.kind == "update" or "loss" in spec.compare)
-            for change in cause.changes
+            for change in cause.changing(training.sgd.torchs)
         ]
         self.pending = [trial for trial in trials if sees_rows or not trial.needs_rows]
 

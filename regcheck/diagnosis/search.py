@@ -114,9 +114,10 @@ def concerning(
 ) -> Hypotheses:
     """Choose the causes that concern a run."""
     causes: dict[str, Sequence[Change]] = {
-        name: cause.changes
+        name: ways
         for name, cause in CAUSES.items()
-        if cause.kind == "update" and cause.changes and cause.concerns(training, convention)
+        if cause.kind == "update" and cause.concerns(training, convention)
+        if (ways := cause.changing(training.sgd.torchs))
     }
     if "schedule-shifted" in causes:
         shifts = replay.torch.problem.schedule.likely_shifts()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import Training
 
 Change = Mapping[str, object]
@@ -79,6 +79,15 @@ class Cause(NamedTuple):
     def kind(self) -> Literal["update", "reporting"]:
         """Whether the training differs, or only the loss that is reported."""
         return "reporting" if self.stage == "loss" else "update"
+
+    def changing(self, torchs: Convention) -> tuple[Change, ...]:
+        """Return the changes that make another rule of torch's."""
+        own = torchs._asdict() | NO_FAULTS._asdict()
+        return tuple(
+            change
+            for change in self.changes
+            if any(own[key] != value for key, value in change.items())
+        )
 
     @property
     def factor_key(self) -> str | None:

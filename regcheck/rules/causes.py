@@ -255,7 +255,7 @@ def formulas_of(
             return rule_lines(convention, given, faults)
         return [f"reports  {loss_text(convention, given, faults)}"]
 
-    changes = cause.changes
+    changes = cause.changing(torchs)
     if cause.factor_key:
         changes = ({cause.factor_key: math.nan if factor is None else factor},)
     framework = written({}, torchs)

@@ -73,6 +73,9 @@ class Faults(NamedTuple):
         amsgrad: as set, or with it or without whatever is set.
         moments: those of this step, or those of the step before it.
         root: the root of the second moment, or that moment itself.
+        centered: as set, or with it or without whatever is set.
+        lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.
+        lr_in_average: Adadelta's average of d², or of the squares of lr d.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
     """
 
@@ -94,6 +97,9 @@ class Faults(NamedTuple):
     amsgrad: Literal["as-set", "added", "missing"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
     root: Literal["root", "missing"] = "root"
+    centered: Literal["as-set", "added", "missing"] = "as-set"
+    lr_decay: Literal["as-set", "early", "missing"] = "as-set"
+    lr_in_average: Literal["outside", "inside"] = "outside"
     decay_rate: Literal["lr", "corrected"] = "lr"
 
 
@@ -144,7 +150,7 @@ KEYS: dict[str, Key] = {
         {
             "outside": "√ŝ + ε",
             "uncorrected": "√s + ε, before the bias correction",
-            "inside": "√(ŝ + ε)",
+            "inside": "√(ŝ + ε); torch's own for adadelta; adamax: max(β₂ u, |g| + ε)",
         },
     ),
     "loss_factor": Key(

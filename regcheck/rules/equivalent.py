@@ -77,22 +77,29 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     return Matching(matched, matched.lr / own_lr if own_lr else lr_factor)
 
 
+MATCHED = frozenset({"momentum_form"})
+"""Keys in which a convention may differ, as torch has settings for their forms."""
+
+
 def adaptive_matching(
     convention: Convention, training: Training, c: float, decays: dict[str, float], own_lr: float
 ) -> Matching:
     """Find the settings for an optimizer that divides by the gradient's size.
 
     With c g the gradient, c m/(c √s + ε) is m/(√s + ε/c): ε′ = ε/c, and a coupled λ′ is κλ/c. A
-    decay that is coupled, or decoupled, where torch's is not, is that of another class of torch's.
+    sum of squares that starts at q starts at q/c². A decay that is coupled, or decoupled, where
+    torch's is not, is that of another class of torch's.
     """
     sgd, torchs = training.sgd, training.sgd.torchs
     differing = (
         key
         for key in sorted(sgd.rule.keys & set(Convention._fields))
         if getattr(convention, key) != getattr(torchs, key)
+        and key not in MATCHED
+        and not (key == "accumulator_start" and sgd.rule.start_option)
     )
     refuse({f"torch has no such {key}": True for key in differing})
-    no_epsilon = c != 1 and "eps" not in sgd.options
+    no_epsilon = c != 1 and not sgd.rule.scaling
     refuse(
         {
             "the gradient is scaled, and there is no ε to go with it": no_epsilon,
@@ -111,9 +118,14 @@ def adaptive_matching(
             if other is None:
                 raise NoMatchError(f"torch.optim.{sgd.rule.torch} has no such decay")
             sgd = other
+    if sgd.rule.start_option:
+        sgd = sgd.with_options(**{sgd.rule.start_option: convention.accumulator_start})
     if c != 1:
-        sgd = sgd.with_options(eps=sgd.options["eps"] / c)
-    matched = sgd._replace(weight_decay=decays)
+        powers = sgd.rule.scaling.items()
+        sgd = sgd.with_options(**{key: sgd.options[key] / c**power for key, power in powers})
+    dampened = convention.momentum_form == "dampened" and "momentum_form" in sgd.rule.keys
+    lr = sgd.lr * (1 - sgd.momentum) if dampened else sgd.lr
+    matched = sgd._replace(lr=lr, weight_decay=decays)
     return Matching(matched, matched.lr / own_lr if own_lr else 1.0)
 
 
@@ -158,6 +170,8 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch takes its step by the moments of that step": faults.moments != "fresh",
         "torch divides by the root": faults.root != "root",
+        "torch's lr_decay begins with the second step": faults.lr_decay == "early",
+        "torch averages the squares of steps without the lr": faults.lr_in_average != "outside",
         "torch's decay is not corrected for the moments' start": faults.decay_rate != "lr",
         "torch does not dampen the first step": faults.first_step != "undampened",
         "with a dampening of its own, Nesterov's step is none of torch's": (

@@ -75,6 +75,8 @@ def update_lines(
     given, lr = with_faults(given, faults), lr_text(given, faults)
     penalty = penalty_text(convention, given, tensor, faults)
     direction = gradient_text(convention, given, faults)
+    if given.options.get("maximize", False):
+        direction = f"−{direction}"
     if decay == "before-clipping":
         direction = plus(direction, penalty)
     if given.clipped:

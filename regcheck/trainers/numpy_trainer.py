@@ -225,8 +225,9 @@ class NumpyTrainer:
         """Update all tensors by the optimizer's rule."""
         convention = self.problem.convention
         if convention.decay == "before-clipping":
+            sign = -1 if self.settings.options.get("maximize", False) else 1
             gradients = {
-                name: g + self.penalty(decays[name], state.parameters[name])
+                name: g + sign * self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
         found = {}

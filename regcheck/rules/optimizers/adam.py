@@ -23,9 +23,11 @@ from regcheck.rules.optimizers.update_rule import (
     StepInput,
     UpdateRule,
     Written,
+    averaged,
+    bracketed,
+    divisor_text,
     named_gradient,
     namespace,
-    times,
 )
 
 FIRST, SECOND, LARGEST = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
@@ -73,10 +75,9 @@ def written(
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
     first, second = f"(1 − {beta1}ᵗ)", f"(1 − {beta2}ᵗ)"
-    of_first = f"{beta1} M + {times(f'(1 − {beta1})', g)}"
-    of_second = f"{beta2} S + (1 − {beta2}) {g}²"
+    of_first, of_second = averaged(beta1, "M", g), averaged(beta2, "S", f"{g}²")
     if form == "compounded":
-        lines += [f"M ← ({of_first})/{first}", f"S ← ({of_second})/{second}"]
+        lines += [f"M ← {bracketed(of_first)}/{first}", f"S ← {bracketed(of_second)}/{second}"]
     else:
         lines += [f"M ← {of_first}", f"S ← {of_second}"]
     m, s = "M", "S"
@@ -87,8 +88,7 @@ def written(
     if form is True and convention.epsilon != "uncorrected":
         lines += [f"M̂ ← {m}/{first}", f"Ŝ ← {s}/{second}"]
         m, s = "M̂", "Ŝ"
-    root = "" if faults.root == "missing" else "√"
-    divisor = f"√({s} + {eps})" if convention.epsilon == "inside" else f"({root}{s} + {eps})"
+    divisor = divisor_text(s, eps, convention, faults)
     scale = f"√{second}/{first} " if form is True and convention.epsilon == "uncorrected" else ""
     return Written(lines, f"{scale}{m}/{divisor}")
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from regcheck.rules.convention import Faults
 from regcheck.rules.optimizers.update_rule import Options
 
 
 def faulty(options: Options, faults: Faults) -> Options:
     """Return options, as numbers or letters, with those faults in them that are other options."""
+    changed: dict[str, Any] = {}
+    for flag in ("amsgrad", "centered", "nesterov"):
+        if getattr(faults, flag) != "as-set":
+            changed[flag] = getattr(faults, flag) == "added"
     if faults.momentum == "ignored" and "momentum" in options:
         none = type(options["momentum"])()
-        return {**options, "momentum": none, "dampening": none, "nesterov": False}
-    if faults.nesterov != "as-set" and "nesterov" in options:
-        options = {**options, "nesterov": faults.nesterov == "added"}
-    if faults.amsgrad != "as-set" and "amsgrad" in options:
-        options = {**options, "amsgrad": faults.amsgrad == "added"}
+        changed |= {"momentum": none, "dampening": none, "nesterov": False}
+    if faults.lr_decay == "missing" and "lr_decay" in options:
+        changed["lr_decay"] = type(options["lr_decay"])()
     if faults.betas == "swapped" and "betas" in options:
-        options = {**options, "betas": options["betas"][::-1]}
-    return options
+        changed["betas"] = options["betas"][::-1]
+    return {**options, **{key: value for key, value in changed.items() if key in options}}

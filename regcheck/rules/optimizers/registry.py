@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from regcheck.rules.optimizers.adadelta import ADADELTA
+from regcheck.rules.optimizers.adagrad import ADAGRAD
 from regcheck.rules.optimizers.adam import ADAM, ADAMW
+from regcheck.rules.optimizers.adamax import ADAMAX
+from regcheck.rules.optimizers.rmsprop import RMSPROP
 from regcheck.rules.optimizers.sgd import SGD
 from regcheck.rules.optimizers.update_rule import UpdateRule
 
 OPTIMIZERS: dict[str, UpdateRule] = {
+    "adadelta": ADADELTA,
+    "adagrad": ADAGRAD,
     "adam": ADAM,
+    "adamax": ADAMAX,
     "adamw": ADAMW,
+    "rmsprop": RMSPROP,
     "sgd": SGD,
 }

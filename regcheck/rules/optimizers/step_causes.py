@@ -14,16 +14,84 @@ def with_momentum(training: Training, convention: Convention) -> bool:
     return training.sgd.momentum > 0
 
 
+def remembers_momentum(training: Training, convention: Convention) -> bool:
+    """Whether there is a velocity, of which there are several forms."""
+    return with_momentum(training, convention) and "momentum_form" in training.sgd.rule.keys
+
+
 def obeys(*keys: str) -> Callable[[Training, Convention], bool]:
     """Return whether a training's optimizer has forms of its own under some keys."""
     return lambda training, _: training.sgd.rule.keys.issuperset(keys)
 
 
+def has(**options: object) -> Callable[[Training, Convention], bool]:
+    """Return whether a training's optimizer has some options at these values."""
+    return lambda training, _: all(
+        training.sgd.options.get(key) is value for key, value in options.items()
+    )
+
+
+def adds_epsilon(where: str, *, corrected: bool) -> Callable[[Training, Convention], bool]:
+    """Return whether torch adds ε there, with or without a bias correction beside it."""
+    return lambda training, _: (
+        "epsilon" in training.sgd.rule.keys
+        and training.sgd.torchs.epsilon == where
+        and ("bias_correction" in training.sgd.rule.keys) == corrected
+    )
+
+
+def decays_lr(training: Training, convention: Convention) -> bool:
+    """Whether Adagrad's own decay of the lr acts."""
+    return bool(training.sgd.options.get("lr_decay"))
+
+
+STARTS = (0.1, 1.0, 0.0)
+"""Where squares start in Keras and optax, in TF 1, and where torch has another start than 0."""
+
 STEP_CAUSES: dict[str, Cause] = {
+    "adadelta-lr-inside": Cause(
+        "averages the squares of lr d, not of d",
+        changes=({"lr_in_average": "inside"},),
+        concerns=lambda training, convention: (
+            obeys("lr_in_average")(training, convention)
+            and (training.sgd.lr != 1 or training.lr_varies)
+        ),
+        stage="optimizer",
+        since="from step 2 on",
+        fix="remember the step as it is before the lr, and multiply by the lr only where w moves",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adagrad-accumulator-initial": Cause(
+        "starts the sum or average of the squares at another number",
+        changes=tuple({"accumulator_start": start} for start in STARTS),
+        concerns=obeys("accumulator_start"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="start the squares where torch does: at 0, or Adagrad's initial_accumulator_value",
+        hidden_by=("zero-gradient",),
+    ),
+    "adagrad-lr-decay-early": Cause(
+        "counts the decay of the lr from t = 1 on: lr/(1 + t δ)",
+        changes=({"lr_decay": "early"},),
+        concerns=decays_lr,
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
+        hidden_by=("zero-gradient",),
+    ),
+    "adagrad-lr-decay-missing": Cause(
+        "ignores lr_decay",
+        changes=({"lr_decay": "missing"},),
+        concerns=decays_lr,
+        stage="optimizer",
+        since="from step 2 on",
+        fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
     "adam-amsgrad-added": Cause(
         "divides by the largest second moment so far, where torch has this step's",
         changes=({"amsgrad": "added"},),
-        concerns=lambda training, _: training.sgd.options.get("amsgrad") is False,
+        concerns=has(amsgrad=False),
         stage="optimizer",
         since="once a second moment becomes smaller",
         fix="divide by the second moment of this step, without a maximum (amsgrad=False)",
@@ -32,7 +100,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "adam-amsgrad-missing": Cause(
         "divides by this step's second moment, where torch's amsgrad has the largest so far",
         changes=({"amsgrad": "missing"},),
-        concerns=lambda training, _: training.sgd.options.get("amsgrad") is True,
+        concerns=has(amsgrad=True),
         stage="optimizer",
         since="once a second moment becomes smaller",
         fix="keep the largest second moment of each entry, and divide by the root of that",
@@ -62,13 +130,13 @@ STEP_CAUSES: dict[str, Cause] = {
         concerns=obeys("bias_correction"),
         stage="optimizer",
         since=AT_ONCE,
-        fix="divide the moments by 1 − β₁ᵗ and 1 − β₂ᵗ, with t = 1 at the first step",
+        fix="divide M by 1 − β₁ᵗ, and where there is S, that by 1 − β₂ᵗ; t is 1 at the first step",
         hidden_by=("zero-gradient",),
     ),
     "adam-epsilon-inside": Cause(
         "adds ε inside the root",
         changes=({"epsilon": "inside"},),
-        concerns=obeys("bias_correction", "epsilon"),
+        concerns=adds_epsilon("outside", corrected=True),
         stage="optimizer",
         since=AT_ONCE,
         fix="take the root of the second moment first, and add ε to it",
@@ -77,7 +145,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "adam-epsilon-uncorrected": Cause(
         "adds ε to √s before the bias correction (ε̂)",
         changes=({"epsilon": "uncorrected"},),
-        concerns=obeys("bias_correction", "epsilon"),
+        concerns=adds_epsilon("outside", corrected=True),
         stage="optimizer",
         since=AT_ONCE,
         fix="divide s by 1 − β₂ᵗ first, and add ε to the root of that",
@@ -92,6 +160,15 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="start the velocity at step 1 without the factor 1 − τ, and dampen from step 2 on",
         hidden_by=("zero-gradient",),
     ),
+    "epsilon-outside": Cause(
+        "adds ε to the root or to the maximum, where torch has it inside",
+        changes=({"epsilon": "outside"},),
+        concerns=lambda training, _: training.sgd.torchs.epsilon == "inside",
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="add ε where torch does: under Adadelta's roots, to |g| in Adamax's maximum",
+        hidden_by=("zero-gradient",),
+    ),
     "moments-stale": Cause(
         "divides by, or moves by, the moments of the step before",
         changes=({"moments": "stale"},),
@@ -104,7 +181,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "momentum-dampened": Cause(
         "puts 1 − μ on the gradient in the velocity",
         changes=({"momentum_form": "dampened"},),
-        concerns=with_momentum,
+        concerns=remembers_momentum,
         stage="optimizer",
         since=AT_ONCE,
         fix="add the gradient to μ v as it is, not times 1 − μ: torch's factor is 1 − dampening",
@@ -113,7 +190,9 @@ STEP_CAUSES: dict[str, Cause] = {
     "momentum-lr-inside": Cause(
         "holds the lr inside the velocity",
         changes=({"momentum_form": "lr-inside"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.lr_varies,
+        concerns=lambda training, convention: (
+            remembers_momentum(training, convention) and training.lr_varies
+        ),
         stage="optimizer",
         since="where the lr changes",
         fix="keep the lr out of the velocity, and multiply by it only where w moves",
@@ -131,7 +210,9 @@ STEP_CAUSES: dict[str, Cause] = {
     "nesterov-added": Cause(
         "takes Nesterov's step, where torch's momentum is plain",
         changes=({"nesterov": "added"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and not training.sgd.nesterov,
+        concerns=lambda training, convention: (
+            with_momentum(training, convention) and has(nesterov=False)(training, convention)
+        ),
         stage="optimizer",
         since=AT_ONCE,
         fix="move by the velocity v alone, without looking ahead by μ v",
@@ -146,13 +227,40 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
         hidden_by=("zero-gradient",),
     ),
+    "rmsprop-centered-added": Cause(
+        "subtracts the squared mean from that of the squares, where torch does not",
+        changes=({"centered": "added"},),
+        concerns=has(centered=False),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide by the root of S itself, without M² (centered=False)",
+        hidden_by=("zero-gradient",),
+    ),
+    "rmsprop-centered-missing": Cause(
+        "divides by the root of S alone, where torch's centered subtracts M²",
+        changes=({"centered": "missing"},),
+        concerns=has(centered=True),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="average the gradients too, and divide by the root of S − M²",
+        hidden_by=("zero-gradient",),
+    ),
+    "rmsprop-epsilon-inside": Cause(
+        "adds ε inside the root",
+        changes=({"epsilon": "inside"},),
+        concerns=adds_epsilon("outside", corrected=False),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="take the root of the squares' average or sum first, and add ε to it",
+        hidden_by=("zero-gradient",),
+    ),
     "root-missing": Cause(
-        "divides by the second moment itself, not by its root",
+        "divides by the squares' average or sum itself, not by its root",
         changes=({"root": "missing"},),
         concerns=obeys("root"),
         stage="optimizer",
         since=AT_ONCE,
-        fix="divide by the root of the second moment",
+        fix="divide by the root of the squares' average or sum",
         hidden_by=("zero-gradient",),
     ),
 }

@@ -89,6 +89,9 @@ class UpdateRule(NamedTuple):
         linear: whether a step is a linear function of the gradients so far.
         errors: options that torch refuses, with what is wrong.
         correction: the factor on the lr at step t that stands for the moments' bias correction.
+        scaling: options that, each divided by c to a power, make the step at c g that at g; none
+            where no options do.
+        start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
 
     torch: str
@@ -104,6 +107,8 @@ class UpdateRule(NamedTuple):
     linear: bool = False
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
     correction: Callable[[Options, int], float] | None = None
+    scaling: Mapping[str, int] = {"eps": 1}
+    start_option: str = ""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -121,6 +126,36 @@ def named_gradient(gradient: str) -> tuple[list[str], str]:
     return ([], gradient) if gradient == "g" else ([f"G ← {gradient}"], "G")
 
 
+def averaged(decay: str, kept: str, new: str) -> str:
+    """Write β kept + (1 − β) new, or new alone where β is 0."""
+    return f"{decay} {kept} + {times(f'(1 − {decay})', new)}" if decay else new
+
+
+def started(letter: str, next_of: Callable[[str], str], start: float | str) -> list[str]:
+    """Write what is remembered, whose start is told where it is not 0.
+
+    >>> started("Q", lambda q: f"{q} + g²", 0.1)
+    ['step 1: Q ← 0.1 + g²', 'later: Q ← Q + g²']
+    """
+    later = f"{letter} ← {next_of(letter)}"
+    if not start:
+        return [later]
+    first = start if isinstance(start, str) else f"{start:g}"
+    return [f"step 1: {letter} ← {next_of(first)}", f"later: {later}"]
+
+
+def divisor_text(of: str, eps: str, convention: Convention, faults: Faults) -> str:
+    """Write the root of a second moment, and where ε enters it: (√S + ε), √(S + ε)."""
+    if convention.epsilon == "inside":
+        return rooted(plus(of, eps))
+    return bracketed(plus(of if faults.root == "missing" else rooted(of), eps))
+
+
+def rooted(term: str) -> str:
+    """Write the root of a term, which may be a sum."""
+    return f"√({term})" if " " in term else f"√{term}"
+
+
 def plus(left: str, right: str) -> str:
     """Write a sum, of which either part may be empty."""
     return f"{left} + {right}" if left and right else left or right
@@ -132,10 +167,10 @@ def times(left: str, right: str) -> str:
 
 
 def bracketed(term: str) -> str:
-    """Put brackets around a term that is a sum, unless the sum stands in brackets already."""
+    """Put brackets around a sum, or what has a sign, unless it stands in brackets already."""
     depth = 0
     for place, letter in enumerate(term):
         depth += (letter == "(") - (letter == ")")
-        if depth == 0 and term.startswith(" + ", place):
+        if depth == 0 and (term.startswith((" + ", " − "), place) or term[0] == "−"):
             return f"({term})"
     return term
