@@ -110,13 +110,7 @@ PLANNED: dict[str, Planned] = {
     "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
     "optimizer": Planned(
         "the optimizer {}",
-        (
-            "adafactor",
-            "asgd",
-            "muon",
-            "nadam",
-            "radam",
-        ),
+        ("muon",),
     ),
     "option": Planned("`{}`", ("--report",)),
 }

@@ -259,6 +259,8 @@ def optimizer_entry(name: str) -> Entry:
     """Explain one of torch's optimizers."""
     rule = OPTIMIZERS[name]
     sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
+    if not rule.weight_decay:
+        sgd = sgd._replace(weight_decay=dict.fromkeys(sgd.weight_decay, 0.0))
     given = symbols(EXAMPLE._replace(sgd=sgd))
     lines = []
     for title, options in rule.examples.items():
@@ -266,12 +268,14 @@ def optimizer_entry(name: str) -> Entry:
         written = rule_lines(own.torchs, own)
         heads = [f"{title}:", *[""] * (len(written) - 1)]
         lines += [f"{head:<10} {line}" for head, line in zip(heads, written, strict=True)]
-    arguments = (
+    arguments = [
         key if not option.letter else f"{key}={argument(option.letter)}"
         for key, option in rule.options.items()
-    )
-    call = f"torch.optim.{rule.torch}(lr, {', '.join(arguments)}, weight_decay=λ)"
-    return Entry(name, "optimizer", call, lines, [*rule.notes, *OF_DECAY])
+    ]
+    arguments += ["weight_decay=λ"] if rule.weight_decay else []
+    call = f"torch.optim.{rule.torch}(lr, {', '.join(arguments)})"
+    of_decay = OF_DECAY if rule.weight_decay else ("torch's class takes no weight_decay.",)
+    return Entry(name, "optimizer", call, lines, [*rule.notes, *of_decay])
 
 
 def argument(letter: str | tuple[str, ...]) -> str:

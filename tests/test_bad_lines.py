@@ -42,6 +42,12 @@ optimizer: {name: sgd, nesterov: true}
     6:34: optimizer.nesterov: needs a momentum above 0 and no dampening
 optimizer: {name: sgd, momentum: 0.9, nesterov: true, dampening: 0.1}
     6:49: optimizer.nesterov: needs a momentum above 0 and no dampening
+optimizer: {name: rprop, etas: [1.2, 0.5]}
+    6:32: optimizer.etas: must be a number between 0 and 1, and one above 1, as in torch
+optimizer: {name: adafactor, beta2_decay: 0.8}
+    6:43: optimizer.beta2_decay: must be a number ≤ 0, got 0.8
+optimizer: {name: adafactor, eps: 1e-3}
+    6:35: optimizer.eps: must be a list of two numbers, got 0.001
 init: ones => 6:7: init: must be one of zeros, {constant: C}, {normal
 init: {constant: 1, normal: {std: 1}} => 6:7: init: must be one of zeros
 init: {} => 6:7: init: must be one of zeros

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.formula import GENERAL
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput
@@ -18,22 +19,33 @@ from regcheck.rules.settings import Settings
 
 OTHER: dict[str, Any] = {
     "alpha": 0.7,
+    "beta2_decay": -0.5,
     "betas": (0.7, 0.95),
+    "d": 2.5,
     "dampening": 0.3,
     "eps": 1e-3,
+    "etas": (0.3, 1.7),
     "initial_accumulator_value": 0.4,
+    "lambd": 0.05,
     "lr_decay": 0.2,
     "momentum": 0.8,
+    "momentum_decay": 0.3,
     "rho": 0.6,
+    "step_sizes": (0.02, 0.3),
+    "t0": 4.0,
 }
 """Another value of each number that is an option of some optimizer."""
+
+OF_ONE: dict[str, dict[str, Any]] = {"adafactor": {"eps": (0.1, 3.0)}}
+"""The same where an optimizer's option is of another kind."""
 
 
 def choices() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each optimizer with all its truth values, at torch's numbers and at others."""
     for name, rule in OPTIMIZERS.items():
         flags = [key for key, value in rule.defaults.items() if isinstance(value, bool)]
-        numbers = {key: OTHER[key] for key in rule.options if key not in flags}
+        others = OTHER | OF_ONE.get(name, {})
+        numbers = {key: others[key] for key in rule.options if key not in flags}
         for values in itertools.product((False, True), repeat=len(flags)):
             for other in ({}, numbers):
                 options = rule.defaults | dict(zip(flags, values, strict=True)) | other
@@ -44,14 +56,18 @@ def choices() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("shape", [(3, 4), (5,)], ids=str)
 @pytest.mark.parametrize(("name", "options"), list(choices()), ids=str)
-def test_step_is_torchs(name: str, options: dict[str, Any], dtype: str) -> None:
+def test_step_is_torchs(
+    name: str, options: dict[str, Any], shape: tuple[int, ...], dtype: str
+) -> None:
     settings, random = Settings(0.1, {}, options, name), np.random.default_rng(3)
-    rule, shape, decay = settings.rule, (3, 4), 0.3
+    rule = settings.rule
+    decay = 0.3 if rule.weight_decay else 0.0
     w = random.normal(size=shape).astype(dtype)
     tensor = torch.tensor(w, requires_grad=True)
     kind = getattr(torch.optim, rule.torch)
-    optimizer = kind([tensor], lr=1.0, weight_decay=decay, **options)
+    optimizer = kind([{"params": [tensor], "weight_decay": decay}], lr=1.0, **options)
     memory = rule.init(options, settings.torchs, NO_FAULTS, w)
     for t in range(1, 31):
         lr, g = 0.1 / t, random.normal(size=shape) * 10 ** random.uniform(-3, 1)
@@ -68,4 +84,14 @@ def test_step_is_torchs(name: str, options: dict[str, Any], dtype: str) -> None:
         for key, known in memory.items():
             theirs = optimizer.state[tensor][key].numpy()
             np.testing.assert_allclose(known, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
-            assert known.dtype == dtype
+            assert known.dtype == theirs.dtype
+
+
+def test_a_letter_has_one_meaning() -> None:
+    known: dict[str, set[str]] = {}
+    for rule in OPTIMIZERS.values():
+        for letter, text in rule.meanings.items():
+            known.setdefault(letter, set()).add(text)
+
+    assert {letter: texts for letter, texts in known.items() if len(texts) > 1} == {}
+    assert GENERAL.keys().isdisjoint(known)

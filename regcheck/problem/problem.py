@@ -210,7 +210,9 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
     momentum = base
     if "momentum" in base.optimizer.options:
         momentum = replace(base, optimizer=Optimizer.of(base.optimizer.name, momentum=0.9))
-    decays = {name: 1.7 * (decay or 0.1) for name, decay in base.weight_decay.items()}
+    decays = base.weight_decay
+    if base.sgd.rule.weight_decay:
+        decays = {name: 1.7 * (decay or 0.1) for name, decay in decays.items()}
     varying = replace(own, lr_schedule=lr_schedule)
     return {
         AS_IT_IS: base,

@@ -17,7 +17,7 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import bracketed, plus, times
 from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
 
-MEANINGS = {
+GENERAL = {
     "w": "weight",
     "b": "bias",
     "g": "gradient of the batch's mean loss, without the penalty",
@@ -39,8 +39,13 @@ MEANINGS = {
     "k": "micro-batches of the step",
     "batch_size": "rows of every batch but a smaller last one",
     "n": "training rows",
-} | {letter: text for rule in OPTIMIZERS.values() for letter, text in rule.meanings.items()}
-"""What each letter of a formula stands for."""
+}
+"""What each letter of a formula stands for, whatever the optimizer."""
+
+MEANINGS = GENERAL | {
+    letter: text for rule in OPTIMIZERS.values() for letter, text in rule.meanings.items()
+}
+"""The same, with the optimizers' own."""
 
 
 def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> list[str]:
@@ -85,9 +90,11 @@ def update_lines(
     if decay == "gradient":
         direction = plus(direction, penalty)
 
-    lines, direction, lr_inside = given.rule.written(
+    before, direction, lr_inside = given.rule.written(
         given.options, convention, faults, lr, direction
     )
+    # A rule that looks at the tensor itself calls it w.
+    *lines, direction = (re.sub(r"(?<!\w)w(?!\w)", w, line) for line in (*before, direction))
     step = bracketed(direction) if lr_inside else times(lr, direction)
 
     if not penalty or decay in ("gradient", "before-clipping"):

@@ -209,7 +209,7 @@ def number_of(value: float, letter: str) -> str:  # noqa: ARG001
 
 
 def written_options(settings: Settings, write: Callable[[float, str], str]) -> Options:
-    """Write an optimizer's options that have letters; those that are 0 are empty.
+    """Write an optimizer's options that have letters: empty those that are 0, letters for None.
 
     Options that differ between tensors keep their letters.
     """
@@ -217,6 +217,8 @@ def written_options(settings: Settings, write: Callable[[float, str], str]) -> O
     def written(value: Any, letter: Any, write: Callable[[float, str], str]) -> Any:
         if isinstance(letter, tuple):
             return tuple(written(*one, write) for one in zip(value, letter, strict=True))
+        if value is None:
+            return letter
         return write(value, letter) if value else ""
 
     found: dict[str, Any] = {}

@@ -44,6 +44,7 @@ from regcheck.spec.training import (
     TorchSettings,
     WeightDecay,
     batch_size_form,
+    rule_of,
 )
 
 DtypeName = Literal["float32", "float64"]
@@ -223,6 +224,22 @@ class Spec(Section):
                 # One weight_decay stands for both tensors', and is one mistake.
                 errors.setdefault((path[0], number), (path, text))
         raise_inside(errors.values())
+        return self
+
+    @model_validator(mode="after")
+    def decays_only_where_torch_does(self) -> Spec:
+        torchs = self.torch_settings or TorchSettings(lr=self.lr)
+        decay = torchs.weight_decay or self.weight_decay
+        sides = {
+            ("weight_decay",): (self.optimizer, self.weight_decay),
+            ("framework",): (torchs.optimizer or self.optimizer, decay),
+        }
+        errors: list[tuple[Path, str]] = [
+            (path, f"torch.optim.{rule.torch} takes no weight decay; leave it out, or say 0")
+            for path, (optimizer, decays) in sides.items()
+            if not (rule := rule_of(optimizer.name)).weight_decay and (decays.weight or decays.bias)
+        ]
+        raise_inside(errors[:1])
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
+from types import GenericAlias
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -34,6 +35,7 @@ from regcheck.rules.optimizers.update_rule import Option, UpdateRule
 from regcheck.rules.settings import Settings
 from regcheck.spec.fields import (
     Count,
+    NoneWord,
     NotNegative,
     Number,
     Path,
@@ -109,11 +111,16 @@ def option_type(option: Option) -> Any:
     """Return the type of an option's values, by its default and its range."""
     if isinstance(option.default, bool):
         return bool
-    limits = Field(ge=option.least, lt=option.below, allow_inf_nan=False)
+    limits = Field(ge=option.least, lt=option.below, le=option.most, allow_inf_nan=False)
     number = Annotated[float, BeforeValidator(in_range), limits]
+
+    def with_none(default: object) -> Any:
+        return Annotated[number | None, NoneWord] if default is None else number
+
     if not isinstance(option.default, tuple):
-        return number
-    return Annotated[tuple[number, number], BeforeValidator(pair)]
+        return with_none(option.default)
+    both = GenericAlias(tuple, tuple(map(with_none, option.default)))
+    return Annotated[both, BeforeValidator(pair)]
 
 
 def pair(value: object) -> object:

@@ -71,11 +71,11 @@ def built_in(problem: Problem) -> Module:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(problem.initial[name]))
-    groups: list[dict[str, Any]] = [
-        {"params": [tensor], "weight_decay": problem.weight_decay[name]}
-        for name, tensor in tensors.items()
-    ]
     settings = problem.sgd
+    groups: list[dict[str, Any]] = [{"params": [tensor]} for tensor in tensors.values()]
+    if settings.rule.weight_decay:
+        for group, name in zip(groups, tensors, strict=True):
+            group["weight_decay"] = problem.weight_decay[name]
     known: dict[str, Any] = {"SGD": EagerSGD}
     kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch)
     optimizer: Optimizer = kind(groups, lr=problem.schedule.lr, **settings.options)

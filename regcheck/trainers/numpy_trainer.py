@@ -230,10 +230,11 @@ class NumpyTrainer:
                 name: g + sign * self.penalty(decays[name], state.parameters[name])
                 for name, g in gradients.items()
             }
+        rule, epsilon = self.settings.rule, float(np.finfo(self.problem.framework_dtype).eps)
         found = {}
         for name, g in self.clipped(gradients).items():
             at = StepInput(
-                self.settings.of(name).options,
+                rule.resolved(self.settings.of(name).options, epsilon),
                 convention,
                 self.problem.faults,
                 self.lr_of(name, batch),
@@ -242,7 +243,7 @@ class NumpyTrainer:
                 g,
                 state.memory[name],
             )
-            found[name] = update(self.settings.rule, at, partial(self.penalty, decays[name]))
+            found[name] = update(rule, at, partial(self.penalty, decays[name]))
         return found
 
     def lr_of(self, name: str, batch: Batch) -> float:

@@ -140,7 +140,8 @@ class TorchTrainer:
             return self.with_parts(step)
         if not self.module.outputs_are_z:
             return step
-        decay = {name: group["lr"] * group["weight_decay"] for name, group in self.groups.items()}
+        rates = self.groups.items()
+        decay = {name: one["lr"] * one.get("weight_decay", 0.0) for name, one in rates}
         return step._replace(
             penalty={name: decay[name] * w for name, w in before.items()},
             delta={name: w - after[name] for name, w in before.items()},

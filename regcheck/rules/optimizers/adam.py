@@ -41,7 +41,7 @@ def init(options: Options, convention: Convention, faults: Faults, w: Array) -> 
 
 def step(at: StepInput) -> tuple[Array, Memory]:
     """Return lr M̂/(√Ŝ + ε) and the moments."""
-    xp, (beta1, beta2), eps = namespace(at.g), at.options["betas"], at.options["eps"]
+    xp, (beta1, beta2) = namespace(at.g), at.options["betas"]
     form = at.convention.bias_correction
     first, second = (1 - beta1**at.t, 1 - beta2**at.t) if form else (1.0, 1.0)
     m = beta1 * at.memory[FIRST] + (1 - beta1) * at.g
@@ -53,15 +53,20 @@ def step(at: StepInput) -> tuple[Array, Memory]:
         s = memory[LARGEST] = xp.maximum(at.memory[LARGEST], s)
     if at.faults.moments == "stale":
         m, s = at.memory[FIRST], at.memory[LARGEST if at.options["amsgrad"] else SECOND]
+    return (at.lr / first) * m / divisor(at, s, second), memory
+
+
+def divisor(at: StepInput, s: Array, second: float) -> Array:
+    """Return √Ŝ + ε with Ŝ = S/second, or what the convention makes of it."""
+    xp, eps = namespace(s), at.options["eps"]
     root = s if at.faults.root == "missing" else xp.sqrt(s)
     match at.convention.epsilon:
         case "outside":
-            divisor = root / math.sqrt(second) + eps
+            return root / math.sqrt(second) + eps
         case "uncorrected":
-            divisor = (root + eps) / math.sqrt(second)
+            return (root + eps) / math.sqrt(second)
         case "inside":
-            divisor = xp.sqrt(s / second + eps)
-    return (at.lr / first) * m / divisor, memory
+            return xp.sqrt(s / second + eps)
 
 
 def written(

@@ -21,13 +21,15 @@ Memory = Mapping[str, Array]
 class Option(NamedTuple):
     """One option: torch's default, its letter in formulas, and the range of its numbers.
 
-    A pair of numbers has two letters; a truth value, or what no formula shows, has none.
+    A pair of numbers has two letters; a truth value, or what no formula shows, has none. Where the
+    default is None, None is a value too.
     """
 
     default: Any
     letter: Any = ""
     least: float = 0.0
     below: float = math.inf
+    most: float = math.inf
 
 
 class Own(NamedTuple):
@@ -63,7 +65,8 @@ class StepInput(NamedTuple):
 class Written(NamedTuple):
     """A step in letters: the assignments before it, and w ← w − lr direction.
 
-    `lr_inside`: whether the direction holds the lr already.
+    A tensor of another letter puts that in the place of w. `lr_inside`: whether the direction holds
+    the lr already.
     """
 
     lines: list[str]
@@ -108,6 +111,8 @@ class UpdateRule(NamedTuple):
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
     correction: Callable[[Options, int], float] | None = None
     scaling: Mapping[str, int] = {"eps": 1}
+    weight_decay: bool = True
+    resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 
     @property

@@ -1,0 +1,93 @@
+"""Rprop (torch/optim/rprop.py, `_single_tensor_rprop`, torch 2.13).
+
+    Δ ← Δ η₊ where g p > 0, Δ η₋ where g p < 0      entry by entry, from the first step's lr on
+    Δ ← min(max(Δ, Δmin), Δmax)
+    p ← 0 where g p < 0, else g                     the last gradient, 0 before step 1
+    w ← w − Δ sign(p)
+
+Only the gradient's signs count, and the lr of the first step. Torch's class takes no weight decay.
+"""
+
+from __future__ import annotations
+
+from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.optimizers.update_rule import (
+    Array,
+    Memory,
+    Option,
+    Options,
+    StepInput,
+    UpdateRule,
+    Written,
+    named_gradient,
+    namespace,
+)
+
+LAST, SIZE = "prev", "step_size"
+
+
+def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
+    """Return a last gradient of 0; the sizes start at the first step's lr."""
+    return {LAST: namespace(w).zeros_like(w)}
+
+
+def step(at: StepInput) -> tuple[Array, Memory]:
+    """Return Δ sign(p), and p and Δ."""
+    xp, (shrink, grow) = namespace(at.w), at.options["etas"]
+    least, most = at.options["step_sizes"]
+    size = at.memory[SIZE] if SIZE in at.memory else xp.full_like(at.w, at.lr)
+    turned = at.g * at.memory[LAST]
+    size = xp.where(turned > 0, size * grow, xp.where(turned < 0, size * shrink, size))
+    size = xp.minimum(xp.maximum(size, xp.full_like(size, least)), xp.full_like(size, most))
+    last = xp.where(turned < 0, xp.zeros_like(at.g), at.g)
+    return size * xp.sign(last), {LAST: last, SIZE: size}
+
+
+def written(
+    options: Options, convention: Convention, faults: Faults, lr: str, gradient: str
+) -> Written:
+    """Write the sizes and the last gradient, and the step."""
+    (shrink, grow), (least, most) = options["etas"], options["step_sizes"]
+    lines, g = named_gradient(gradient)
+    least, most = least or "0", most or "0"
+    lines += [
+        f"Δ ← {grow} Δ where {g} p > 0, {shrink} Δ where {g} p < 0, from {lr} on",
+        f"Δ ← min(max(Δ, {least}), {most})",
+        f"p ← 0 where {g} p < 0, else {g}",
+    ]
+    return Written(lines, "Δ sign(p)", lr_inside=True)
+
+
+def errors(options: Options) -> dict[str, str]:
+    """Refuse what torch refuses."""
+    shrink, grow = options["etas"]
+    if not 0 < shrink < 1 < grow:
+        return {"etas": "must be a number between 0 and 1, and one above 1, as in torch"}
+    return {}
+
+
+RPROP = UpdateRule(
+    torch="Rprop",
+    options={
+        "etas": Option((0.5, 1.2), ("η₋", "η₊")),
+        "step_sizes": Option((1e-6, 50.0), ("Δmin", "Δmax")),
+        "maximize": Option(default=False),
+    },
+    init=init,
+    step=step,
+    written=written,
+    meanings={
+        "G": "the gradient with all that joins it",
+        "p": "the last gradient, 0 before step 1 and where it has turned",
+        "Δ": "size of each entry's step",
+        "η₋": "etas[0]",
+        "η₊": "etas[1]",
+        "Δmin": "step_sizes[0]",
+        "Δmax": "step_sizes[1]",
+    },
+    examples={"plain": {}},
+    notes=("Only the gradient's signs count, and the lr of step 1: a schedule changes nothing.",),
+    errors=errors,
+    weight_decay=False,
+    scaling={},
+)
