@@ -7,18 +7,18 @@ parameter before the step, Δ what the step subtracts, and λ a coupled weight d
     after       δw = δΔ + 2u |w| + 6u |Δ|, and 2u |w| more where w (1 − lr λ) is a product
 
     SGD         δv ← μ δv + |1 − τ| δG + 2u |v|         δΔ = lr δv, or lr (δG + μ δv) with Nesterov
-    Adam        δm ← β₁ δm + (1 − β₁) δG + 3u (|m| + (1 − β₁)|G|)
-                δv ← β₂ δv + (1 − β₂)(2|G| + δG) δG + 3u v
-                δΔ = lr/(1 − β₁ᵗ) (δm/D⁻ + |m| δD/(D D⁻))      D = √v/√(1 − β₂ᵗ) + ε
-    RMSprop     the same δv with β₂ = α; δ(G/D) as in Adam; a buffer as SGD's velocity
+    ASGD        δΔ = η δG + (2u₃₂ + 8u) η (|G| + δG + ν |w|)         η in float32, of unit u₃₂
+    Adam ..     a first moment over the root of a second: `moment_rounding`
+    RMSprop     Adam's δv with β₂ = α; δ(G/D) as in Adam; a buffer as SGD's velocity
     Adagrad     δs ← δs + (2|G| + δG) δG + 3u s
+    Rprop       as far as the signs are certain: `sign_rounding`
 
 δD = δ√v/√(1 − β₂ᵗ) + 3u D with δ√v ≤ min(δv/√v, √(v + δv)), and D⁻ = D − δD, no less than ε. Where
 the gradient is rounding alone, D⁻ is ε and that says nothing: of two steps that are each no larger
 than the largest that the optimizer can take, the difference is no more than twice that. With
 |m|/√v ≤ (1 − β₁)/√((1 − β₂)(1 − β₁²/β₂)) by Cauchy and Schwarz, that is where the bound stops.
 
-Sources of the steps: torch/optim/{sgd,adam,rmsprop,adagrad}.py, `_single_tensor_*`, torch 2.13.
+Sources of the steps: torch/optim/*.py, `_single_tensor_*`, torch 2.13.
 """
 
 from __future__ import annotations
@@ -28,39 +28,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from regcheck.numerics.moment_rounding import (
+    U32,
+    propagate_adam,
+    propagate_nadam,
+    propagate_radam,
+)
 from regcheck.numerics.packing import parts_of
+from regcheck.numerics.sign_rounding import propagate_rprop
+from regcheck.numerics.step_rounding import (
+    Array,
+    Carried,
+    OptimizerStep,
+    Propagated,
+    coupled,
+    quotient,
+    settled,
+)
 
-Array = NDArray[np.floating]
-Carried = Mapping[str, Array]
-"""The errors of what an optimizer remembers, by name."""
-
-
-class OptimizerStep(NamedTuple):
-    """One step of an optimizer, all tensors' entries one after the other.
-
-    Attributes:
-        before, after: the parameters around it.
-        gradient: what the optimizer was given, after clipping.
-        options: its settings by torch's names: one number, or one an entry.
-        state: what it remembers after the step, by torch's names.
-        t: the number of the step, from 1.
-    """
-
-    before: Array
-    after: Array
-    gradient: Array
-    options: Mapping[str, Any]
-    state: Mapping[str, Array]
-    t: float
-
-
-class Propagated(NamedTuple):
-    """The bound on the parameters after a step, and the errors that are carried on."""
-
-    after: Array
-    carried: Carried
+LEAST32 = 2.0**-149
+"""The smallest number of float32."""
 
 
 def propagate_sgd(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
@@ -78,37 +66,16 @@ def propagate_sgd(u: float, step: OptimizerStep, noise: Array, carried: Carried)
     return Propagated(settled(u, step, lr * direction), {"momentum_buffer": velocity})
 
 
-def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
-    """Propagate through torch.optim.Adam and AdamW."""
-    option, t = step.options, step.t
-    beta1, beta2 = option["betas"]
+def propagate_asgd(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
+    """Propagate through torch.optim.ASGD; what is carried is the next step's η."""
+    option, size = step.options, np.abs(step.before)
     G, error = coupled(u, step, noise)
-    m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
-    zero = np.zeros(())
-    # In place: with this many operations, memory is what takes the time.
-    dm = error + (3 * u) * G
-    dm *= 1 - beta1
-    dm += beta1 * carried.get("exp_avg", zero)
-    dm += (3 * u) * m
-    dv = 2 * G
-    dv += error
-    dv *= error
-    dv *= 1 - beta2
-    dv += beta2 * carried.get("exp_avg_sq", zero)
-    dv += (3 * u) * v
-    carry = {"exp_avg": dm, "exp_avg_sq": dv}
-    if "max_exp_avg_sq" in step.state:
-        v = step.state["max_exp_avg_sq"]
-        dv = carry["max_exp_avg_sq"] = np.maximum(dv, carried.get("max_exp_avg_sq", zero))
-    correction = 1 - beta2**t
-    rate = option["lr"] / (1 - beta1**t)
-    ddelta = quotient(u, m, dm, v, dv, option["eps"], math.sqrt(correction))
-    ratio = beta1 * beta1 / beta2 if beta2 else 1.0
-    steepest = (1 - beta1) / math.sqrt(max((1 - beta2) * (1 - ratio), 1e-30))
-    most = 2 * steepest * math.sqrt(correction)
-    np.minimum(ddelta, most, out=ddelta)
-    ddelta *= rate
-    return Propagated(settled(u, step, ddelta), carry)
+    lr, own = option["lr"], option["lambd"]
+    eta, pull = carried.get("eta", lr), G + error + own * size
+    ddelta = eta * error + ((2 * U32 + 8 * u) * eta + LEAST32) * pull
+    ddelta = ddelta + 2 * u * size  # w (1 − η ν) is a product
+    later = lr / (1 + own * lr * step.t) ** option["alpha"] + np.zeros(noise.shape)
+    return Propagated(settled(u, step, ddelta), {"eta": later})
 
 
 def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
@@ -148,57 +115,6 @@ def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carr
     return Propagated(settled(u, step, rate * ddelta), {"sum": ds})
 
 
-def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
-    """Return |G| and δG, with the weight decay in the gradient unless it is decoupled."""
-    decay = step.options["weight_decay"]
-    if step.options.get("decoupled_weight_decay", False) or not np.any(decay):
-        G = np.abs(step.gradient)
-        return G, noise + u * G
-    pull = decay * step.before
-    if np.any(step.options.get("maximize", False)):
-        pull = -pull
-    G = np.abs(step.gradient + pull)
-    return G, noise + u * (3 * np.abs(pull) + G)
-
-
-def quotient(
-    u: float, a: Array, da: Array, v: Array, dv: Array, eps: float, correction: float = 1.0
-) -> Array:
-    """Bound δ(a/D) = (δa + a δD/D)/D⁻, where a ≥ 0 and D = √v/correction + ε; 0/0 is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.sqrt(v)
-        droot = dv / root
-        if not (dv < v).all():  # else δv/√v is the smaller one
-            np.fmin(droot, np.sqrt(v + dv), out=droot)
-        if correction != 1:
-            root *= 1 / correction
-            droot *= 1 / correction
-        D, dD = root, droot
-        D += eps
-        dD += (3 * u) * D
-        bound: Array = dD / D
-        bound *= a
-        bound += da
-        D -= dD
-        bound /= np.maximum(D, eps, out=D)
-    return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
-
-
-def settled(u: float, step: OptimizerStep, ddelta: Array) -> Array:
-    """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|.
-
-    A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
-    """
-    option = step.options
-    decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
-    delta = step.after - step.before
-    bound: Array = np.abs(delta, out=delta)
-    bound *= 6 * u
-    bound += ((4 if decays else 2) * u) * np.abs(step.before)
-    bound += ddelta
-    return bound
-
-
 class Formula(NamedTuple):
     """How rounding propagates through an optimizer, and what that remembers, by torch's names."""
 
@@ -206,13 +122,18 @@ class Formula(NamedTuple):
     state: tuple[str, ...]
 
 
-ADAM = Formula(propagate_adam, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM = Formula(propagate_adam, (*MOMENTS, "max_exp_avg_sq"))
 
 FORMULAS: dict[str, Formula] = {
+    "ASGD": Formula(propagate_asgd, ()),
     "Adagrad": Formula(propagate_adagrad, ("sum",)),
     "Adam": ADAM,
     "AdamW": ADAM,
+    "NAdam": Formula(propagate_nadam, MOMENTS),
+    "RAdam": Formula(propagate_radam, MOMENTS),
     "RMSprop": Formula(propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
+    "Rprop": Formula(propagate_rprop, ()),
     "SGD": Formula(propagate_sgd, ("momentum_buffer",)),
 }
 """By the optimizer's class in torch.optim."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from regcheck.numerics.norms import clipped
-from regcheck.numerics.optimizer_rounding import FORMULAS, OptimizerStep
+from regcheck.numerics.optimizer_rounding import FORMULAS
 from regcheck.numerics.packing import flat
+from regcheck.numerics.step_rounding import OptimizerStep
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
 

@@ -25,15 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.optimizer_rounding import (
-    Carried,
-    Noise,
-    OptimizerStep,
-    Propagated,
-    formula_of,
-)
+from regcheck.numerics.optimizer_rounding import Noise, formula_of
 from regcheck.numerics.packing import finite, flat
 from regcheck.numerics.rounding import Bounds
+from regcheck.numerics.step_rounding import Carried, OptimizerStep, Propagated
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
 from regcheck.trainers.monte_carlo import RandomRounding, sample

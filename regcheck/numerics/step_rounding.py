@@ -1,0 +1,90 @@
+"""What every optimizer's step makes of rounding: what goes into a bound, what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Carried = Mapping[str, Array]
+"""The errors of what an optimizer remembers, by name."""
+
+
+class OptimizerStep(NamedTuple):
+    """One step of an optimizer, all tensors' entries one after the other.
+
+    Attributes:
+        before, after: the parameters around it.
+        gradient: what the optimizer was given, after clipping.
+        options: its settings by torch's names: one number, or one an entry.
+        state: what it remembers after the step, by torch's names.
+        t: the number of the step, from 1.
+    """
+
+    before: Array
+    after: Array
+    gradient: Array
+    options: Mapping[str, Any]
+    state: Mapping[str, Array]
+    t: float
+
+
+class Propagated(NamedTuple):
+    """The bound on the parameters after a step, and the errors that are carried on."""
+
+    after: Array
+    carried: Carried
+
+
+def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
+    """Return |G| and δG, with the weight decay in the gradient unless it is decoupled."""
+    decay = step.options["weight_decay"]
+    if step.options.get("decoupled_weight_decay", False) or not np.any(decay):
+        G = np.abs(step.gradient)
+        return G, noise + u * G
+    pull = decay * step.before
+    if np.any(step.options.get("maximize", False)):
+        pull = -pull
+    G = np.abs(step.gradient + pull)
+    return G, noise + u * (3 * np.abs(pull) + G)
+
+
+def quotient(
+    u: float, a: Array, da: Array, v: Array, dv: Array, eps: float, correction: float = 1.0
+) -> Array:
+    """Bound δ(a/D) = (δa + a δD/D)/D⁻, where a ≥ 0 and D = √v/correction + ε; 0/0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root = np.sqrt(v)
+        droot = dv / root
+        if not (dv < v).all():  # else δv/√v is the smaller one
+            np.fmin(droot, np.sqrt(v + dv), out=droot)
+        if correction != 1:
+            root *= 1 / correction
+            droot *= 1 / correction
+        D, dD = root, droot
+        D += eps
+        dD += (3 * u) * D
+        bound: Array = dD / D
+        bound *= a
+        bound += da
+        D -= dD
+        bound /= np.maximum(D, eps, out=D)
+    return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
+
+
+def settled(u: float, step: OptimizerStep, ddelta: Array) -> Array:
+    """Add the rounding of the update itself: δw = δΔ + 2u |w| + 6u |Δ|.
+
+    A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
+    """
+    option = step.options
+    decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
+    delta = step.after - step.before
+    bound: Array = np.abs(delta, out=delta)
+    bound *= 6 * u
+    bound += ((4 if decays else 2) * u) * np.abs(step.before)
+    bound += ddelta
+    return bound
