@@ -114,7 +114,7 @@ ADAFACTOR = UpdateRule(
         "RMS": "root mean square",
         "t": "number of the step, from 1",
         "ζ": "beta2_decay",
-        "ε₁": "eps[0], where it is None the machine epsilon of the parameters",
+        "ε₁": "eps[0], by default the machine epsilon of the parameters",
         "ε₂": "eps[1]",
         "κ": "d",
     },

@@ -1,9 +1,9 @@
 """Rprop (torch/optim/rprop.py, `_single_tensor_rprop`, torch 2.13).
 
-    Δ ← Δ η₊ where g p > 0, Δ η₋ where g p < 0      entry by entry, from the first step's lr on
+    Δ ← Δ η₊ where g h > 0, Δ η₋ where g h < 0      entry by entry, from the first step's lr on
     Δ ← min(max(Δ, Δmin), Δmax)
-    p ← 0 where g p < 0, else g                     the last gradient, 0 before step 1
-    w ← w − Δ sign(p)
+    h ← 0 where g h < 0, else g                     the last gradient, 0 before step 1
+    w ← w − Δ sign(h)
 
 Only the gradient's signs count, and the lr of the first step. Torch's class takes no weight decay.
 """
@@ -32,7 +32,7 @@ def init(options: Options, convention: Convention, faults: Faults, w: Array) -> 
 
 
 def step(at: StepInput) -> tuple[Array, Memory]:
-    """Return Δ sign(p), and p and Δ."""
+    """Return Δ sign(h), and h and Δ."""
     xp, (shrink, grow) = namespace(at.w), at.options["etas"]
     least, most = at.options["step_sizes"]
     size = at.memory[SIZE] if SIZE in at.memory else xp.full_like(at.w, at.lr)
@@ -51,11 +51,11 @@ def written(
     lines, g = named_gradient(gradient)
     least, most = least or "0", most or "0"
     lines += [
-        f"Δ ← {grow} Δ where {g} p > 0, {shrink} Δ where {g} p < 0, from {lr} on",
+        f"Δ ← {grow} Δ where {g} h > 0, {shrink} Δ where {g} h < 0, from {lr} on",
         f"Δ ← min(max(Δ, {least}), {most})",
-        f"p ← 0 where {g} p < 0, else {g}",
+        f"h ← 0 where {g} h < 0, else {g}",
     ]
-    return Written(lines, "Δ sign(p)", lr_inside=True)
+    return Written(lines, "Δ sign(h)", lr_inside=True)
 
 
 def errors(options: Options) -> dict[str, str]:
@@ -78,7 +78,7 @@ RPROP = UpdateRule(
     written=written,
     meanings={
         "G": "the gradient with all that joins it",
-        "p": "the last gradient, 0 before step 1 and where it has turned",
+        "h": "the last gradient, 0 before step 1 and where it has turned",
         "Δ": "size of each entry's step",
         "η₋": "etas[0]",
         "η₊": "etas[1]",
