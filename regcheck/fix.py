@@ -97,12 +97,10 @@ def fix_of(
     if rounding_alone(spec, found):
         text = "the sides differ by rounding alone, which the tolerance now allows"
         return SpecFix({"tolerance": {"rounding": ROUNDING}}, text)
-    if spec.scratch is None:
-        if spec.own_framework is not None:
-            return "the framework side is your own: change it there"
-        return SpecFix({"convention": "pytorch"}, "the built-in scratch side follows torch")
     if spec.own_framework is not None:
-        return "both sides are your own: change one of them"
+        return own_code_to_change(spec)
+    if spec.scratch is None:
+        return SpecFix({"convention": "pytorch"}, "the built-in scratch side follows torch")
     fixes: dict[str, dict[str, Any]] = {}
     if found.best is not None:
         fixes = update_fixes(spec, found.best, found.start)
@@ -118,6 +116,15 @@ def fix_of(
         fixes[text] = {"compare": ["parameters"]}
     changes = {key: value for fix in fixes.values() for key, value in fix.items()}
     return SpecFix(changes, "; ".join(fixes)) if changes else CHANGE_THE_CODE
+
+
+def own_code_to_change(spec: Spec) -> str:
+    """Say which code is to change where the framework side is the user's own: no spec fixes it."""
+    if spec.textbook is not None:
+        return "the optimizer is your own: change it there"
+    if spec.scratch is None:
+        return "the framework side is your own: change it there"
+    return "both sides are your own: change one of them"
 
 
 def rounding_alone(spec: Spec, found: Diagnosis) -> bool:

@@ -7,10 +7,13 @@ import pytest
 
 from regcheck.compare.detectability import ROUNDING_ALONE, SHARE, Power, PowerMeter, swallowed_text
 from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
-from regcheck.trainers.sides import Steps
+from regcheck.trainers.lockstep import Steps
 
 Tensors = dict[str, list[float]]
+
+FIRST = Batch(1, 1, 1, 0.1, 4, (slice(0, 4),))
 
 
 def both(step: Step) -> Steps:
@@ -34,7 +37,7 @@ def take(
     given = [{name: np.array(x) for name, x in one.items()} for one in (before, after, gradient)]
     step = Step(given[0], None, None, given[2], None, {}, None, given[1])
     own = {name: np.array(x) for name, x in (noise or {}).items()}
-    meter.take(1, both(step), bounds_of(bound), own)
+    meter.take(FIRST, both(step), bounds_of(bound), own)
 
 
 def taken(meter: PowerMeter, bound: list[float], noise: float = 0.0) -> Power:

@@ -19,9 +19,10 @@ from regcheck.numerics.rounding import RoundingModel
 from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
+from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import APART, MeasuredBounds
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.sides import NumpyFollowsTorch, Steps
+from regcheck.trainers.sides import NumpyFollowsTorch
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.conftest import told
 from tests.own_models import (

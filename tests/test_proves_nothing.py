@@ -57,7 +57,7 @@ def hidden_after(optimizer: Optimizer, bound: float, limit: float = 1.0) -> tupl
         faults = AlteredOptimizers(trainer, {"weight": limit})
         for batch in trainer.problem.schedule.batches():
             steps = both(trainer.step(batch))
-            faults.advance(batch.step, steps, bounds_of({"weight": [bound, bound]}))
+            faults.advance(batch, steps, bounds_of({"weight": [bound, bound]}))
         return faults.hidden()
 
 

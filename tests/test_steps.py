@@ -25,7 +25,7 @@ from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.spec.tolerance import Tolerance, Tolerances
-from regcheck.trainers.sides import Steps
+from regcheck.trainers.lockstep import Steps
 from tests.conftest import told
 
 NAN, INF = math.nan, math.inf

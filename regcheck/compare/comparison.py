@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from regcheck.compare.detectability import AlteredOptimizers, Power, PowerMeter
+from regcheck.compare.detectability import AlteredOptimizers, AlteredRules, Power, PowerMeter
 from regcheck.compare.drift import Drift, DriftMeter
 from regcheck.compare.history import History
 from regcheck.compare.not_distinguished import Hidden, Trials, sees_alike
@@ -36,9 +36,11 @@ from regcheck.problem.problem import Parameters, Problem
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import weighed_limits
+from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_trainer import ForwardBackward
-from regcheck.trainers.sides import Sides, Steps
+from regcheck.trainers.sides import Sides
+from regcheck.trainers.textbook import FormulaBounds
 
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
@@ -140,9 +142,11 @@ class Comparing:
         self.drift = DriftMeter(self.tolerances)
         self.history = History({name: w.shape for name, w in initial.items()}, self.schedule)
         limits = weighed_limits(self.tolerances, initial)
-        altered = None
+        altered: AlteredOptimizers | AlteredRules | None = None
         if isinstance(sides.bounder, MeasuredBounds):
             altered = AlteredOptimizers(sides.bounder.trainer, limits)
+        elif isinstance(sides.bounder, FormulaBounds):
+            altered = AlteredRules(sides.bounder.rule, limits)
         self.power = PowerMeter(limits, altered)
         self.trials = None
         if torch is not None:
@@ -188,11 +192,12 @@ class Comparing:
                 self.first_by_stage.setdefault(stage, row.step)
         self.drift.need_step(row, steps.scratch_own, steps.framework_own)
         bounder = self.sides.bounder
-        self.power.take(row.step, steps, bounds, bounder.gradient_noise())
+        self.power.take(batch, steps, bounds, bounder.gradient_noise())
         self.random = self.random or bounder.random_model
-        self.history.append(steps, bounds)
+        recorded = self.sides.pair.recorded(steps)
+        self.history.append(recorded, bounds)
         if self.trials is not None:
-            self.trials.advance(batch, steps, bounds, rows_pass)
+            self.trials.advance(batch, recorded, bounds, rows_pass)
         return True
 
     def forward_backward(self, steps: Steps, batch: Batch) -> ForwardBackward | None:

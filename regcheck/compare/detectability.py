@@ -14,7 +14,8 @@ A step is judged in a tensor where that share is at most `SHARE`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 
 from regcheck.numerics.packing import flat
 from regcheck.numerics.rounding import Bounds
+from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
-from regcheck.trainers.sides import Steps
+from regcheck.rules.cause import Change
+from regcheck.trainers.lockstep import Lockstep, Steps
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 from regcheck.trainers.torch_model import OptimizerClone
 from regcheck.trainers.torch_trainer import TorchTrainer
 
@@ -117,42 +121,106 @@ class AlteredOptimizers:
                 "a missing weight decay": OptimizerClone(trainer.module, weight_decay=0.0),
             }
 
-    def advance(self, step: int, steps: Steps, bounds: Bounds) -> None:
+    def advance(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
         """Try each fault that no step has shown yet."""
-        if not self.pending or step > MOST_STEPS:
+        if not self.pending or batch.step > MOST_STEPS:
             return
-        framework = steps.framework
-        with np.errstate(all="ignore"):
-            before, after = flat(framework.before), flat(framework.after)
-            limit = MARGIN * self.limits * flat(bounds.after)
-            for fault, clone in list(self.pending.items()):
-                end = before
-                if clone is not None:
-                    end = clone.step(framework.before, self.trainer.given_gradients())
-                if (np.abs(end - after) > limit).any():
-                    del self.pending[fault]
+        before = steps.framework.before
+        shown = Shown(steps, bounds, self.limits)
+        for fault, clone in list(self.pending.items()):
+            end = shown.before
+            if clone is not None:
+                end = clone.step(before, self.trainer.given_gradients())
+            if shown.by(end):
+                del self.pending[fault]
 
     def hidden(self) -> tuple[str, ...]:
-        """Return the faults that no step has shown.
+        """Return the faults that no step has shown."""
+        return hidden(self.pending)
 
-        A doubled gradient that does not show where all else does is none: an optimizer that
-        divides by the gradient's size, like Adam, takes the same steps with it, to rounding.
-        """
-        found = tuple(self.pending)
-        return () if found == ("a doubled gradient",) else found
+
+class Shown:
+    """Whether a step would have shown another end of it than torch's beyond the limit."""
+
+    def __init__(self, steps: Steps, bounds: Bounds, limits: Array) -> None:
+        """Take a step, its bounds, and the limits of each entry, in bounds."""
+        self.before, self.after = flat(steps.framework.before), flat(steps.framework.after)
+        with np.errstate(all="ignore"):
+            self.limit = MARGIN * limits * flat(bounds.after)
+
+    def by(self, end: Array) -> bool:
+        """Whether the parameters after a step are others beyond the limit."""
+        with np.errstate(all="ignore"):
+            return bool((np.abs(end - self.after) > self.limit).any())
+
+
+ALTERATIONS: dict[str, Change] = {
+    "a doubled lr": {"lr_factor": 2.0},
+    "a missing lr": {"lr_factor": 0.0},
+    "a doubled gradient": {"gradient_factor": 2.0},
+    "a missing gradient": {"gradient_factor": 0.0},
+}
+
+ALTERED_DECAYS: dict[str, Change] = {
+    "a doubled weight decay": {"penalty_factor": 2.0},
+    "a missing weight decay": {"penalty_factor": 0.0},
+}
+
+
+class AlteredRules:
+    """The same faults, tried by a rule that stands beside the user's optimizer."""
+
+    def __init__(self, rule: NumpyTrainer, limits: Mapping[str, float]) -> None:
+        """Take the rule before its first step, and the limits of each tensor, in bounds."""
+        shapes = rule.problem.initial
+        self.limits = flat({name: np.full(w.shape, limits[name]) for name, w in shapes.items()})
+        decays = any(rule.problem.weight_decay.values())
+        changes = ALTERATIONS | (ALTERED_DECAYS if decays else {})
+        self.pending = {
+            fault: Lockstep(rule.by(rule.problem.with_change(change)))
+            for fault, change in changes.items()
+        }
+
+    def advance(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
+        """Try each fault that no step has shown yet."""
+        if not self.pending or batch.step > MOST_STEPS:
+            return
+        framework = steps.framework
+        assert framework.gradient is not None
+        known = ForwardBackward((), (), math.nan, framework.gradient, framework.skipped)
+        shown = Shown(steps, bounds, self.limits)
+        for fault, rule in list(self.pending.items()):
+            if shown.by(flat(rule.step_from(framework.before, batch, known).step.after)):
+                del self.pending[fault]
+
+    def hidden(self) -> tuple[str, ...]:
+        """Return the faults that no step has shown, as of an optimizer's clones."""
+        return hidden(self.pending)
+
+
+def hidden(pending: Collection[str]) -> tuple[str, ...]:
+    """Return the faults that no step has shown.
+
+    A doubled gradient that does not show where all else does is none: an optimizer that
+    divides by the gradient's size, like Adam, takes the same steps with it, to rounding.
+    """
+    found = tuple(pending)
+    return () if found == ("a doubled gradient",) else found
 
 
 class PowerMeter:
     """Measure what the steps of a run can show; `limits` are those of the tolerance, in bounds."""
 
     def __init__(
-        self, limits: Mapping[str, float], altered: AlteredOptimizers | None = None
+        self,
+        limits: Mapping[str, float],
+        altered: AlteredOptimizers | AlteredRules | None = None,
     ) -> None:
         self.limits, self.altered = limits, altered
         self.shares: dict[str, float] = {}
         self.clear: set[str] = set()
 
-    def take(self, step: int, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
+    def take(self, batch: Batch, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
         """Take in a step: torch's, from the reference's parameters."""
         framework = steps.framework
         with np.errstate(all="ignore"):
@@ -171,7 +239,7 @@ class PowerMeter:
                     if noise[name].max() < ROUNDING_ALONE * size:
                         self.clear.add(name)
         if self.altered is not None:
-            self.altered.advance(step, steps, bounds)
+            self.altered.advance(batch, steps, bounds)
 
     def result(self) -> Power:
         """Return what the steps so far could have shown."""

@@ -15,7 +15,7 @@ from regcheck.numerics.packing import Packed, layout_of
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch, Schedule
 from regcheck.problem.problem import Array, Parameters
-from regcheck.trainers.sides import Steps
+from regcheck.trainers.lockstep import Steps
 
 MOST_BYTES = 2**24
 """What is kept at most; the steps after that are compared, and not diagnosed."""

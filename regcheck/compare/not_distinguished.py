@@ -24,8 +24,8 @@ from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
+from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
-from regcheck.trainers.sides import Lockstep, Steps
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
 from regcheck.spec.tolerance import Tolerances
-from regcheck.trainers.sides import Steps
+from regcheck.trainers.lockstep import Steps
 
 
 class Row(NamedTuple):

@@ -23,7 +23,7 @@ from regcheck.numerics.losses import saturated
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.problem import Array, Parameters, Step
 from regcheck.spec.tolerance import Tolerances
-from regcheck.trainers.sides import Steps
+from regcheck.trainers.lockstep import Steps
 
 
 class TensorTrace(NamedTuple):

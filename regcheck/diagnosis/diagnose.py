@@ -27,6 +27,7 @@ from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Ex
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
 from regcheck.diagnosis.search import distinguishing, search
+from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.cause import Stage
 from regcheck.rules.causes import CAUSES
@@ -88,10 +89,12 @@ def explained(run: Run) -> Diagnosis:
     if run.loss_diverged:
         loss_evidence = logarithm_evidence(run, explained=reporting is not None)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
-    evidence: list[str] = []
+    made_otherwise = other_settings(run)
+    evidence = [made_otherwise] if made_otherwise else []
     stage: str | None = min(stages, key=get_args(Stage).index, default=None)
     if not agree:
-        evidence, stage = without_cause(run, replay, settings)
+        known, stage = without_cause(run, replay, settings)
+        evidence += known
     return Diagnosis(
         explained=agree and (reporting is not None or not run.loss_diverged),
         explanations=found,
@@ -178,8 +181,8 @@ def without_cause(
     known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
     if known:
         return [*evidence, known], "update"
-    agrees = gradient_agrees(run, replay, record)
-    if agrees is not None:
+    agrees = run.shares_gradient or gradient_agrees(run, replay, record)
+    if agrees is not None and not run.shares_gradient:
         evidence.append(GRADIENT[agrees])
     if agrees is not False and run.is_linear:
         for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):

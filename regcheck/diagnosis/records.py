@@ -86,6 +86,11 @@ class Run(NamedTuple):
         return isinstance(self.sides.pair, TorchFollowsScratch)
 
     @property
+    def shares_gradient(self) -> bool:
+        """Whether both sides take the very same gradient, beside a textbook rule."""
+        return self.spec.textbook is not None
+
+    @property
     def fits_float32(self) -> bool:
         """Whether the scratch side of a float64 run gave numbers of float32 alone."""
         pair = self.sides.pair

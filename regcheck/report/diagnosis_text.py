@@ -11,6 +11,7 @@ from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting, SpecFi
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
+from regcheck.report.roles import roles_of
 from regcheck.report.text import upward, written
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
@@ -65,8 +66,10 @@ def diagnosis_lines(report: Report) -> list[Line]:
         lines.append(Line("Cause", UNEXPLAINED))
         if found.stage in UNEXPLAINED_STAGES:
             lines.append(Line("Where", UNEXPLAINED_STAGES[found.stage]))
-        lines += labelled("Known", found.evidence)
-    return lines + loss_lines(report, found) + fitted_lines(report, found)
+    lines += labelled("Known", found.evidence)
+    lines += loss_lines(report, found) + fitted_lines(report, found)
+    roles = roles_of(report.spec)
+    return [one if one.formula else one._replace(text=roles.worded(one.text)) for one in lines]
 
 
 def labelled(label: str, texts: Iterable[str]) -> list[Line]:
@@ -90,7 +93,8 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
     scratch = rule_lines(convention, own, faults)
     torch = rule_lines(own.torchs, letters(report.rule_training))
     if scratch != torch:
-        for side, rule in (("scratch", scratch), ("torch", torch)):
+        roles = roles_of(report.spec)
+        for side, rule in ((roles.explained, scratch), (roles.reference, torch)):
             lines += [
                 Line("", f"{'' if place else side:<8} {text}", formula=True)
                 for place, text in enumerate(rule)
@@ -222,6 +226,11 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
 
 def fix_of(report: Report, cause: str) -> str:
     """Say what fixes a cause, with the factor that was fitted in the place of c."""
+    return roles_of(report.spec).worded(plain_fix(report, cause))
+
+
+def plain_fix(report: Report, cause: str) -> str:
+    """Say what fixes a cause in the catalogue's words."""
     fix = CAUSES[cause].fix
     best = report.diagnosis.best if report.diagnosis else None
     if best is None:
@@ -256,12 +265,13 @@ def fixes(report: Report) -> dict[str, list[str]]:
         own = f"{TORCHS_LOSS}, as your loss function has it"
         loss = loss_text(given.torchs, given) if report.spec.own_framework is None else own
         lines.append(f"reports  {loss}")
-    ways = {"in the scratch code": lines} if lines else {}
+    roles = roles_of(report.spec)
+    ways = {roles.fix: lines} if lines else {}
     if changed and isinstance(match, Matching):
-        ways["or in torch"] = [torch_call(match.sgd)]
+        ways[roles.matching] = [torch_call(match.sgd)]
         if report.training.lr_varies and match.lr_factor != 1:
-            ways["or in torch"].append(f"and every lr of the schedule times {match.lr_factor!r}")
-    elif changed and match is not None:
+            ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
+    elif changed and match is not None and report.spec.textbook is None:
         ways["in torch"] = [f"no lr and weight_decay match: {match}"]
     if isinstance(found.fix, SpecFix):
         changes = found.fix.changes.items()

@@ -19,6 +19,7 @@ from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.diagnosis_text import fix_of
 from regcheck.report.result import Report
+from regcheck.report.roles import roles_of
 from regcheck.rules.causes import CAUSES, framework_formula, scratch_formula
 from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
@@ -175,7 +176,8 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
         formula = scratch_formula(cause, report.rule_training, factor, scale)
     return {
         "id": cause,
-        **pick(CAUSES[cause], "kind", "title"),
+        "kind": CAUSES[cause].kind,
+        "title": roles_of(report.spec).worded(CAUSES[cause].title),
         "fix": fix_of(report, cause),
         "since": CAUSES[cause].since,
         "scratch_formula": formula,

@@ -107,6 +107,9 @@ def losses(report: Report) -> Iterator[str]:
             f"The reported losses {also}diverge at step {loss.step:,}, {where}: "
             f"scratch {scratch}, torch {torch}, difference {short(loss.at.difference)}."
         )
+    if report.spec.textbook is not None:
+        yield "Both sides take the gradient that torch has: the update alone is compared."
+        return
     own = report.spec.scratch is not None
     if own and not report.comparison.losses.reported and "loss" in report.spec.compare:
         yield "Your code yields no loss, so the reported losses are not compared."

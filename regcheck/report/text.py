@@ -95,6 +95,10 @@ def sides(report: Report) -> list[Side]:
 
 def scratch_side(report: Report) -> Side:
     """Describe the scratch side."""
+    if report.spec.textbook is not None:
+        given, call = letters(report.rule_training), torch_call(report.rule_training.sgd)
+        title = f"NumPy, the textbook {report.spec.textbook}: {call}"
+        return Side("scratch", title, rule_lines(given.torchs, given), "no loss of its own")
     if report.spec.scratch is not None:
         loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)

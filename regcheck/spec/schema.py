@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -21,9 +19,7 @@ from regcheck.spec.fields import (
     Path,
     Positive,
     Section,
-    has_bias,
     raise_inside,
-    shown,
     wrong,
 )
 from regcheck.spec.init import Init
@@ -34,6 +30,13 @@ from regcheck.spec.model import (
     fitting_loss,
     name_of_loss,
     options_of,
+)
+from regcheck.spec.sides import (
+    Framework,
+    Scratch,
+    UserCode,
+    own_optimizer_needed,
+    textbook_of,
 )
 from regcheck.spec.tolerance import Expect, Tolerances
 from regcheck.spec.training import (
@@ -49,51 +52,6 @@ from regcheck.spec.training import (
 
 DtypeName = Literal["float32", "float64"]
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
-
-
-UserCode = str | Callable[[Any], Any]
-"""A user's function: `FILE.py:FUNCTION` in a spec, or the function itself from Python."""
-
-FUNCTION = "a Python file and a function in it, like my_train.py:train"
-
-
-def in_a_module(value: object) -> str:
-    """Describe how a function is named that a value names as Python imports it, if it does.
-
-    >>> in_a_module("my.code.train")
-    '; for the function train of a module, write my/code.py:train'
-    """
-    dotted = re.fullmatch(r"((?:\w+\.)*\w+)[.:](\w+)", value) if isinstance(value, str) else None
-    if dotted is None or dotted[1].endswith(".py") or not dotted[2].isidentifier():
-        return ""
-    if dotted[2] == "py":  # a file without a function
-        return ""
-    file = dotted[1].replace(".", "/") + ".py"
-    return f"; for the function {dotted[2]} of a module, write {file}:{dotted[2]}"
-
-
-def user_code(forms: str, value: object) -> object:
-    """Check that a value names a function in a Python file, or is one, or a class that may be."""
-    named = re.fullmatch(r"\s*(\S.*\.py:(\w+))\s*", value) if isinstance(value, str) else None
-    if named is not None and named[2].isidentifier():
-        return named[1]
-    if not callable(value):
-        raise wrong(f"must be {forms}; got {shown(value)}{in_a_module(value)}")
-    return value
-
-
-def framework_form(value: object, info: ValidationInfo) -> object:
-    """Check that a value names a user's function, or holds settings of torch's own."""
-    if isinstance(value, Mapping):
-        return TorchSettings.model_validate(value, context={"bias": has_bias(info)})
-    if isinstance(value, TorchSettings):
-        return value
-    forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
-    return user_code(forms, value)
-
-
-Scratch = Annotated[UserCode | None, BeforeValidator(partial(user_code, FUNCTION))]
-Framework = Annotated[UserCode | TorchSettings | None, BeforeValidator(framework_form)]
 
 
 class Dtype(Section):
@@ -173,15 +131,34 @@ class Spec(Section):
     @field_validator("scratch")
     @classmethod
     def one_scratch_side(cls, scratch: object, info: ValidationInfo) -> object:
-        convention = info.data.get("convention")
+        convention, optimizer = info.data.get("convention"), info.data.get("optimizer")
+        textbook = textbook_of(scratch)
         if scratch is not None and convention not in (None, ConventionKeys()):
-            text = "your own code does what it does, and convention is what the built-in scratch"
-            raise wrong(f"{text} side does; leave convention out")
+            text = "your own code does what it does"
+            text = f"{textbook} is the textbook rule" if textbook else text
+            text += ", and convention is what the built-in scratch side does"
+            raise wrong(f"{text}; leave convention out")
+        if textbook and isinstance(optimizer, Optimizer) and optimizer.name != textbook:
+            raise wrong(
+                f"{textbook} is not the spec's optimizer, {optimizer.name}: name one of them in "
+                "both places, or leave optimizer out"
+            )
         return scratch
+
+    @field_validator("framework")
+    @classmethod
+    def own_beside_a_textbook(cls, framework: object, info: ValidationInfo) -> object:
+        textbook = textbook_of(info.data.get("scratch"))
+        if textbook and isinstance(framework, TorchSettings):
+            raise own_optimizer_needed(textbook)
+        return framework
 
     @field_validator("compare")
     @classmethod
-    def each_once(cls, compare: list[str]) -> list[str]:
+    def each_once(cls, compare: list[str], info: ValidationInfo) -> list[str]:
+        textbook = textbook_of(info.data.get("scratch"))
+        if textbook and "parameters" not in compare:
+            raise wrong(f"must name parameters: `scratch: {textbook}` has no loss of its own")
         if len(set(compare)) < len(compare):
             raise wrong("must name each of parameters and loss once at most")
         return compare
@@ -195,8 +172,19 @@ class Spec(Section):
 
     @classmethod
     def full_form(cls, content: object, _: ValidationInfo) -> object:
-        """Put an error in the place of a missing model: so the others are reported with it."""
-        if not isinstance(content, Mapping) or content.get("model") is not None:
+        """Put an error in the place of a missing model: so the others are reported with it.
+
+        An optimizer that `scratch` names is the spec's where it has none, and needs a framework
+        side.
+        """
+        if not isinstance(content, Mapping):
+            return content
+        name = content.get("scratch")
+        textbook = isinstance(name, str) and textbook_of(name.strip().lower())
+        if textbook:
+            needed = {"optimizer": textbook, "framework": own_optimizer_needed(textbook)}
+            content = {**needed, **content}
+        if content.get("model") is not None or textbook:
             return content
         scratch, framework = content.get("scratch"), content.get("framework")
         own = framework is not None and not isinstance(framework, Mapping | TorchSettings)
@@ -266,6 +254,11 @@ class Spec(Section):
     def loss_options(self) -> LossOptions:
         """The options of the loss."""
         return options_of(self.loss)
+
+    @property
+    def textbook(self) -> str | None:
+        """The optimizer whose formula stands beside the user's own, if there is one."""
+        return textbook_of(self.scratch)
 
     @property
     def decays(self) -> dict[str, float]:

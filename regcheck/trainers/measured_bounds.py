@@ -36,7 +36,7 @@ from regcheck.trainers.torch_model import OptimizerClone, optimizer_class_name
 from regcheck.trainers.torch_trainer import TorchTrainer
 
 if TYPE_CHECKING:
-    from regcheck.trainers.sides import Steps
+    from regcheck.trainers.lockstep import Steps
 
 Array = NDArray[np.floating]
 

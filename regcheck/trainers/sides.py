@@ -23,59 +23,16 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
+from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.measured_bounds import MeasuredBounds
 from regcheck.trainers.monte_carlo import is_random
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
+from regcheck.trainers.textbook import FormulaBesideTorch, FormulaBounds, textbook_rule
 from regcheck.trainers.torch_model import Module
 from regcheck.trainers.torch_trainer import TorchTrainer
 from regcheck.trainers.user_module import builder, of_module, take_state, user_function
 from regcheck.user_code.generator import ScratchSteps
 from regcheck.user_code.problem_api import user_problem
-
-
-class Lockstep:
-    """One rule trained twice: on its own trajectory, and from the reference's parameters."""
-
-    def __init__(self, trainer: NumpyTrainer) -> None:
-        self.trainer = trainer
-        self.own = self.from_reference = trainer.start()
-
-    def step_own(self, batch: Batch) -> Update:
-        """Take the next step of its own trajectory."""
-        update = self.trainer.step(self.own, batch)
-        self.own = update.state
-        return update
-
-    def step_from(
-        self, parameters: Parameters, batch: Batch, known: ForwardBackward | None = None
-    ) -> Update:
-        """Take a step from the reference's parameters, its optimizer fed by them all along."""
-        state = self.from_reference._replace(parameters=parameters)
-        update = self.trainer.step(state, batch, known)
-        self.from_reference = update.state
-        return update
-
-    def follow(self, step: Step) -> None:
-        """Take over a step of the reference's that is known to be its own too."""
-        self.from_reference = self.from_reference._replace(
-            parameters=step.after, memory=step.memory
-        )
-
-
-class Steps(NamedTuple):
-    """One step of both sides.
-
-    Attributes:
-        scratch_own, framework_own: the scratch side's and torch's, each on its own trajectory.
-        scratch, framework: both from the reference's parameters.
-        forward_backward: the NumPy side's pass over the rows there; None where it has taken none.
-    """
-
-    scratch_own: Step
-    framework_own: Step
-    scratch: Step
-    framework: Step
-    forward_backward: ForwardBackward | None
 
 
 class NumpyFollowsTorch:
@@ -94,6 +51,10 @@ class NumpyFollowsTorch:
     def parameters(self) -> tuple[Parameters, Parameters]:
         """Return the scratch side's and torch's, each on its own trajectory."""
         return self.rule.own.parameters, self.framework.parameters()
+
+    def recorded(self, steps: Steps) -> Steps:
+        """Return a step as the diagnosis reads it: the scratch side is to be explained."""
+        return steps
 
     def finish(self) -> None:
         """End after the last step."""
@@ -146,6 +107,10 @@ class TorchFollowsScratch:
         """Return the scratch side's and torch's, each on its own trajectory."""
         return self.now, self.framework.parameters()
 
+    def recorded(self, steps: Steps) -> Steps:
+        """Return a step as the diagnosis reads it: the scratch side is to be explained."""
+        return steps
+
     def finish(self) -> None:
         """See that the code ends after its last step."""
         self.code.finish()
@@ -179,6 +144,9 @@ class ClosedBounds:
         """Return None: nothing is measured."""
 
 
+Pair = NumpyFollowsTorch | TorchFollowsScratch | FormulaBesideTorch
+
+
 class Sides(NamedTuple):
     """Both sides of a problem, and what is known of them.
 
@@ -187,15 +155,15 @@ class Sides(NamedTuple):
         pair: both, in lockstep.
         bounder: bounds what rounding can do.
         torch: torch's rule in NumPy, by the settings that the framework side has; None where its
-            optimizer is not torch.optim.SGD.
+            optimizer has no such rule. Beside a textbook rule, that rule.
         sees_rows: whether that rule can pass over the rows itself.
         probe: torch's side, to ask for losses elsewhere; what it trains is not in the pair.
         random: whether the user's model gives two different outputs for one input.
     """
 
     problem: Problem
-    pair: NumpyFollowsTorch | TorchFollowsScratch
-    bounder: ClosedBounds | MeasuredBounds
+    pair: Pair
+    bounder: ClosedBounds | MeasuredBounds | FormulaBounds
     torch: NumpyTrainer | None
     sees_rows: bool
     probe: TorchTrainer
@@ -224,8 +192,14 @@ def sides_of(
         given = with_settings(problem, spec.torch_settings)
         framework = TorchTrainer(given, module)
         probe = TorchTrainer(given, clone_of(framework, build_again))
+        random = module is not None and is_random(probe)
+        if spec.textbook is not None:
+            passes = TorchTrainer(given, clone_of(framework, build_again))
+            beside = FormulaBesideTorch(textbook_rule(problem, spec), framework, passes)
+            yield Sides(problem, beside, beside.bounds(), beside.rule.trainer, False, probe, random)
+            return
         torch = torch_rule(given, module)
-        pair: NumpyFollowsTorch | TorchFollowsScratch
+        pair: Pair
         if spec.scratch is None:
             pair, follower = NumpyFollowsTorch(trainer(problem), framework), framework
         else:
@@ -239,7 +213,6 @@ def sides_of(
             pair = TorchFollowsScratch(code, framework, follower)
         sees_rows = problem.architecture is not None
         bounder = bounder_of(spec, follower, torch)
-        random = module is not None and is_random(probe)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
 
 

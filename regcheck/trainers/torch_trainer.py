@@ -120,21 +120,37 @@ class TorchTrainer:
                 losses.append(float(self.module.guard(self.forward, self.X[rows], self.y[rows])[1]))
         return sum(losses) / len(losses)
 
+    def pass_at(self, parameters: Parameters, batch: Batch) -> Step:
+        """Return the loss and the clipped gradient of a step's rows at any parameters: no update.
+
+        The optimizer remembers nothing of it; the model's buffers go on.
+        """
+        self.place(parameters)
+        _, loss = self.backward(batch)
+        self.clip()
+        skipped, gradient = self.without_gradient(), self.gradients()
+        self.forget_gradients()
+        return Step({}, None, loss, gradient, None, {}, None, {}, skipped)
+
+    def without_gradient(self) -> frozenset[str]:
+        """Return the tensors that have no gradient, or that the optimizer does not have."""
+        return frozenset(
+            name for name, x in self.tensors.items() if name not in self.groups or x.grad is None
+        )
+
     def step(self, batch: Batch) -> Step:
         """Take one update."""
         before, self.placed = self.placed or self.parameters(), None
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         outputs, loss = self.backward(batch)
-        self.has_gradient = {
-            name: name in self.groups and x.grad is not None for name, x in self.tensors.items()
-        }
+        skipped = self.without_gradient()
+        self.has_gradient = {name: name not in skipped for name in self.tensors}
         gradient = used = self.gradients()
         if self.clip():
             used = self.gradients()
         self.used = used
         self.update(batch)
         after, memory = self.parameters(), self.memory()
-        skipped = frozenset(name for name, given in self.has_gradient.items() if not given)
         step = Step(before, outputs, loss, gradient, None, memory, None, after, skipped)
         if self.sgd_groups:
             return self.with_parts(step)

@@ -1,0 +1,54 @@
+"""Who differs from whom: the scratch side from torch, or a user's optimizer from the textbook."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from regcheck.spec import Spec
+
+
+class Roles(NamedTuple):
+    """How the side that a diagnosis explains is called, and the one that goes by the rule.
+
+    Attributes:
+        explained, reference: the labels of their formulas.
+        fix: where to change what is explained.
+        matching: what stands before torch's call that does the same.
+        words: patterns in the catalogue's sentences, and what is written in their places.
+    """
+
+    explained: str
+    reference: str
+    fix: str
+    matching: str
+    words: tuple[tuple[str, str], ...] = ()
+
+    def worded(self, text: str) -> str:
+        """Write a sentence of the catalogue, or of the diagnosis, for these sides."""
+        for pattern, words in self.words:
+            text = re.sub(pattern, words, text)
+        return text
+
+
+SCRATCH = Roles("scratch", "torch", "in the scratch code", "or in torch")
+
+
+def roles_of(spec: Spec) -> Roles:
+    """Return the roles of a spec's sides.
+
+    >>> textbook("adamw").worded("the scratch side adds λ w, where torch shrinks w; it is torch's")
+    "your optimizer adds λ w, where the textbook adamw shrinks w; it is the textbook's"
+    """
+    return SCRATCH if spec.textbook is None else textbook(spec.textbook)
+
+
+def textbook(name: str) -> Roles:
+    """Return the roles where a user's optimizer stands beside a formula."""
+    words = (
+        ("The scratch side", "Your optimizer"),
+        ("the scratch side", "your optimizer"),
+        (r"\btorch's\b", "the textbook's"),
+        (r"\btorch\b(?!\.)", f"the textbook {name}"),
+    )
+    return Roles("yours", "textbook", "in your optimizer", "as it stands", words)

@@ -1,0 +1,368 @@
+"""A user's own optimizer beside the textbook rule of a name."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional
+
+from regcheck import cli
+from regcheck.checking import check
+from regcheck.report.result import Report
+from regcheck.report.roles import textbook
+from regcheck.report.terminal import print_report
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+from tests.by_hand import BASE
+from tests.own_optimizers import OwnAdamW, OwnSGD, build
+from tests.own_rules import Mlp, Spec, spec
+from tests.test_own_rules import Frozen, Spare
+from tests.test_spec import complaints
+from tests.user_modules import flat_line
+
+OPTIONS: Spec = {"betas": (0.9, 0.99), "eps": 1e-3}
+ADAMW: Spec = {"optimizer": {"name": "adamw", **OPTIONS}, "scratch": "adamw"}
+SGD: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}, "scratch": "sgd"}
+
+
+def adamw(mistake: str = "", model: Any = Mlp, dtype: Any = torch.float64, **given: Any) -> Report:
+    """Check an AdamW with a mistake."""
+    made = build(OwnAdamW, model, dtype, mistake=mistake, weight_decay=0.1, **OPTIONS)
+    return check(spec("mlp", **ADAMW | given), framework=made)
+
+
+def sgd(mistake: str = "", dtype: Any = torch.float64, **given: Any) -> Report:
+    """Check an SGD with a mistake."""
+    made = build(OwnSGD, Mlp, dtype, mistake=mistake, weight_decay=0.1, momentum=0.9)
+    return check(spec("mlp", **SGD | given), framework=made)
+
+
+def printed(report: Report, width: int = 80) -> str:
+    stream = StringIO()
+    print_report(report, Console(file=stream, width=width, color_system=None), 4)
+    return stream.getvalue()
+
+
+def explanations(report: Report) -> list[tuple[str, ...]]:
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    return [one.causes for one in report.diagnosis.explanations]
+
+
+# --- right optimizers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS)))
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
+    made = build(getattr(torch.optim, OPTIMIZERS[name].torch), weight_decay=decay)
+    report = check(spec("mlp", scratch=name, weight_decay=decay, epochs=20), framework=made)
+
+    assert (report.verdict, report.comparison.compared) == ("equivalent", 60)
+    assert report.comparison.drift.largest < 1e-10
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_right_optimizer_is_equivalent_for_300_steps(dtype: str) -> None:
+    own = getattr(torch, dtype)
+    for report in (adamw(dtype=own, epochs=100), sgd(dtype=own, epochs=100)):
+        assert (report.verdict, report.comparison.compared) == ("equivalent", 300)
+        assert all(share < 1e-2 for share in report.comparison.power.shares.values())
+
+
+CIRCUMSTANCES: dict[str, Spec] = {
+    "accumulated": {"batch_size": 4, "accumulate": 2},
+    "clipped": {"clip_norm": 0.1},
+    "clipped by value": {"clip_value": 0.05},
+    "scheduled": {"lr_schedule": {"kind": "cosine", "steps": 9, "floor": 0.01}},
+    "shuffled": {"shuffle": {"seed": 1}},
+}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+@pytest.mark.parametrize("mistake", ["", "no correction"])
+def test_formula_takes_what_torch_gives_the_optimizer(circumstance: str, mistake: str) -> None:
+    report = adamw(mistake, **CIRCUMSTANCES[circumstance])
+
+    if mistake:
+        assert explanations(report) == [("adam-bias-correction-missing",)]
+    else:
+        assert report.verdict == "equivalent"
+
+
+@pytest.mark.parametrize("model", [Frozen, Spare], ids=["frozen", "without gradients"])
+@pytest.mark.parametrize("mistake", ["", "coupled"])
+def test_tensors_that_are_left_alone_are_left_by_the_formula_too(model: Any, mistake: str) -> None:
+    report = adamw(mistake, model)
+
+    if mistake:
+        assert explanations(report) == [("penalty-coupled",)]
+    else:
+        assert report.verdict == "equivalent"
+
+
+def test_weight_decay_of_weights_alone_is_the_formulas_too() -> None:
+    def made(problem: Any) -> Any:
+        model, loss, _ = build(OwnAdamW, weight_decay=0.1, **OPTIONS)(problem)
+        tensors = dict(model.named_parameters())
+        groups: list[Spec] = [
+            {"params": [w for name, w in tensors.items() if name.endswith("weight")]},
+            {"params": [w for name, w in tensors.items() if name.endswith("bias")]},
+        ]
+        groups[1]["weight_decay"] = 0.0
+        return model, loss, OwnAdamW(groups, lr=problem.lr, weight_decay=0.1, **OPTIONS)
+
+    given = spec("mlp", **ADAMW | {"weight_decay": {"weight": 0.1, "bias": 0.0}})
+    assert check(given, framework=made).verdict == "equivalent"
+    report = check(spec("mlp", **ADAMW), framework=made)
+    assert explanations(report) == [("bias-not-penalized",)]
+    text = " ".join(printed(report).split())
+    assert "made with other settings than the spec's: weight_decay 0 where the spec has" in text
+
+
+def test_model_of_the_spec_has_the_specs_start() -> None:
+    def made(problem: Any) -> Any:
+        model = flat_line(problem)
+        return (
+            model,
+            nn.MSELoss(),
+            OwnSGD(model.parameters(), lr=0.05, weight_decay=0.1, momentum=0),
+        )
+
+    report = check(BASE | {"scratch": "SGD"}, framework=made)
+
+    assert report.verdict == "equivalent"
+    assert report.comparison.trace[0].tensors["weight"].bound < 1e-14
+
+
+# --- wrong ones -----------------------------------------------------------------------------------
+
+NAMED: dict[str, list[tuple[str, ...]]] = {
+    "coupled": [("penalty-coupled",)],
+    "decay late": [("decay-after-update",)],
+    "doubled": [("penalty-doubled",)],
+    "eps first": [("adam-epsilon-uncorrected",)],
+    "eps inside": [("adam-epsilon-inside",)],
+    "largest": [("adam-amsgrad-added",)],
+    "lr halved": [("learning-rate-scaled",)],
+    "no correction": [("adam-bias-correction-missing",)],
+    "no decay of biases": [("bias-not-penalized",)],
+    "swapped": [("adam-betas-swapped",)],
+    "unscaled": [("decay-not-scaled-by-lr",), ("penalty-scaled",)],
+}
+
+
+@pytest.mark.parametrize("mistake", NAMED)
+def test_mistake_of_an_optimizer_is_named(mistake: str) -> None:
+    report = adamw(mistake)
+
+    assert explanations(report) == NAMED[mistake]
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == {"swapped": 2, "largest": 3}.get(mistake, 1)
+    assert report.first_divergence.stage in ("optimizer", "penalty")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "cause"),
+    [
+        ("dampened", "momentum-dampened"),
+        ("decoupled", "decay-after-momentum"),
+        ("nesterov", "nesterov-added"),
+    ],
+)
+def test_mistake_of_a_momentum_is_named(mistake: str, cause: str) -> None:
+    assert (cause,) in explanations(sgd(mistake))
+
+
+@pytest.mark.parametrize("mistake", ["coupled", "no correction", "eps first"])
+def test_mistake_is_named_in_float32(mistake: str) -> None:
+    assert explanations(adamw(mistake, dtype=torch.float32)) == NAMED[mistake]
+
+
+def test_what_is_no_known_mistake_is_in_the_optimizer() -> None:
+    report = adamw("noise")
+
+    assert explanations(report) == []
+    assert report.diagnosis is not None
+    assert report.diagnosis.evidence == ()
+    text = " ".join(printed(report).split())
+    assert "Where in the optimizer: how the step uses the gradient." in text
+
+
+def test_other_options_than_the_specs_are_pointed_out() -> None:
+    made = build(OwnAdamW, weight_decay=0.01, betas=[0.8, 0.99], eps=1e-3)
+    report = check(spec("mlp", **ADAMW), framework=made)
+
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    told = "Your optimizer is made with other settings than the spec's: "
+    told += "weight_decay 0.01 where the spec has 0.1, "
+    told += "betas (0.8, 0.99) where the spec has (0.9, 0.99)."
+    assert report.diagnosis.evidence[:1] == (told,)
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def test_report_speaks_of_the_optimizer_and_the_textbook() -> None:
+    report = adamw("coupled")
+    text = printed(report)
+    words = " ".join(text.split())
+
+    verdict = text[text.index("DIVERGED") :]
+    assert max(map(len, verdict.splitlines())) <= 80
+    assert "NumPy, the textbook adamw: torch.optim.AdamW(lr=0.03, betas=(0.9," in words
+    assert "penalty-coupled: your optimizer adds λ w to the gradient, where the textbook " in words
+    assert "yours G ← g + 0.1 w" in words
+    assert "textbook M ← 0.9 M + (1 − 0.9) g" in words
+    assert "with it in the textbook's rule all 12 steps agree" in words
+    assert "in your optimizer leave λ w out of the gradient" in words
+    assert "as it stands torch.optim.Adam(lr=0.03" in words
+    assert "Both sides take the gradient that torch has: the update alone is compared." in words
+    assert "scratch side" not in words
+    (cause,) = report.to_dict()["diagnosis"]["causes"]
+    assert cause["title"].endswith("where the textbook adamw shrinks w apart from it")
+    assert report.to_dict()["diagnosis"]["fixed_spec"] is None
+
+
+def test_words_for_torch_are_the_textbooks_but_in_its_names() -> None:
+    worded = textbook("sgd").worded
+
+    assert worded("torch's step, where torch has torch.optim.SGD") == (
+        "the textbook's step, where the textbook sgd has torch.optim.SGD"
+    )
+
+
+def test_command_line_takes_a_spec_with_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        """
+import torch
+from torch import nn
+
+class Mine(torch.optim.Optimizer):
+    def __init__(self, params, lr, weight_decay):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for w in group["params"]:
+                w.sub_(group["lr"] * (w.grad + group["weight_decay"] * w / 2))
+
+def build(problem):
+    model = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)).double()
+    return model, nn.MSELoss(), Mine(model.parameters(), problem.lr, problem.weight_decay)
+"""
+    )
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "data: {X: [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5]], y: [1.0, 2.0, -1.0]}\n"
+        "lr: 0.1\nweight_decay: 0.5\nepochs: 4\nscratch: SGD\nframework: mine.py:build\n"
+        "expect: {verdict: diverged, step: 1, cause: penalty-halved}\n"
+    )
+
+    assert cli.exit_code(["run", str(path)]) == 0
+    assert "your optimizer has ½ λ w" in capsys.readouterr().out
+
+
+# --- runs that prove nothing ----------------------------------------------------------------------
+
+
+def test_run_that_could_not_tell_is_inconclusive() -> None:
+    report = adamw(lr=0.0)
+
+    assert report.verdict == "inconclusive"
+    assert "a doubled lr" in report.reason
+
+
+def test_weight_decay_that_rounding_swallows_is_told() -> None:
+    made = build(OwnAdamW, weight_decay=1e-17, **OPTIONS)
+    report = check(spec("mlp", **ADAMW | {"weight_decay": 1e-17}), framework=made)
+
+    assert (report.verdict, report.reason) == (
+        "inconclusive",
+        "a doubled weight decay and a missing weight decay would have passed too",
+    )
+
+
+@pytest.mark.parametrize("factor", [1.001, 1 - 1e-9])
+def test_small_share_of_the_lr_shows(factor: float) -> None:
+    made = build(OwnAdamW, weight_decay=0.1, lr=0.03 * factor, **OPTIONS)
+    report = check(spec("mlp", **ADAMW), framework=made)
+
+    assert explanations(report)[0] == ("learning-rate-scaled",)
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 1
+
+
+def test_dropout_is_pointed_out() -> None:
+    class Dropping(Mlp):
+        def forward(self, X: torch.Tensor) -> torch.Tensor:
+            return super().forward(functional.dropout(X, 0.5))
+
+    assert "the framework side's model is random" in adamw(model=Dropping).reason
+
+
+def test_user_writing_nan_is_found() -> None:
+    class Broken(OwnSGD):
+        def move(self, w: Any, g: Any, group: Any, state: Any) -> None:
+            super().move(w, g, group, state)
+            if state["t"] == 3:
+                w.flatten()[0] = np.nan
+
+    made = build(Broken, weight_decay=0.1, momentum=0.9)
+    report = check(spec("mlp", **SGD), framework=made)
+
+    assert report.verdict == "diverged"
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 3
+
+
+# --- specs ----------------------------------------------------------------------------------------
+
+LINES = "data: {X: [[1.0], [2.0]], y: [0, 1]}\nlr: 0.1\n"
+OWN = "framework: my.py:build\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("scratch: adamw\n", "framework: `scratch: adamw` is the textbook rule for an optimizer "),
+        ("scratch: adamw\nframework: {lr: 1}\n", "framework: `scratch: adamw` is the textbook ru"),
+        (OWN + "scratch: AdamWW\n", "got 'AdamWW'; did you mean `adamw`?"),
+        (OWN + "scratch: adam.w\n", "scratch: must be a Python file and a function in it"),
+        (
+            OWN + "scratch: adamw\noptimizer: sgd\n",
+            "adamw is not the spec's optimizer, sgd",
+        ),
+        (
+            OWN + "scratch: adamw\nconvention: doubled\n",
+            "adamw is the textbook rule, and ",
+        ),
+        (
+            OWN + "scratch: adamw\ncompare: [loss]\n",
+            "must name parameters: `scratch: adamw`",
+        ),
+    ],
+)
+def test_spec_that_makes_no_sense_is_refused(tmp_path: Path, lines: str, complaint: str) -> None:
+    (found,) = complaints(tmp_path, LINES + lines)
+    assert complaint in found
+
+
+@pytest.mark.parametrize("name", ["adamw", "AdamW", "ADAMW"])
+def test_name_is_taken_in_any_case_and_is_the_specs_optimizer(name: str) -> None:
+    given = spec("mlp", scratch=name, weight_decay=0.1)
+    made = build(OwnAdamW, weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8)
+    report = check(given, framework=made)
+
+    assert report.verdict == "equivalent"
+    assert (report.spec.textbook, report.spec.optimizer.name) == ("adamw", "adamw")
