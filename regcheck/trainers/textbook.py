@@ -15,9 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from regcheck.numerics.optimizer_rounding import FORMULAS, Carried, Formula, OptimizerStep
+from regcheck.numerics.optimizer_rounding import FORMULAS, Formula
 from regcheck.numerics.packing import finite, flat
 from regcheck.numerics.rounding import Bounds
+from regcheck.numerics.step_rounding import Carried, OptimizerStep
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.rules.convention import NO_FAULTS, is_bias
