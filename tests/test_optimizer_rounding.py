@@ -22,7 +22,7 @@ U32, U64 = 2.0**-24, 2.0**-53
 SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
 RMSPROP, ADAGRAD = torch.optim.RMSprop, torch.optim.Adagrad
 ASGD, NADAM, RADAM = torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam
-RPROP = torch.optim.Rprop
+ADADELTA, ADAMAX, RPROP = torch.optim.Adadelta, torch.optim.Adamax, torch.optim.Rprop
 
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda w: SGD(w, lr=0.1),
@@ -63,6 +63,14 @@ OPTIMIZERS: dict[str, Make] = {
     "rprop": lambda w: RPROP(w, lr=0.01),
     "rprop limits": lambda w: RPROP(w, lr=0.01, etas=(0.3, 1.7), step_sizes=(0.005, 0.03)),
     "rprop maximize": lambda w: RPROP(w, lr=0.01, maximize=True),
+    "adadelta": lambda w: ADADELTA(w, lr=0.5, weight_decay=0.1),
+    "adadelta rho": lambda w: ADADELTA(w, lr=0.5, rho=0.5, eps=1e-3, maximize=True),
+    "adadelta without memory": lambda w: ADADELTA(w, lr=0.5, rho=0.0),
+    "adadelta keeping": lambda w: ADADELTA(w, lr=0.5, rho=1.0),
+    "adamax": lambda w: ADAMAX(w, lr=0.01, weight_decay=0.3),
+    "adamax betas": lambda w: ADAMAX(w, lr=0.01, betas=(0.9, 0.5), eps=1e-3),
+    "adamax maximize": lambda w: ADAMAX(w, lr=0.01, betas=(0.5, 0.9), maximize=True),
+    "adamax without memory": lambda w: ADAMAX(w, lr=0.01, betas=(0.0, 0.0)),
     "adagrad decay": lambda w: ADAGRAD(w, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.1),
 }
 
@@ -166,14 +174,14 @@ def test_an_error_of_the_gradient_stays_within_the_bound(name: str, share: float
 
 # Where nothing is remembered, m/√v is ±1: its errors cancel, which the bound does not know. Rprop
 # has tests of its own: where no sign is another, nothing is.
-OTHERS = [n for n in OPTIMIZERS if n != "adam without memory" and not n.startswith("rprop")]
+OTHERS = [n for n in OPTIMIZERS if "without memory" not in n and not n.startswith("rprop")]
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_in_ordinary_cases_the_bound_is_at_most_some_ten_times_the_worst(name: str) -> None:
     # Gradients of one size, off by a thousandth: the largest difference of 30 runs with all kinds
     # of signs beside the bound, entry by entry. Measured: SGD 1.0, RMSprop 2.1 (6 where centered or
-    # with momentum, 12 with both), Adagrad 2.1, Adam 11, AMSGrad 13.
+    # with momentum, 12 with both), Adagrad 2.1, Adam 11, AMSGrad 13, Adadelta 4 to 6, Adamax 2.
     draws = np.random.default_rng(2)
     gradients = draws.normal(size=(20, 40)) + np.sign(draws.normal(size=40)) * 2
     noise = 1e-3 * np.abs(gradients)
@@ -199,6 +207,8 @@ STEEPEST: dict[str, Callable[[int], float]] = {
     ),
     "rmsprop": lambda t: 2 / math.sqrt(0.01),
     "adagrad": lambda t: 2.0,
+    # 2 (1 − β₁) Σ (β₁/β₂)ᵏ/(1 − β₁ᵗ)
+    "adamax": lambda t: 2 * 0.1 * sum((0.9 / 0.999) ** k for k in range(t)) / (1 - 0.9**t),
 }
 
 
@@ -213,6 +223,7 @@ def test_where_the_gradient_is_rounding_alone_the_bound_is_twice_the_largest_ste
         "adam": lambda w: ADAM(w, lr=0.01, eps=1e-30),
         "rmsprop": lambda w: RMSPROP(w, lr=0.01, eps=1e-30),
         "adagrad": lambda w: ADAGRAD(w, lr=0.01, eps=1e-30),
+        "adamax": lambda w: ADAMAX(w, lr=0.01, eps=1e-30),
     }
     make = makes[name]
     # The one side's gradient is rounding, the other's another one.

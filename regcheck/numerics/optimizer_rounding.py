@@ -9,8 +9,7 @@ parameter before the step, Δ what the step subtracts, and λ a coupled weight d
     SGD         δv ← μ δv + |1 − τ| δG + 2u |v|         δΔ = lr δv, or lr (δG + μ δv) with Nesterov
     ASGD        δΔ = η δG + (2u₃₂ + 8u) η (|G| + δG + ν |w|)         η in float32, of unit u₃₂
     Adam ..     a first moment over the root of a second: `moment_rounding`
-    RMSprop     Adam's δv with β₂ = α; δ(G/D) as in Adam; a buffer as SGD's velocity
-    Adagrad     δs ← δs + (2|G| + δG) δG + 3u s
+    RMSprop ..  the gradient over a size of those so far: `size_rounding`
     Rprop       as far as the signs are certain: `sign_rounding`
 
 δD = δ√v/√(1 − β₂ᵗ) + 3u D with δ√v ≤ min(δv/√v, √(v + δv)), and D⁻ = D − δD, no less than ε. Where
@@ -23,7 +22,6 @@ Sources of the steps: torch/optim/*.py, `_single_tensor_*`, torch 2.13.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,13 +35,18 @@ from regcheck.numerics.moment_rounding import (
 )
 from regcheck.numerics.packing import parts_of
 from regcheck.numerics.sign_rounding import propagate_rprop
+from regcheck.numerics.size_rounding import (
+    propagate_adadelta,
+    propagate_adagrad,
+    propagate_adamax,
+    propagate_rmsprop,
+)
 from regcheck.numerics.step_rounding import (
     Array,
     Carried,
     OptimizerStep,
     Propagated,
     coupled,
-    quotient,
     settled,
 )
 
@@ -78,43 +81,6 @@ def propagate_asgd(u: float, step: OptimizerStep, noise: Array, carried: Carried
     return Propagated(settled(u, step, ddelta), {"eta": later})
 
 
-def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
-    """Propagate through torch.optim.RMSprop."""
-    option = step.options
-    alpha, momentum = option["alpha"], option["momentum"]
-    G, error = coupled(u, step, noise)
-    zero = np.zeros(())
-    v = step.state["square_avg"]
-    dv = alpha * carried.get("square_avg", zero) + ((1 - alpha) * (2 * G + error)) * error
-    dv = dv + 3 * u * v
-    carry = {"square_avg": dv}
-    if "grad_avg" in step.state:
-        mean = np.abs(step.state["grad_avg"])
-        dmean = alpha * carried.get("grad_avg", zero) + (1 - alpha) * error
-        carry["grad_avg"] = dmean = dmean + 3 * u * (mean + (1 - alpha) * G)
-        dv = dv + (2 * mean + dmean) * dmean + 2 * u * v
-        v = np.maximum(v - mean * mean, 0.0)
-    ddelta = quotient(u, G, error, v, dv, option["eps"])
-    if "grad_avg" not in step.state:  # |G| ≤ √(v/(1 − α))
-        ddelta = np.minimum(ddelta, 2 / math.sqrt(max(1 - alpha, 1e-30)))
-    if np.any(momentum):
-        buffer = np.abs(step.state["momentum_buffer"])
-        ddelta = momentum * carried.get("momentum_buffer", zero) + ddelta + 2 * u * buffer
-        carry["momentum_buffer"] = ddelta
-    return Propagated(settled(u, step, option["lr"] * ddelta), carry)
-
-
-def propagate_adagrad(u: float, step: OptimizerStep, noise: Array, carried: Carried) -> Propagated:
-    """Propagate through torch.optim.Adagrad."""
-    option = step.options
-    G, error = coupled(u, step, noise)
-    s = step.state["sum"]
-    ds = carried.get("sum", np.zeros(())) + (2 * G + error) * error + 3 * u * s
-    rate = option["lr"] / (1 + (step.t - 1) * option["lr_decay"])
-    ddelta = np.minimum(quotient(u, G, error, s, ds, option["eps"]), 2.0)  # |G| ≤ √s
-    return Propagated(settled(u, step, rate * ddelta), {"sum": ds})
-
-
 class Formula(NamedTuple):
     """How rounding propagates through an optimizer, and what that remembers, by torch's names."""
 
@@ -127,9 +93,11 @@ ADAM = Formula(propagate_adam, (*MOMENTS, "max_exp_avg_sq"))
 
 FORMULAS: dict[str, Formula] = {
     "ASGD": Formula(propagate_asgd, ()),
+    "Adadelta": Formula(propagate_adadelta, ("square_avg", "acc_delta")),
     "Adagrad": Formula(propagate_adagrad, ("sum",)),
     "Adam": ADAM,
     "AdamW": ADAM,
+    "Adamax": Formula(propagate_adamax, ("exp_avg", "exp_inf")),
     "NAdam": Formula(propagate_nadam, MOMENTS),
     "RAdam": Formula(propagate_radam, MOMENTS),
     "RMSprop": Formula(propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),

@@ -34,6 +34,7 @@ from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_
 from regcheck.numerics.losses import sigmoid
 from regcheck.numerics.norms import chosen, close_pairs, norm, norms
 from regcheck.numerics.packing import flat
+from regcheck.numerics.step_rounding import allowed
 from regcheck.numerics.update_rounding import RoundingState, UpdateRounding
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
@@ -252,6 +253,15 @@ class RoundingModel:
         d = g + v
         largest = max(z, d, batch.lr, weight + bias + batch.lr * d)
         return Sizes(z, batch.size * s * s, v, d, largest)
+
+
+def allowing(bounds: Bounds, state: RoundingState, *sides: Parameters) -> Bounds:
+    """Allow entries to be no number on either side where rounding alone may make them so."""
+    if state.lost is None:
+        return bounds
+    ends = (flat({name: side[name] for name in bounds.after}) for side in sides)
+    after = split(allowed(flat(bounds.after), state.lost, *ends), bounds.after)
+    return bounds._replace(delta=after, after=after)
 
 
 def replaced(bounds: Bounds, change: Callable[[Array], Array]) -> Bounds:

@@ -33,10 +33,23 @@ class OptimizerStep(NamedTuple):
 
 
 class Propagated(NamedTuple):
-    """The bound on the parameters after a step, and the errors that are carried on."""
+    """The bound on the parameters after a step, and the errors that are carried on.
+
+    `lost` are the entries that rounding alone may make no number, on one side or on both.
+    """
 
     after: Array
     carried: Carried
+    lost: NDArray[np.bool_] | None = None
+
+
+def allowed(bound: Array, lost: NDArray[np.bool_], *sides: Array) -> Array:
+    """Return the bound, inf where an entry may be lost and is no number on a side.
+
+    Inf allows that; two numbers are judged.
+    """
+    numbers = np.isfinite(sides).all(axis=0)
+    return np.where(lost & ~numbers, np.inf, bound)
 
 
 def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:

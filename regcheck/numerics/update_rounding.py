@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regcheck.numerics.norms import clipped
 from regcheck.numerics.optimizer_rounding import FORMULAS
@@ -23,12 +24,14 @@ from regcheck.problem.problem import Array, Problem, Step
 class RoundingState:
     """What is carried from step to step: the velocity's error, and its largest possible size.
 
-    `carried` are the errors of what another optimizer than SGD remembers.
+    `carried` are the errors of what another optimizer than SGD remembers; `lost` are the entries
+    that rounding alone may have made no number.
     """
 
     velocity_error: Array | None = None
     largest_velocity: float = 0.0
     carried: Mapping[str, Array] = field(default_factory=dict)
+    lost: NDArray[np.bool_] | None = None
 
 
 class UpdateRounding:
@@ -108,6 +111,6 @@ class UpdateRounding:
         taken = OptimizerStep(
             flat(step.before), flat(step.after), used, options, memory, batch.step
         )
-        bound, carried = formula.propagate(self.u, taken, noise, state.carried)
+        bound, carried, lost = formula.propagate(self.u, taken, noise, state.carried)
         bound = bound + self.floor
-        return bound, bound, RoundingState(carried=carried)
+        return bound, bound, RoundingState(carried=carried, lost=lost)

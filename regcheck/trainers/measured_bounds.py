@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from regcheck.numerics.optimizer_rounding import Noise, formula_of
 from regcheck.numerics.packing import finite, flat
 from regcheck.numerics.rounding import Bounds
-from regcheck.numerics.step_rounding import Carried, OptimizerStep, Propagated
+from regcheck.numerics.step_rounding import Carried, OptimizerStep, Propagated, allowed
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
 from regcheck.trainers.monte_carlo import RandomRounding, sample
@@ -227,6 +227,10 @@ class MeasuredBounds:
         bound = np.concatenate([each.after for each in bounds])
         bound += self.tiny
         self.allow_overflow(bound)
+        if bounds[0].lost is not None:
+            lost = np.concatenate([each.lost for each in bounds if each.lost is not None])
+            scratch = flat({name: steps.scratch.after[name] for name in framework.after})
+            bound = allowed(bound, lost, scratch, self.entries.after)
         assert framework.loss is not None
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.optimizer_rounding import FORMULAS
-from regcheck.numerics.rounding import Bounds, RoundingModel
+from regcheck.numerics.rounding import Bounds, RoundingModel, allowing
 from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_settings
@@ -135,7 +135,7 @@ class ClosedBounds:
             framework = framework._replace(outputs=forward_backward.outputs)
         dloss_dz = [rows.dloss_dz for rows in forward_backward.rows]
         bounds, self.state = self.model.bounds(self.state, batch, framework, dloss_dz)
-        return bounds
+        return allowing(bounds, self.state, steps.scratch.after, framework.after)
 
     def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Return None: these are final."""
