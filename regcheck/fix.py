@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.tolerance import ROUNDING
+from regcheck.user_code.problem_api import plain_decay
 
 CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"
 
@@ -105,9 +107,9 @@ def fix_of(
     if found.best is not None:
         fixes = update_fixes(spec, found.best, found.start)
         if found.best.change.keys() - {"bce_slope"} or found.best.weight_decay is not None:
-            if match is None:
+            framework = settings_of(spec, match) if match is not None else {}
+            if not framework or not fits_a_spec(framework.get("weight_decay")):
                 return "no settings of torch's match your code: change the code"
-            framework = settings_of(spec, match)
             fixes["torch is given what matches your code"] = {"framework": framework}
         if not fixes:
             return CHANGE_THE_CODE
@@ -125,6 +127,11 @@ def own_code_to_change(spec: Spec) -> str:
     if spec.scratch is None:
         return "the framework side is your own: change it there"
     return "both sides are your own: change one of them"
+
+
+def fits_a_spec(decay: object) -> bool:
+    """Whether a spec can state a weight decay: a number, or one for weights, one for biases."""
+    return not isinstance(decay, Mapping) or decay.keys() <= {"weight", "bias"}
 
 
 def rounding_alone(spec: Spec, found: Diagnosis) -> bool:
@@ -150,7 +157,8 @@ def update_fixes(
             tolerance = {"rounding": ROUNDING}
             fixes["the tolerance allows for its rounding"] = {"tolerance": tolerance}
     if start is not None:
-        init = {name: np.ravel(w).tolist() for name, w in start.items()}
+        one = spec.architecture is None or spec.architecture.is_one_vector
+        init = {name: (np.ravel(w) if one else w).tolist() for name, w in start.items()}
         fixes["both sides start where your code does"] = {"init": init}
     if best.note == NOT_SHUFFLED:
         fixes["the rows keep their order, as your code has it"] = {"shuffle": False}
@@ -168,8 +176,7 @@ def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
         found["lr"] = sgd.lr
     decays = dict(sgd.weight_decay)
     if decays != own.weight_decay:
-        same = len(set(decays.values())) == 1
-        found["weight_decay"] = next(iter(decays.values())) if same else decays
+        found["weight_decay"] = plain_decay(decays)
     if (sgd.optimizer, sgd.options) != (own.optimizer, own.options):
         found["optimizer"] = {"name": sgd.optimizer, **sgd.options}
     return found

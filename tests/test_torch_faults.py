@@ -59,7 +59,10 @@ class OneLrLate(TorchTrainer):
 class ForgetsTheBiasGroup(TorchTrainer):
     def __init__(self, problem: Problem, module: Module | None = None) -> None:
         super().__init__(problem, module)
-        self.optimizer.param_groups[1]["weight_decay"] = 0
+        group, (weight, bias) = self.optimizer.param_groups[0], self.tensors.values()
+        apart = [group | {"params": [weight]}, group | {"params": [bias], "weight_decay": 0}]
+        self.optimizer.param_groups, self.lrs = apart, 2 * self.lrs[:1]
+        self.groups = self.sgd_groups = self.module.groups()
 
 
 class SumsTheLoss(TorchTrainer):

@@ -78,6 +78,11 @@ class Layout:
             return Packed(self, np.concatenate([x.ravel() for x in each]))
         return {name: x.copy() for name, x in zip(self.shapes, each, strict=True)}
 
+    def packed(self, tensors: dict[str, Array]) -> dict[str, Array]:
+        """Return tensors as they are; more than a few, as views of one vector."""
+        few = len(tensors) <= FEW_TENSORS or isinstance(tensors, Packed)
+        return tensors if few else self.join(tensors.values())
+
     def entries_in(self, flats: Sequence[Array], part: slice) -> Array:
         """Return a part of the vector that tensors would make, in float64, without making it.
 

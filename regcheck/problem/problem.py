@@ -20,11 +20,10 @@ from regcheck.problem.start import check_range, start
 from regcheck.rules.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
 from regcheck.rules.losses import LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
-from regcheck.rules.models import Architecture
+from regcheck.rules.models import ONE_LAYER, Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.schema import ONE_LAYER
 from regcheck.spec.training import LrSchedule, Optimizer, TorchSettings
 
 Array = NDArray[np.floating]

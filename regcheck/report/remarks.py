@@ -26,7 +26,17 @@ def first_remarks(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Return the other remarks that apply, in the order of reading."""
-    groups = (left_out, saturation, losses, unjudged, masked, drift, conventions, tolerances)
+    groups = (
+        left_out,
+        symmetry,
+        saturation,
+        losses,
+        unjudged,
+        masked,
+        drift,
+        conventions,
+        tolerances,
+    )
     return [remark for group in groups for remark in group(report)]
 
 
@@ -64,6 +74,21 @@ def left_out(report: Report) -> Iterator[str]:
         found.append(f"the reported losses diverge at step {report.first_loss_divergence.step:,}")
     if found:
         yield f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
+
+
+def symmetry(report: Report) -> Iterator[str]:
+    """Say that hidden units which start alike stay alike, where an mlp starts so."""
+    model, init = report.spec.architecture, report.spec.init
+    if report.spec.own_framework is not None or model is None or not model.hidden:
+        return
+    if init.constant is None and not (init.normal and init.normal.std == 0):
+        return
+    units = "each hidden layer's units" if max(model.hidden) > 1 else "the hidden units"
+    start = "the same numbers" if init.constant else "zeros"
+    yield (
+        f"All tensors start from {start}: {units} start alike, and no step makes them differ, so "
+        "that much of the mlp goes untested. Take `init: {normal: {std: 0.1, seed: 0}}`."
+    )
 
 
 def saturation(report: Report) -> Iterator[str]:

@@ -18,9 +18,9 @@ from regcheck.rules.formula import (
     penalty_text,
     rule_lines,
 )
+from regcheck.rules.models import ONE_LAYER
 from regcheck.rules.settings import Letters, exact, letters, symbols
 from regcheck.rules.torch_call import torch_call
-from regcheck.spec.schema import ONE_LAYER
 from regcheck.spec.tolerance import Tolerance
 
 WHERE = {

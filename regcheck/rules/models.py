@@ -86,3 +86,7 @@ class Architecture(NamedTuple):
             if self.bias:
                 found[f"{self.prefix(layer)}bias"] = (high,)
         return found
+
+
+ONE_LAYER = Architecture("linear", "linear")
+"""What stands for a model where it is the user's own: a weight and a bias."""

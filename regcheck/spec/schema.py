@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from regcheck.rules.convention import Convention
 from regcheck.rules.losses import LossOptions
-from regcheck.rules.models import MODELS, Architecture
+from regcheck.rules.models import MODELS, ONE_LAYER, Architecture
 from regcheck.spec.data import DataSource
 from regcheck.spec.fields import (
     Count,
@@ -67,9 +67,6 @@ class Dtype(Section):
         both = value in ("float32", "float64")
         return {"scratch": value, "framework": value} if both else value
 
-
-ONE_LAYER = Architecture("linear", "linear")
-"""What stands for the model where it is the user's own."""
 
 FLOAT64 = Dtype(scratch="float64", framework="float64")
 

@@ -10,6 +10,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from regcheck.errors import refusal, suggest
 from regcheck.rules.causes import CAUSES
+from regcheck.rules.convention import is_bias
 from regcheck.spec.fields import (
     Count,
     NotNegative,
@@ -116,8 +117,9 @@ class Tolerances(Kinds):
         return any(self.of(name).on_drift for name in self.own)
 
     def of(self, name: str) -> Tolerance:
-        """Return the tolerance of a tensor, or of the loss."""
-        return self.own.get(name) or self.common
+        """Return the tolerance of a tensor, which is that of its kind, or of the loss."""
+        kind = "bias" if is_bias(name) else "weight"
+        return self.own.get(name if name == "loss" else kind) or self.common
 
 
 def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from regcheck.problem.problem import Problem
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import ACTIVATIONS, Architecture
+from regcheck.rules.torch_call import alike
 from regcheck.trainers.torch_model import EagerSGD, Module, plainly
 
 
@@ -61,7 +62,7 @@ def loss_of(problem: Problem, head: str) -> OfLink:
 
 
 def built_in(problem: Problem) -> Module:
-    """Make a built-in model with torch's loss and its optimizer, one parameter group a tensor."""
+    """Make a built-in model with torch's loss and optimizer, one parameter group a weight decay."""
     architecture, features = problem.architecture, problem.X.shape[1]
     assert architecture is not None
     outputs = 1 if architecture.gives_numbers else len(problem.classes)
@@ -72,10 +73,11 @@ def built_in(problem: Problem) -> Module:
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(problem.initial[name]))
     settings = problem.sgd
-    groups: list[dict[str, Any]] = [{"params": [tensor]} for tensor in tensors.values()]
-    if settings.rule.weight_decay:
-        for group, name in zip(groups, tensors, strict=True):
-            group["weight_decay"] = problem.weight_decay[name]
+    groups: list[dict[str, Any]] = [
+        {"params": [tensors[name] for name in names]}
+        | ({"weight_decay": decay} if settings.rule.weight_decay else {})
+        for decay, names in alike(problem.weight_decay).items()
+    ]
     known: dict[str, Any] = {"SGD": EagerSGD}
     kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch)
     optimizer: Optimizer = kind(groups, lr=problem.schedule.lr, **settings.options)

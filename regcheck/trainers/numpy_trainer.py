@@ -17,9 +17,11 @@ import numpy as np
 from regcheck.numerics.losses import Array, RowLosses, bce_plain, loss_of, total_weight
 from regcheck.numerics.models import model_of
 from regcheck.numerics.norms import clipped
+from regcheck.numerics.packing import layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
+from regcheck.rules.models import ONE_LAYER
 from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, StepInput
 from regcheck.rules.settings import with_faults
@@ -74,11 +76,11 @@ class NumpyTrainer:
         self.problem = problem
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
-        # Labels of classes are indices.
-        whole = problem.y.dtype.kind == "i"
-        self.y = problem.y if whole else problem.y.astype(self.dtype, copy=False)
-        self.model = None if problem.architecture is None else model_of(problem.architecture)
+        labels = problem.y.dtype.kind == "i"  # which are indices
+        self.y = problem.y if labels else problem.y.astype(self.dtype, copy=False)
+        self.model = model_of(problem.architecture or ONE_LAYER)
         self.settings = with_faults(problem.sgd, problem.faults)
+        self.layout = layout_of({name: w.shape for name, w in problem.initial.items()})
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
@@ -125,15 +127,16 @@ class NumpyTrainer:
             updates |= {name: unchanged(state, name) for name in there.skipped}
             missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
             memory = {name: updates[name].memory for name in before}
+            packed = self.layout.packed
             step = Step(
                 before=before,
                 outputs=there.outputs,
                 loss=self.reported_loss(there.loss, before, decays),
-                gradient=gradients,
-                penalty={name: updates[name].penalty for name in before},
+                gradient=packed(gradients),
+                penalty=packed({name: updates[name].penalty for name in before}),
                 memory=memory,
-                delta={name: updates[name].delta for name in before},
-                after={name: updates[name].parameter for name in before},
+                delta=packed({name: updates[name].delta for name in before}),
+                after=packed({name: updates[name].parameter for name in before}),
                 skipped=there.skipped,
             )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
@@ -152,10 +155,8 @@ class NumpyTrainer:
         """Return the loss and gradient of a step's rows: the means over its micro-batches.
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
-        `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′. With weights of classes, B is the sum of those
-        of the rows' labels.
+        `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′. B is the rows, or the sum of their weights.
         """
-        assert self.model is not None
         outputs, rows, losses, gradients = [], [], [], []
         faults = self.problem.faults
         for index in batch.micro_batches:
@@ -186,15 +187,13 @@ class NumpyTrainer:
         at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
         """
         problem = self.problem
-        assert problem.architecture is not None
-        of = loss_of(problem.architecture.head, problem.loss, problem.loss_options)
+        of = loss_of((problem.architecture or ONE_LAYER).head, problem.loss, problem.loss_options)
         if problem.faults.bce_slope == "plain" and problem.loss == "bce":
             of = bce_plain
         if problem.faults.target == "row":
             return of(z, y)
         row = of(z, np.full_like(y, y.mean()))
-        spread = y.var() if problem.loss == "mse" else 0
-        return row._replace(values=row.values + spread)
+        return row._replace(values=row.values + (y.var() if problem.loss == "mse" else 0))
 
     def gradients(self, there: ForwardBackward, state: State) -> Parameters:
         """Return the gradient that is used: the pass's; by faults a multiple, or all so far."""

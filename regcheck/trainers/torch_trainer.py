@@ -159,8 +159,8 @@ class TorchTrainer:
         rates = self.groups.items()
         decay = {name: one["lr"] * one.get("weight_decay", 0.0) for name, one in rates}
         return step._replace(
-            penalty={name: decay[name] * w for name, w in before.items()},
-            delta={name: w - after[name] for name, w in before.items()},
+            penalty=self.layout.join(decay[name] * w for name, w in before.items()),
+            delta=self.layout.join(w - after[name] for name, w in before.items()),
         )
 
     def with_parts(self, step: Step) -> Step:
@@ -174,7 +174,8 @@ class TorchTrainer:
                 d = d + group["momentum"] * v if group["nesterov"] else v
             penalty[name] = group["lr"] * (group["weight_decay"] * w)
             delta[name] = group["lr"] * d
-        return step._replace(penalty=penalty, delta=delta)
+        packed = self.layout.packed
+        return step._replace(penalty=packed(penalty), delta=packed(delta))
 
     def backward(self, batch: Batch) -> tuple[tuple[Array, ...] | None, float]:
         """Run each micro-batch forward and backward; their mean gradients are averaged."""

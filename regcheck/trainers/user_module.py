@@ -30,8 +30,8 @@ def wrap_user_module(
 ) -> Module:
     """Take what a user's function made: (model, loss_function, optimizer).
 
-    Where the spec has a one-layer model, so has it: its one weight and its one bias go by these
-    names. Else its parameters keep their own.
+    Where the spec has a model, so has it: its parameters go by the names that regcheck has for
+    them. Else they keep their own.
 
     Raises:
         UserCodeError: it is no such triple, or cannot be trained.
@@ -65,6 +65,8 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
         raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
     if problem.architecture is None:
         return own
+    if not problem.architecture.is_one_vector:
+        return tensors_in_order(own, label, problem)
     found: dict[str, list[str]] = {name: [] for name in problem.initial}
     for name, tensor in own.items():
         # Where the sizes do not tell them apart, the names do.
@@ -90,6 +92,25 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
                 "Use nn.Linear, or leave `model` and `loss` out of the spec and give `scratch` too"
             )
     return tensors
+
+
+def tensors_in_order(
+    own: Mapping[str, nn.Parameter], label: str, problem: Problem
+) -> dict[str, nn.Parameter]:
+    """Return a user's parameters by regcheck's names: in their order, which is that of the layers.
+
+    Raises:
+        UserCodeError: they are not as many, or not so shaped, as the spec's model has them.
+    """
+    wanted = {name: w.shape for name, w in problem.initial.items()}
+    if [tuple(tensor.shape) for tensor in own.values()] == list(wanted.values()):
+        return dict(zip(wanted, own.values(), strict=True))
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in own.items())
+    needed = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
+    raise UserCodeError(
+        f"{label}: the model has {shapes}; the spec's {problem.model} model has {needed}. To "
+        "compare another model, leave `model` and `loss` out of the spec and give `scratch` too"
+    )
 
 
 def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, label: str) -> None:
