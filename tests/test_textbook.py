@@ -64,7 +64,7 @@ def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
     rule = OPTIMIZERS[name]
     if decay and not rule.weight_decay:
         pytest.skip("torch's takes no weight decay")
-    options = {"weight_decay": decay} if rule.weight_decay else {}
+    options: Spec = {"weight_decay": decay} if rule.weight_decay else {}
     made = build(getattr(torch.optim, rule.torch), **options)
     report = check(spec("mlp", scratch=name, weight_decay=decay, epochs=20), framework=made)
 
