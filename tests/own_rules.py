@@ -188,6 +188,7 @@ class Rule(NamedTuple):
         """Return 1 − βᵗ of both moments."""
         if "no correction" in self.mistakes:
             return 1.0, 1.0
+        t += "late correction" in self.mistakes
         return 1 - betas[0] ** t, 1 - betas[1] ** t
 
     def moments(

@@ -65,6 +65,7 @@ OF_BOTH = {
     "decay doubled": "penalty-doubled",
     "eps first": "adam-epsilon-uncorrected",
     "eps inside": "adam-epsilon-inside",
+    "late correction": "adam-bias-correction-late",
     "lr halved": "learning-rate-scaled",
     "no correction": "adam-bias-correction-missing",
     "no decay": "penalty-missing",

@@ -72,6 +72,7 @@ class Faults(NamedTuple):
         betas: as set, or β₁ and β₂ in each other's place.
         amsgrad: as set, or with it or without whatever is set.
         moments: those of this step, or those of the step before it.
+        counts_from: the number of the first step, as the moments' correction takes it.
         root: the root of the second moment, or that moment itself.
         centered: as set, or with it or without whatever is set.
         lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.
@@ -96,6 +97,7 @@ class Faults(NamedTuple):
     betas: Literal["as-set", "swapped"] = "as-set"
     amsgrad: Literal["as-set", "added", "missing"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
+    counts_from: int = 1
     root: Literal["root", "missing"] = "root"
     centered: Literal["as-set", "added", "missing"] = "as-set"
     lr_decay: Literal["as-set", "early", "missing"] = "as-set"

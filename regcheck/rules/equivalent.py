@@ -169,6 +169,7 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "the schedule runs earlier or later": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch takes its step by the moments of that step": faults.moments != "fresh",
+        "torch counts the steps from 1": faults.counts_from != 1,
         "torch divides by the root": faults.root != "root",
         "torch's lr_decay begins with the second step": faults.lr_decay == "early",
         "torch averages the squares of steps without the lr": faults.lr_in_average != "outside",

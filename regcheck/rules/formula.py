@@ -95,6 +95,9 @@ def update_lines(
     )
     # A rule that looks at the tensor itself calls it w.
     *lines, direction = (re.sub(r"(?<!\w)w(?!\w)", w, line) for line in (*before, direction))
+    if faults.counts_from != 1:
+        later = "ᵗ" + f"{faults.counts_from - 1:+}".translate(SUPERSCRIPTS)
+        lines, direction = [one.replace("ᵗ", later) for one in lines], direction.replace("ᵗ", later)
     step = bracketed(direction) if lr_inside else times(lr, direction)
 
     if not penalty or decay in ("gradient", "before-clipping"):
@@ -107,6 +110,7 @@ def update_lines(
     return [*lines, f"{w} ← {w} − {shrink} − {step}"]
 
 
+SUPERSCRIPTS = str.maketrans("+-0123456789", "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SUBSCRIPTS = str.maketrans("+-0123456789", "₊₋₀₁₂₃₄₅₆₇₈₉")
 
 

@@ -133,7 +133,7 @@ ADAM = UpdateRule(
     examples={"plain": {}, "amsgrad": {"amsgrad": True}},
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
     correction=correction,
-    keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
+    keys=frozenset({"bias_correction", "counts_from", "epsilon", "moments", "root"}),
 )
 
 ADAMW = ADAM._replace(

@@ -87,5 +87,5 @@ ADAMAX = UpdateRule(
     },
     examples={"plain": {}},
     torchs=lambda _: {"epsilon": "inside"},
-    keys=frozenset({"bias_correction", "epsilon"}),
+    keys=frozenset({"bias_correction", "counts_from", "epsilon"}),
 )

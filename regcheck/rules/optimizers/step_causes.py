@@ -124,6 +124,15 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="keep m and s as they are, and correct copies of them for the step",
         hidden_by=("one-step", "zero-gradient"),
     ),
+    "adam-bias-correction-late": Cause(
+        "corrects the moments by one step more than there was: its t is 2 at the first step",
+        changes=({"counts_from": 2},),
+        concerns=obeys("counts_from"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="count the steps from 1, so that the first correction is by 1 − β₁ and 1 − β₂",
+        hidden_by=("zero-gradient",),
+    ),
     "adam-bias-correction-missing": Cause(
         "takes the moments without their bias correction",
         changes=({"bias_correction": False},),
