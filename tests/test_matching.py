@@ -13,6 +13,7 @@ from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, build_problem, with_settings
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Decay, Faults, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.training import Optimizer, TorchSettings, WeightDecay
@@ -280,3 +281,25 @@ def test_fault_that_no_settings_come_to_is_refused(
     for convention in (TORCH, Convention(penalty_factor=2.0)):
         with pytest.raises(NoMatchError, match=reason):
             matching(convention, training(**changes), faults)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("scheduled", [False, True], ids=["one lr", "a schedule"])
+def test_a_scaled_gradient_is_matched_by_each_optimizers_own_options(
+    name: str, scheduled: bool
+) -> None:
+    known = RULES[name]
+    spec: dict[str, Any] = {
+        "optimizer": {"name": name, **({"eps": 0.1} if known.defaults.get("eps") == 1e-8 else {})},
+        "convention": {"loss_factor": 0.5},
+        "weight_decay": 0.3 if known.weight_decay else 0.0,
+        "epochs": 6,
+        **({"lr_schedule": SCHEDULE} if scheduled else {}),
+    }
+    loaded = loaded_spec(spec)
+    if known.scaling is None:
+        with pytest.raises(NoMatchError, match="no options of torch's make up for it"):
+            match_of(loaded)
+        return
+    # As above; ASGD holds its own lr in float32, whose rounding is another at half of it.
+    assert difference(loaded, match_of(loaded)) < (1e-7 if name == "asgd" else 1e-12)

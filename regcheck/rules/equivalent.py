@@ -84,11 +84,11 @@ MATCHED = frozenset({"momentum_form"})
 def adaptive_matching(
     convention: Convention, training: Training, c: float, decays: dict[str, float], own_lr: float
 ) -> Matching:
-    """Find the settings for an optimizer that divides by the gradient's size.
+    """Find the settings for an optimizer that is not linear, as one that divides by g's size.
 
     With c g the gradient, c m/(c √s + ε) is m/(√s + ε/c): ε′ = ε/c, and a coupled λ′ is κλ/c. A
-    sum of squares that starts at q starts at q/c². A decay that is coupled, or decoupled, where
-    torch's is not, is that of another class of torch's.
+    sum of squares that starts at q starts at q/c². Each rule has its own (`scaling`). A decay that
+    is coupled, or decoupled, where torch's is not, is that of another class of torch's.
     """
     sgd, torchs = training.sgd, training.sgd.torchs
     differing = (
@@ -99,10 +99,11 @@ def adaptive_matching(
         and not (key == "accumulator_start" and sgd.rule.start_option)
     )
     refuse({f"torch has no such {key}": True for key in differing})
-    no_epsilon = c != 1 and not sgd.rule.scaling
     refuse(
         {
-            "the gradient is scaled, and there is no ε to go with it": no_epsilon,
+            "the gradient is scaled, and no options of torch's make up for it": (
+                c != 1 and sgd.rule.scaling is None
+            ),
             "the gradient is 0, or has the other sign": c <= 0,
         }
     )
@@ -120,11 +121,13 @@ def adaptive_matching(
             sgd = other
     if sgd.rule.start_option:
         sgd = sgd.with_options(**{sgd.rule.start_option: convention.accumulator_start})
+    powers = dict(sgd.rule.scaling or {})
+    lr = sgd.lr / c ** powers.pop("lr", 0)
     if c != 1:
-        powers = sgd.rule.scaling.items()
-        sgd = sgd.with_options(**{key: sgd.options[key] / c**power for key, power in powers})
+        powers_of = powers.items()
+        sgd = sgd.with_options(**{key: sgd.options[key] / c**power for key, power in powers_of})
     dampened = convention.momentum_form == "dampened" and "momentum_form" in sgd.rule.keys
-    lr = sgd.lr * (1 - sgd.momentum) if dampened else sgd.lr
+    lr = lr * (1 - sgd.momentum) if dampened else lr
     matched = sgd._replace(lr=lr, weight_decay=decays)
     return Matching(matched, matched.lr / own_lr if own_lr else 1.0)
 

@@ -90,5 +90,5 @@ ADADELTA = UpdateRule(
     torchs=lambda _: {"epsilon": "inside"},
     keys=frozenset({"epsilon", "lr_in_average"}),
     errors=errors,
-    scaling={},
+    scaling=None,
 )

@@ -121,5 +121,5 @@ ADAFACTOR = UpdateRule(
     examples={"plain": {}},
     torchs=lambda _: {"decay": "decoupled"},
     resolved=resolved,
-    scaling={},
+    scaling=None,
 )

@@ -123,5 +123,5 @@ RADAM = UpdateRule(
     ),
     keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
     correction=correction,
-    scaling={},
+    scaling=None,
 )
