@@ -31,11 +31,11 @@ def has(**options: object) -> Callable[[Training, Convention], bool]:
     )
 
 
-def adds_epsilon(where: str, *, corrected: bool) -> Callable[[Training, Convention], bool]:
-    """Return whether torch adds ε there, with or without a bias correction beside it."""
+def adds_epsilon(*where: str, corrected: bool) -> Callable[[Training, Convention], bool]:
+    """Return whether torch adds ε at one of these, with or without a bias correction beside it."""
     return lambda training, _: (
         "epsilon" in training.sgd.rule.keys
-        and training.sgd.torchs.epsilon == where
+        and training.sgd.torchs.epsilon in where
         and ("bias_correction" in training.sgd.rule.keys) == corrected
     )
 
@@ -145,7 +145,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "adam-epsilon-inside": Cause(
         "adds ε inside the root",
         changes=({"epsilon": "inside"},),
-        concerns=adds_epsilon("outside", corrected=True),
+        concerns=adds_epsilon("outside", "uncorrected", corrected=True),
         stage="optimizer",
         since=AT_ONCE,
         fix="take the root of the second moment first, and add ε to it",
@@ -170,12 +170,13 @@ STEP_CAUSES: dict[str, Cause] = {
         hidden_by=("zero-gradient",),
     ),
     "epsilon-outside": Cause(
-        "adds ε to the root or to the maximum, where torch has it inside",
+        "adds ε to the root, corrected where that is, or to the maximum, where torch does not",
         changes=({"epsilon": "outside"},),
-        concerns=lambda training, _: training.sgd.torchs.epsilon == "inside",
+        concerns=lambda training, _: training.sgd.torchs.epsilon != "outside",
         stage="optimizer",
         since=AT_ONCE,
-        fix="add ε where torch does: under Adadelta's roots, to |g| in Adamax's maximum",
+        fix="add ε where torch does: under Adadelta's roots, to |g| in Adamax's maximum, "
+        "to RAdam's √S as it is",
         hidden_by=("zero-gradient",),
     ),
     "moments-stale": Cause(
