@@ -128,6 +128,21 @@ def test_run_bad_spec_file(case: str, refused: Refused) -> None:
     assert refused.message(spec_yaml=content).startswith(f"spec.yaml{expected}")
 
 
+RPROP = {
+    "weight_decay: 0.1\noptimizer: rprop": "6:15: weight_decay",
+    "weight_decay: {weight: 0, bias: 1}\noptimizer: {name: Rprop}": "6:15: weight_decay",
+    "optimizer: rprop\nframework: {weight_decay: 0.1}": "7:12: framework",
+    "weight_decay: 0.1\nframework: {optimizer: rprop}": "7:12: framework",
+}
+
+
+@pytest.mark.parametrize("lines", RPROP, ids=short)
+def test_run_weight_decay_where_torch_takes_none(lines: str, refused: Refused) -> None:
+    message = refused.message(spec_yaml=f"{GOOD}{lines}\n".encode())
+    text = "torch.optim.Rprop takes no weight decay; leave it out, or say 0"
+    assert message.startswith(f"spec.yaml:{RPROP[lines]}: {text}")
+
+
 def test_run_data_beyond_float32(refused: Refused) -> None:
     spec = replaced("data: {X: [[1e39], [2]], y: [0, 1]}") + "dtype: float32\n"
     assert refused.message(spec_yaml=spec.encode()).startswith("spec.yaml:4:8: dtype: float32 can")
