@@ -108,10 +108,6 @@ PLANNED: dict[str, Planned] = {
         (),
     ),
     "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
-    "optimizer": Planned(
-        "the optimizer {}",
-        ("muon",),
-    ),
     "option": Planned("`{}`", ("--report",)),
 }
 
@@ -124,7 +120,7 @@ def is_planned(kind: str, name: object) -> bool:
 def refusal(kind: str, name: object) -> str:
     """Return the message that refuses a planned name.
 
-    >>> refusal("optimizer", "Adam")
-    'the optimizer Adam is planned, and not in this version of regcheck'
+    >>> refusal("command", "init")
+    '`regcheck init` is planned, and not in this version of regcheck'
     """
     return f"{PLANNED[kind].called.format(name)} is planned, and not in this version of regcheck"

@@ -29,13 +29,14 @@ weight_decay: {weight: 0.1}
 weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
-optimizer: adam => 6:12: optimizer: the optimizer adam is planned
-optimizer: {name: adamw, betas: [0.9, 0.999]}
-    6:12: optimizer: the optimizer adamw is planned, and not in this version of regcheck
+optimizer: muon => 6:12: optimizer: torch.optim.Muon computes in bfloat16, and rounding alone is
+optimizer: {name: adamw, betas: [0.9, 1]}
+    6:39: optimizer.betas[1]: must be a number < 1, got 1
+optimizer: {name: adamw, betas: 0.9} => 6:33: optimizer.betas: must be a list of two numbers
 optimizer: {name: sgd, momentum: -1} => 6:34: optimizer.momentum: must be a number ≥ 0, got -1
 optimizer: sdg => 6:12: optimizer: no optimizer is called 'sdg'; did you
-optimizer: [sgd] => 6:12: optimizer: must be sgd, or {name: sgd, mom
-optimizer: {momentum: 0.9} => 6:1: optimizer.name: is required
+optimizer: [sgd] => 6:12: optimizer: must be an optimizer's name, or {
+optimizer: {momentum: 0.9} => 6:12: optimizer.name: is required: one of adadelta
 optimizer: {name: sgd, momentm: 0.9}
     6:24: optimizer.momentm: unknown key; did you mean `momentum`?
 optimizer: {name: sgd, nesterov: true}
@@ -112,7 +113,7 @@ tolerance: {bias: {rounding: 1, rtol: 1}}
     6:19: tolerance.bias: takes either rounding, on one step, or rtol and atol
 tolerance: {rounding: 0} => 6:23: tolerance.rounding: must be a number > 0
 scratch: 3
-    6:10: scratch: must be a Python file and a function in it, like my_train.py:train; got 3
+    6:10: scratch: must be a Python file and a function in it, like my_train.py:train, or an optimizer's name; got 3
 scratch: my.py => 6:10: scratch: must be a Python file and a function
 scratch: my.py:3f => 6:10: scratch: must be a Python file and
 scratch: my.py:f:g => 6:10: scratch: must be a Python file and
@@ -128,7 +129,7 @@ framework: {weight_decay: {weight: a, bias: 0}}
     6:36: framework.weight_decay.weight: must be a number, got 'a'
 framework: {weight_decay: {weight: 1}}
     6:13: framework.weight_decay.bias: is required: 0 leaves the bias without a penalty
-framework: {optimizer: adam} => 6:24: framework.optimizer: the optimizer adam is planned
+framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon computes in bfloat16
 framework: {optimizer: {name: sgd, momentm: 1}}
     6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?
 expect: diverged => 6:9: expect: must be {verdict: diverged, step: 2

@@ -30,7 +30,7 @@ from regcheck.rules.convention import (
     UpdateOrder,
     is_bias,
 )
-from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.rules.optimizers.registry import OPTIMIZERS, UNJUDGED
 from regcheck.rules.optimizers.update_rule import Option, UpdateRule
 from regcheck.rules.settings import Settings
 from regcheck.spec.fields import (
@@ -46,7 +46,6 @@ from regcheck.spec.fields import (
     is_number,
     raise_inside,
     refuse_bias,
-    refuse_planned,
     shown,
     whole,
     wrong,
@@ -65,7 +64,7 @@ class Optimizer(Section):
     def full_form(cls, value: object, _: ValidationInfo) -> object:
         given = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = given.pop("name", None)
-        refuse_planned("optimizer", name)
+        refuse_unjudged(name)
         if not isinstance(name, str):
             if isinstance(value, Mapping) and name is None:
                 raise_inside([(("name",), f"is required: one of {', '.join(OPTIMIZERS)}")])
@@ -90,6 +89,12 @@ class Optimizer(Section):
     def settings(self, lr: float, weight_decay: Mapping[str, float]) -> Settings:
         """Return all settings of the optimizer, with the lr and λ of each tensor."""
         return Settings(lr, weight_decay, self.options, self.name)
+
+
+def refuse_unjudged(name: object) -> None:
+    """Refuse an optimizer of torch's that has no rule."""
+    if isinstance(name, str) and name.strip().lower() in UNJUDGED:
+        raise wrong(UNJUDGED[name.strip().lower()])
 
 
 def rule_of(name: str) -> UpdateRule:

@@ -29,3 +29,13 @@ OPTIMIZERS: dict[str, UpdateRule] = {
     "rprop": RPROP,
     "sgd": SGD,
 }
+
+# The largest entry of its steps is off by 2 % (median of 200 normal gradients) to 10 %, measured
+# against exact arithmetic and against gradients off by half a digit; 1 % is what a bound may be.
+UNJUDGED: dict[str, str] = {
+    "muon": (
+        "torch.optim.Muon computes in bfloat16, and rounding alone is 2 to 10 % of its steps: no "
+        "rule could be told from a wrong one"
+    ),
+}
+"""Optimizers of torch's that have no rule here, and why."""
