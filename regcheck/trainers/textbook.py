@@ -18,7 +18,7 @@ import numpy as np
 from regcheck.numerics.optimizer_rounding import FORMULAS, Formula
 from regcheck.numerics.packing import finite, flat
 from regcheck.numerics.rounding import Bounds
-from regcheck.numerics.step_rounding import Carried, OptimizerStep
+from regcheck.numerics.step_rounding import Carried, OptimizerStep, allowed
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.rules.convention import NO_FAULTS, is_bias
@@ -139,10 +139,13 @@ class FormulaBounds:
                 batch.step,
             )
             noise = np.zeros_like(gradient)
-            bound, self.carried = self.formula.propagate(self.u, taken, noise, self.carried)
-            bound = bound + self.tiny
+            found = self.formula.propagate(self.u, taken, noise, self.carried)
+            bound, self.carried = found.after + self.tiny, found.carried
         if not finite(gradient, after):
             bound = np.full_like(bound, np.nan)  # the rest depends on the order of computation
+        if found.lost is not None:
+            theirs = flat({name: framework.after[name] for name in step.before})
+            bound = allowed(bound, found.lost, after, theirs)
         tensors: Parameters = {}
         start = 0
         for name, w in step.before.items():
