@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from regcheck.problem.problem import Problem, Step
-from regcheck.rules.convention import MomentumForm, PenaltyNorm, UpdateOrder
+from regcheck.rules.convention import Epsilon, MomentumForm, PenaltyNorm, UpdateOrder
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import told
@@ -33,6 +33,14 @@ OPTIMIZERS: list[Spec] = [
     {"name": "sgd", "momentum": 0.9},
     {"name": "sgd", "momentum": 0.9, "nesterov": True},
     {"name": "sgd", "momentum": 0.6, "dampening": 0.3},
+    {"name": "adam", "betas": [0.8, 0.3], "eps": 0.01, "amsgrad": True},
+    {"name": "adam", "betas": [0.0, 0.3], "eps": 0, "maximize": True},
+    {"name": "adamw", "betas": [0.8, 0.3], "eps": 0.1},
+    {"name": "rmsprop", "alpha": 0.7, "eps": 0.01, "momentum": 0.6},
+    {"name": "rmsprop", "alpha": 0.7, "eps": 0.01, "centered": True},
+    {"name": "adagrad", "lr_decay": 0.3, "initial_accumulator_value": 0.2},
+    {"name": "adadelta", "rho": 0.7, "eps": 0.01},
+    {"name": "adamax", "betas": [0.8, 0.3], "eps": 0.1},
 ]
 CLIPS: list[Spec] = [{}, {"clip_norm": 0.5}, {"clip_value": 0.2}]
 DECAYS = [0.3, 0.0, *({"weight": w, "bias": b} for w, b in ((0.3, 0.2), (0.3, 0.0), (0.0, 0.2)))]
@@ -63,6 +71,9 @@ def rules(decay: str) -> Iterator[Spec]:
                 "penalty_in_loss": draw.random() < 0.6,
                 "loss_reduction": draw.choice(["mean", "sum"]),
                 "loss_factor": draw.choice([1.0, 0.5, -0.25]),
+                "epsilon": draw.choice(get_args(Epsilon)),
+                "bias_correction": draw.choice([True, False, "compounded"]),
+                "accumulator_start": draw.choice([0.0, 0.3]),
             },
             "model": draw.choice(["linear", "logistic"]),
             "weight_decay": draw.choice(DECAYS),

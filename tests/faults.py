@@ -47,6 +47,17 @@ def fault(needs: str = "", key: str | None = None, **changes: Any) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     "accumulation-not-averaged": fault("micro-batches", micro_batches="sum"),
+    "adadelta-lr-inside": fault("averaged", average="lr d"),
+    "adagrad-accumulator-initial": fault("squares", start=0.1),
+    "adagrad-lr-decay-early": fault("lr-decay", lr_decay="this too"),
+    "adagrad-lr-decay-missing": fault("lr-decay", lr_decay="none"),
+    "adam-amsgrad-added": fault("no-amsgrad", amsgrad="always"),
+    "adam-amsgrad-missing": fault("amsgrad", amsgrad="never"),
+    "adam-betas-swapped": fault("betas", betas="swapped"),
+    "adam-bias-correction-compounded": fault("corrected", correction="kept"),
+    "adam-bias-correction-missing": fault("corrected", correction="none"),
+    "adam-epsilon-inside": fault("corrected-root", epsilon="inside"),
+    "adam-epsilon-uncorrected": fault("corrected-root", epsilon="uncorrected"),
     "bce-saturated": fault("saturated", slope="plain"),
     "bias-not-penalized": fault("bias-decay", bias="none"),
     "bias-penalized": fault("bias-free", bias="of weight"),
@@ -54,21 +65,25 @@ FAULTS: dict[str, Fault] = {
     "dampening-on-first-step": fault("dampening", first="dampened"),
     "decay-after-momentum": fault("decay momentum", decay="velocity"),
     "decay-after-update": fault("decay", decay="late"),
+    "decay-bias-corrected": fault("decay apart", decay_rate="corrected"),
     "decay-before-clipping": fault("decay clip", decay="clipped"),
     "decay-not-scaled-by-lr": fault("decay", decay="bare"),
+    "epsilon-outside": fault("epsilon-inside", epsilon="outside"),
     "gradient-accumulated": fault("", zeroed=False),
     "gradient-scaled": fault("", "gradient"),
     "last-batch-divisor": fault("uneven", reduce="nominal"),
     "learning-rate-scaled": fault("", "rate"),
     "loss-halved": fault("", half=0.5),
     "loss-summed": fault("", reduce="sum"),
+    "moments-stale": fault("root", moments="old"),
     "momentum-dampened": fault("momentum", velocity="dampened"),
     "momentum-lr-inside": fault("momentum schedule", velocity="lr inside"),
     "momentum-missing": fault("momentum", velocity="none"),
-    "nesterov-added": fault("momentum", nesterov="always"),
+    "nesterov-added": fault("plain-momentum", nesterov="always"),
     "nesterov-missing": fault("nesterov", nesterov="never"),
     "penalty-constant": fault("decay", shape="constant"),
-    "penalty-decoupled": fault("decay momentum", decay="apart"),
+    "penalty-coupled": fault("decay apart", decay="gradient"),
+    "penalty-decoupled": fault("decay remembered", decay="apart"),
     "penalty-divided-by-batch": fault("decay", divide="rows"),
     "penalty-divided-by-dataset": fault("decay", divide="all rows"),
     "penalty-doubled": fault("decay", penalty=2.0),
@@ -77,6 +92,10 @@ FAULTS: dict[str, Fault] = {
     "penalty-norm-not-squared": fault("decay", shape="unit"),
     "penalty-scaled": fault("decay", "penalty"),
     "penalty-sign-flipped": fault("decay", penalty=-1.0),
+    "rmsprop-centered-added": fault("not-centered", centered="always"),
+    "rmsprop-centered-missing": fault("centered", centered="never"),
+    "rmsprop-epsilon-inside": fault("uncorrected-root", epsilon="inside"),
+    "root-missing": fault("root", root=False),
     "schedule-shifted": fault("schedule", early=1),
     "target-broadcast": fault("", target="broadcast"),
     "update-sequential": fault("", order="bias first"),
@@ -161,7 +180,7 @@ class Planted:
         parts = self.training.micro_batches(batch.step - 1)
         taken = self.training.step(state.kept, before, batch.step - 1, parts)
         passed, pair = taken.passed, (taken.weight, taken.bias)
-        velocities = dict(zip(("weight", "bias"), taken.kept.velocities, strict=True))
+        remembered = dict(zip(("weight", "bias"), taken.kept.memory, strict=True))
         gradient = self.named(taken.gradient)
         step = Step(
             before=self.named(before),
@@ -170,9 +189,8 @@ class Planted:
             gradient=gradient,
             penalty=self.named((pair[0].penalty, pair[1].penalty)),
             memory={
-                name: {"momentum_buffer": np.reshape(v, gradient[name].shape)}
-                for name, v in velocities.items()
-                if v is not None and name in gradient
+                name: {key: np.reshape(value, g.shape) for key, value in remembered[name].items()}
+                for name, g in gradient.items()
             },
             delta=self.named((pair[0].delta, pair[1].delta)),
             after=self.named(taken.after),
@@ -211,5 +229,8 @@ BUGS: dict[str, tuple[Plant, ...]] = {
     ),
     "row-order": (partial(Planted, reversed_rows=True),),
     "schedule-shifted": tuple(partial(Planted, rule=Rule(early=early)) for early in (1, -1)),
+    "adagrad-accumulator-initial": tuple(
+        partial(Planted, rule=Rule(start=start)) for start in (0.1, 1.0, 0.0)
+    ),
 }
 """By cause: the trainers that have it, one for each way to get it wrong."""

@@ -31,6 +31,18 @@ STARTS = {"zeros": ZEROS, "elsewhere": ELSEWHERE}
 MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 NESTEROV: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True}}
 DAMPENED: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.25}}
+# A β₂ so small that a second moment falls with its gradient, and an ε that shows beside any root.
+OF_ADAM: Spec = {"betas": [0.9, 0.1], "eps": 0.01}
+ADAM: Spec = {"optimizer": {"name": "adam", **OF_ADAM}}
+AMSGRAD: Spec = {"optimizer": {"name": "adam", **OF_ADAM, "amsgrad": True}}
+ADAMW: Spec = {"optimizer": {"name": "adamw", **OF_ADAM}}
+RMSPROP: Spec = {"optimizer": {"name": "rmsprop", "alpha": 0.8, "eps": 0.01}}
+CENTERED: Spec = {"optimizer": RMSPROP["optimizer"] | {"centered": True}}
+HEAVY_RMSPROP: Spec = {"optimizer": RMSPROP["optimizer"] | {"momentum": 0.9}}
+ADAGRAD: Spec = {"optimizer": {"name": "adagrad", "lr_decay": 0.2, "eps": 0.01}}
+STARTED: Spec = {"optimizer": ADAGRAD["optimizer"] | {"initial_accumulator_value": 0.5}}
+ADADELTA: Spec = {"optimizer": {"name": "adadelta", "rho": 0.8, "eps": 0.01}}
+ADAMAX: Spec = {"optimizer": {"name": "adamax", "betas": [0.9, 0.95], "eps": 0.01}}
 NEW_LR_AT_5: Spec = {"lr_schedule": {"kind": "step", "every": 4, "factor": 0.5}}
 SATURATED: Spec = {
     "data": {"X": (1000 * X).tolist(), "y": TARGETS["logistic"].tolist()},
@@ -69,6 +81,27 @@ STEP_1 = First(1, 1, "gradient")  # no gradient is 0, from either start
 FIRSTS: dict[str, tuple[First, ...]] = {
     # Step 1 has two micro-batches.
     "accumulation-not-averaged": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
+    # The first step is remembered, and the second divides by it.
+    "adadelta-lr-inside": (First(2, 2, "optimizer", ADADELTA),),
+    "adagrad-accumulator-initial": (First(1, 1, "optimizer", STARTED),) * 3,
+    "adagrad-lr-decay-early": (First(1, 1, "optimizer", ADAGRAD),),
+    "adagrad-lr-decay-missing": (First(2, 2, "optimizer", ADAGRAD),),
+    # Of two steps with ever smaller gradients, the second's moment is the smaller one.
+    "adam-amsgrad-added": (First(2, 2, "optimizer", ADAM),),
+    "adam-amsgrad-missing": (First(2, 2, "optimizer", AMSGRAD),),
+    # At step 1 the corrected moments are g and g², whatever the betas and whatever is kept.
+    "adam-betas-swapped": (First(2, 2, "optimizer", ADAM), First(2, 2, "optimizer", ADAMAX)),
+    "adam-bias-correction-compounded": (
+        First(2, 2, "optimizer", ADAM),
+        First(2, 2, "optimizer", ADAMAX),
+    ),
+    # (1 − β₁) g/√(1 − β₂)|g| is 0.1/√0.9.
+    "adam-bias-correction-missing": (
+        First(1, 1, "optimizer", ADAM),
+        First(1, 1, "optimizer", ADAMAX),
+    ),
+    "adam-epsilon-inside": (First(1, 1, "optimizer", ADAM), First(1, 1, "optimizer", ADAMW)),
+    "adam-epsilon-uncorrected": (First(1, 1, "optimizer", ADAM),),
     # Of rows as large all outputs are saturated, once the weights are not 0.
     "bce-saturated": (First(2, 1, "gradient", SATURATED),),
     "bias-not-penalized": (PENALTY._replace(tensor="bias"),),
@@ -79,12 +112,19 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "clip-per-tensor": (First(1, 1, "optimizer", ALWAYS_CLIPPED),),
     "dampening-on-first-step": (First(1, 1, "optimizer", DAMPENED),),
     # v₁ = g₁ + λ w₀ either way, but only torch's v₂ holds μ λ w₀, and v₃ μ λ w₁.
-    "decay-after-momentum": (First(3, 2, "optimizer", MOMENTUM),),
+    "decay-after-momentum": (
+        First(3, 2, "optimizer", MOMENTUM),
+        First(2, 1, "optimizer", HEAVY_RMSPROP),
+    ),
     # λ u, where u = w − lr g is no longer 0.
-    "decay-after-update": (First(1, 1, "penalty"),),
+    "decay-after-update": (First(1, 1, "penalty"), First(1, 1, "penalty", ADAMW)),
+    "decay-bias-corrected": (PENALTY._replace(settings=ADAMW),),
     "decay-before-clipping": (First(2, 1, "optimizer", ALWAYS_CLIPPED),),
-    "decay-not-scaled-by-lr": (PENALTY,),
-    "gradient-accumulated": (First(2, 2, "gradient"),),  # at step 1 there is nothing to zero
+    "decay-not-scaled-by-lr": (PENALTY, PENALTY._replace(settings=ADAMW)),
+    # Adamax's first size is |g| + ε either way, and fades with its ε.
+    "epsilon-outside": (First(1, 1, "optimizer", ADADELTA), First(2, 2, "optimizer", ADAMAX)),
+    # At step 1 there is nothing to zero.
+    "gradient-accumulated": (First(2, 2, "gradient"), First(2, 2, "gradient", ADAM)),
     "gradient-scaled": (STEP_1,),
     "initial-parameters": (First(1, 1, "initial", tensor="weight"),),
     # 4, 4, and then 3 rows.
@@ -98,19 +138,42 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "loss-epoch-mean": (First(2, 2, "loss", batches=("mini",)),),  # a mean of one loss is that loss
     "loss-halved": (STEP_1,),
     "loss-summed": (STEP_1,),
-    "momentum-dampened": (First(1, 1, "optimizer", MOMENTUM),),
+    # The old moments are 0 at step 1, by which Adam does not move, and others too far.
+    "moments-stale": (
+        First(1, 1, "optimizer", ADAM),
+        First(1, 1, "optimizer", RMSPROP),
+        First(1, 1, "optimizer", ADAGRAD),
+    ),
+    "momentum-dampened": (
+        First(1, 1, "optimizer", MOMENTUM),
+        First(1, 1, "optimizer", HEAVY_RMSPROP),
+    ),
     # v = Σ lr g equals lr Σ g until the lr changes.
-    "momentum-lr-inside": (First(5, 5, "optimizer", MOMENTUM | NEW_LR_AT_5),),
+    "momentum-lr-inside": (
+        First(5, 5, "optimizer", MOMENTUM | NEW_LR_AT_5),
+        First(5, 5, "optimizer", HEAVY_RMSPROP | NEW_LR_AT_5),
+    ),
     # v₁ = g₁; but Nesterov's first step is (1 + μ) g₁.
     "momentum-missing": (First(2, 2, "optimizer", MOMENTUM), First(1, 1, "optimizer", NESTEROV)),
     "nesterov-added": (First(1, 1, "optimizer", MOMENTUM),),
     "nesterov-missing": (First(1, 1, "optimizer", NESTEROV),),
     "penalty-constant": (First(1, 1, "penalty"),),  # λ is something where λ w is nothing
-    # As decay-after-momentum: w₀ is remembered by torch's velocity alone.
-    "penalty-decoupled": (First(3, 2, "optimizer", MOMENTUM),),
+    # What joins the gradient is divided by the root with it, and lr λ w is not.
+    "penalty-coupled": (First(2, 1, "optimizer", ADAMW),),
+    # As decay-after-momentum: w₀ is remembered by torch's velocity alone; others divide at once.
+    "penalty-decoupled": (
+        First(3, 2, "optimizer", MOMENTUM),
+        First(2, 1, "optimizer", ADAM),
+        First(2, 1, "optimizer", RMSPROP),
+        First(2, 1, "optimizer", ADADELTA),
+    ),
     "penalty-divided-by-batch": (PENALTY,),
     "penalty-divided-by-dataset": (PENALTY,),
-    "penalty-doubled": (PENALTY,),
+    "penalty-doubled": (
+        PENALTY,
+        PENALTY._replace(settings=ADAM),
+        PENALTY._replace(settings=ADAMW),
+    ),
     "penalty-halved": (PENALTY,),
     "penalty-in-loss": (PENALTY._replace(stage="loss"),),
     "penalty-missing": (PENALTY,),
@@ -119,6 +182,17 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "penalty-sign-flipped": (PENALTY,),
     "precision": (First(1, 1, "update"),),
     "reported-loss-scaled": (First(1, 1, "loss"), First(1, 1, "loss")),
+    "rmsprop-centered-added": (First(1, 1, "optimizer", RMSPROP),),
+    "rmsprop-centered-missing": (First(1, 1, "optimizer", CENTERED),),
+    "rmsprop-epsilon-inside": (
+        First(1, 1, "optimizer", RMSPROP),
+        First(1, 1, "optimizer", ADAGRAD),
+    ),
+    "root-missing": (
+        First(1, 1, "optimizer", ADAM),
+        First(1, 1, "optimizer", CENTERED),
+        First(1, 1, "optimizer", ADAGRAD),
+    ),
     "row-order": (STEP_1._replace(batches=("mini",)),),  # a full batch holds all rows in any order
     # The lr changes at step 5: early it has done so at 4, late not yet at 5. lr λ w shows it.
     "schedule-shifted": (
@@ -140,7 +214,7 @@ SAME_RULE: dict[str, tuple[str, tuple[str, ...]]] = {
     # A full batch has all rows of the data.
     "penalty-divided-by-dataset": ("penalty-divided-by-batch", ("full",)),
 }
-"""Causes that make the very rule of another one in these settings, and with which batches.
+"""Causes that make the very rule of another one by SGD in these settings, and with which batches.
 
 No run by them tells the two apart, so that the one is named first, the other as an alternative.
 """

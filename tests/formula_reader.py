@@ -1,9 +1,8 @@
-"""Reads formulas back: trains by their text, with numbers for the letters; only g is given."""
+"""Trains by the text of formulas, with numbers for the letters; only g is given."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import replace
@@ -11,55 +10,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Parameters, build_problem
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.optimizers.update_rule import Memory
 from regcheck.rules.settings import Settings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.every_rule import BASE
-
-Value = Any  # a float or an array
-Values = dict[str, Value]
-
-TOKEN = re.compile(
-    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
-    r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
-    r"|[a-zλμτ]|B|[()+−·/])"
-)
-SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/"}
-FUNCTIONS = ("clip", "clip_w", "clip_b", "Σ")
-
-
-def value_of(text: str, values: Values) -> Value:
-    """Evaluate one side of an assignment; what stands side by side is multiplied."""
-    tokens = TOKEN.findall(text := re.sub(r"Σ(g(\([^)]*\))?)", r"Σ(\1)", text))
-    assert "".join(tokens).replace(" ", "") == text.replace(" ", ""), text
-    python, before = "", "("
-    for token in tokens:
-        if token not in SIGNS and token != ")" and before not in (*SIGNS, *FUNCTIONS, "("):
-            python += "*"
-        plain = token in "()" or re.fullmatch(r"-?\d.*", token)
-        python += SIGNS.get(token) or (token if plain else f"values[{token!r}]")
-        before = token
-    return eval(python, {"values": values})
-
-
-def lines_of(text: list[str]) -> tuple[dict[str, list[str]], bool]:
-    """Sort a rule's assignments by tensor; and whether the bias goes first."""
-    *before, last = text
-    if text[0].startswith("first  "):
-        weight, _, end = last.partition(", with ")
-        assert end == "g at the new b"
-        bias = text[0].removeprefix("first  ").split("; ")
-        return {"weight": [*before[1:], weight], "bias": bias}, True
-    if last.endswith(", b likewise"):
-        weights = [*before, last.removesuffix(", b likewise")]
-        return {"weight": weights, "bias": [line.replace("w", "b") for line in weights]}, False
-    return {"weight": before, "bias": last.split("; ")}, False
-
+from tests.formula_text import Value, Values, lines_of, value_of
 
 # --- what the letters stand for -------------------------------------------------------------------
 
@@ -110,8 +70,8 @@ class Case(NamedTuple):
             "lr₋₁": schedule.lr_at(max(1, batch.step - 1)),
             # A penalty on a bias that has no λ of its own is by that of the weight.
             "λ": decays[tensor] or decays["weight"],
-            "μ": training.sgd.momentum,
-            "τ": training.sgd.dampening,
+            **self.options(),
+            "t": batch.step,
             "B": batch.size,
             "m": training.loss_rows[0],
             "n": training.train_rows,
@@ -121,6 +81,17 @@ class Case(NamedTuple):
             "clip_w": self.clip_alone,
             "clip_b": self.clip_alone,
         }
+
+    def options(self) -> Values:
+        """Return the optimizer's numbers by their letters."""
+        found: Values = {}
+        settings = self.training.sgd
+        for key, option in settings.rule.options.items():
+            value = settings.options[key]
+            several = isinstance(option.letter, tuple)
+            letters, values = (option.letter, value) if several else ((option.letter,), (value,))
+            found |= dict(zip(letters, values, strict=True))
+        return found
 
     def clip_alone(self, value: Value) -> Value:
         return self.clip_with([value])(value)
@@ -157,8 +128,34 @@ def training(**changes: Any) -> Training:
 
 
 class Tensor(NamedTuple):
+    """One tensor's value, and what is remembered by letters: 0 before step 1."""
+
     w: Value
-    v: Value
+    known: Values
+
+    def old(self) -> Values:
+        """Return what was remembered before the step, with and without that said."""
+        return self.known | {f"{letter}₋₁": value for letter, value in self.known.items()}
+
+
+REMEMBERED: dict[str, tuple[str, ...]] = {
+    "A": ("max_exp_avg_sq",),
+    "D": ("acc_delta",),
+    "M": ("exp_avg", "grad_avg"),
+    "Q": ("sum",),
+    "S": ("exp_avg_sq", "square_avg"),
+    "U": ("exp_inf",),
+    "v": ("momentum_buffer",),
+}
+"""The letters of what optimizers remember, with torch's names for it."""
+
+
+def by_letter(memory: Memory, none: Value) -> Values:
+    """Write by letters what an optimizer remembers of a tensor."""
+    return {
+        letter: next((memory[name] for name in names if name in memory), none)
+        for letter, names in REMEMBERED.items()
+    }
 
 
 class ByText:
@@ -167,8 +164,11 @@ class ByText:
     def __init__(self, case: Case, text: list[str]) -> None:
         self.case = case
         self.lines, self.bias_first = lines_of(text)
-        start = case.trainer.start().parameters
-        self.now = {name: Tensor(w, 0.0 * w) for name, w in start.items()}
+        start = case.trainer.start()
+        self.now = {
+            name: Tensor(w, by_letter(start.memory[name], 0.0 * w))
+            for name, w in start.parameters.items()
+        }
         self.summed: dict[str, Value] = {}  # by Σ in the earlier steps, and in this one
         self.adding: dict[str, Value] = {}
 
@@ -204,16 +204,19 @@ class ByText:
 
     def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
         """Carry out a tensor's assignments, one after the other."""
-        w, v = self.now[name]
+        w, found = self.now[name].w, self.now[name].old()
         for line in self.lines[name]:
             when, _, assignment = line.rpartition(": ")
             if when and (when == "step 1") != (batch.step == 1):
                 continue
             target, text = assignment.split(" ← ")
             norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
-            value = value_of(text, values | {"w": w, "b": w, "v": v, "‖w‖": norm, "‖b‖": norm})
-            w, v = (w, value) if target == "v" else (value, v)
-        return Tensor(w, v)
+            value = value_of(text, values | found | {"w": w, "b": w, "‖w‖": norm, "‖b‖": norm})
+            if target in ("w", "b"):
+                w = value
+            else:
+                found[target] = value
+        return Tensor(w, {letter: found[letter] for letter in REMEMBERED})
 
 
 def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> float:
@@ -263,8 +266,9 @@ def agreeing_steps(case: Case, text: list[str], loss: str) -> int:
         # Up to 4 steps of some 50 roundings, of numbers of order 1 to 10.
         for name, tensor in by_text.now.items():
             close(tensor.w, update.step.after[name])
-            if name in update.step.velocity:
-                close(tensor.v, update.step.velocity[name])
-        assert update.step.loss == pytest.approx(reported, rel=1e-12, abs=1e-13), case.spec
+            known = by_letter(update.step.memory[name], None)
+            for letter in (letter for letter, value in known.items() if value is not None):
+                close(tensor.known[letter], known[letter])
+        close(update.step.loss, reported)
         steps += 1
     return steps

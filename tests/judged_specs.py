@@ -21,7 +21,7 @@ from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.report.result import Report
-from regcheck.rules.convention import TORCH, Convention
+from regcheck.rules.convention import Convention
 from regcheck.trainers import sides
 from regcheck.trainers.numpy_trainer import NumpyTrainer, State
 from tests.random_specs import Array, SpecDict, Tensors
@@ -96,11 +96,11 @@ class Effect:
 def effects(observed: Observed) -> Iterator[Effect]:
     """Measure what the scratch rule changes at each step, from the framework's parameters.
 
-    Both rules are taken by the NumPy trainer in extended precision, each with its own velocity.
+    Both rules are taken by the NumPy trainer in extended precision, each with its own memory.
     """
     problem = observed.problem
     assert problem is not None
-    rules = [extended(problem, rule) for rule in (problem.convention, TORCH)]
+    rules = [extended(problem, rule) for rule in (problem.convention, problem.sgd.torchs)]
     memories = [rule.start().memory for rule in rules]
     for batch, framework, bounds in observed.steps:
         before = {name: w.astype(np.longdouble) for name, w in framework.before.items()}

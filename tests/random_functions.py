@@ -12,10 +12,9 @@ from numpy.random import Generator
 
 from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.random_needs import NEEDS, Array, random_spec
+from tests.random_optimizers import chance, power_of_ten, random_optimizer
 from tests.random_specs import (
     SpecDict,
-    chance,
-    power_of_ten,
     without_some_biases,
 )
 from tests.rule import Base, Reported, Rule
@@ -121,7 +120,13 @@ def compatible(one: str, other: str) -> bool:
     keys = [{*FAULTS[name].changes, FAULTS[name].key} - {None} for name in (one, other)]
     needs = NEEDS[one] | NEEDS[other]
     alone = not {one, other} <= OPEN  # of two open factors no run tells the second's
-    return keys[0].isdisjoint(keys[1]) and not {"bias-decay", "bias-free"} <= needs and alone
+    if not (keys[0].isdisjoint(keys[1]) and not {"bias-decay", "bias-free"} <= needs and alone):
+        return False
+    try:
+        random_optimizer(np.random.default_rng(0), needs, tries=200)
+    except LookupError:
+        return False
+    return True
 
 
 def batch_of(spec: SpecDict, rows: int) -> int:

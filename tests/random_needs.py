@@ -10,12 +10,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from tests.faults import FAULTS, OUTSIDE
+from tests.random_optimizers import chance, power_of_ten, random_optimizer
 from tests.random_specs import (
     KINDS,
     SpecDict,
-    chance,
     data_of,
-    power_of_ten,
     random_batches,
     random_columns,
     random_decay,
@@ -41,7 +40,7 @@ def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, 
     batch_size, accumulate = batches(random, rows, needs)
     per_epoch = math.ceil(math.ceil(rows / batch_size) / accumulate)
     steps = int(random.integers(1, 31)) if X.size < 50_000 else int(random.integers(1, 6))
-    init = random_init(random, features)
+    init, optimizer = random_init(random, features), random_optimizer(random, needs)
     if "saturated" in needs:
         y = np.asarray(random.integers(2, size=rows), np.float64)
         model, loss, init = "logistic", "bce", saturating(random, X)
@@ -50,8 +49,8 @@ def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, 
         "model": model,
         "loss": loss,
         "init": init,
-        "optimizer": random_optimizer(random, needs),
-        "lr": random_lr(random, model, X, strange=False),
+        "optimizer": optimizer,
+        "lr": random_lr(random, optimizer, model, X, strange=False),
         "weight_decay": random_decay(random, none=0.4, low=-6, needs=needs),
         "epochs": max(1, steps // per_epoch),
         "batch_size": batch_size if batch_size < rows else "full",
@@ -87,18 +86,6 @@ def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
         batch_size = int(random.choice(uneven))
     several = "micro-batches" in needs or ("batches" not in needs and chance(random, 0.2))
     return batch_size, int(random.integers(2, 4)) if several else 1
-
-
-def random_optimizer(random: Generator, needs: Needs) -> SpecDict:
-    if not needs & {"momentum", "nesterov", "dampening"} and chance(random, 0.6):
-        return {"name": "sgd"}
-    momentum = float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.1, 0.95), 3)]))
-    options: SpecDict = {"name": "sgd", "momentum": momentum}
-    if "nesterov" in needs:
-        return options | {"nesterov": True}
-    if "dampening" in needs or chance(random, 0.2):
-        return options | {"dampening": float(random.choice([0.1, 0.5, 0.9]))}
-    return options | {"nesterov": "momentum" not in needs and chance(random, 0.2)}
 
 
 def random_dtype(random: Generator, needs: Needs) -> str | dict[str, str]:

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from tests.random_optimizers import FORMS, NEEDED, Options, chance, power_of_ten, random_optimizer
+from tests.reference_optimizers import is_decoupled
+
 Array = NDArray[np.floating]
 SpecDict = dict[str, Any]
 Tensors = dict[str, Array]
@@ -45,7 +48,7 @@ def mismatched_spec(seed: int, folder: Path) -> SpecDict:
     spec, _ = random_training(random, folder / f"{seed}.npz", strange=False)
     if not decays(spec):
         spec["weight_decay"] = power_of_ten(random, -8, 0)
-    changes = different_keys(random)
+    changes = different_keys(random, spec["optimizer"])
     keys = random.choice(sorted(changes), size=random.integers(1, 3), replace=False)
     spec["convention"] = {str(key): changes[str(key)] for key in keys}
     return without_some_biases(spec, seed)
@@ -72,16 +75,6 @@ def without_bias(spec: SpecDict) -> SpecDict:
     return changed
 
 
-def power_of_ten(random: Generator, low: float, high: float) -> float:
-    """Draw a number whose logarithm is uniform."""
-    return float(10 ** random.uniform(low, high))
-
-
-def chance(random: Generator, share: float) -> bool:
-    """Be true in a share of the draws."""
-    return bool(random.random() < share)
-
-
 def random_training(random: Generator, file: Path, *, strange: bool) -> tuple[SpecDict, int]:
     """Draw everything but the convention; `strange` lets in overflow, denormals and lr 0."""
     model, loss = KINDS[random.integers(len(KINDS))]
@@ -93,14 +86,15 @@ def random_training(random: Generator, file: Path, *, strange: bool) -> tuple[Sp
     batch_size, micro_batches = random_batches(random, rows)
     per_epoch = math.ceil(math.ceil(rows / batch_size) / micro_batches)
     steps = int(random.integers(5, 41)) if rows * features < 100_000 else 5
+    optimizer = random_optimizer(random)
     epochs = max(1, steps // per_epoch)
     spec: SpecDict = {
         "data": data_of(X, y, file),
         "model": model,
         "loss": loss,
         "init": random_init(random, features),
-        "optimizer": random_optimizer(random),
-        "lr": random_lr(random, model, X, strange=strange),
+        "optimizer": optimizer,
+        "lr": random_lr(random, optimizer, model, X, strange=strange),
         "weight_decay": random_decay(random),
         "epochs": epochs,
         "batch_size": batch_size if batch_size < rows else "full",
@@ -175,18 +169,18 @@ def random_init(random: Generator, features: int) -> Any:
             return {"weight": weight, "bias": [float(random.normal())]}
 
 
-def random_optimizer(random: Generator) -> Any:
-    if chance(random, 0.5):
-        return "sgd"
-    momentum = float(random.choice([0.5, 0.9, 0.99, random.random()]))
-    options: SpecDict = {"name": "sgd", "momentum": momentum}
-    if chance(random, 0.3):
-        return options | {"nesterov": True}
-    return options | {"dampening": float(random.choice([0.0, 0.0, 0.1, 0.9]))}
+def random_lr(
+    random: Generator, optimizer: Options, model: str, X: Array, *, strange: bool
+) -> float:
+    """Draw a lr: for SGD around 2/‖H‖, with H the curvature, above which it is unstable.
 
-
-def random_lr(random: Generator, model: str, X: Array, *, strange: bool) -> float:
-    """Draw a lr around 2/‖H‖, with H the curvature: above it gradient descent is unstable."""
+    Of the others it is the size of a step, by which weights or outputs move.
+    """
+    if optimizer["name"] != "sgd":
+        if strange and chance(random, 0.05):
+            return float(random.choice([0.0, 1e3, 1e9]))
+        size = float(np.abs(X).max()) if chance(random, 0.5) else 1.0
+        return power_of_ten(random, -4, 0) / (size or 1.0)
     with np.errstate(all="ignore"):
         curvature = CURVATURE[model] * (1 + float(np.mean(np.einsum("ij,ij->i", X, X))))
     if not math.isfinite(curvature):
@@ -239,16 +233,9 @@ def decays(spec: SpecDict) -> bool:
 def equal_convention(random: Generator, spec: SpecDict, rows: int) -> Any:
     """Draw a convention that is torch's own rule for this spec, though written otherwise."""
     equal: list[SpecDict | str] = ["pytorch"]
-    momentum = isinstance(spec["optimizer"], dict)
-    clipped = "clip_norm" in spec or "clip_value" in spec
-    if not momentum:
-        equal += [
-            {"decay": "decoupled"},
-            {"decay": "after-momentum"},
-            {"momentum_form": "dampened"},
-        ]
-    if not clipped:
-        equal += [{"decay": "before-clipping"}]
+    equal += equal_by_optimizer(
+        spec["optimizer"], clipped="clip_norm" in spec or "clip_value" in spec
+    )
     if "lr_schedule" not in spec:
         equal += [{"momentum_form": "lr-inside"}]
     if not decays(spec):
@@ -265,28 +252,37 @@ def equal_convention(random: Generator, spec: SpecDict, rows: int) -> Any:
     return "pytorch"
 
 
-def different_keys(random: Generator) -> SpecDict:
-    """Draw a value that is not torch's for each key of the convention."""
+def equal_by_optimizer(optimizer: Options, *, clipped: bool) -> list[SpecDict | str]:
+    """Return the conventions that are torch's own rule for an optimizer."""
+    forms = {key: value for form in FORMS.values() for key, value in form.items()}
+    own = set(FORMS[optimizer["name"]])
+    if not NEEDED["momentum"](optimizer):
+        own.discard("momentum_form")
+    equal: list[SpecDict | str] = [
+        {key: value} for key, values in forms.items() if key not in own for value in values
+    ]
+    if not NEEDED["remembered"](optimizer):
+        equal += [{"decay": "decoupled"}, {"decay": "after-momentum"}]
+    if not (clipped or is_decoupled(optimizer)):
+        equal += [{"decay": "before-clipping"}]
+    return equal
+
+
+def different_keys(random: Generator, optimizer: Options) -> SpecDict:
+    """Draw a value that is not torch's for each key of the convention that an optimizer has."""
     near = 1 + power_of_ten(random, -8, 0)
-    return {
+    decays = ["after-momentum", "decoupled-unscaled", "after-update", "before-clipping"]
+    decays += ["gradient" if is_decoupled(optimizer) else "decoupled"]
+    keys: SpecDict = {
         "divide_penalty_by": str(random.choice(["batch", "dataset"])),
         "penalty_factor": float(random.choice([2.0, 0.5, 0.0, -1.0, near])),
         "penalize_bias": False,
-        "decay": str(
-            random.choice(
-                [
-                    "after-momentum",
-                    "decoupled",
-                    "decoupled-unscaled",
-                    "after-update",
-                    "before-clipping",
-                ]
-            )
-        ),
+        "decay": str(random.choice(decays)),
         "penalty_norm": "unsquared",
         "penalty_in_loss": True,
         "loss_reduction": "sum",
         "loss_factor": float(random.choice([0.5, 2.0, near])),
-        "momentum_form": str(random.choice(["dampened", "lr-inside"])),
         "update_order": "bias-first",
     }
+    forms = FORMS[optimizer["name"]].items()
+    return keys | {key: values[random.integers(len(values))] for key, values in forms}

@@ -1,4 +1,4 @@
-"""The reference trainer: SGD on a one-layer model as users write it, with faults planted in it.
+"""The reference trainer: a one-layer model as users train it, with faults planted in the code.
 
 It shares no formula with regcheck. The same code trains in a user's dtype, row by row, and in
 extended precision, where it says what a step comes to without rounding; `tests.faults` puts it in
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from regcheck.user_code.problem_api import UserProblem
+from tests.reference_optimizers import OPTIMIZERS, Given, corrected_rate, is_decoupled
 from tests.rule import Array, Kept, Moment, Moved, Pair, Passed, Reported, Rows, Rule, Taken, Wrong
 
 
@@ -45,7 +46,7 @@ class Training:
         self.X, self.y = problem.X.astype(dtype), problem.y.astype(dtype)
         self.bias = "bias" in problem.initial
         self.per_epoch = problem.steps // problem.epochs
-        self.mu = float(problem.optimizer["momentum"])
+        self.optimizer = problem.optimizer
         self.random = np.random.default_rng(0)
 
     def pair(self, weight: Array, bias: Array | None) -> Pair:
@@ -74,14 +75,14 @@ class Training:
             gradient = summed(gradient if self.bias else (gradient[0], 0 * gradient[1]), total)
             lr = self.rule.rate * self.schedule(max(0, step + self.rule.early))
             strengths = self.strengths(len(rows))
-            bias = self.moved(1, before, gradient, kept, lr, strengths)
+            bias = self.moved(1, before, gradient, kept, lr, step + 1, strengths)
             if self.rule.order == "bias first":
                 late = self.pass_over((before[0], bias.after), parts).gradient
                 gradient = summed(late, total)[0], gradient[1]
-            weight = self.moved(0, before, gradient, kept, lr, strengths)
+            weight = self.moved(0, before, gradient, kept, lr, step + 1, strengths)
         first = step % self.per_epoch == 0
         kept = Kept(
-            (weight.velocity, bias.velocity),
+            (weight.memory, bias.memory),
             None if self.rule.zeroed else gradient,
             passed.gradient,
             (*(() if first else kept.losses), passed.loss),
@@ -168,32 +169,36 @@ class Training:
         gradient: Pair,
         kept: Kept,
         lr: float,
+        t: int,
         strengths: tuple[float, float],
     ) -> Moved:
         """Move the weight (0) or the bias (1)."""
         rule, w, strength = self.rule, before[which], strengths[which]
-        if rule.decay == "clipped":
+        decay = rule.decay
+        if decay == "torch":
+            decay = "apart" if is_decoupled(self.optimizer) else "gradient"
+        if self.optimizer.get("maximize", False):
+            gradient = (-gradient[0], -gradient[1])
+        if decay == "clipped":
             gradient = summed(
                 gradient,
                 (self.penalty(strengths[0], before[0]), self.penalty(strengths[1], before[1])),
             )
         g = self.clipped(gradient)[which]
         penalty = self.penalty(strength, w)
-        if rule.decay == "gradient":
+        if decay == "gradient":
             g = g + penalty
-        inside = rule.velocity == "lr inside" and self.mu != 0
-        d, v = self.direction(lr * g if inside else g, kept.velocities[which])
-        if rule.decay == "velocity":
-            delta = d + lr * penalty if inside else lr * (d + penalty)
-        else:
-            delta = d if inside else lr * d
+        given = Given(rule, self.optimizer, lr, t, g, kept.memory[which])
+        delta, memory = OPTIMIZERS[self.optimizer["name"]](given)
         after: Array = w - delta
-        if rule.decay == "late":
+        if decay == "late":
             penalty = self.penalty(strength, after)
-        pull = penalty if rule.decay == "bare" else lr * penalty
-        if rule.decay in ("apart", "bare", "late"):
+        if rule.decay_rate == "corrected":
+            lr *= corrected_rate(self.optimizer, t)
+        pull = penalty if decay == "bare" else lr * penalty
+        if decay in ("velocity", "apart", "bare", "late"):
             after, delta = after - pull, delta + pull
-        return Moved(after, v, pull, delta)
+        return Moved(after, memory, pull, delta)
 
     def clipped(self, gradient: Pair) -> Pair:
         """Clip by value, or by norm as torch does it."""
@@ -208,24 +213,6 @@ class Training:
             norms = [np.sqrt(square) for square in squares]
         scales = [np.minimum(1.0, self.problem.clip_norm / (norm + 1e-6)) for norm in norms]
         return gradient[0] * self.dtype(scales[0]), gradient[1] * self.dtype(scales[1])
-
-    def direction(self, g: Array, last: Array | None) -> tuple[Array, Array | None]:
-        """Put the gradient through the momentum; the velocity comes with it."""
-        rule, options = self.rule, self.problem.optimizer
-        if self.mu == 0 or rule.velocity == "none":
-            return g, None
-        share = 1 - (self.mu if rule.velocity == "dampened" else float(options["dampening"]))
-        v: Array
-        if last is not None:
-            v = self.mu * last + share * g
-        elif rule.velocity == "dampened" or rule.first == "dampened":
-            v = share * g
-        else:
-            v = g
-        ahead = options["nesterov"]
-        if rule.nesterov != "as set":
-            ahead = rule.nesterov == "always"
-        return (g + self.mu * v if ahead else v), v
 
     def reported(
         self, report: Reported, taken: Taken, before: Pair, step: int, parts: list[Rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ Pair = tuple[Array, Array]
 
 Rows = NDArray[np.intp]
 
+Memory = Mapping[str, Array]
+"""What an optimizer remembers of one tensor, by torch's names."""
+
 
 class Rule(NamedTuple):
     """What the code does at each step; the defaults are torch's.
@@ -25,14 +28,26 @@ class Rule(NamedTuple):
         penalty: a factor on λ.
         shape: the penalty's gradient: λ w, λ alone, or λ w/‖w‖.
         bias: the bias has its own λ, none, or that of the weight.
-        decay: where λ w goes: into the gradient, past the momentum, past both and times lr,
-            past both and not times lr, onto the updated w, or into what is clipped.
+        decay: where λ w goes: where torch has it, into the gradient, past the momentum, past both
+            and times lr, past both and not times lr, onto the updated w, or into what is clipped.
+        decay_rate: what multiplies it is the lr, or the lr with Adam's bias correction.
         reduce: rows' gradients are averaged, summed, or divided by the spec's batch size.
         half, gradient, rate: factors on the loss, on its gradient, and on the lr.
         early: how many steps early the lr's schedule is.
         velocity: torch's, with 1 − μ on the gradient, with the lr in it, or none.
         nesterov: as the spec says, always, or never.
         first: the first step's velocity is the gradient, or dampened like all others.
+        epsilon: where torch has it, added to the corrected root, to the root before its
+            correction, or inside of what the root or the maximum is taken of.
+        start: what squares start at; None is torch's.
+        correction: moments are corrected for the step, not at all, or kept corrected.
+        betas: as the spec says, or in each other's place.
+        amsgrad: as the spec says, always, or never.
+        moments: the step is taken by those of this step, or by the old ones.
+        root: whether the root of the second moment is taken.
+        centered: as the spec says, always, or never.
+        lr_decay: Adagrad's counts the steps before, this one too, or none.
+        average: Adadelta's is of the steps, or of the steps times lr.
         clip: one norm over both tensors, or one for each.
         micro_batches: their gradients are averaged or summed.
         target: the row's own, or broadcast, each output against each target.
@@ -45,7 +60,8 @@ class Rule(NamedTuple):
     penalty: float = 1.0
     shape: Literal["w", "constant", "unit"] = "w"
     bias: Literal["own", "none", "of weight"] = "own"
-    decay: Literal["gradient", "velocity", "apart", "bare", "late", "clipped"] = "gradient"
+    decay: Literal["torch", "gradient", "velocity", "apart", "bare", "late", "clipped"] = "torch"
+    decay_rate: Literal["lr", "corrected"] = "lr"
     reduce: Literal["mean", "sum", "nominal"] = "mean"
     half: float = 1.0
     gradient: float = 1.0
@@ -54,6 +70,16 @@ class Rule(NamedTuple):
     velocity: Literal["torch", "dampened", "lr inside", "none"] = "torch"
     nesterov: Literal["as set", "always", "never"] = "as set"
     first: Literal["gradient", "dampened"] = "gradient"
+    epsilon: Literal["torch", "outside", "uncorrected", "inside"] = "torch"
+    start: float | None = None
+    correction: Literal["torch", "none", "kept"] = "torch"
+    betas: Literal["as set", "swapped"] = "as set"
+    amsgrad: Literal["as set", "always", "never"] = "as set"
+    moments: Literal["new", "old"] = "new"
+    root: bool = True
+    centered: Literal["as set", "always", "never"] = "as set"
+    lr_decay: Literal["before", "this too", "none"] = "before"
+    average: Literal["d", "lr d"] = "d"
     clip: Literal["together", "each"] = "together"
     micro_batches: Literal["mean", "sum"] = "mean"
     target: Literal["row", "broadcast"] = "row"
@@ -90,13 +116,13 @@ class Kept(NamedTuple):
     """What is kept from step to step, besides the parameters.
 
     Attributes:
-        velocities: of weight and bias; None before step 1.
+        memory: what the optimizer remembers of weight and bias; nothing before step 1.
         total: the sum of all gradients so far, where they are never set to 0.
         last: the data gradient of the step before.
         losses, sizes: of the epoch's batches, this one among them.
     """
 
-    velocities: tuple[Array | None, Array | None] = (None, None)
+    memory: tuple[Memory, Memory] = ({}, {})
     total: Pair | None = None
     last: Pair | None = None
     losses: tuple[float, ...] = ()
@@ -120,7 +146,7 @@ class Moved(NamedTuple):
     """What a step makes of one tensor, and what its penalty and all of it subtract."""
 
     after: Array
-    velocity: Array | None
+    memory: Memory
     penalty: Array
     delta: Array
 

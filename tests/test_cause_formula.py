@@ -28,24 +28,53 @@ UPDATING = [
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
 X = 60 * np.array(DATA["X"])
 
+ADAM = {"name": "adam", "betas": [0.8, 0.3], "eps": 0.01}
+ADAMS: dict[str, Any] = {"optimizer": ADAM}
+ADAMWS: dict[str, Any] = {"optimizer": ADAM | {"name": "adamw"}}
+
+ADADELTA: dict[str, Any] = {"optimizer": {"name": "adadelta", "rho": 0.7, "eps": 0.01}}
+ADAGRAD: dict[str, Any] = {"optimizer": {"name": "adagrad", "lr_decay": 0.3, "eps": 0.01}}
+RMSPROP: dict[str, Any] = {"name": "rmsprop", "alpha": 0.7, "eps": 0.01, "momentum": 0.6}
+
 CONCERNED: dict[str, dict[str, Any]] = {
+    "adadelta-lr-inside": ADADELTA,
+    "adagrad-accumulator-initial": ADAGRAD,
+    "adagrad-accumulator-initial by 2": {
+        "optimizer": {"name": "adagrad", "initial_accumulator_value": 0.4}
+    },
+    "adagrad-lr-decay-early": ADAGRAD,
+    "adagrad-lr-decay-missing": ADAGRAD,
+    "adam-amsgrad-added": ADAMS,
+    "adam-amsgrad-missing": {"optimizer": ADAM | {"amsgrad": True}},
+    "adam-betas-swapped": ADAMS,
+    "adam-bias-correction-compounded": ADAMS,
+    "adam-bias-correction-missing": ADAMS,
+    "adam-epsilon-inside": ADAMS,
+    "adam-epsilon-uncorrected": ADAMS,
     "bce-saturated": {
         "data": {"X": X.tolist(), "y": (X[:, 0] < 0).astype(int).tolist()},
         "model": "logistic",
         "loss": "bce",
     },
     "bias-penalized": {"weight_decay": {"weight": 0.3, "bias": 0.0}},
+    "decay-bias-corrected": ADAMWS,
     "dampening-on-first-step": {"optimizer": MOMENTUM | {"dampening": 0.3}},
+    "epsilon-outside": ADADELTA,
+    "moments-stale": ADAMS,
     "nesterov-missing": {"optimizer": MOMENTUM | {"nesterov": True}},
+    "penalty-coupled": ADAMWS,
+    "rmsprop-centered-added": {"optimizer": RMSPROP},
+    "rmsprop-centered-missing": {"optimizer": RMSPROP | {"centered": True}},
+    "rmsprop-epsilon-inside": {"optimizer": RMSPROP},
+    "root-missing": ADAMS,
 }
-"""What a training must have for some causes, beside what concerns the others."""
+"""What a training must have for some causes, or ways, beside what concerns the others."""
 
 
 def concerned_case(name: str, way: int) -> Case:
     """Make a training that a cause concerns, with the cause in it; FACTOR where that is open."""
     key = CAUSES[name].factor_key
     change = CAUSES[name].changes[way] if key is None else {key: FACTOR}
-    convention, faults = put_in(change, TORCH, NO_FAULTS)
     spec: dict[str, Any] = {
         "weight_decay": {"weight": 0.3, "bias": 0.2},
         "clip_norm": 0.5,
@@ -54,27 +83,33 @@ def concerned_case(name: str, way: int) -> Case:
         "epochs": 3,
         "lr_schedule": {"kind": "exponential", "factor": 0.8},
         "optimizer": MOMENTUM,
-        "convention": convention._asdict(),
+        **CONCERNED.get(f"{name} by {way}", CONCERNED.get(name, {})),
     }
-    case = case_of(spec | CONCERNED.get(name, {}), faults)
-    assert CAUSES[name].concerns(case.training, TORCH)
+    torchs = case_of(spec).training.sgd.torchs
+    convention, faults = put_in(change, torchs, NO_FAULTS)
+    case = case_of(spec | {"convention": convention._asdict()}, faults)
+    assert CAUSES[name].concerns(case.training, torchs)
     return case
 
 
+ASSIGNED = ("G", "M", "S", "A", "Q", "U", "M̂", "Ŝ", "d", "D", "v", "w")
+"""What a step assigns to, in its order."""
+
+
 def in_order(line: str) -> int:
-    """Return when a line acts in a step."""
+    """Return when a line acts in a step; the lines of the bias come last, unless they are first."""
     if line.startswith("first  "):
-        return 0
+        return -1
     if "b ← " in line:
-        return 3
-    return 1 if "v ← " in line else 2
+        return len(ASSIGNED)
+    return ASSIGNED.index(line.split(": ")[-1].split(" ← ")[0])
 
 
 @pytest.mark.parametrize(("name", "way"), UPDATING)
 def test_formula_of_a_cause_is_what_its_change_does(name: str, way: int) -> None:
     case = concerned_case(name, way)
     for given in (letters(case.training), symbols(case.training)):
-        formulas, torch = formulas_of(name, given), rule_lines(TORCH, given)
+        formulas, torch = formulas_of(name, given), rule_lines(given.torchs, given)
         assert formulas.framework
         assert formulas.scratch[way] not in ([], formulas.framework)
         kept = [line for line in torch if line not in formulas.framework]

@@ -18,7 +18,7 @@ from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Problem, Step, build_problem
 from regcheck.rules.cause import HIDING, ONE_PERCENT, put_in
 from regcheck.rules.causes import CAUSES
-from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Faults
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
@@ -33,7 +33,7 @@ from tests.test_concerns import IN_BATCHES, UNCHANGING
 @cache
 def trainings() -> list[tuple[Problem, Training]]:
     random = np.random.default_rng(5)
-    return [a_training(random) for _ in range(200)]
+    return [a_training(random) for _ in range(600)]
 
 
 def a_training(random: Generator) -> tuple[Problem, Training]:
@@ -48,7 +48,7 @@ def a_training(random: Generator) -> tuple[Problem, Training]:
         "model": model,
         "loss": loss,
         "init": {"weight": random.normal(size=features).tolist(), "bias": random.normal()},
-        "optimizer": {"name": "sgd", **OPTIMIZERS[random.integers(len(OPTIMIZERS))]},
+        "optimizer": OPTIMIZERS[random.integers(len(OPTIMIZERS))],
         "lr": 0.1,
         "weight_decay": {
             "weight": random.random(),
@@ -71,10 +71,18 @@ MODELS = (
     ("logistic", "bce", 100.0),  # its outputs saturate
 )
 OPTIMIZERS: tuple[Spec, ...] = (
-    {},
-    {"momentum": 0.7},
-    {"momentum": 0.7, "nesterov": True},
-    {"momentum": 0.7, "dampening": 0.4},
+    {"name": "sgd"},
+    {"name": "sgd", "momentum": 0.7},
+    {"name": "sgd", "momentum": 0.7, "nesterov": True},
+    {"name": "sgd", "momentum": 0.7, "dampening": 0.4},
+    {"name": "adam", "betas": [0.8, 0.3], "eps": 1e-3},
+    {"name": "adam", "betas": [0.8, 0.3], "eps": 1e-3, "amsgrad": True},
+    {"name": "adamw", "betas": [0.8, 0.3], "eps": 1e-3},
+    {"name": "rmsprop", "alpha": 0.7, "eps": 1e-3, "momentum": 0.6},
+    {"name": "rmsprop", "alpha": 0.7, "eps": 1e-3, "centered": True},
+    {"name": "adagrad", "lr_decay": 0.3, "initial_accumulator_value": 0.4, "eps": 1e-3},
+    {"name": "adadelta", "rho": 0.7, "eps": 1e-3},
+    {"name": "adamax", "betas": [0.8, 0.3], "eps": 1e-3},
 )
 SCHEDULES: tuple[Spec, ...] = (
     {},
@@ -111,13 +119,23 @@ COMPARED = ("gradient", "penalty", "delta", "after")
 PAIRS = [(cause, way) for cause in CAUSES for way in range(len(CAUSES[cause].changes))]
 
 
+def changed_by(cause: str, way: int) -> list[Problem]:
+    """Return the trainings that a cause concerns, and that one of its changes makes others."""
+    change = CAUSES[cause].changes[way]
+    return [
+        one
+        for one, training in trainings()
+        if CAUSES[cause].concerns(training, one.convention)
+        and put_in(change, one.convention, NO_FAULTS) != (one.convention, NO_FAULTS)
+    ]
+
+
 @pytest.mark.parametrize(("cause", "way"), PAIRS)
 def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
-    acted, concerns = 0, CAUSES[cause].concerns
-    concerned = [problem for problem, training in trainings() if concerns(training, TORCH)]
+    acted, concerned = 0, changed_by(cause, way)
     assert len(concerned) >= 12
     for problem in concerned[:12]:
-        convention, faults = put_in(CAUSES[cause].changes[way], TORCH, NO_FAULTS)
+        convention, faults = put_in(CAUSES[cause].changes[way], problem.convention, NO_FAULTS)
         rule = NumpyTrainer(replace(problem, convention=convention, faults=faults))
         path = steps_of(Planted(problem), problem)
         mine = steps_of(rule, problem, path)
@@ -131,17 +149,19 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 # --- the table itself ---------------------------------------------------------------------------
 
 NAMES = """
-accumulation-not-averaged adagrad-accumulator-initial adam-bias-correction-compounded
-adam-bias-correction-missing adam-epsilon-uncorrected bce-saturated bias-not-penalized
-bias-penalized clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
-decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr gradient-accumulated
-gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-after-update
-loss-epoch-mean loss-halved loss-summed momentum-dampened momentum-lr-inside momentum-missing
+accumulation-not-averaged adadelta-lr-inside adagrad-accumulator-initial adagrad-lr-decay-early
+adagrad-lr-decay-missing adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped
+adam-bias-correction-compounded adam-bias-correction-missing adam-epsilon-inside
+adam-epsilon-uncorrected bce-saturated bias-not-penalized bias-penalized clip-per-tensor
+dampening-on-first-step decay-after-momentum decay-after-update decay-before-clipping
+decay-bias-corrected decay-not-scaled-by-lr epsilon-outside gradient-accumulated gradient-scaled
+initial-parameters last-batch-divisor learning-rate-scaled loss-after-update loss-epoch-mean
+loss-halved loss-summed moments-stale momentum-dampened momentum-lr-inside momentum-missing
 nesterov-added nesterov-missing penalty-constant penalty-coupled penalty-decoupled
 penalty-divided-by-batch penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss
 penalty-missing penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision
-reported-loss-scaled rmsprop-epsilon-inside row-order schedule-shifted target-broadcast
-update-sequential
+reported-loss-scaled rmsprop-centered-added rmsprop-centered-missing rmsprop-epsilon-inside
+root-missing row-order schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -154,8 +174,9 @@ def test_names_are_final_and_sorted() -> None:
 @pytest.mark.parametrize(("cause", "way"), PAIRS)
 def test_each_change_is_one_key_that_is_not_torchs(cause: str, way: int) -> None:
     [(key, value)] = CAUSES[cause].changes[way].items()
-    torch = TORCH._asdict() | NO_FAULTS._asdict()
-    convention, faults = put_in({key: value}, TORCH, NO_FAULTS)
+    torchs = changed_by(cause, way)[0].convention
+    torch = torchs._asdict() | NO_FAULTS._asdict()
+    convention, faults = put_in({key: value}, torchs, NO_FAULTS)
 
     assert torch[key] != value
     assert convention._asdict() | faults._asdict() == torch | {key: value}
@@ -232,14 +253,16 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "before step 1": {(1, 1)},
     "from step 1 on": {(1, 1)},
     "from step 1 on, by the rounding of the coarser dtype": {(1, 1)},
+    "from step 1 on (in Adamax's maximum from step 2 on)": {(1, 1), (2, 2)},
     "from step 2 on": {(2, 2)},
     "from step 2 on (with Nesterov's momentum from step 1 on)": {(2, 2), (1, 1)},
     "from the second batch of an epoch on": {(2, 2)},
     "once the bias is not 0": {(2, 1)},
     "once the weights are not 0": {(2, 1)},
-    "one step after the weights are first not 0 (with Nesterov's momentum at once)": {(3, 2)},
+    "once the weights are not 0 (with plain momentum one step later)": {(2, 1), (3, 2)},
     "where a gradient is clipped": {(1, 1)},
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
+    "once a second moment becomes smaller": {(2, 2)},
     "where the lr changes": {(4, 4), (5, 5)},
     "where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)": {(2, 1)},
 }

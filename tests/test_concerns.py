@@ -27,6 +27,13 @@ ALWAYS, PENALTY = set(ALWAYS_NAMES.split()), set(PENALTY_NAMES.split())
 MOMENTUM = {"momentum-dampened", "momentum-missing"}
 BIAS = {"bias-not-penalized"}
 COUPLED = {"decay-after-momentum", "penalty-decoupled"}
+OF_CORRECTION = {"adam-bias-correction-compounded", "adam-bias-correction-missing"}
+OF_ROOT = {"moments-stale", "root-missing"}
+OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside"}
+SWAPPED = "adam-betas-swapped"
+OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", "adam-epsilon-uncorrected", SWAPPED}
+OF_ADAM, OF_AMSGRAD = OF_BETAS | {"adam-amsgrad-added"}, OF_BETAS | {"adam-amsgrad-missing"}
+DECOUPLED = {"decay-bias-corrected", "penalty-coupled"}
 
 NO_DECAY: Spec = {"weight_decay": 0}
 HEAVY: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
@@ -53,6 +60,42 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
     ),
     # torch's dampening acts on a velocity, and there is none.
     (NO_DECAY | {"optimizer": {"name": "sgd", "dampening": 0.1}}, set()),
+    (NO_DECAY | {"optimizer": "adam"}, OF_ADAM),
+    ({"optimizer": "adam"}, OF_ADAM | PENALTY | BIAS | {"penalty-decoupled"}),
+    (NO_DECAY | {"optimizer": {"name": "adam", "betas": [0.9, 0.9]}}, OF_ADAM - {SWAPPED}),
+    (NO_DECAY | {"optimizer": {"name": "adam", "amsgrad": True}}, OF_AMSGRAD),
+    (NO_DECAY | {"optimizer": "adamw"}, OF_ADAM),
+    ({"optimizer": "adamw"}, OF_ADAM | PENALTY | BIAS | DECOUPLED),
+    (
+        {"optimizer": {"name": "adam", "decoupled_weight_decay": True}},
+        OF_ADAM | PENALTY | BIAS | DECOUPLED,
+    ),
+    (NO_DECAY | {"optimizer": "rmsprop"}, OF_SQUARES | {"rmsprop-centered-added"}),
+    (
+        NO_DECAY | {"optimizer": {"name": "rmsprop", "centered": True}},
+        OF_SQUARES | {"rmsprop-centered-missing"},
+    ),
+    (
+        {"optimizer": {"name": "rmsprop", "momentum": 0.9}},
+        OF_SQUARES | {"rmsprop-centered-added"} | MOMENTUM | PENALTY | BIAS | COUPLED,
+    ),
+    (NO_DECAY | {"optimizer": "adagrad"}, OF_SQUARES),
+    (
+        NO_DECAY | {"optimizer": {"name": "adagrad", "lr_decay": 0.1}},
+        OF_SQUARES | {"adagrad-lr-decay-early", "adagrad-lr-decay-missing"},
+    ),
+    # Where the lr is 1, as torch's own for Adadelta is, lr d is d.
+    (NO_DECAY | {"optimizer": "adadelta", "lr": 1}, {"epsilon-outside"}),
+    (NO_DECAY | {"optimizer": "adadelta"}, {"epsilon-outside", "adadelta-lr-inside"}),
+    (
+        NO_DECAY | {"optimizer": "adamax"},
+        {"epsilon-outside", SWAPPED, *OF_CORRECTION},
+    ),
+    # What the spec's convention says of a coupled penalty is not torch's own.
+    (
+        NO_DECAY | {"optimizer": "adamw", "convention": {"decay": "gradient"}},
+        OF_ADAM | PENALTY | DECOUPLED,
+    ),
     (NO_DECAY | HALVED_LR, {"schedule-shifted"}),
     (
         NO_DECAY | HALVED_LR | HEAVY,

@@ -20,7 +20,8 @@ from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.torch_call import torch_call
 from tests.conftest import ROOT
-from tests.formula_reader import case_of, training, value_of
+from tests.formula_reader import case_of, training
+from tests.formula_text import value_of
 
 
 def plain_text(explanation: Any) -> str:

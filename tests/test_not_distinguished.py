@@ -18,16 +18,24 @@ from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import Spec
 from tests.first_steps import (
+    ADADELTA,
+    ADAM,
+    ADAMAX,
+    ADAMW,
+    AMSGRAD,
+    CENTERED,
     DAMPENED,
+    HEAVY_RMSPROP,
     MOMENTUM,
     NESTEROV,
     NEW_LR_AT_5,
     SATURATED,
+    STARTED,
     ZEROS,
     spec_of,
 )
 from tests.own_models import trained_by
-from tests.test_concerns import ALWAYS, BIAS, COUPLED, PENALTY
+from tests.test_concerns import ALWAYS, BIAS, COUPLED, OF_ADAM, PENALTY, SWAPPED
 
 ACTING: Spec = spec_of(batches="mini") | {
     "batch_size": 3,  # 3, 3, 3 and 2 rows, of which two make a step
@@ -41,12 +49,27 @@ ACTING: Spec = spec_of(batches="mini") | {
 FREE: Spec = {"weight_decay": {"weight": 0.5, "bias": 0}}
 
 
-@pytest.mark.parametrize("momentum", [MOMENTUM, NESTEROV, DAMPENED], ids=["plain", "N", "damped"])
+OPTIMIZERS = {
+    "plain": MOMENTUM,
+    "N": NESTEROV,
+    "damped": DAMPENED,
+    "adam": ADAM,
+    "amsgrad": AMSGRAD,
+    "adamw": ADAMW,
+    "rmsprop": HEAVY_RMSPROP,
+    "centered": CENTERED,
+    "adagrad": STARTED,
+    "adadelta": ADADELTA,
+    "adamax": ADAMAX,
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [{}, FREE], ids=["both", "bias-free"])
 def test_run_in_which_everything_acts_could_have_shown_every_cause(
-    momentum: Spec, decay: Spec
+    optimizer: str, decay: Spec
 ) -> None:
-    report = check(ACTING | momentum | decay)
+    report = check(ACTING | OPTIMIZERS[optimizer] | decay)
 
     assert report.verdict == "equivalent"
     assert report.not_distinguished == ()
@@ -54,7 +77,7 @@ def test_run_in_which_everything_acts_could_have_shown_every_cause(
 
 def test_every_cause_and_what_may_hide_it_is_in_some_run() -> None:
     concerned = set()
-    for changes in (MOMENTUM | FREE, NESTEROV, DAMPENED, SATURATED):
+    for changes in (MOMENTUM | FREE, *OPTIMIZERS.values(), SATURATED):
         loaded = from_mapping(ACTING | changes)
         training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
         concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}
@@ -85,6 +108,8 @@ AT_ZERO = PENALTY - {"penalty-constant"}
 """Of the penalty's, those that do nothing where what is penalized is 0."""
 
 PAIRING, ONE_STEP = {"target-broadcast"}, {"gradient-accumulated"}
+OF_EPSILON = {"adam-epsilon-inside", "adam-epsilon-uncorrected"}
+COMPOUNDED = "adam-bias-correction-compounded"
 BY_BATCH = {"penalty-divided-by-batch"}
 OF_SCHEDULE = {"schedule-shifted", "momentum-lr-inside"}
 
@@ -169,6 +194,30 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
     ),
     # d₁ = (1 + μ) g₁ has the momentum in it.
     "one step with Nesterov": ({"epochs": 1} | NESTEROV, {"one-step": ONE_STEP}),
+    "one step of Adam": (
+        {"epochs": 1} | ADAM,
+        {"one-step": ONE_STEP | {SWAPPED, "adam-amsgrad-added", COMPOUNDED}},
+    ),
+    # 1e-12 beside roots of the order of 1; without ε the forms round otherwise, no more.
+    "ε tiny in float32": (
+        {"optimizer": ADAM["optimizer"] | {"eps": 1e-12}, "dtype": "float32"},
+        {"small": OF_EPSILON},
+    ),
+    "ε 0": ({"optimizer": ADAM["optimizer"] | {"eps": 0}}, {"small": OF_EPSILON}),
+    # A second moment that remembers a thousand steps does not fall in six.
+    "second moments that grow": (
+        {"optimizer": {"name": "adam", "eps": 0.01}},
+        {"small": {"adam-amsgrad-added"}},
+    ),
+    "no gradient of AdamW's": (
+        NOTHING_TO_LEARN | ADAMW,
+        {
+            "bias-zero": BIAS,
+            "penalized-zero": (AT_ZERO | {"penalty-coupled", "decay-bias-corrected"}),
+            "zero-gradient": (ALWAYS | OF_ADAM) - PAIRING,
+            "equal-targets": PAIRING,
+        },
+    ),
     # w₀ = 0 is all that torch's velocity remembers at step 2, and rounding is a part of that.
     "two steps with momentum, from 0": ({"epochs": 2} | MOMENTUM | ZEROS, {"small": COUPLED}),
     "schedule that comes after the run": (

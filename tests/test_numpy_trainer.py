@@ -60,6 +60,7 @@ def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
         "divide": {"nothing": "nothing", "batch": "rows", "dataset": "all rows"},
         "velocity": {"torch": "torch", "dampened": "dampened", "lr-inside": "lr inside"},
         "order": {"simultaneous": "together", "bias-first": "bias first"},
+        "correction": {True: "torch", False: "none", "compounded": "kept"},
     }
     rule = Rule(
         divide=choices["divide"][c.divide_penalty_by],
@@ -71,6 +72,9 @@ def exact_steps(spec: dict[str, Any]) -> Iterator[tuple[list[float], float]]:
         half=c.loss_factor,
         velocity=choices["velocity"][c.momentum_form],
         order=choices["order"][c.update_order],
+        epsilon=c.epsilon,
+        start=c.accumulator_start,
+        correction=choices["correction"][c.bias_correction],
     )
     training = Training(
         user_problem(problem, loaded.spec, framework=False),

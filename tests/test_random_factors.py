@@ -21,7 +21,8 @@ from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OPEN
 from tests.judged_functions import faults_of
 from tests.random_functions import Case
-from tests.random_specs import SpecDict, chance, data_of, power_of_ten, random_batches
+from tests.random_optimizers import chance, power_of_ten
+from tests.random_specs import SpecDict, data_of, random_batches
 from tests.rule import Reported, Rule
 from tests.user_functions import Code
 

@@ -26,6 +26,7 @@ from tests.first_steps import (
     BATCH,
     BATCHES,
     FIRSTS,
+    MOMENTUM,
     ROWS,
     SAME_RULE,
     STARTS,
@@ -73,7 +74,8 @@ def named_first(cause: str, spec: Spec) -> str:
     """Return which cause is named first where one is planted."""
     same, batches = SAME_RULE.get(cause, (cause, ()))
     sizes = [BATCHES[one]["batch_size"] for one in batches]
-    return same if spec["batch_size"] in sizes else cause
+    linear = (spec | MOMENTUM | spec)["optimizer"]["name"] == "sgd"
+    return same if spec["batch_size"] in sizes and linear else cause
 
 
 def as_code(bug: Plant, spec: Spec, *, tells_loss: bool) -> Callable[[Any], Any]:

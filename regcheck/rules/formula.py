@@ -79,19 +79,8 @@ def update_lines(
     w, decay = letter_of(tensor), convention.decay
     given, lr = with_faults(given, faults), lr_text(given, faults)
     penalty = penalty_text(convention, given, tensor, faults)
-    direction = gradient_text(convention, given, faults)
-    if given.options.get("maximize", False):
-        direction = f"−{direction}"
-    if decay == "before-clipping":
-        direction = plus(direction, penalty)
-    if given.clipped:
-        clip = f"clip_{w}" if faults.clip_scope == "tensor" else "clip"
-        direction = f"{clip}({direction})"
-    if decay == "gradient":
-        direction = plus(direction, penalty)
-
     before, direction, lr_inside = given.rule.written(
-        given.options, convention, faults, lr, direction
+        given.options, convention, faults, lr, joined_gradient(convention, given, tensor, faults)
     )
     # A rule that looks at the tensor itself calls it w.
     *lines, direction = (re.sub(r"(?<!\w)w(?!\w)", w, line) for line in (*before, direction))
@@ -99,15 +88,35 @@ def update_lines(
         later = "ᵗ" + f"{faults.counts_from - 1:+}".translate(SUPERSCRIPTS)
         lines, direction = [one.replace("ᵗ", later) for one in lines], direction.replace("ᵗ", later)
     step = bracketed(direction) if lr_inside else times(lr, direction)
+    corrected = faults.decay_rate == "corrected" and given.rule.written_correction(given.options)
+    rate = f"{lr} {corrected}" if corrected else lr
 
     if not penalty or decay in ("gradient", "before-clipping"):
         return [*lines, f"{w} ← {w} − {step}"]
     if decay == "after-update":
-        return [*lines, f"{w} ← {w} − {step}", f"{w} ← {w} − {lr}·{penalty}"]
-    if decay == "after-momentum" and not lr_inside:
+        return [*lines, f"{w} ← {w} − {step}", f"{w} ← {w} − {rate}·{penalty}"]
+    if decay == "after-momentum" and not lr_inside and rate == lr:
         return [*lines, f"{w} ← {w} − {times(lr, plus(direction, penalty))}"]
-    shrink = penalty if decay == "decoupled-unscaled" else f"{lr}·{penalty}"
+    shrink = penalty if decay == "decoupled-unscaled" else f"{rate}·{penalty}"
     return [*lines, f"{w} ← {w} − {shrink} − {step}"]
+
+
+def joined_gradient(convention: Convention, given: Letters, tensor: str, faults: Faults) -> str:
+    """Write the gradient that the optimizer is given: clipped, with what joins it.
+
+    >>> joined_gradient(Convention(), SYMBOLIC._replace(clipped=True), "weight", NO_FAULTS)
+    'clip(g) + λ w'
+    """
+    penalty = penalty_text(convention, given, tensor, faults)
+    gradient = gradient_text(convention, given, faults)
+    if given.options.get("maximize", False):
+        gradient = f"−{gradient}"
+    if convention.decay == "before-clipping":
+        gradient = plus(gradient, penalty)
+    if given.clipped:
+        clip = f"clip_{letter_of(tensor)}" if faults.clip_scope == "tensor" else "clip"
+        gradient = f"{clip}({gradient})"
+    return plus(gradient, penalty) if convention.decay == "gradient" else gradient
 
 
 SUPERSCRIPTS = str.maketrans("+-0123456789", "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -7,7 +7,7 @@ from regcheck.rules.convention import Convention, differences, is_bias
 from regcheck.rules.settings import Training
 
 NOT_ZERO = "once the weights are not 0"
-REMEMBERED = "one step after the weights are first not 0 (with Nesterov's momentum at once)"
+REMEMBERED = "once the weights are not 0 (with plain momentum one step later)"
 
 PENALTY = ("no-decay", "penalized-zero")
 """What hides any difference of the penalty."""
@@ -135,7 +135,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         "adds λ w to the gradient, where torch shrinks w apart from it",
         changes=({"decay": "gradient"},),
         concerns=decoupled,
-        stage="penalty",
+        stage="optimizer",
         since=NOT_ZERO,
         fix="leave λ w out of the gradient, and shrink w by lr·λ before the step",
         hidden_by=PENALTY,

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.optimizers.update_rule import (
     Array,
     Memory,
@@ -53,7 +53,7 @@ def written(
     """Write the averages, and the direction between them."""
     rho, eps = options["rho"], options["eps"]
     lines, g = named_gradient(gradient)
-    above, below = (divisor_text(x, eps, convention, faults) for x in ("D", "S"))
+    above, below = (divisor_text(x, eps, convention, NO_FAULTS) for x in ("D", "S"))
     kept = f"({lr} d)²" if faults.lr_in_average == "inside" else "d²"
     lines += [
         f"S ← {averaged(rho, 'S', f'{g}²')}",

@@ -59,10 +59,11 @@ def step(at: StepInput) -> tuple[Array, Memory]:
 def divisor(at: StepInput, s: Array, second: float) -> Array:
     """Return √Ŝ + ε with Ŝ = S/second, or what the convention makes of it."""
     xp, eps = namespace(s), at.options["eps"]
-    root = s if at.faults.root == "missing" else xp.sqrt(s)
+    rooted = at.faults.root == "root"
+    root = xp.sqrt(s) if rooted else s
     match at.convention.epsilon:
         case "outside":
-            return root / math.sqrt(second) + eps
+            return root / (math.sqrt(second) if rooted else second) + eps
         case "uncorrected":
             return (root + eps) / math.sqrt(second)
         case "inside":
@@ -79,10 +80,9 @@ def written(
     """Write the moments, and the direction in terms of them."""
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
-    first, second = f"(1 − {beta1}ᵗ)", f"(1 − {beta2}ᵗ)"
     of_first, of_second = averaged(beta1, "M", g), averaged(beta2, "S", f"{g}²")
     if form == "compounded":
-        lines += [f"M ← {bracketed(of_first)}/{first}", f"S ← {bracketed(of_second)}/{second}"]
+        lines += [f"M ← {corrected(of_first, beta1)}", f"S ← {corrected(of_second, beta2)}"]
     else:
         lines += [f"M ← {of_first}", f"S ← {of_second}"]
     m, s = "M", "S"
@@ -91,10 +91,11 @@ def written(
     if faults.moments == "stale":
         m, s = f"{m}₋₁", f"{s}₋₁"
     if form is True and convention.epsilon != "uncorrected":
-        lines += [f"M̂ ← {m}/{first}", f"Ŝ ← {s}/{second}"]
+        lines += [f"M̂ ← {corrected(m, beta1)}", f"Ŝ ← {corrected(s, beta2)}"]
         m, s = "M̂", "Ŝ"
     divisor = divisor_text(s, eps, convention, faults)
-    scale = f"√{second}/{first} " if form is True and convention.epsilon == "uncorrected" else ""
+    uncorrected = form is True and convention.epsilon == "uncorrected"
+    scale = f"{written_correction(options)} " if uncorrected else ""
     return Written(lines, f"{scale}{m}/{divisor}")
 
 
@@ -123,6 +124,17 @@ def correction(options: Options, t: int) -> float:
     return float(math.sqrt(1 - beta2**t) / (1 - beta1**t))
 
 
+def corrected(moment: str, beta: str) -> str:
+    """Write a moment without the bias of its start: over 1 − βᵗ, which is 1 where β is 0."""
+    return f"{bracketed(moment)}/(1 − {beta}ᵗ)" if beta else moment
+
+
+def written_correction(options: Options) -> str:
+    """Write √(1 − β₂ᵗ)/(1 − β₁ᵗ)."""
+    beta1, beta2 = options["betas"]
+    return corrected(f"√(1 − {beta2}ᵗ)" if beta2 else "1", beta1)
+
+
 ADAM = UpdateRule(
     torch="Adam",
     options=OPTIONS | {"decoupled_weight_decay": Option(default=False)},
@@ -133,6 +145,7 @@ ADAM = UpdateRule(
     examples={"plain": {}, "amsgrad": {"amsgrad": True}},
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
     correction=correction,
+    written_correction=written_correction,
     keys=frozenset({"bias_correction", "counts_from", "epsilon", "moments", "root"}),
 )
 

@@ -174,7 +174,7 @@ STEP_CAUSES: dict[str, Cause] = {
         changes=({"epsilon": "outside"},),
         concerns=lambda training, _: training.sgd.torchs.epsilon != "outside",
         stage="optimizer",
-        since=AT_ONCE,
+        since="from step 1 on (in Adamax's maximum from step 2 on)",
         fix="add ε where torch does: under Adadelta's roots, to |g| in Adamax's maximum, "
         "to RAdam's √S as it is",
         hidden_by=("zero-gradient",),

@@ -92,6 +92,7 @@ class UpdateRule(NamedTuple):
         linear: whether a step is a linear function of the gradients so far.
         errors: options that torch refuses, with what is wrong.
         correction: the factor on the lr at step t that stands for the moments' bias correction.
+        written_correction: that factor with letters or numbers for the options.
         scaling: options, the lr among them, that each divided by a power of c make at g the step
             that theirs is at c g; None where no options do.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
@@ -110,6 +111,7 @@ class UpdateRule(NamedTuple):
     linear: bool = False
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
     correction: Callable[[Options, int], float] | None = None
+    written_correction: Callable[[Options], str] = lambda _: ""
     scaling: Mapping[str, int] | None = {"eps": 1}
     weight_decay: bool = True
     resolved: Callable[[Options, float], Options] = lambda options, _: options

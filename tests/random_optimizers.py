@@ -1,0 +1,175 @@
+"""Random optimizers with their options, and what of one a spec or a cause may need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.random import Generator
+
+from tests.reference_optimizers import is_decoupled
+
+Options = dict[str, Any]
+"""An optimizer as a spec has it, its name among the options."""
+
+
+def power_of_ten(random: Generator, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniform."""
+    return float(10 ** random.uniform(low, high))
+
+
+def chance(random: Generator, share: float) -> bool:
+    """Be true in a share of the draws."""
+    return bool(random.random() < share)
+
+
+def sgd(random: Generator) -> Options:
+    """Draw SGD with or without momentum."""
+    options: Options = {"name": "sgd", "momentum": 0.0, "nesterov": False, "dampening": 0.0}
+    if chance(random, 0.5):
+        return options
+    options["momentum"] = random_momentum(random)
+    if chance(random, 0.3):
+        return options | {"nesterov": True}
+    return options | {"dampening": float(random.choice([0.0, 0.0, 0.1, 0.5, 0.9]))}
+
+
+def adam(random: Generator) -> Options:
+    """Draw Adam."""
+    options: Options = {"name": "adam", "amsgrad": chance(random, 0.3)}
+    options |= {"betas": random_betas(random), "eps": random_eps(random, 1e-8)}
+    return options | {"decoupled_weight_decay": chance(random, 0.15)}
+
+
+def adamw(random: Generator) -> Options:
+    """Draw AdamW."""
+    options = adam(random) | {"name": "adamw"}
+    return {key: value for key, value in options.items() if key != "decoupled_weight_decay"}
+
+
+def rmsprop(random: Generator) -> Options:
+    """Draw RMSprop, with momentum or without, centered or not."""
+    return {
+        "name": "rmsprop",
+        "alpha": float(random.choice([0.99, 0.9, round(random.random(), 3)])),
+        "eps": random_eps(random, 1e-8),
+        "momentum": random_momentum(random) if chance(random, 0.4) else 0.0,
+        "centered": chance(random, 0.3),
+    }
+
+
+def adagrad(random: Generator) -> Options:
+    """Draw Adagrad."""
+    return {
+        "name": "adagrad",
+        "lr_decay": power_of_ten(random, -3, 0) if chance(random, 0.4) else 0.0,
+        "initial_accumulator_value": power_of_ten(random, -3, 0) if chance(random, 0.3) else 0.0,
+        "eps": random_eps(random, 1e-10),
+    }
+
+
+def adadelta(random: Generator) -> Options:
+    """Draw Adadelta."""
+    rho = float(random.choice([0.9, 0.99, round(random.random(), 3)]))
+    return {"name": "adadelta", "rho": rho, "eps": random_eps(random, 1e-6)}
+
+
+def adamax(random: Generator) -> Options:
+    """Draw Adamax."""
+    return {"name": "adamax", "betas": random_betas(random), "eps": random_eps(random, 1e-8)}
+
+
+def random_momentum(random: Generator) -> float:
+    """Draw a momentum."""
+    return float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.05, 0.95), 3)]))
+
+
+def random_betas(random: Generator) -> list[float]:
+    """Draw the decays of two moments, mostly the usual ones."""
+    if chance(random, 0.5):
+        return [0.9, 0.999]
+    first = float(random.choice([0.0, 0.5, 0.9, round(random.random(), 3)]))
+    return [first, float(random.choice([0.9, 0.99, round(random.random(), 3)]))]
+
+
+def random_eps(random: Generator, usual: float) -> float:
+    """Draw ε."""
+    return usual if chance(random, 0.5) else power_of_ten(random, -12, -1)
+
+
+DRAWN: dict[str, Callable[[Generator], Options]] = {
+    "adadelta": adadelta,
+    "adagrad": adagrad,
+    "adam": adam,
+    "adamax": adamax,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+"""How each optimizer is drawn, with all its options but `maximize`."""
+
+OF_MOMENTS: dict[str, list[Any]] = {
+    "bias_correction": [False, "compounded"],
+    "epsilon": ["uncorrected", "inside"],
+}
+FORMS: dict[str, dict[str, list[Any]]] = {
+    "adadelta": {"epsilon": ["outside"]},
+    "adagrad": {"accumulator_start": [0.2, 2.0], "epsilon": ["inside"]},
+    "adam": OF_MOMENTS,
+    "adamax": {"bias_correction": [False, "compounded"], "epsilon": ["outside"]},
+    "adamw": OF_MOMENTS,
+    "rmsprop": {
+        "accumulator_start": [0.1, 1.0],
+        "epsilon": ["inside"],
+        "momentum_form": ["dampened", "lr-inside"],
+    },
+    "sgd": {"momentum_form": ["dampened", "lr-inside"]},
+}
+"""Each optimizer's keys of a convention, with values that are not torch's."""
+
+NEEDED: dict[str, Callable[[Options], bool]] = {
+    "amsgrad": lambda options: options.get("amsgrad") is True,
+    "apart": is_decoupled,
+    "averaged": lambda options: options["name"] == "adadelta",
+    "betas": lambda options: len(set(options.get("betas", ()))) > 1,
+    "centered": lambda options: options.get("centered") is True,
+    "corrected": lambda options: "betas" in options,
+    "corrected-root": lambda options: "amsgrad" in options,
+    "dampening": lambda options: options.get("dampening", 0) > 0,
+    "epsilon-inside": lambda options: options["name"] in ("adadelta", "adamax"),
+    "lr-decay": lambda options: options.get("lr_decay", 0) > 0,
+    "momentum": lambda options: options.get("momentum", 0) > 0,
+    "nesterov": lambda options: options.get("nesterov") is True,
+    "no-amsgrad": lambda options: options.get("amsgrad") is False,
+    "not-centered": lambda options: options.get("centered") is False,
+    "plain-momentum": lambda options: (
+        options.get("momentum", 0) > 0 and options.get("nesterov") is False
+    ),
+    "remembered": lambda options: (
+        not is_decoupled(options) and (options["name"] != "sgd" or options["momentum"] > 0)
+    ),
+    "root": lambda options: options["name"] in ("adagrad", "adam", "adamw", "rmsprop"),
+    "squares": lambda options: options["name"] in ("adagrad", "rmsprop"),
+    "uncorrected-root": lambda options: options["name"] in ("adagrad", "rmsprop"),
+}
+"""What a cause may need of the optimizer."""
+
+
+def random_optimizer(
+    random: Generator, needs: frozenset[str] = frozenset(), tries: int | None = None
+) -> Options:
+    """Draw an optimizer that has what is needed, SGD in half of the draws.
+
+    Raises:
+        LookupError: so many tries gave none.
+    """
+    others = sorted(DRAWN.keys() - {"sgd"})
+    while tries is None or tries > 0:
+        name = "sgd" if chance(random, 0.5) else str(random.choice(others))
+        options = DRAWN[name](random)
+        if name != "sgd" and chance(random, 0.1):
+            options["maximize"] = True
+        if all(NEEDED[need](options) for need in needs & NEEDED.keys()):
+            return options
+        tries = None if tries is None else tries - 1
+    raise LookupError(f"no optimizer has {sorted(needs)}")

@@ -1,0 +1,185 @@
+"""The optimizers' steps as their papers have them and as users write them, with a rule's faults.
+
+They share no formula with regcheck. A new optimizer is a function and a line of `OPTIMIZERS`; its
+faults are fields of `tests.rule.Rule`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.rule import Array, Memory, Rule
+
+
+class Given(NamedTuple):
+    """What one tensor's step is taken from.
+
+    Attributes:
+        rule: what the code does.
+        options: the optimizer's, by torch's names.
+        lr: this step's.
+        t: the number of the step, from 1.
+        g: the gradient, clipped and with the penalty where that is coupled.
+        memory: what the optimizer remembers, by torch's names; nothing before step 1.
+    """
+
+    rule: Rule
+    options: Mapping[str, Any]
+    lr: float
+    t: int
+    g: Array
+    memory: Memory
+
+
+def sgd(given: Given) -> tuple[Array, Memory]:
+    """Move by the velocity, or by the gradient itself without momentum."""
+    rule, options, lr, g = given.rule, given.options, given.lr, given.g
+    mu, last = float(options["momentum"]), given.memory.get("momentum_buffer")
+    if mu == 0 or rule.velocity == "none":
+        return lr * g, {}
+    inside = rule.velocity == "lr inside"
+    if inside:
+        g = lr * g
+    share = 1 - (mu if rule.velocity == "dampened" else float(options["dampening"]))
+    v: Array
+    if last is not None:
+        v = mu * last + share * g
+    elif rule.velocity == "dampened" or rule.first == "dampened":
+        v = share * g
+    else:
+        v = g
+    ahead = options["nesterov"] if rule.nesterov == "as set" else rule.nesterov == "always"
+    d = g + mu * v if ahead else v
+    return d if inside else lr * d, {"momentum_buffer": v}
+
+
+def adam(given: Given) -> tuple[Array, Memory]:
+    """Move by the mean gradient over the root of the mean squared one (Kingma and Ba, 2015).
+
+    AMSGrad (Reddi and others, 2018) divides by the largest second moment so far, which torch takes
+    before its bias correction.
+    """
+    rule, options, old = given.rule, given.options, given.memory
+    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    largest = options["amsgrad"] if rule.amsgrad == "as set" else rule.amsgrad == "always"
+    c1, c2 = 1 - b1**given.t, 1 - b2**given.t
+    zero = 0 * given.g
+    m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
+    v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2
+    if rule.correction == "kept":
+        m, v = m / c1, v / c2
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    if largest:
+        new["max_exp_avg_sq"] = np.maximum(old.get("max_exp_avg_sq", zero), v)
+    taken = new if rule.moments == "new" else old
+    m = taken.get("exp_avg", zero)
+    v = taken.get("max_exp_avg_sq" if largest else "exp_avg_sq", zero)
+    if rule.correction != "torch":
+        c1 = c2 = 1.0
+    return given.lr * (m / c1) / divisor(given, v, c2), new
+
+
+def rmsprop(given: Given) -> tuple[Array, Memory]:
+    """Divide by the root of the mean square (Hinton, 2012), or of the variance (Graves, 2013)."""
+    rule, options, old, lr = given.rule, given.options, given.memory, given.lr
+    alpha, zero = float(options["alpha"]), 0 * given.g
+    old = {"square_avg": (rule.start or 0.0) + zero, "grad_avg": zero, **old}
+    new = {"square_avg": alpha * old["square_avg"] + (1 - alpha) * given.g**2}
+    centered = options["centered"] if rule.centered == "as set" else rule.centered == "always"
+    if centered:
+        new["grad_avg"] = alpha * old["grad_avg"] + (1 - alpha) * given.g
+    taken = new if rule.moments == "new" else old
+    spread = taken["square_avg"] - (taken["grad_avg"] ** 2 if centered else 0)
+    d = given.g / divisor(given, spread)
+    mu = 0.0 if rule.velocity == "none" else float(options["momentum"])
+    if mu == 0:
+        return lr * d, new
+    inside = rule.velocity == "lr inside"
+    share = {"dampened": 1 - mu, "lr inside": lr}.get(rule.velocity, 1.0)
+    v = new["momentum_buffer"] = mu * old.get("momentum_buffer", zero) + share * d
+    return v if inside else lr * v, new
+
+
+def adagrad(given: Given) -> tuple[Array, Memory]:
+    """Divide by the root of the sum of all squares (Duchi and others, 2011)."""
+    rule, options = given.rule, given.options
+    start = options["initial_accumulator_value"] if rule.start is None else rule.start
+    old = given.memory.get("sum", float(start) + 0 * given.g)
+    new = old + given.g**2
+    steps = {"before": given.t - 1, "this too": given.t, "none": 0}[rule.lr_decay]
+    lr = given.lr / (1 + steps * float(options["lr_decay"]))
+    return lr * given.g / divisor(given, new if rule.moments == "new" else old), {"sum": new}
+
+
+def adadelta(given: Given) -> tuple[Array, Memory]:
+    """Move by the root mean square of the steps over that of the gradients (Zeiler, 2012)."""
+    rho, zero = float(given.options["rho"]), 0 * given.g
+    squares = rho * given.memory.get("square_avg", zero) + (1 - rho) * given.g**2
+    steps = given.memory.get("acc_delta", zero)
+    d = divisor(given, steps) / divisor(given, squares) * given.g
+    moved = given.lr * d
+    steps = rho * steps + (1 - rho) * (d if given.rule.average == "d" else moved) ** 2
+    return moved, {"square_avg": squares, "acc_delta": steps}
+
+
+def adamax(given: Given) -> tuple[Array, Memory]:
+    """Divide by the largest size so far, which fades (Kingma and Ba, 2015, algorithm 2)."""
+    rule, options, old = given.rule, given.options, given.memory
+    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    eps, zero, inside = float(options["eps"]), 0 * given.g, rule.epsilon in ("torch", "inside")
+    c1 = 1 - b1**given.t
+    m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
+    if rule.correction == "kept":
+        m = m / c1
+    size = np.abs(given.g) + (eps if inside else 0)
+    largest = np.maximum(b2 * old.get("exp_inf", zero), size)
+    corrected = m / c1 if rule.correction == "torch" else m
+    delta = given.lr * corrected / (largest if inside else largest + eps)
+    return delta, {"exp_avg": m, "exp_inf": largest}
+
+
+def divisor(given: Given, v: Array, correction: float = 1.0) -> Array:
+    """Return √(v/c) + ε, with c the bias correction of v; ε may stand elsewhere."""
+    rule, eps = given.rule, float(given.options["eps"])
+    where = rule.epsilon
+    if where == "torch":
+        where = "inside" if given.options["name"] in EPSILON_INSIDE else "outside"
+    root: Callable[[Array], Array] = np.sqrt if rule.root else np.positive
+    if where == "uncorrected":
+        return (root(v) + eps) / math.sqrt(correction)
+    if where == "inside":
+        return root(v / correction + eps)
+    return root(v / correction) + eps
+
+
+OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
+    "adadelta": adadelta,
+    "adagrad": adagrad,
+    "adam": adam,
+    "adamax": adamax,
+    "adamw": adam,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+"""By torch's name in lower case: what a step subtracts, and what it remembers."""
+
+DECOUPLED = frozenset({"adamw"})
+"""The optimizers whose weight decay stands apart from the gradient."""
+
+EPSILON_INSIDE = frozenset({"adadelta"})
+"""The optimizers of which torch adds ε inside the root."""
+
+
+def is_decoupled(options: Mapping[str, Any]) -> bool:
+    """Whether torch keeps an optimizer's weight decay apart from the gradient."""
+    return options["name"] in DECOUPLED or options.get("decoupled_weight_decay", False)
+
+
+def corrected_rate(options: Mapping[str, Any], t: int) -> float:
+    """Return the factor on the lr by which some code corrects Adam's bias: √(1 − β₂ᵗ)/(1 − β₁ᵗ)."""
+    b1, b2 = options["betas"]
+    return float(math.sqrt(1 - b2**t) / (1 - b1**t))
