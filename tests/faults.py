@@ -55,6 +55,7 @@ FAULTS: dict[str, Fault] = {
     "adam-amsgrad-missing": fault("amsgrad", amsgrad="never"),
     "adam-betas-swapped": fault("betas", betas="swapped"),
     "adam-bias-correction-compounded": fault("corrected", correction="kept"),
+    "adam-bias-correction-late": fault("corrected", counted=2),
     "adam-bias-correction-missing": fault("corrected", correction="none"),
     "adam-epsilon-inside": fault("corrected-root", epsilon="inside"),
     "adam-epsilon-uncorrected": fault("corrected-root", epsilon="uncorrected"),

@@ -95,7 +95,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(2, 2, "optimizer", ADAM),
         First(2, 2, "optimizer", ADAMAX),
     ),
-    # (1 − β₁) g/√(1 − β₂)|g| is 0.1/√0.9.
+    # (1 − β₁)/√(1 − β₂) is 0.1/√0.9, and that over (1 − β₁²)/√(1 − β₂²) no 1 either.
+    "adam-bias-correction-late": (First(1, 1, "optimizer", ADAM), First(1, 1, "optimizer", ADAMAX)),
     "adam-bias-correction-missing": (
         First(1, 1, "optimizer", ADAM),
         First(1, 1, "optimizer", ADAMAX),

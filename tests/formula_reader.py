@@ -166,11 +166,17 @@ class ByText:
         self.lines, self.bias_first = lines_of(text)
         start = case.trainer.start()
         self.now = {
-            name: Tensor(w, by_letter(start.memory[name], 0.0 * w))
+            name: Tensor(w, self.remembered(name, start.memory[name], 0.0 * w))
             for name, w in start.parameters.items()
         }
         self.summed: dict[str, Value] = {}  # by Σ in the earlier steps, and in this one
         self.adding: dict[str, Value] = {}
+
+    def remembered(self, name: str, memory: Memory, none: Value) -> Values:
+        """Return what is remembered before step 1: 0, or the start that the text has for step 1."""
+        told = {line.split()[2] for line in self.lines[name] if line.startswith("step 1: ")}
+        known = by_letter(memory, none)
+        return {letter: known[letter] if letter in told else none for letter in known}
 
     def step(self, batch: Batch) -> None:
         before = {name: tensor.w for name, tensor in self.now.items()}

@@ -13,10 +13,11 @@ Values = dict[str, Value]
 TOKEN = re.compile(
     r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
     r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
-    r"|max|abs|β[₁₂]|(?:M̂|[A-Z]|[a-zαδελμρτŜ])(?:₋₁)?|[()+−·/√²ᵗ,])"
+    r"|max|abs|β[₁₂]|(?:M̂|[A-Z]|[a-zαδελμρτŜ])(?:₋₁)?|ᵗ⁺¹|[()+−·/√²ᵗ,])"
 )
 SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/", ",": ",", "²": "**2", "ᵗ": "**values['t']"}
-POWERS = ("²", "ᵗ")
+SIGNS["ᵗ⁺¹"] = "**(values['t'] + 1)"
+POWERS = ("²", "ᵗ", "ᵗ⁺¹")
 FUNCTIONS = ("clip", "clip_w", "clip_b", "Σ", "√", "max", "abs")
 
 

@@ -75,11 +75,12 @@ class Training:
             gradient = summed(gradient if self.bias else (gradient[0], 0 * gradient[1]), total)
             lr = self.rule.rate * self.schedule(max(0, step + self.rule.early))
             strengths = self.strengths(len(rows))
-            bias = self.moved(1, before, gradient, kept, lr, step + 1, strengths)
+            t = step + self.rule.counted
+            bias = self.moved(1, before, gradient, kept, lr, t, strengths)
             if self.rule.order == "bias first":
                 late = self.pass_over((before[0], bias.after), parts).gradient
                 gradient = summed(late, total)[0], gradient[1]
-            weight = self.moved(0, before, gradient, kept, lr, step + 1, strengths)
+            weight = self.moved(0, before, gradient, kept, lr, t, strengths)
         first = step % self.per_epoch == 0
         kept = Kept(
             (weight.memory, bias.memory),

@@ -41,6 +41,7 @@ class Rule(NamedTuple):
             correction, or inside of what the root or the maximum is taken of.
         start: what squares start at; None is torch's.
         correction: moments are corrected for the step, not at all, or kept corrected.
+        counted: the number of the first step, for the correction.
         betas: as the spec says, or in each other's place.
         amsgrad: as the spec says, always, or never.
         moments: the step is taken by those of this step, or by the old ones.
@@ -73,6 +74,7 @@ class Rule(NamedTuple):
     epsilon: Literal["torch", "outside", "uncorrected", "inside"] = "torch"
     start: float | None = None
     correction: Literal["torch", "none", "kept"] = "torch"
+    counted: int = 1
     betas: Literal["as set", "swapped"] = "as set"
     amsgrad: Literal["as set", "always", "never"] = "as set"
     moments: Literal["new", "old"] = "new"

@@ -48,6 +48,7 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "adam-amsgrad-missing": {"optimizer": ADAM | {"amsgrad": True}},
     "adam-betas-swapped": ADAMS,
     "adam-bias-correction-compounded": ADAMS,
+    "adam-bias-correction-late": ADAMS,
     "adam-bias-correction-missing": ADAMS,
     "adam-epsilon-inside": ADAMS,
     "adam-epsilon-uncorrected": ADAMS,

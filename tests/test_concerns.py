@@ -27,7 +27,11 @@ ALWAYS, PENALTY = set(ALWAYS_NAMES.split()), set(PENALTY_NAMES.split())
 MOMENTUM = {"momentum-dampened", "momentum-missing"}
 BIAS = {"bias-not-penalized"}
 COUPLED = {"decay-after-momentum", "penalty-decoupled"}
-OF_CORRECTION = {"adam-bias-correction-compounded", "adam-bias-correction-missing"}
+OF_CORRECTION = {
+    "adam-bias-correction-compounded",
+    "adam-bias-correction-late",
+    "adam-bias-correction-missing",
+}
 OF_ROOT = {"moments-stale", "root-missing"}
 OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside"}
 SWAPPED = "adam-betas-swapped"

@@ -69,6 +69,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "first_step": ("dampened",),
     "betas": ("swapped",),
     "amsgrad": ("added", "missing"),
+    "counts_from": (2,),
     "moments": ("stale",),
     "root": ("missing",),
     "centered": ("added", "missing"),

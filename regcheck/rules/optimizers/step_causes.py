@@ -175,8 +175,7 @@ STEP_CAUSES: dict[str, Cause] = {
         concerns=lambda training, _: training.sgd.torchs.epsilon != "outside",
         stage="optimizer",
         since="from step 1 on (in Adamax's maximum from step 2 on)",
-        fix="add ε where torch does: under Adadelta's roots, to |g| in Adamax's maximum, "
-        "to RAdam's √S as it is",
+        fix="add ε where torch does: under Adadelta's roots, in Adamax's maximum, to RAdam's √S",
         hidden_by=("zero-gradient",),
     ),
     "moments-stale": Cause(
