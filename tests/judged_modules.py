@@ -11,7 +11,7 @@ import numpy as np
 from regcheck.checking import check
 from regcheck.report.result import Report
 from tests.mlp import Mlp
-from tests.random_modules import Case
+from tests.random_modules import Case, cause_of
 
 
 def run(case: Case) -> Report:
@@ -74,6 +74,11 @@ def out_of_range(report: Report) -> bool:
     return at is not None and not math.isfinite(at.scratch)
 
 
+def named(case: Case, report: Report) -> bool:
+    """Return whether a fault's cause is named, where the parameters show it in finite numbers."""
+    return report.first_divergence is None or out_of_range(report) or report.names(cause_of(case))
+
+
 def faults_of(case: Case, *, doubled: bool = True) -> tuple[Report, list[str]]:
     """Check a case; what is wrong with what was found."""
     report = run(case)
@@ -90,6 +95,10 @@ def faults_of(case: Case, *, doubled: bool = True) -> tuple[Report, list[str]]:
                 verdict = run(replace(case, times=times)).verdict
                 if verdict != "diverged":
                     found.append(f"equivalent, but with {name} it is {verdict}")
+    elif report.verdict == "diverged" and cause_of(case) and not named(case, report):
+        diagnosis = report.diagnosis
+        others = [one.causes for one in diagnosis.explanations] if diagnosis else []
+        found.append(f"{case.fault} is not named, but {others}")
     elif report.verdict == "equivalent":
         size = effect(case)
         if size > CLEAR or (size > 1e-3 and case.dtype == "float64"):

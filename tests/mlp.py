@@ -220,7 +220,10 @@ class Mlp:
             else:
                 grad = grad + own * x
             direction, state[name] = self.direction(grad, state.get(name), t)
-            found[name] = (x - lr * direction).astype(x.dtype, copy=False)
+            end = x - lr * direction
+            if self.case.fault == "decay late":
+                end = (w[name] - lr * direction) * (1 - lr * own)
+            found[name] = end.astype(x.dtype, copy=False)
         return found, state
 
     def direction(self, g: Array, kept: Any, t: int) -> tuple[Array, Any]:
@@ -244,15 +247,31 @@ class Mlp:
             if self.case.fault == "epsilon inside":
                 return g / np.sqrt(s + eps), s
             return g / (np.sqrt(s) + eps), s
-        one, two = (0.999, 0.9) if self.case.fault == "betas swapped" else (0.9, 0.999)
-        m, v = (np.zeros_like(g), np.zeros_like(g)) if kept is None else kept
-        m, v = one * m + (1 - one) * g, two * v + (1 - two) * g * g
-        c1, c2 = 1 - one**t, 1 - two**t
-        if self.case.fault == "no bias correction":
+        return self.adam(g, (np.zeros_like(g),) * 3 if kept is None else kept, t)
+
+    def adam(self, g: Array, kept: Any, t: int) -> tuple[Array, Any]:
+        """Turn a gradient into Adam's direction; kept are both moments, and the largest second."""
+        fault = self.case.fault
+        one, two = (0.999, 0.9) if fault == "betas swapped" else (0.9, 0.999)
+        m, v = one * kept[0] + (1 - one) * g, two * kept[1] + (1 - two) * g * g
+        later = t + (fault == "correction late")
+        c1, c2 = 1 - one**later, 1 - two**later
+        if fault == "no bias correction":
             c1 = c2 = 1.0
-        if self.case.fault == "correction late":
-            c1, c2 = 1 - one ** (t + 1), 1 - two ** (t + 1)
-        eps = 1e-4 if self.case.fault == "large epsilon" else 1e-8
+        if fault == "correction compounded":
+            m, v, c1, c2 = m / c1, v / c2, 1.0, 1.0
+        now = m, v, np.maximum(kept[2], v)
+        if fault == "moments stale":
+            m, v = kept[:2]
+        if fault == "amsgrad added":
+            v = now[2]
+        eps = 1e-4 if fault == "large epsilon" else 1e-8
+        if fault == "root missing":
+            return (m / c1) / (v / math.sqrt(c2) + eps), now
+        if fault == "epsilon inside":
+            return (m / c1) / np.sqrt(v / c2 + eps), now
+        if fault == "epsilon first":
+            return m * (math.sqrt(c2) / c1) / (np.sqrt(v) + eps), now
         if self.case.style % 2:
-            return m * (math.sqrt(c2) / c1) / (np.sqrt(v) + eps * math.sqrt(c2)), (m, v)
-        return (m / c1) / (np.sqrt(v / c2) + eps), (m, v)
+            return m * (math.sqrt(c2) / c1) / (np.sqrt(v) + eps * math.sqrt(c2)), now
+        return (m / c1) / (np.sqrt(v / c2) + eps), now

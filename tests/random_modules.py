@@ -143,17 +143,23 @@ class Case:
         return made
 
 
+ADAMS = ("adam", "adamw")
+
 FAULTS: dict[str, Callable[[Case], bool]] = {
+    "amsgrad added": lambda c: c.optimizer in ADAMS,
     "betas swapped": lambda c: c.optimizer in ("adam", "adamw"),
     "bias frozen": lambda c: c.bias,
-    "correction late": lambda c: c.optimizer in ("adam", "adamw"),
+    "correction compounded": lambda c: c.optimizer in ADAMS,
+    "correction late": lambda c: c.optimizer in ADAMS,
     "decay coupled": lambda c: c.optimizer == "adamw",
     "decay doubled": lambda c: c.decay > 0,
     "decay flipped": lambda c: c.decay > 0,
+    "decay late": lambda c: c.optimizer == "adamw",
     "decay missing": lambda c: c.decay > 0,
     "decay without bias": lambda c: c.decay > 0 and c.bias and c.seed % 2 == 1,
     "decay without lr": lambda c: c.optimizer == "adamw",
-    "epsilon inside": lambda c: c.optimizer == "rmsprop",
+    "epsilon first": lambda c: c.optimizer in ADAMS,
+    "epsilon inside": lambda c: c.optimizer in (*ADAMS, "rmsprop"),
     "first layer frozen": lambda c: True,
     "first layer halved": lambda c: c.optimizer in ("sgd", "momentum", "nesterov"),
     "half loss": lambda c: c.loss == "mse" and c.optimizer in ("sgd", "momentum", "nesterov"),
@@ -163,6 +169,7 @@ FAULTS: dict[str, Callable[[Case], bool]] = {
     "lr one percent": lambda c: True,
     "lr tripled": lambda c: True,
     "missing slope": lambda c: len(c.sizes) > 2 and c.activation != "identity",
+    "moments stale": lambda c: c.optimizer in ADAMS,
     "momentum dampened": lambda c: c.optimizer in ("momentum", "nesterov"),
     "momentum missing": lambda c: c.optimizer in ("momentum", "nesterov"),
     "nesterov missing": lambda c: c.optimizer == "nesterov",
@@ -171,12 +178,45 @@ FAULTS: dict[str, Callable[[Case], bool]] = {
         c.rows % c.batch > 0 and c.optimizer in ("sgd", "momentum", "nesterov")
     ),
     "one entry": lambda c: True,
+    "root missing": lambda c: c.optimizer in ADAMS,
     "stale gradient": lambda c: c.epochs * math.ceil(c.rows / c.batch) > 1,
     "summed": lambda c: c.batch > 1 and c.optimizer in ("sgd", "momentum", "nesterov"),
     "wrong labels": lambda c: c.loss != "mse",
     "wrong slope": lambda c: len(c.sizes) > 2 and c.activation not in ("identity", "relu"),
 }
 """The faults, and which cases they are faults of."""
+
+
+CAUSES: dict[str, str] = {
+    "amsgrad added": "adam-amsgrad-added",
+    "betas swapped": "adam-betas-swapped",
+    "correction compounded": "adam-bias-correction-compounded",
+    "correction late": "adam-bias-correction-late",
+    "decay coupled": "penalty-coupled",
+    "decay doubled": "penalty-doubled",
+    "decay flipped": "penalty-sign-flipped",
+    "decay late": "decay-after-update",
+    "decay missing": "penalty-missing",
+    "decay without bias": "bias-not-penalized",
+    "decay without lr": "decay-not-scaled-by-lr",
+    "epsilon first": "adam-epsilon-uncorrected",
+    "epsilon inside": "adam-epsilon-inside",
+    "lr halved": "learning-rate-scaled",
+    "lr one percent": "learning-rate-scaled",
+    "lr tripled": "learning-rate-scaled",
+    "moments stale": "moments-stale",
+    "no bias correction": "adam-bias-correction-missing",
+    "root missing": "root-missing",
+}
+"""The causes of those faults that are of Adam's step."""
+
+
+def cause_of(case: Case) -> str:
+    """Return the cause of a case's fault that must be named; empty where none need be.
+
+    SGD's steps may blow up, and their rounding with them; Adam's are never much larger than the lr.
+    """
+    return CAUSES.get(case.fault, "") if case.optimizer in ADAMS else ""
 
 
 def random_case(seed: int) -> Case:

@@ -113,7 +113,7 @@ tolerance: {bias: {rounding: 1, rtol: 1}}
     6:19: tolerance.bias: takes either rounding, on one step, or rtol and atol
 tolerance: {rounding: 0} => 6:23: tolerance.rounding: must be a number > 0
 scratch: 3
-    6:10: scratch: must be a Python file and a function in it, like my_train.py:train, or an optimizer's name; got 3
+    6:10: scratch: must be a Python file and a function in it, like my_train.py:train, or an opt
 scratch: my.py => 6:10: scratch: must be a Python file and a function
 scratch: my.py:3f => 6:10: scratch: must be a Python file and
 scratch: my.py:f:g => 6:10: scratch: must be a Python file and

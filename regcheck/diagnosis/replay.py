@@ -107,12 +107,17 @@ class Replay:
 
         All of torch's bound but the rounding of w itself, 2u |w|, goes with the gradient. The
         limit of many bounds is for what no rounding exceeds: where the gradient is many times
-        larger, a quarter of it is ample. Larger steps add their own rounding.
+        larger, a quarter of it is ample. Larger steps add their own rounding. Where a step is no
+        linear function of the gradients, it is the entry's step that is so many times larger.
         """
-        larger = max(0.0, gain(rule, record.batch) / 4 - 1)
         with np.errstate(all="ignore"):
-            wider = record.bound + 2 * self.u * np.abs(after - record.before)
-            if larger:
+            moved = np.abs(after - record.before)
+            wider = record.bound + 2 * self.u * moved
+            times: Array | float = gain(rule, record.batch)
+            if not rule.sgd.rule.linear:  # a larger gradient is divided by its own size
+                times = moved / np.abs(record.framework - record.before)
+            larger = np.fmax(np.asarray(times) / 4 - 1, 0)
+            if larger.any():
                 rest = record.bound - 2 * self.u * np.abs(record.before)
                 wider += larger * np.maximum(rest, 0)
             known = np.isfinite(wider)
@@ -251,8 +256,6 @@ class Replay:
 def gain(rule: Problem, batch: Batch) -> float:
     """Return how many times larger a rule makes the gradient than torch does, at most."""
     faults, options = rule.faults, rule.sgd
-    if not options.rule.linear:
-        return 1.0  # a larger gradient is divided by its own size
     found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
     if rule.convention.loss_reduction == "sum":
         found *= max(weights_of(rule, batch))
