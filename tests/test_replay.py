@@ -264,15 +264,15 @@ def lines(slopes: Sequence[float], scratch: Sequence[float], limit: float = 1.0)
 
 
 def test_factor_is_fitted_by_least_squares() -> None:
-    # (10·30 + 20·66)/(10² + 20²); one bound makes 1/√500 of it.
-    fit = told(lines([10, 20], [30, 66]).fit_near({}, "key", 1.0))
-    assert fit == (pytest.approx(3.24), pytest.approx(500**-0.5))
+    # (10·30 + 20·66.5)/(10² + 20²); one bound makes 1/√500 of it.
+    fit = told(lines([10, 20], [30, 66.5]).fit_near({}, "key", 1.0))
+    assert fit == (pytest.approx(3.26), pytest.approx(500**-0.5))
     # Twice the limits, twice the deviation.
-    assert told(lines([10, 20], [30, 66], 2.0).fit_near({}, "key", 1.0)).deviation == (
+    assert told(lines([10, 20], [30, 66.5], 2.0).fit_near({}, "key", 1.0)).deviation == (
         pytest.approx(2 * 500**-0.5)
     )
     # From 0, the other step is at 1.
-    assert lines([10, 20], [30, 66]).fit_near({}, "key", 0.0) == fit
+    assert lines([10, 20], [30, 66.5]).fit_near({}, "key", 0.0) == fit
     assert lines([1e17], [3e17]).fit_near({}, "key", 1.0) == (3, pytest.approx(12 * U))
 
 
