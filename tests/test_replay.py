@@ -70,6 +70,8 @@ def step_of(problem: Problem, step: int) -> Batch:
         ({"optimizer": DAMPENED}, {"momentum_form": "dampened"}, 0.625 / 0.75),
         ({"optimizer": DAMPENED}, {"momentum": "ignored"}, 1 / 0.75),
         ({"optimizer": MOMENTUM | {"dampening": 1}}, {"momentum": "ignored"}, 1),
+        ({"optimizer": MOMENTUM | {"dampening": 1.5}}, {"momentum": "ignored"}, 1),
+        ({"optimizer": MOMENTUM | {"dampening": -0.5}}, {"momentum": "ignored"}, 1),
     ],
 )
 def test_gain_is_that_of_step_3_by_hand(spec: Spec, change: Change, times: float) -> None:
@@ -282,6 +284,7 @@ def test_fit_near_leaves_no_more_than_so_many_limits() -> None:
     assert replay.fit_near({}, "key", 1.0, coarse=0.193)
     assert replay.fit_near({}, "key", 1.0, coarse=0.192) is None
     assert replay.fit_near({}, "key", 1.0, coarse=0.386, share=0.2)  # 2.1/0.2 for 2.1/0.5
+    assert lines([10, 10], [20, 22]).fit_near({}, "key", 0.0, coarse=0.323)  # 1/(1 + 2.1/1)
     assert lines([10, 10], [9, 11]).fit_near({}, "key", 1.0, coarse=1.0)
     assert lines([10, 10], [-30, -32]).fit_near({}, "key", 1.0, coarse=0.109)  # 1/9.2
     assert lines([10, 10], [-30, -32]).fit_near({}, "key", 1.0, coarse=0.108) is None
@@ -301,7 +304,7 @@ def test_numbers_out_of_range_fit_no_factor() -> None:
         assert lines([1, slope], [1, end]).fit_near({}, "key", 1.0) is None
 
 
-@pytest.mark.parametrize(("slope", "taken"), [(1e-3, 100), (2e-3, 5)])
+@pytest.mark.parametrize(("slope", "taken"), [(5e-4, 100), (1e-3, 100), (2e-3, 5)])
 def test_fit_near_takes_so_many_steps_that_move_by_more_than_a_thousandth_of_a_bound(
     slope: float, taken: int
 ) -> None:
@@ -359,8 +362,7 @@ def test_factor_is_fitted_to_the_steps_that_are_not_clipped(factor: float) -> No
     assert told(fitted(clipped(factor))).factor == pytest.approx(factor, rel=1e-14)
 
 
-def test_factor_of_a_thousand_or_a_thousandth_is_fitted() -> None:
-    # At 1 all steps are clipped, and at a thousandth none.
+def test_factor_of_thousandths_is_fitted_where_all_is_clipped_at_1() -> None:
     large = [1e3 * one for one in GRADIENTS]
     assert told(fitted(clipped(2e-3, large))).factor == pytest.approx(2e-3, rel=1e-12)
 
@@ -375,8 +377,19 @@ def test_factor_is_unknown_where_all_is_clipped() -> None:
     assert fitted(clipped(-1.0, [1e9, 2e9])) is None
 
 
+def test_factor_is_to_make_the_clipped_steps_too() -> None:
+    replay = clipped(1.5)
+    assert abs(replay.history.all("scratch")[2, 0]) == 0.5 * 2.5
+    replay.history.all("scratch")[2] += 8 * U  # half a bound
+    assert told(fitted(replay)).factor == pytest.approx(1.5)
+    replay.history.all("scratch")[2] += 16 * U
+    assert fitted(replay) is None
+
+
 def test_factor_that_leaves_torchs_steps_is_none() -> None:
     assert fitted(clipped(1.0)) is None
+    # It is known to 0.03, and moves each step by a twentieth of its bound.
+    assert fitted(clipped(1.01, [1.0] * 50, bound=0.1)) is None
 
 
 @pytest.mark.parametrize(("bound", "known"), [(0.02, True), (0.03, False), (0.05, False)])
