@@ -103,6 +103,34 @@ def test_terms_are_alike_within_a_quarter_of_the_sum_s_last_digit(
     assert terms(ramp, ones) == close(np.full(2, many(rows, share)))
 
 
+def losses_alike(s: Array) -> float:
+    model = RoundingModel(problem_of(data={"X": [[0.0]] * len(s), "y": [0.0] * len(s)}))
+    return model.losses_alike(s)
+
+
+def test_losses_of_slopes_of_one_size_round_alike() -> None:
+    ones, rows = np.ones(4 * FEW), 4 * FEW
+    for s, share in [
+        (ones, 1.0),
+        (np.sign(RANDOM), 1.0),
+        (HALVES, HALF),
+        (1 + 1e-15 * RANDOM, 1.0),
+        (RANDOM, 0.0),
+    ]:
+        assert losses_alike(s) == close(many(rows, share))
+    assert losses_alike(ones[:FEW]) == close(many(FEW))
+    assert losses_alike(ones[: FEW - 1]) == close(math.sqrt(FEW - 1))
+
+
+@pytest.mark.parametrize(("distance", "share"), [(0.9 / 31, 1.0), (1.1, 0.0)])
+def test_losses_are_alike_within_a_quarter_of_the_sum_s_last_digit(
+    distance: float, share: float
+) -> None:
+    rows = 4 * FEW
+    ramp = where_looked(1 + distance * U64 * rows / 4 * np.arange(32))
+    assert losses_alike(ramp) == close(many(rows, share))
+
+
 def features_alike(weight: Array, *rows: Array) -> float:
     model = RoundingModel(problem_of(data={"X": np.stack(rows).tolist(), "y": [1.0] * len(rows)}))
     return model.features_alike(weight[None, :])
