@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.replay import COARSE, FEW, Replay, gain, pass_scale, rows_of
+from regcheck.diagnosis.replay import COARSE, FEW, Replay, gain, pass_scale, weights_of
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, build_problem
@@ -108,9 +108,9 @@ def test_scale_of_the_pass_over_the_rows_by_hand(
 
 
 @pytest.mark.parametrize("spec", [{}, {"shuffle": {"seed": 1}}], ids=["in order", "shuffled"])
-def test_rows_of_each_micro_batch_are_counted(spec: Spec) -> None:
+def test_weights_of_each_micro_batch_are_its_rows(spec: Spec) -> None:
     problem = problem_of(TOGETHER | spec)
-    assert rows_of(problem, step_of(problem, 1)) == [2, 2, 1]
+    assert weights_of(problem, step_of(problem, 1)) == [2, 2, 1]
 
 
 # --- bounds and ratios ----------------------------------------------------------------------------
