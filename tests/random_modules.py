@@ -206,9 +206,11 @@ CAUSES: dict[str, str] = {
     "lr tripled": "learning-rate-scaled",
     "moments stale": "moments-stale",
     "no bias correction": "adam-bias-correction-missing",
-    "root missing": "root-missing",
 }
-"""The causes of those faults that are of Adam's step."""
+"""The causes of those faults that are of Adam's step.
+
+Without the root, steps are a million times the lr, and what rounding is in them is not known.
+"""
 
 
 def cause_of(case: Case) -> str:
