@@ -124,6 +124,7 @@ def history_of(problem: Problem, steps: Sequence[Sequence[Any]]) -> History:
         for what, entries in enumerate(step):
             history.numbers[place, what] = entries
         history.losses.extend([0.0] * 3)
+        history.skipped.append(frozenset())
     return history
 
 

@@ -402,7 +402,7 @@ THREE = one("bias-not-penalized", "loss-halved", "penalty-missing")
         ((BY_HALF,), (BY_HALF,)),
         ((BY_HALF, HALVED), (HALVED,)),
         ((HALF_PAIR, PAIR), (PAIR,)),
-        ((HALF_PAIR, HALVED), (HALVED, HALF_PAIR)),
+        ((HALF_PAIR, HALVED), (HALVED,)),
         # An odd factor beside another cause, where a plain reason is found.
         ((ODD_PAIR,), (ODD_PAIR,)),
         ((ODD_PAIR, HALVED), (HALVED,)),
