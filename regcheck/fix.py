@@ -178,5 +178,11 @@ def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     if decays != own.weight_decay:
         found["weight_decay"] = plain_decay(decays)
     if (sgd.optimizer, sgd.options) != (own.optimizer, own.options):
-        found["optimizer"] = {"name": sgd.optimizer, **sgd.options}
+        options = {key: as_spec(x) for key, x in sgd.options.items() if x != sgd.rule.defaults[key]}
+        found["optimizer"] = {"name": sgd.optimizer, **options}
     return found
+
+
+def as_spec(value: Any) -> Any:
+    """Return an option's value as a spec has it: a pair is a list."""
+    return list(value) if isinstance(value, tuple) else value

@@ -82,6 +82,7 @@ FAULTS: dict[str, Fault] = {
     "momentum-missing": fault("momentum", velocity="none"),
     "nesterov-added": fault("plain-momentum", nesterov="always"),
     "nesterov-missing": fault("nesterov", nesterov="never"),
+    "option-differs": fault("momentum", other=(("momentum", 0.77),)),
     "penalty-constant": fault("decay", shape="constant"),
     "penalty-coupled": fault("decay apart", decay="gradient"),
     "penalty-decoupled": fault("decay remembered", decay="apart"),

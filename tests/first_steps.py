@@ -158,6 +158,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "momentum-missing": (First(2, 2, "optimizer", MOMENTUM), First(1, 1, "optimizer", NESTEROV)),
     "nesterov-added": (First(1, 1, "optimizer", MOMENTUM),),
     "nesterov-missing": (First(1, 1, "optimizer", NESTEROV),),
+    # v₁ = g₁ whatever μ is.
+    "option-differs": (First(2, 2, "optimizer", MOMENTUM),),
     "penalty-constant": (First(1, 1, "penalty"),),  # λ is something where λ w is nothing
     # What joins the gradient is divided by the root with it, and lr λ w is not.
     "penalty-coupled": (First(2, 1, "optimizer", ADAMW),),

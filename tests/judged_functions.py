@@ -115,7 +115,13 @@ def is_planted(case: Case, one: Explanation) -> bool:
 
 
 NAMED_FACTORS: dict[str, tuple[str, ...]] = {
-    "gradient-scaled": ("loss-halved", "loss-summed", "accumulation-not-averaged"),
+    # c g over its own size is g with ε/c.
+    "gradient-scaled": (
+        "accumulation-not-averaged",
+        "loss-halved",
+        "loss-summed",
+        "option-differs",
+    ),
     "learning-rate-scaled": (),
     "penalty-scaled": (
         "penalty-divided-by-batch",
@@ -148,6 +154,8 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
                 changes[key] = one.fits[cause].factor
         if cause == "schedule-shifted":
             changes["early"] = one.change["lr_shift"]
+        if cause == "option-differs":
+            changes["other"] = one.change["options"]
     if one.weight_decay is not None:  # each tensor's own is told, in the place of a factor
         decays = dict(one.weight_decay)
         seen = replace(seen, problem=replace(seen.problem, weight_decay=decays))

@@ -189,7 +189,8 @@ class Training:
         penalty = self.penalty(strength, w)
         if decay == "gradient":
             g = g + penalty
-        given = Given(rule, self.optimizer, lr, t, g, kept.memory[which])
+        options = {**self.optimizer, **dict(rule.other)}
+        given = Given(rule, options, lr, t, g, kept.memory[which])
         delta, memory = OPTIMIZERS[self.optimizer["name"]](given)
         after: Array = w - delta
         if decay == "late":

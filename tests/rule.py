@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Rule(NamedTuple):
         centered: as the spec says, always, or never.
         lr_decay: Adagrad's counts the steps before, this one too, or none.
         average: Adadelta's is of the steps, or of the steps times lr.
+        other: other values of the optimizer's options.
         clip: one norm over both tensors, or one for each.
         micro_batches: their gradients are averaged or summed.
         target: the row's own, or broadcast, each output against each target.
@@ -82,6 +83,7 @@ class Rule(NamedTuple):
     centered: Literal["as set", "always", "never"] = "as set"
     lr_decay: Literal["before", "this too", "none"] = "before"
     average: Literal["d", "lr d"] = "d"
+    other: tuple[tuple[str, Any], ...] = ()
     clip: Literal["together", "each"] = "together"
     micro_batches: Literal["mean", "sum"] = "mean"
     target: Literal["row", "broadcast"] = "row"

@@ -157,7 +157,7 @@ clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
 decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
 gradient-accumulated gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled
 loss-after-update loss-epoch-mean loss-halved loss-summed moments-stale momentum-dampened
-momentum-lr-inside momentum-missing nesterov-added nesterov-missing penalty-constant
+momentum-lr-inside momentum-missing nesterov-added nesterov-missing option-differs penalty-constant
 penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
 penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
 penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
@@ -256,6 +256,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "from step 1 on, by the rounding of the coarser dtype": {(1, 1)},
     "from step 1 on (in Adamax's maximum from step 2 on)": {(1, 1), (2, 2)},
     "from step 2 on": {(2, 2)},
+    "from the first step in which the option acts (a momentum or β from step 2 on)": {(2, 2)},
     "from step 2 on (with Nesterov's momentum from step 1 on)": {(2, 2), (1, 1)},
     "from the second batch of an epoch on": {(2, 2)},
     "once the bias is not 0": {(2, 1)},

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
-from regcheck.diagnosis.search import unlike
+from regcheck.diagnosis.distinguishing import unlike
 from regcheck.problem.problem import build_problem
 from regcheck.report.diagnosis_text import diagnosis_lines
 from regcheck.report.result import Report

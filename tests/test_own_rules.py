@@ -188,11 +188,14 @@ def test_mistake_is_named_beside_groups_of_parameters(groups: str, mistake: str)
         assert report.verdict == "equivalent"
 
 
-def test_lr_that_one_group_alone_has_is_none_of_the_rule() -> None:
+def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     report = run(Rule(), grouped(*LAST, lr=0.01))
 
+    assert causes(report) == ("learning-rate-scaled",)
     assert report.diagnosis is not None
-    assert (report.verdict, report.diagnosis.causes) == ("diverged", ())
+    assert report.diagnosis.best is not None
+    note = f"{' and '.join(LAST)}: lr 0.03 instead of 0.01; all else follows torch's rule"
+    assert report.diagnosis.best.note == note
 
 
 @pytest.mark.parametrize(

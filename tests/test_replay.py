@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.replay import COARSE, FEW, Replay, gain, pass_scale, weights_of
+from regcheck.diagnosis.fitting import COARSE, FEW, fit_near
+from regcheck.diagnosis.replay import Replay, gain, pass_scale, weights_of
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, build_problem
@@ -268,41 +269,42 @@ def lines(slopes: Sequence[float], scratch: Sequence[float], limit: float = 1.0)
 
 def test_factor_is_fitted_by_least_squares() -> None:
     # (10·30 + 20·66.5)/(10² + 20²); one bound makes 1/√500 of it.
-    fit = told(lines([10, 20], [30, 66.5]).fit_near({}, "key", 1.0))
-    assert fit == (pytest.approx(3.26), pytest.approx(500**-0.5))
+    fit = told(fit_near(lines([10, 20], [30, 66.5]), {}, "key", 1.0))
+    assert list(fit) == pytest.approx([3.26, 500**-0.5])
     # Twice the limits, twice the deviation.
-    assert told(lines([10, 20], [30, 66.5], 2.0).fit_near({}, "key", 1.0)).deviation == (
+    assert told(fit_near(lines([10, 20], [30, 66.5], 2.0), {}, "key", 1.0)).deviation == (
         pytest.approx(2 * 500**-0.5)
     )
     # From 0, the other step is at 1.
-    assert lines([10, 20], [30, 66.5]).fit_near({}, "key", 0.0) == fit
-    assert lines([1e17], [3e17]).fit_near({}, "key", 1.0) == (3, pytest.approx(12 * U))
+    assert fit_near(lines([10, 20], [30, 66.5]), {}, "key", 0.0) == fit
+    rounded = fit_near(lines([1e17], [3e17]), {}, "key", 1.0)
+    assert list(told(rounded)) == [3, pytest.approx(12 * U)]
 
 
 def test_fit_near_leaves_no_more_than_so_many_limits() -> None:
     # By 2.1 more than 1 each 10 end at 31; one bound grows by the way to it in steps of ½ to 5.2.
     replay = lines([10, 10], [30, 32])
-    assert replay.fit_near({}, "key", 1.0, coarse=0.193)
-    assert replay.fit_near({}, "key", 1.0, coarse=0.192) is None
-    assert replay.fit_near({}, "key", 1.0, coarse=0.386, share=0.2)  # 2.1/0.2 for 2.1/0.5
-    assert lines([10, 10], [20, 22]).fit_near({}, "key", 0.0, coarse=0.323)  # 1/(1 + 2.1/1)
-    assert lines([10, 10], [9, 11]).fit_near({}, "key", 1.0, coarse=1.0)
-    assert lines([10, 10], [-30, -32]).fit_near({}, "key", 1.0, coarse=0.109)  # 1/9.2
-    assert lines([10, 10], [-30, -32]).fit_near({}, "key", 1.0, coarse=0.108) is None
+    assert fit_near(replay, {}, "key", 1.0, coarse=0.193)
+    assert fit_near(replay, {}, "key", 1.0, coarse=0.192) is None
+    assert fit_near(replay, {}, "key", 1.0, coarse=0.386, share=0.2)  # 2.1/0.2 for 2.1/0.5
+    assert fit_near(lines([10, 10], [20, 22]), {}, "key", 0.0, coarse=0.323)  # 1/(1 + 2.1/1)
+    assert fit_near(lines([10, 10], [9, 11]), {}, "key", 1.0, coarse=1.0)
+    assert fit_near(lines([10, 10], [-30, -32]), {}, "key", 1.0, coarse=0.109)  # 1/9.2
+    assert fit_near(lines([10, 10], [-30, -32]), {}, "key", 1.0, coarse=0.108) is None
 
 
 def test_step_that_no_factor_moves_is_to_agree_by_itself() -> None:
     # However far it is to the factor from there on.
-    assert lines([0, 1], [3, 5e3]).fit_near({}, "key", 1.0, coarse=3.0)
+    assert fit_near(lines([0, 1], [3, 5e3]), {}, "key", 1.0, coarse=3.0)
     replay = lines([0, 1], [4, 5e3])
-    assert replay.fit_near({}, "key", 1.0, coarse=3.0) is None
+    assert fit_near(replay, {}, "key", 1.0, coarse=3.0) is None
     assert max(replay.taken) == 1
-    assert lines([0, 0], [0, 0]).fit_near({}, "key", 1.0) is None  # any factor does
+    assert fit_near(lines([0, 0], [0, 0]), {}, "key", 1.0) is None  # any factor does
 
 
 def test_numbers_out_of_range_fit_no_factor() -> None:
     for slope, end in ((math.inf, 1.0), (1.0, math.inf), (math.nan, 1.0)):
-        assert lines([1, slope], [1, end]).fit_near({}, "key", 1.0) is None
+        assert fit_near(lines([1, slope], [1, end]), {}, "key", 1.0) is None
 
 
 @pytest.mark.parametrize(("slope", "taken"), [(5e-4, 100), (1e-3, 100), (2e-3, 5)])
@@ -310,7 +312,7 @@ def test_fit_near_takes_so_many_steps_that_move_by_more_than_a_thousandth_of_a_b
     slope: float, taken: int
 ) -> None:
     replay = lines([slope] * 100, [0] * 100)
-    assert replay.fit_near({}, "key", 1.0, most=5)
+    assert fit_near(replay, {}, "key", 1.0, most=5)
     assert replay.taken[0] == taken
 
 

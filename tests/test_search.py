@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from regcheck.diagnosis.distinguishing import distinguishing, standing_for, trained
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import (
     LATE,
     Found,
     Hypotheses,
     concerning,
-    distinguishing,
     explaining,
     is_late,
     listed,
     merged,
     search,
-    standing_for,
-    trained,
     trials,
 )
 from regcheck.numerics.least_squares import Fit
@@ -305,7 +304,8 @@ def test_search_goes_on_until_the_run_is_explained_plainly(
     explain: list[tuple[str, ...]], rounds: list[tuple[int, bool, bool]]
 ) -> None:
     stub: Any = Stub(dict.fromkeys(explain))
-    found = search(stub, training({}), Convention(), SHOWN)
+    with patch("regcheck.diagnosis.search.with_other_option", return_value=()):
+        found = search(stub, training({}), Convention(), SHOWN)
     assert [one.causes for one in found] == explain
     assert kinds(stub) == ROUND_1 + rounds
     once = {(causes, str(change)) for causes, change in stub.tried}

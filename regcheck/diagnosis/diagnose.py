@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
 
+from regcheck.diagnosis.distinguishing import distinguishing
 from regcheck.diagnosis.evidence import (
     finite_differences,
     gradient_agrees,
@@ -17,16 +18,16 @@ from regcheck.diagnosis.evidence import (
     settings_evidence,
 )
 from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
+from regcheck.diagnosis.other_numbers import with_other_numbers
 from regcheck.diagnosis.other_settings import (
     by_entries,
     effective_settings_of,
     with_other_settings,
-    with_shifted_schedule,
 )
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
-from regcheck.diagnosis.search import distinguishing, search
+from regcheck.diagnosis.search import search
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.cause import Stage
@@ -82,7 +83,7 @@ def explained(run: Run) -> Diagnosis:
     start = None
     if diverged:
         found, replay, start = explain_updates(run, replay)
-    settings = effective_settings_of(replay) if run.is_linear else {}
+    settings = effective_settings_of(replay)
     agree = not diverged or bool(found)
     reporting = explain_losses(run, found, start) if run.loss_diverged else None
     loss_evidence = ""
@@ -130,12 +131,9 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         # Else it may be the framework side that does not keep to its rule.
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
-    if not found and run.is_linear:
-        other = with_other_settings(replay)
+    if not found:
+        other = with_other_settings(replay) or with_other_numbers(replay)
         found = (other,) if other else tuple(by_entries(replay))
-    elif not found:
-        shifted = with_shifted_schedule(replay)
-        found = (shifted,) if shifted else ()
     if found:
         return found, within, None
     if run.scratch_is_reference:
@@ -184,13 +182,13 @@ def without_cause(
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
     if agrees is not None and not run.shares_gradient:
         evidence.append(GRADIENT[agrees])
-    if agrees is not False and run.is_linear:
-        for stage, describe in (("optimizer", other_rates), ("penalty", other_penalty)):
+    if agrees is not False:
+        for where, describe in descriptions(run):
             text = describe(replay)
             if text:
-                return [*evidence, text], stage
+                return [*evidence, text], where
     evidence += settings_evidence(settings, run.training)
-    stage = "optimizer" if agrees else "gradient"
+    stage = stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
         text, stage = recursion_evidence(replay, run.training.sgd.momentum)
         evidence += [text] if text else []
@@ -199,3 +197,20 @@ def without_cause(
     if run.scratch_is_reference and run.gradient is None:
         evidence.append(YIELD_GRADIENT)
     return evidence, stage
+
+
+def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], str]]]:
+    """Yield what may describe the steps all the same, and the stage at which they differ then."""
+    yield "optimizer", other_rates
+    if run.is_linear:
+        yield "penalty", other_penalty
+
+
+def stage_by(run: Run, agrees: bool | None) -> str:
+    """Return the stage by whether the gradient agrees; where that is not known, by the steps.
+
+    Those of an optimizer that divides by the gradient's size do not tell their gradient.
+    """
+    if agrees is None:
+        return "gradient" if run.is_linear else "update"
+    return "optimizer" if agrees else "gradient"

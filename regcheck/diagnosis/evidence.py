@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
+from regcheck.diagnosis.moves import Moves
 from regcheck.diagnosis.other_inputs import implied_gradient
-from regcheck.diagnosis.other_settings import Moves
-from regcheck.diagnosis.records import NO_RULE, EffectiveSettings, Run
+from regcheck.diagnosis.records import NO_RULE, NO_SETTINGS, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
 from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns, fit_each
@@ -176,7 +176,7 @@ def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Train
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
         rules.setdefault(one.rule(training.sgd.weight_decay.get(name, 0.0)), []).append(name)
-    if not rules.keys() - {NO_RULE}:
+    if not rules.keys() - {NO_RULE, NO_SETTINGS}:
         return []
     verbs = {text: "go" if len(names) > 1 else "goes" for text, names in rules.items()}
     return [f"{few(names)} {verbs[text]} {text}." for text, names in rules.items()]

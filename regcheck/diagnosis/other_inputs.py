@@ -230,10 +230,11 @@ def implied_gradient(replay: Replay, record: Record) -> Array | None:
     """Return the data gradient that would make the scratch side's first diverging step by torch's.
 
     Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
-    gradient gives a. None where clipping or an lr of 0 hides it.
+    gradient gives a. None where it is not, or where clipping or an lr of 0 hides it.
     """
     problem, step = replay.torch.problem, record.batch.step
-    if problem.clip_norm is not None or problem.clip_value is not None:
+    clipped = problem.clip_norm is not None or problem.clip_value is not None
+    if clipped or not problem.sgd.rule.linear:
         return None
 
     def after(gradient: Array) -> Array:

@@ -16,23 +16,25 @@ of torch's step, each of them by itself may go by
     S_t = c G_t + λ P_t     another factor on the gradient
 
 The entries that do not go by torch's own numbers must all go by one of these, with few numbers
-among them, and these with more steps than numbers to choose.
+among them, and these with more steps than numbers to choose. Where a step is no linear function of
+the gradient, the second holds all the same, and the first of a decay that is decoupled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.compare.history import Record
+from regcheck.diagnosis.moves import Moves
+from regcheck.diagnosis.newton import ITERATIONS, NEAR, WINDOWS, H
 from regcheck.diagnosis.records import ByEntry, EffectiveSettings, Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import (
+    Fit,
     Places,
     equal_factors,
     fit_all,
@@ -42,10 +44,6 @@ from regcheck.numerics.least_squares import (
 )
 from regcheck.problem.problem import Array
 from regcheck.rules.torch_call import decays_text
-from regcheck.trainers.numpy_trainer import NumpyTrainer
-
-MOST = 512
-"""Steps that a fit is taken from: the first divergence, and those after it."""
 
 MOST_SHIFTED = 12
 """Steps, and epochs, by which a schedule may be early or late."""
@@ -57,59 +55,10 @@ LEAST_SHOWN = 3
 """Entries' steps that must show each number beyond rounding."""
 
 
-class Moves:
-    """What the scratch side, and any rule, subtract at some steps: (steps, entries).
-
-    Attributes:
-        at: the places of the steps: the first divergence and those after it, or every step.
-        scratch: what the scratch side subtracts.
-        limits: of that. It is known as w − w′ alone, from a w′ that is rounded: never better than
-            2u |w|.
-    """
-
-    def __init__(self, replay: Replay, *, every: bool = False) -> None:
-        history = replay.history
-        first = min(max(0, replay.first - 1), len(history) - 1)
-        self.replay = replay
-        self.at = slice(None) if every else slice(first, min(first + MOST, len(history)))
-        before, after, bound = (history.all(key)[self.at] for key in ("before", "scratch", "bound"))
-        with np.errstate(all="ignore"):
-            self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
-            self.scratch = before - after
-
-    def by(self, rule: NumpyTrainer, added: Callable[[Record], Array] | None = None) -> Array:
-        """Return what a rule subtracts; `added` is a function of the step, beside the gradient."""
-        known = None
-        if added is not None:
-            known = lambda record: self.replay.pass_with(record, record.gradient + added(record))  # noqa: E731
-        found = []
-        for _, update in islice(self.replay.updates(rule, known=known), self.at.stop):
-            assert update is not None
-            assert update.step.delta is not None
-            found.append(self.replay.history.flat(update.step.delta))
-        return np.array(found)[self.at]
-
-    def by_torch(self) -> Array:
-        """Return T: the whole of torch's step."""
-        return self.by(self.replay.torch)
-
-    def by_gradient(self, added: Callable[[Record], Array] | None = None) -> Array:
-        """Return G: torch's step without its penalty."""
-        problem = self.replay.torch.problem
-        zeros = dict.fromkeys(problem.weight_decay, 0.0)
-        return self.by(self.replay.torch.by(replace(problem, weight_decay=zeros)), added)
-
-    def by_penalty(self) -> Array:
-        """Return P: torch's step by a penalty of λ = 1 alone, and no data gradient."""
-        problem = self.replay.torch.problem
-        ones = dict.fromkeys(problem.weight_decay, 1.0)
-        faults = problem.faults._replace(gradient_factor=0.0)
-        rule = replace(problem, weight_decay=ones, faults=faults)
-        return self.by(self.replay.torch.by(rule))
-
-
 def effective_settings_of(replay: Replay) -> dict[str, EffectiveSettings]:
     """Measure the effective lr and weight decay of each tensor."""
+    if not replay.torch.settings.rule.linear:
+        return effective_by_newton(replay)
     moves = Moves(replay)
     by_gradient, by_penalty = moves.by_gradient(), moves.by_penalty()
     settings = {}
@@ -123,6 +72,64 @@ def effective_settings_of(replay: Replay) -> dict[str, EffectiveSettings]:
         fits = solution.unique and solution.residual <= 1
         settings[name] = EffectiveSettings(gradient, decay, fits)
     return settings
+
+
+def effective_by_newton(replay: Replay) -> dict[str, EffectiveSettings]:
+    """Measure them where a step is no linear function of the gradient and the penalty.
+
+    With T_t(λ) torch's step by λ, S_t ≈ α T_t(λ) by Newton's method in λ, all tensors at once:
+
+        S_t ≈ α T_t(λ) + β ∂T_t/∂λ        λ ← λ + β/α
+    """
+    problem = replay.torch.problem
+    decays, found = dict(problem.weight_decay), dict.fromkeys(replay.history.slices, UNKNOWN)
+    for most in WINDOWS:
+        moves = Moves(replay, most=most)
+        for _ in range(ITERATIONS):
+            last = decays
+            found, decays = newton_in_decays(moves, last)
+            if all(stays(one, last[name]) for name, one in found.items()):
+                break
+        if not any(one.fits for one in found.values()):
+            break
+    return found
+
+
+UNKNOWN = EffectiveSettings(None, None, fits=False, linear=False)
+
+
+def stays(one: EffectiveSettings, last: float) -> bool:
+    """Whether Newton's method does not change a tensor's decay any more, or does not find one."""
+    decay = one.weight_decay
+    return decay is None or abs(decay.factor - last) <= max(decay.deviation, NEAR * abs(last))
+
+
+def newton_in_decays(
+    moves: Moves, decays: Mapping[str, float]
+) -> tuple[dict[str, EffectiveSettings], dict[str, float]]:
+    """Take one step of Newton's method; returns what each tensor comes to, and the new decays."""
+    replay, found, new = moves.replay, {}, dict(decays)
+    h = {name: H * (abs(decay) or 1.0) for name, decay in decays.items()}
+    here = moves.by_problem(replace(replay.torch.problem, weight_decay=dict(decays)))
+    moved = {name: decay + h[name] for name, decay in decays.items()}
+    there = moves.by_problem(replace(replay.torch.problem, weight_decay=moved))
+    assert here is not None
+    assert there is not None
+    for name, part in replay.history.slices.items():
+        columns = (here[:, part], (there[:, part] - here[:, part]) / h[name])
+        limits = moves.limits[:, part]
+        solution = fit_columns(
+            columns, moves.scratch[:, part], limits, replay.u, least=1.0, rcond=1e-9
+        )
+        found[name] = UNKNOWN
+        rate, by = solution.fits
+        if solution.unique and rate is not None and rate.factor:
+            decay, alpha = by, rate.factor
+            if by is not None:
+                new[name] = decays[name] + by.factor / alpha
+                decay = Fit(alpha * new[name], by.deviation)
+            found[name] = EffectiveSettings(rate, decay, solution.residual <= 1, linear=False)
+    return found, new
 
 
 def with_other_settings(replay: Replay) -> Explanation | None:
@@ -204,11 +211,14 @@ def by_entries(replay: Replay) -> Iterator[Explanation]:
     for name, part in history.slices.items():
         decays[part] = torch.problem.weight_decay.get(name, 0.0)
     ones = np.ones(history.entries)
-    for family in (
-        Family("weight_decay", decay, scratch - gradient, decays),
-        Family("lr", whole, scratch, ones),
-        Family("gradient", gradient, scratch - (whole - gradient), ones),
+    linear, apart = torch.settings.rule.linear, torch.settings.torchs.decay == "decoupled"
+    for family, holds in (
+        (Family("weight_decay", decay, scratch - gradient, decays), linear or apart),
+        (Family("lr", whole, scratch, ones), True),
+        (Family("gradient", gradient, scratch - (whole - gradient), ones), linear),
     ):
+        if not holds:
+            continue
         explanation = explained_by(replay, family, strange)
         if explanation is not None:
             yield explanation
@@ -247,13 +257,14 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
 
 def note_of(replay: Replay, family: Family, groups: Sequence[Places], values: Array) -> str:
     """Describe which entries have which numbers."""
-    schedule, notes = replay.torch.problem.schedule, []
+    schedule, notes, settings = replay.torch.problem.schedule, [], replay.torch.settings
     for places in groups:
+        lr, *others = {settings.of(replay.history.tensor_at(int(place))).lr for place in places}
         value, own = float(values[places[0]]), float(family.own[places[0]])
         if family.what == "weight_decay":
             number = f"weight_decay {instead_of(value, own)}" if value else "no penalty"
-        elif family.what == "lr" and schedule.lr_schedule is None:
-            number = f"lr {instead_of(value * schedule.lr, schedule.lr)}"
+        elif family.what == "lr" and schedule.lr_schedule is None and not others:
+            number = f"lr {instead_of(value * lr, lr)}"
         else:
             number = f"{value:.10g} times the {family.what}"
         notes.append(f"{replay.history.named(places)}: {number}")

@@ -134,6 +134,7 @@ class Explanation:
         note: what a cause's title leaves open otherwise.
         weight_decay: of each tensor, where they are fitted each.
         by_entry: the numbers of each entry, where they are.
+        options: the optimizer's options that are fitted, by name: betas[0].
     """
 
     causes: tuple[str, ...]
@@ -143,10 +144,14 @@ class Explanation:
     note: str = ""
     weight_decay: Mapping[str, float] | None = None
     by_entry: ByEntry | None = None
+    options: Mapping[str, Fit] = field(default_factory=dict)
 
 
 NO_RULE = "by no multiple of torch's gradient and of the parameters"
 """How a tensor goes that no effective settings fit."""
+
+NO_SETTINGS = "otherwise than torch's rule does by any lr and weight_decay"
+"""The same where a step is no linear function of the gradient."""
 
 
 class EffectiveSettings(NamedTuple):
@@ -156,11 +161,14 @@ class EffectiveSettings(NamedTuple):
         gradient: α, the factor on torch's step without a penalty.
         decay: κ, what the penalty's gradient is times w, at the spec's lr.
         fits: whether α and κ make every step to rounding.
+        linear: whether torch's step is a linear function of the gradient; where it is not, α is a
+            factor on the lr, and κ/α the weight decay beside it.
     """
 
     gradient: Fit | None
     decay: Fit | None
     fits: bool
+    linear: bool = True
 
     @property
     def weight_decay(self) -> Fit | None:
@@ -174,6 +182,8 @@ class EffectiveSettings(NamedTuple):
 
     def rule(self, weight_decay: float) -> str:
         """Describe by what rule the tensor goes, beside torch's with its weight decay."""
+        if not self.linear:
+            return self.other_settings(weight_decay)
         if not self.fits or self.gradient is None:
             return NO_RULE
         alpha, decay = self.gradient, self.decay
@@ -190,6 +200,17 @@ class EffectiveSettings(NamedTuple):
             penalty = f", and a penalty of {decay.factor:.6g} w"
             penalty = ", and no penalty" if decay.is_near(0.0) else penalty
         return f"by {factor}torch's gradient{penalty}"
+
+    def other_settings(self, weight_decay: float) -> str:
+        """Describe with which lr and weight decay torch's rule makes the tensor's steps."""
+        if not self.fits or self.gradient is None:
+            return NO_SETTINGS
+        alpha, decay = self.gradient, self.weight_decay
+        other = [] if alpha.is_near(1.0) else [f"{alpha.factor:.6g} times the lr"]
+        if decay is not None and not decay.is_near(weight_decay):
+            text = f"a weight_decay of {decay.factor:.6g}"
+            other.append("no penalty" if decay.is_near(0.0) else text)
+        return "by torch's rule" + (f" with {' and '.join(other)}" if other else "")
 
 
 class Reporting(NamedTuple):

@@ -2,13 +2,6 @@
 
 A set of causes explains a run where torch's rule with them makes every step of the scratch side,
 from the parameters that it had before, to rounding. The data gradient of each step is torch's own.
-
-Some causes leave a factor open. A step is an affine function of a factor c on the penalty, on the
-gradient or on the lr (all but decay after the update), so with the steps P₁ and P₂ at two factors
-
-    P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
-
-and weighted least squares gives c.
 """
 
 from __future__ import annotations
@@ -20,18 +13,13 @@ import numpy as np
 
 from regcheck.compare.history import History, Record
 from regcheck.diagnosis.records import Explanation
-from regcheck.numerics.least_squares import Fit, fit_all, rounded
+from regcheck.numerics.least_squares import Fit
 from regcheck.numerics.losses import total_weight
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.cause import Change
+from regcheck.rules.settings import Settings, with_faults
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
-
-FEW = 4
-"""Informative steps after which a fit that does not hold is given up."""
-
-COARSE = 1e3
-"""Limits that a first fit may leave: from far off, rounding is multiplied by the way to c."""
 
 
 class Replay:
@@ -95,28 +83,41 @@ class Replay:
 
     def steps(self, rule: NumpyTrainer) -> Iterator[tuple[Record, Array]]:
         """Yield each record, its bounds widened for a rule, and the parameters after its step."""
+        longest, longest_torch = np.zeros((2, self.history.entries))
         for record, update in self.updates(rule):
             if update is None:
                 yield record, np.full_like(record.scratch, math.nan)
-            else:
-                after = self.history.flat(update.step.after)
-                yield self.widened(rule.problem, record, after), after
+                continue
+            after = self.history.flat(update.step.after)
+            longer: Array | float = 1.0
+            if not rule.settings.rule.linear:
+                with np.errstate(all="ignore"):
+                    longest = np.fmax(longest, np.abs(after - record.before))
+                    longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
+                    longer = longest / longest_torch
+            yield self.widened(rule.problem, record, after, longer), after
 
-    def widened(self, rule: Problem, record: Record, after: Array) -> Record:
+    def widened(
+        self, rule: Problem, record: Record, after: Array, longer: Array | float = 1.0
+    ) -> Record:
         """Widen a step's bounds by what a rule rounds more than torch does.
 
         All of torch's bound but the rounding of w itself, 2u |w|, goes with the gradient. The
         limit of many bounds is for what no rounding exceeds: where the gradient is many times
-        larger, a quarter of it is ample. Larger steps add their own rounding. Where a step is no
-        linear function of the gradients, it is the entry's step that is so many times larger.
+        larger, a quarter of it is ample. Larger steps add their own rounding.
+
+        Where a step is no linear function of the gradients, their rounding is a share of it: of
+        an entry's longest step so far, as one that is nearly 0 by cancellation has no less.
+
+        Args:
+            rule: what makes the step.
+            record: the step.
+            after: the parameters after the rule's step.
+            longer: how many times longer the rule's longest steps are than torch's, by entry.
         """
         with np.errstate(all="ignore"):
-            moved = np.abs(after - record.before)
-            wider = record.bound + 2 * self.u * moved
-            times: Array | float = gain(rule, record.batch)
-            if not rule.sgd.rule.linear:  # a larger gradient is divided by its own size
-                times = moved / np.abs(record.framework - record.before)
-            larger = np.fmax(np.asarray(times) / 4 - 1, 0)
+            larger = np.fmax(np.fmax(gain(rule, record.batch), longer) / 4 - 1, 0)
+            wider = record.bound + 2 * self.u * np.abs(after - record.before)
             if larger.any():
                 rest = record.bound - 2 * self.u * np.abs(record.before)
                 wider += larger * np.maximum(rest, 0)
@@ -167,6 +168,12 @@ class Replay:
         residual = self.residual(change)
         return Explanation(causes, change, residual, fits or {}, note) if residual <= 1 else None
 
+    def fit(self, change: Change, key: str) -> Fit | None:
+        """Fit the factor under a key, on top of a change; None: none explains the steps, or any."""
+        from regcheck.diagnosis.fitting import fitted_factor  # which needs this class
+
+        return fitted_factor(self, change, key)
+
     def framework_diverges(self) -> bool:
         """Whether the framework side's own steps are others than the scratch side's."""
         return self.largest((one, one.framework) for one in self.history.records()) > 1
@@ -179,100 +186,45 @@ class Replay:
                 return record.batch.step
         return None
 
-    def fit(self, change: Change, key: str) -> Fit | None:
-        """Fit the factor under a key, on top of a change; None: none explains the steps, or any."""
-        clipped = self.torch.problem.clip_norm or self.torch.problem.clip_value
-        if clipped and key == "gradient_factor":
-            return None if change else self.fit_clipped()
-        fit, factor = None, 1.0
-        for coarse, most in ((COARSE, FEW), (COARSE, 64), (1.0, None)):
-            fit = self.fit_near(change, key, factor, coarse=coarse, most=most)
-            if fit is None:
-                return None
-            factor = fit.factor
-        return fit
-
-    def fit_clipped(self) -> Fit | None:
-        """Fit a factor on a gradient that is clipped, where a step is no affine function of it.
-
-        Newton's method on the steps that are not clipped, from several first guesses.
-        """
-        for guess in (1.0, 1e-3, 1e3):
-            fit = Fit(guess, math.inf)
-            for _ in range(6):
-                near = self.fit_near({}, "gradient_factor", fit.factor, share=1 - 2**-12)
-                if near is None:
-                    break
-                fit = near
-            # A factor that is not known says nothing, nor one whose wider bounds allow torch's own
-            # steps too: 1e21 g is clipped like any large one, and its rounding exceeds every step.
-            known = fit.deviation < 0.1 * abs(fit.factor)
-            change = {"gradient_factor": fit.factor}
-            if known and self.residual(change) <= 1:
-                steps = self.steps(self.by(change))
-                if self.largest((record, record.framework) for record, _ in steps) > 1:
-                    return fit
-        return None
-
-    def fit_near(
-        self,
-        change: Change,
-        key: str,
-        factor: float,
-        *,
-        coarse: float = math.inf,
-        most: int | None = None,
-        share: float = 0.5,
-    ) -> Fit | None:
-        """Fit a factor from the steps at a first guess and at a share of it (or at 0 and 1).
-
-        None where more than `coarse` limits are left, from at most so many informative steps.
-        """
-        other = factor * share if factor else 1.0
-        here, there = (self.steps(self.by({**change, key: value})) for value in (factor, other))
-        shown, informative, slopes, rests = False, 0, [], []
-        for (record, one), (_, two) in zip(here, there, strict=True):
-            with np.errstate(all="ignore"):
-                bound = record.bound * self.limits
-                slope = (two - one) / (other - factor) / bound
-                rest = (record.scratch - one) / bound
-            if not (np.isfinite(slope).all() and np.isfinite(rest).all()):
-                return None
-            slopes.append(slope)
-            rests.append(rest)
-            shown = shown or bool(slope.any())
-            if not shown and np.abs(rest).max() > coarse:
-                return None
-            informative += bool(np.abs(slope).max() > 1e-3)
-            if informative == most:
-                break
-        slope, rest = np.array(slopes), np.array(rests)
-        by, spread = fit_all(slope, rest)
-        left = np.abs(rest - by * slope).max() / (1 + abs(by / other))
-        fits = math.isfinite(by) and left <= coarse
-        return rounded(factor + by, spread, self.u) if fits else None
-
 
 def gain(rule: Problem, batch: Batch) -> float:
-    """Return how many times larger a rule makes the gradient than torch does, at most."""
-    faults, options = rule.faults, rule.sgd
-    found = abs(rule.convention.loss_factor * faults.gradient_factor * faults.lr_factor)
-    if rule.convention.loss_reduction == "sum":
-        found *= max(weights_of(rule, batch))
-    if faults.accumulation == "sum":
-        found *= len(batch.micro_batches)
-    if faults.zeroing == "never":
-        found *= batch.step
+    """Return how many times larger a rule makes a step's share of the gradient, at most.
+
+    An optimizer that divides by the gradient's size makes no more of a larger one: its rounding
+    is a share of the step, which the lr alone scales. What else makes it longer, as a root that is
+    missing, shows in the steps themselves.
+    """
+    faults, options = rule.faults, with_faults(rule.sgd, rule.faults)
+    found = abs(faults.lr_factor)
     if faults.lr_shift and batch.lr:
         shifted = rule.schedule.lr_at(batch.step + faults.lr_shift)
         found *= max(1.0, shifted / batch.lr)
-    dampened = rule.convention.momentum_form == "dampened" and options.momentum
-    if dampened:
-        found *= 1 - options.momentum
-    # Torch's share of all gradients but the first is 1 − its dampening.
-    if (dampened or faults.momentum == "ignored") and 0 < options.dampening < 1:
-        found /= 1 - options.dampening
+    if faults.zeroing == "never":
+        found *= batch.step
+    if options.rule.linear:
+        found *= abs(rule.convention.loss_factor * faults.gradient_factor)
+        if rule.convention.loss_reduction == "sum":
+            found *= max(weights_of(rule, batch))
+        if faults.accumulation == "sum":
+            found *= len(batch.micro_batches)
+        found *= gain_of_velocity(rule, options)
     return found if math.isfinite(found) else 1.0
+
+
+def gain_of_velocity(rule: Problem, options: Settings) -> float:
+    """Return how many times larger a rule makes the gradients' share in the velocity.
+
+    That is 1 − τ of all but the first, or 1 − μ of each; and those so far add up to 1/(1 − μ).
+    """
+    torch, found = rule.sgd, 1.0
+    share = 1 - torch.dampening if 0 < torch.dampening < 1 else 1.0
+    if rule.convention.momentum_form == "dampened" and options.momentum:
+        found = (1 - options.momentum) / share
+    elif options.dampening != torch.dampening:
+        found = max(1.0, abs(1 - options.dampening) / share)
+    if torch.momentum < options.momentum < 1:
+        found *= (1 - torch.momentum) / (1 - options.momentum)
+    return found
 
 
 def pass_scale(rule: Problem, batch: Batch) -> float | None:

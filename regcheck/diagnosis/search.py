@@ -1,33 +1,27 @@
-"""Which sets of causes explain a run, and what would tell two of them apart.
+"""Which sets of causes explain a run.
 
 Single causes are tried first, then pairs, then ones with open factors.
 
 All that explain it equally well are returned, the plainest first: fewer causes before more, and
 ones without an open factor before ones with one. A set is only returned where none of its subsets
 explains the run already.
-
-Two sets are told apart by other trainings: both rules are trained on a few rows of a spec's own
-kind under one changed circumstance after the other, and the first under which they differ is named.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import combinations, islice
+from itertools import combinations
 from typing import NamedTuple
 
-import numpy as np
-
+from regcheck.diagnosis.other_numbers import with_other_option
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
-from regcheck.problem.problem import AS_IT_IS, Array, Problem, small_problems
 from regcheck.rules.cause import Change, Named, named_factors
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
-from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 LATE = 16
 """The step of the first divergence beyond which causes that show early are left out."""
@@ -63,11 +57,13 @@ class Round(NamedTuple):
         needed: whether to try them, after what was found and by the training.
         sets: how many causes that leave nothing open, and whether one more with an open factor.
         hidden: whether causes that the run could not show are among them.
+        options: whether to try another value of an option after them, where no plain set is found.
     """
 
     needed: Callable[[Found, Training], bool]
     sets: tuple[tuple[int, bool], ...]
     hidden: bool = False
+    options: bool = False
 
 
 def nothing_found(found: Found, training: Training) -> bool:  # noqa: ARG001
@@ -81,7 +77,7 @@ def none_plain(found: Found, training: Training) -> bool:
 
 
 ROUNDS = (
-    Round(nothing_found, ((1, False), (0, True), (2, False), (1, True))),
+    Round(nothing_found, ((1, False), (0, True), (2, False), (1, True)), options=True),
     Round(nothing_found, ((3, False),)),
     Round(none_plain, ((2, True),)),
     # What torch's rule would not show, another cause may bring out.
@@ -106,6 +102,8 @@ def search(
         if one.needed(found, training):
             for size, fitted in one.sets:
                 found += tuple(explaining(hypotheses, found, size, fitted, one.hidden))
+            if one.options:
+                found += tuple(with_other_option(replay)) if none_plain(found, training) else ()
     return listed(found, training)
 
 
@@ -204,10 +202,21 @@ def listed(found: Found, training: Training) -> Found:
     if any(plain):
         kept = [one for one in kept if len(one.causes) == 1 or all_named(one, training)]
 
-    def size(one: Explanation) -> tuple[bool, int, int, tuple[str, ...]]:
-        return len(one.causes) > 1, len(one.fits), len(one.causes), one.causes
+    factors = (fit for one in kept if len(one.causes) == 1 for fit in one.fits.values())
+    shortest = min(map(digits, factors), default=sys.float_info.dig)
+
+    def size(one: Explanation) -> tuple[bool, bool, int, int, tuple[str, ...]]:
+        # ε = 1.2987e-9 is a gradient times 7.7.
+        odd = any(digits(fit) > shortest for fit in one.options.values())
+        return len(one.causes) > 1, odd, len(one.fits), len(one.causes), one.causes
 
     return tuple(sorted(kept, key=size))
+
+
+def digits(fit: Fit) -> int:
+    """Return how many digits a fitted number is written with."""
+    mantissa, _, _ = f"{fit.factor:.15e}".partition("e")
+    return len(mantissa.rstrip("0").replace(".", "").lstrip("-"))
 
 
 def all_named(explanation: Explanation, training: Training) -> bool:
@@ -235,61 +244,3 @@ def name_of_factor(cause: str, fit: Fit, training: Training) -> Named | None:
     """Return the name of a fitted factor: the first of those that it is near."""
     named = named_factors(cause, training).items()
     return next((name for value, name in named if fit.is_near(value)), None)
-
-
-FACTORS = ("penalty_factor", "gradient_factor", "lr_factor")
-"""Keys that hold a fitted factor."""
-
-
-def distinguishing(torch: Problem, found: Sequence[Explanation]) -> tuple[str, ...]:
-    """Return what would tell each explanation from the first; "" for that, or if nothing would."""
-    pairs = [(found[0], one) for one in found]
-    return tuple(probe_of(torch, pair) if place else "" for place, pair in enumerate(pairs))
-
-
-def probe_of(torch: Problem, pair: tuple[Explanation, Explanation]) -> str:
-    """Return the first circumstance under which two explanations differ."""
-    problems = small_problems(torch)
-    scaled = standing_for(torch, problems[AS_IT_IS])
-    for name, problem in problems.items():
-        with np.errstate(all="ignore"):
-            one, other = (trained(problem, explanation, scaled) for explanation in pair)
-        if np.isfinite(one).all() and np.isfinite(other).all():
-            differ = np.abs(one - other).max(axis=1) / max(1.0, np.abs(one).max()) > 1e-6
-            if differ.any():
-                return unlike(torch, int(differ.argmax()) + 1) if name == AS_IT_IS else name
-    return ""
-
-
-def unlike(torch: Problem, step: int) -> str:
-    """Return what lets two rules differ at a step of the small problem, where the run did not."""
-    if step > torch.schedule.steps:
-        return "more steps"
-    if not all(map(np.any, torch.initial.values())):
-        return "a start away from zero"
-    return "other data"
-
-
-def standing_for(torch: Problem, base: Problem) -> dict[float, float]:
-    """Return what stands for the rows of a batch, and of all, in the small problem."""
-    found: dict[float, float] = {}
-    there, here = torch.schedule, base.schedule
-    batches = (min(one.batch_size, one.rows) for one in (there, here))
-    for of_torch, of_base in (tuple(batches), (there.rows, here.rows)):
-        found |= {float(of_torch): float(of_base), 1 / of_torch: 1 / of_base}
-    return found
-
-
-def trained(problem: Problem, explanation: Explanation, scaled: dict[float, float]) -> Array:
-    """Train by a rule; returns all parameters after each step."""
-    change = {**explanation.change}
-    for key, value in change.items():
-        if key in FACTORS and isinstance(value, float):
-            sizes = (one for one in scaled if one != 1 and math.isclose(value, one, rel_tol=1e-9))
-            change[key] = scaled.get(next(sizes, math.nan), value)
-    trainer = NumpyTrainer(problem.with_change(change))
-    state, found = trainer.start(), []
-    for batch in islice(problem.schedule.batches(), 6):
-        state = trainer.step(state, batch).state
-        found.append(np.concatenate([np.ravel(w) for w in state.parameters.values()]))
-    return np.array(found)

@@ -7,19 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting, SpecFix
+from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting
 from regcheck.diagnosis.search import name_of_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.report.roles import roles_of
-from regcheck.report.text import upward, written
+from regcheck.report.text import upward
 from regcheck.rules.cause import put_in
 from regcheck.rules.causes import CAUSES
 from regcheck.rules.convention import NO_FAULTS
-from regcheck.rules.equivalent import Matching
-from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.formula import rule_lines
 from regcheck.rules.settings import letters, number
-from regcheck.rules.torch_call import alike, torch_call
+from regcheck.rules.torch_call import alike
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are printed; the JSON report has them all."""
@@ -27,8 +26,8 @@ MOST_ALTERNATIVES = 3
 TORCHS_LOSS = "torch's loss"
 
 UNEXPLAINED = (
-    "not explained: no known cause, no pair of causes and no factor on the lr, the gradient or the "
-    "penalty reproduces these steps."
+    "not explained: no known cause, no pair of causes, no factor on the lr, the gradient or the "
+    "penalty and no other value of an option reproduces these steps."
 )
 
 UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
@@ -85,7 +84,8 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
     for cause in best.causes:
         fit = best.fits.get(cause)
         factor = "" if fit is None else f": {factor_text(report, cause, fit)}"
-        note = f": {best.note}" if best.note and fit is None else ""
+        text = options_text(report) if cause == "option-differs" else best.note
+        note = f": {text}" if text and fit is None else ""
         causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
     lines = labelled("Cause", causes)
     own = letters(report.fitted_training or report.rule_training)
@@ -103,16 +103,33 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
 
 
 def factor_text(report: Report, cause: str, fit: Fit) -> str:
-    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`.
-
-    Its deviation is written where it shows in ten digits.
-    """
-    text = f"{fit.factor:.10g}"
-    if fit.deviation >= 1e-10 * abs(fit.factor):
-        text += f" ± {fit.deviation:.1g}"
+    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`."""
+    text = fitted_text(fit)
     named = name_of_factor(cause, fit, report.training)
     same = named is None or named.text.replace("−", "-") == text
     return text if same or named is None else f"{text} = {named.text}"
+
+
+def fitted_text(fit: Fit) -> str:
+    """Write a fitted number, with its deviation where that shows in ten digits."""
+    shows = fit.deviation >= 1e-10 * abs(fit.factor)
+    return f"{fit.factor:.10g}" + (f" ± {fit.deviation:.1g}" if shows else "")
+
+
+def other_options(report: Report) -> dict[str, tuple[Fit, float]]:
+    """Return the options that are fitted by their names, and torch's values of them."""
+    best, settings = report.diagnosis and report.diagnosis.best, report.training.sgd
+    numbers = settings.rule.numbers
+    fits = best.options if best else {}
+    return {name: (fit, numbers[name].of(settings.options)) for name, fit in fits.items()}
+
+
+def options_text(report: Report) -> str:
+    """Describe which options have another value than torch's: betas[0] is 0.95, torch's is 0.9."""
+    return "; ".join(
+        f"{name} is {fitted_text(fit)}, torch's is {number(torch)}"
+        for name, (fit, torch) in other_options(report).items()
+    )
 
 
 def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
@@ -222,77 +239,3 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
     if any(decays.values()):
         torch += f", weight_decay {' and '.join(f'{value:g}' for value in alike(decays))}"
     return [Line("Fitted", f"from the scratch side's steps: {', '.join(texts)}; torch has {torch}")]
-
-
-def fix_of(report: Report, cause: str) -> str:
-    """Say what fixes a cause, with the factor that was fitted in the place of c."""
-    return roles_of(report.spec).worded(plain_fix(report, cause))
-
-
-def plain_fix(report: Report, cause: str) -> str:
-    """Say what fixes a cause in the catalogue's words."""
-    fix = CAUSES[cause].fix
-    best = report.diagnosis.best if report.diagnosis else None
-    if best is None:
-        return fix
-    if cause == "penalty-scaled" and best.weight_decay is not None:
-        each = [
-            f"{number(decay)} for {' and '.join(names)}"
-            for decay, names in alike(report.training.sgd.weight_decay).items()
-        ]
-        return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
-    if best.by_entry is not None and CAUSES[cause].fix_by_entry:
-        return CAUSES[cause].fix_by_entry
-    if cause in best.fits:
-        factor = factor_text(report, cause, best.fits[cause])
-        fix = fix.replace("the factor c", f"the factor {factor}")
-    return fix
-
-
-def fixes(report: Report) -> dict[str, list[str]]:
-    """Return what to change on either side, or in the spec, so that they match."""
-    found = report.diagnosis
-    if found is None or not (found.best or found.reporting):
-        return {}
-    best, match = found.best, found.matching
-    given = letters(report.rule_training)
-    lines = [fix_of(report, cause) for cause in found.causes]
-    changed = best is not None and bool(best.change or best.weight_decay)
-    if best is not None and changed and set(best.change) != {"bce_slope"}:
-        _, faults = put_in(best.change, given.torchs, NO_FAULTS)
-        lines += rule_lines(given.torchs, given, NO_FAULTS._replace(bce_slope=faults.bce_slope))
-    if found.reporting is not None and found.reporting.causes:
-        own = f"{TORCHS_LOSS}, as your loss function has it"
-        loss = loss_text(given.torchs, given) if report.spec.own_framework is None else own
-        lines.append(f"reports  {loss}")
-    roles = roles_of(report.spec)
-    ways = {roles.fix: lines} if lines else {}
-    if changed and isinstance(match, Matching):
-        ways[roles.matching] = [torch_call(match.sgd)]
-        if report.training.lr_varies and match.lr_factor != 1:
-            ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
-    elif changed and match is not None and report.spec.textbook is None:
-        ways["in torch"] = [f"no lr and weight_decay match: {match}"]
-    if isinstance(found.fix, SpecFix):
-        changes = found.fix.changes.items()
-        ways["in the spec"] = [f"{key}: {written(value)}" for key, value in changes]
-    return ways
-
-
-def not_written(report: Report) -> str:
-    """Say why no spec with the fix is written."""
-    if report.verdict == "equivalent":
-        return "the sides agree"
-    if report.verdict == "inconclusive":
-        return f"the run is inconclusive: {report.reason}"
-    found = report.diagnosis
-    if found is None or not found.causes:
-        return "no cause was found"
-    reason = found.fix
-    if not isinstance(reason, str):
-        rest = "the reported losses" if found.best else "the parameters"
-        reason = (
-            f"the fix is in the scratch code; why {rest} differ is not explained, so no change of "
-            "the spec makes the sides agree"
-        )
-    return f"{', '.join(found.causes)}: {reason}"

@@ -17,9 +17,11 @@ from regcheck import __version__
 from regcheck.compare.trace import Sample, TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
-from regcheck.report.diagnosis_text import fix_of
+from regcheck.report.diagnosis_text import other_options
+from regcheck.report.fixes import fix_of
 from regcheck.report.result import Report
 from regcheck.report.roles import roles_of
+from regcheck.rules.cause import Change
 from regcheck.rules.causes import CAUSES, framework_formula, scratch_formula
 from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
@@ -153,6 +155,10 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "steps": found.steps,
         "residual_ratio": best and best.residual * report.limit_within,
         **effective_dict(report),
+        "effective_options": {
+            name: {"scratch": fit.factor, "framework": torch, "deviation": fit.deviation}
+            for name, (fit, torch) in other_options(report).items()
+        },
         "matching": matching_dict(match) if isinstance(match, Matching) else None,
         "no_match_because": match if isinstance(match, str) else None,
         "fixed_spec": found.fix.changes if isinstance(found.fix, SpecFix) else None,
@@ -169,11 +175,14 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     fit = best.fits.get(cause) if best else None
     factor = fit and fit.factor
     own = report.fitted_training if cause == "penalty-scaled" else None
+    change: Change | None = None
+    if best and cause == "option-differs":
+        change = {"options": best.change["options"]}
     if own is not None:
         formula = "; ".join(rule_lines(own.sgd.torchs, letters(own)))
     else:
         scale = reporting.scale if reporting else None
-        formula = scratch_formula(cause, report.rule_training, factor, scale)
+        formula = scratch_formula(cause, report.rule_training, factor, scale, change)
     return {
         "id": cause,
         "kind": CAUSES[cause].kind,
@@ -181,7 +190,7 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
         "fix": fix_of(report, cause),
         "since": CAUSES[cause].since,
         "scratch_formula": formula,
-        "framework_formula": framework_formula(cause, report.rule_training),
+        "framework_formula": framework_formula(cause, report.rule_training, change),
         "factor": factor,
     }
 
@@ -216,13 +225,16 @@ def effective_dict(report: Report) -> dict[str, Any]:
 
 
 def matching_dict(match: Matching) -> dict[str, Any]:
-    """Return torch's matching settings; one weight decay where all tensors have the same."""
+    """Return torch's matching settings; one weight decay where all tensors have the same.
+
+    Of SGD the dampening is left out, and of others nothing.
+    """
     decays = match.sgd.weight_decay
     values = set(decays.values())
-    return {
-        "weight_decay": values.pop() if len(values) == 1 else decays,
-        **pick(match.sgd, "lr", "momentum", "nesterov"),
-    }
+    found = {"weight_decay": values.pop() if len(values) == 1 else decays, "lr": match.sgd.lr}
+    if match.sgd.optimizer == "sgd":
+        return found | pick(match.sgd, "momentum", "nesterov")
+    return found | {"optimizer": match.sgd.optimizer, **match.sgd.options}
 
 
 def sample_dict(sample: Sample | None) -> dict[str, Any] | None:

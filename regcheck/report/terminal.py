@@ -21,7 +21,8 @@ from rich.text import Text
 
 from regcheck.compare.steps import Divergence
 from regcheck.report import text
-from regcheck.report.diagnosis_text import diagnosis_lines, fixes
+from regcheck.report.diagnosis_text import diagnosis_lines
+from regcheck.report.fixes import fixes
 from regcheck.report.heading import subject, training_size
 from regcheck.report.remarks import expectation, first_remarks, remarks
 from regcheck.report.result import Report

@@ -58,6 +58,7 @@ class Cause(NamedTuple):
             where there is a penalty too, its lr·λ w shows that first.
         since: when it shows, to follow "it shows".
         fix: what to change in the scratch code, as a request.
+        fix_apart: the same where torch keeps the penalty apart from the gradient, if it is another.
         fix_by_entry: the same where only some entries differ, which are named with their numbers.
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
@@ -70,6 +71,7 @@ class Cause(NamedTuple):
     fix: str
     changes: tuple[Change, ...] = ()
     concerns: Callable[[Training, Convention], bool] = always
+    fix_apart: str = ""
     fix_by_entry: str = ""
     hidden_by: tuple[str, ...] = ()
     fitted: bool = False

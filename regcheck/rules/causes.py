@@ -192,7 +192,11 @@ class Formulas(NamedTuple):
 
 
 def scratch_formula(
-    name: str, training: Training, factor: float | None = None, loss_scale: float | None = None
+    name: str,
+    training: Training,
+    factor: float | None = None,
+    loss_scale: float | None = None,
+    change: Change | None = None,
 ) -> str:
     """Write what a cause makes of torch's rule, with a training's numbers; empty where nothing.
 
@@ -202,6 +206,7 @@ def scratch_formula(
         factor: the one that stands behind a fitted cause; None writes c.
         loss_scale: the factor on the data loss that is reported, for a cause of the reporting;
             None where it is not known.
+        change: what a cause puts into torch's rule whose entry does not say it.
 
     >>> from regcheck.rules.settings import Settings
     >>> training = Training(Settings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
@@ -213,13 +218,13 @@ def scratch_formula(
     'reports  0.5 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²'
     """
     base = None if loss_scale is None else with_loss_scale(training, loss_scale)
-    ways = formulas_of(name, letters(training), factor, base).scratch
+    ways = formulas_of(name, letters(training), factor, base, change).scratch
     return ", or ".join("; ".join(lines) for lines in ways)
 
 
-def framework_formula(name: str, training: Training) -> str:
+def framework_formula(name: str, training: Training, change: Change | None = None) -> str:
     """Write the lines of torch's rule that a cause changes, with a training's numbers."""
-    return "; ".join(formulas_of(name, letters(training)).framework)
+    return "; ".join(formulas_of(name, letters(training), change=change).framework)
 
 
 def with_loss_scale(training: Training, scale: float) -> Convention:
@@ -238,7 +243,11 @@ def with_loss_scale(training: Training, scale: float) -> Convention:
 
 
 def formulas_of(
-    name: str, given: Letters, factor: float | None = None, base: Convention | None = None
+    name: str,
+    given: Letters,
+    factor: float | None = None,
+    base: Convention | None = None,
+    change: Change | None = None,
 ) -> Formulas:
     """Return the lines that differ between torch's rule and a cause's.
 
@@ -255,7 +264,7 @@ def formulas_of(
             return rule_lines(convention, given, faults)
         return [f"reports  {loss_text(convention, given, faults)}"]
 
-    changes = cause.changing(torchs)
+    changes = cause.changing(torchs) if change is None else (change,)
     if cause.factor_key:
         changes = ({cause.factor_key: math.nan if factor is None else factor},)
     framework = written({}, torchs)

@@ -78,6 +78,7 @@ class Faults(NamedTuple):
         lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.
         lr_in_average: Adadelta's average of d², or of the squares of lr d.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
+        options: other values of some of the optimizer's options, in pairs.
     """
 
     penalty_form: Literal["proportional", "constant"] = "proportional"
@@ -103,6 +104,7 @@ class Faults(NamedTuple):
     lr_decay: Literal["as-set", "early", "missing"] = "as-set"
     lr_in_average: Literal["outside", "inside"] = "outside"
     decay_rate: Literal["lr", "corrected"] = "lr"
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 NO_FAULTS = Faults()

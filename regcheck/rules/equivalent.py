@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import KEYS, NO_FAULTS, Convention, Faults
+from regcheck.rules.optimizers.update_rule import divided, shortest
 from regcheck.rules.settings import (
     Settings,
     Training,
@@ -61,19 +62,26 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     if any(decays.values()):
         refuse(penalty_obstacles(convention, training, c))
         if convention.decay == "decoupled-unscaled":
-            decays = {name: decay / lr for name, decay in decays.items()}
+            decays = {name: divided(decay, lr) for name, decay in decays.items()}
         elif convention.decay == "after-update":
             c *= common_shrink(lr, decays)
-    decays = {name: decay / c if decay else 0.0 for name, decay in decays.items()}
     # The penalty goes through the same velocity as the gradient, so λ keeps its share.
     lr_factor = c * (1 - momentum) if convention.momentum_form == "dampened" and momentum else c
+    decays = {name: divided(decay, c) if decay else 0.0 for name, decay in decays.items()}
+    return given(training.sgd._replace(weight_decay=decays), lr_factor, own_lr)
+
+
+def given(settings: Settings, lr_factor: float, own_lr: float) -> Matching:
+    """Return settings with a factor on their lr, if torch takes them."""
     refuse(
         {
             "torch takes no negative lr": lr_factor < 0,
-            "torch takes no negative weight decay": min(decays.values()) < 0,
+            "torch takes no negative weight decay": min(settings.weight_decay.values()) < 0,
         }
     )
-    matched = training.sgd._replace(lr=lr * lr_factor, weight_decay=decays)
+    lr = settings.lr if lr_factor == 1 else shortest(settings.lr * lr_factor)
+    decays = {name: decay or 0.0 for name, decay in settings.weight_decay.items()}  # no -0.0
+    matched = settings._replace(lr=lr, weight_decay=decays)
     return Matching(matched, matched.lr / own_lr if own_lr else lr_factor)
 
 
@@ -87,60 +95,69 @@ def adaptive_matching(
     """Find the settings for an optimizer that is not linear, as one that divides by g's size.
 
     With c g the gradient, c m/(c √s + ε) is m/(√s + ε/c): ε′ = ε/c, and a coupled λ′ is κλ/c. A
-    sum of squares that starts at q starts at q/c². Each rule has its own (`scaling`). A decay that
-    is coupled, or decoupled, where torch's is not, is that of another class of torch's.
+    sum of squares that starts at q starts at q/c². A decay that is coupled, or decoupled, where
+    torch's is not, is that of another class of torch's. After the update, (1 − lr κλ)(w − lr d) is
+    that before it at lr′ = (1 − lr κλ) lr and λ′ = κλ/(1 − lr κλ), where a step is proportional to
+    its lr.
     """
-    sgd, torchs = training.sgd, training.sgd.torchs
-    differing = (
-        key
-        for key in sorted(sgd.rule.keys & set(Convention._fields))
-        if getattr(convention, key) != getattr(torchs, key)
-        and key not in MATCHED
-        and not (key == "accumulator_start" and sgd.rule.start_option)
-    )
-    refuse({f"torch has no such {key}": True for key in differing})
-    refuse(
-        {
-            "the gradient is scaled, and no options of torch's make up for it": (
-                c != 1 and sgd.rule.scaling is None
-            ),
-            "the gradient is 0, or has the other sign": c <= 0,
-        }
-    )
+    sgd = training.sgd
+    dampened = convention.momentum_form == "dampened" and "momentum_form" in sgd.rule.keys
+    lr_factor = 1 - sgd.momentum if dampened else 1.0
+    refuse(forms_that_torch_has_not(convention, training))
+    refuse({"the gradient is 0, or has the other sign": c <= 0})
     if any(decays.values()):
         refuse(decay_obstacles(convention, training))
-        if convention.decay == "decoupled-unscaled":
-            decays = {name: decay / sgd.lr for name, decay in decays.items()}
         coupled = convention.decay in ("gradient", "before-clipping")
         if coupled:
-            decays = {name: decay / c for name, decay in decays.items()}
-        if coupled != (torchs.decay == "gradient"):
-            other = other_class(sgd)
-            if other is None:
-                raise NoMatchError(f"torch.optim.{sgd.rule.torch} has no such decay")
-            sgd = other
+            decays = {name: divided(decay, c) for name, decay in decays.items()}
+        elif convention.decay == "decoupled-unscaled":
+            decays = {name: divided(decay, sgd.lr) for name, decay in decays.items()}
+        elif convention.decay == "after-update":
+            shrink = common_shrink(sgd.lr, decays)
+            decays = {name: divided(decay, shrink) for name, decay in decays.items()}
+            lr_factor *= shrink
+        if coupled != (sgd.torchs.decay == "gradient"):
+            sgd = other_class(sgd)
     if sgd.rule.start_option:
         sgd = sgd.with_options(**{sgd.rule.start_option: convention.accumulator_start})
-    powers = dict(sgd.rule.scaling or {})
-    lr = sgd.lr / c ** powers.pop("lr", 0)
     if c != 1:
-        powers_of = powers.items()
-        sgd = sgd.with_options(**{key: sgd.options[key] / c**power for key, power in powers_of})
-    dampened = convention.momentum_form == "dampened" and "momentum_form" in sgd.rule.keys
-    lr = lr * (1 - sgd.momentum) if dampened else lr
-    matched = sgd._replace(lr=lr, weight_decay=decays)
-    return Matching(matched, matched.lr / own_lr if own_lr else 1.0)
+        no_options = sgd.rule.scaling is None
+        refuse({"the gradient is scaled, and no options of torch's make up for it": no_options})
+        powers = dict(sgd.rule.scaling or {})
+        lr_factor *= c ** -powers.pop("lr", 0)
+        scaled = {key: divided(sgd.options[key], c**power) for key, power in powers.items()}
+        sgd = sgd.with_options(**scaled)
+    return given(sgd._replace(weight_decay=decays), lr_factor, own_lr)
 
 
-def other_class(settings: Settings) -> Settings | None:
-    """Return the settings of torch's that keep the decay apart where these couple it, or couple."""
+def forms_that_torch_has_not(convention: Convention, training: Training) -> dict[str, bool]:
+    """Return the forms of the step that no option of torch's chooses."""
+    rule, torchs = training.sgd.rule, training.sgd.torchs
+    matched = MATCHED | ({"accumulator_start"} if rule.start_option else set())
+    return {
+        f"torch.optim.{rule.torch} has no option that says {KEYS[key].title}": (
+            getattr(convention, key) != getattr(torchs, key)
+        )
+        for key in sorted((rule.keys & set(Convention._fields)) - matched)
+    }
+
+
+def other_class(settings: Settings) -> Settings:
+    """Return the settings of torch's that keep the decay apart where these couple it, or couple.
+
+    Raises:
+        NoMatchError: where torch has no such class.
+    """
     flag, options = "decoupled_weight_decay", dict(settings.options)
     if settings.optimizer == "adamw":
         return settings._replace(optimizer="adam", options={**options, flag: False})
-    if settings.optimizer == "adam":
+    if settings.optimizer == "adam" and not options[flag]:
         own = {key: value for key, value in options.items() if key != flag}
         return settings._replace(optimizer="adamw", options=own)
-    return settings.with_options(**{flag: not options[flag]}) if flag in options else None
+    if flag not in options:
+        apart = "in the gradient" if settings.torchs.decay == "decoupled" else "apart from it"
+        raise NoMatchError(f"torch.optim.{settings.rule.torch} has no weight decay {apart}")
+    return settings.with_options(**{flag: not options[flag]})
 
 
 def with_torch_settings(training: Training, faults: Faults) -> Training:
@@ -149,7 +166,8 @@ def with_torch_settings(training: Training, faults: Faults) -> Training:
     decays = dict(sgd.weight_decay)
     if faults.bias_decay == "of-weight":
         decays = dict.fromkeys(decays, max(decays.values()))
-    return training._replace(sgd=sgd._replace(lr=sgd.lr * faults.lr_factor, weight_decay=decays))
+    lr = sgd.lr if faults.lr_factor == 1 else shortest(sgd.lr * faults.lr_factor)
+    return training._replace(sgd=sgd._replace(lr=lr, weight_decay=decays))
 
 
 def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
@@ -259,10 +277,10 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
 
 def decay_obstacles(convention: Convention, training: Training) -> dict[str, bool]:
     """Return what keeps the penalty of an optimizer that is not linear from matching."""
-    unscaled = convention.decay == "decoupled-unscaled"
     common = penalty_obstacles(convention, training, 1.0)
     of_sgd = "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD"
     return {reason: stands for reason, stands in common.items() if reason != of_sgd} | {
-        "torch decays before the update": convention.decay == "after-update",
-        "the lr changes, and this decay does not": unscaled and training.lr_varies,
+        "torch decays before the update, and its step is not proportional to the lr": (
+            convention.decay == "after-update" and not training.sgd.rule.proportional
+        ),
     }

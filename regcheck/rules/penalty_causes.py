@@ -64,6 +64,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since="once the bias is not 0",
         fix="add λ b to the bias's gradient too, as λ w to that of the weights",
+        fix_apart="shrink the bias by lr·λ too, as the weights",
         hidden_by=("no-bias-decay", "bias-zero"),
     ),
     "bias-penalized": Cause(
@@ -73,6 +74,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since="once the bias is not 0",
         fix="add no λ b to the bias's gradient: torch's weight_decay for the bias is 0",
+        fix_apart="leave the bias as it is: torch's weight_decay for it is 0",
         hidden_by=("bias-zero",),
     ),
     "decay-after-momentum": Cause(
@@ -91,6 +93,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=AT_ONCE,
         fix="add λ w to the gradient, with w from before the update; do not shrink w after it",
+        fix_apart="shrink w by lr·λ before the update, not after it",
         hidden_by=PENALTY,
     ),
     "decay-bias-corrected": Cause(
@@ -111,6 +114,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="optimizer",
         since="where a gradient is clipped, once the weights are not 0",
         fix="clip the gradient of the loss alone, and add λ w to what comes out",
+        fix_apart="clip the gradient of the loss alone, and shrink w by lr·λ apart from it",
         hidden_by=(*PENALTY, "never-clipped"),
     ),
     "decay-not-scaled-by-lr": Cause(
@@ -120,6 +124,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the gradient, so that the lr scales it; do not shrink w by λ itself",
+        fix_apart="shrink w by lr·λ, not by λ itself",
         hidden_by=PENALTY,
     ),
     "penalty-constant": Cause(
@@ -129,6 +134,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=AT_ONCE,
         fix="multiply λ by w: what joins the gradient is λ w",
+        fix_apart="multiply λ by w: what is subtracted beside the step is lr·λ w",
         hidden_by=("no-decay",),
     ),
     "penalty-coupled": Cause(
@@ -146,7 +152,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         concerns=coupled,
         stage="optimizer",
         since=REMEMBERED,
-        fix="add λ w to the gradient before the velocity takes it up; do not shrink w on its own",
+        fix="add λ w to the gradient before the optimizer takes it up; do not shrink w on its own",
         hidden_by=(*PENALTY, "one-step"),
     ),
     "penalty-divided-by-batch": Cause(
@@ -156,6 +162,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the mean gradient, not to the sum before it is divided by the batch's rows",
+        fix_apart="shrink w by lr·λ, without dividing λ by the batch's rows",
         hidden_by=(*PENALTY, "one-row-batches"),
     ),
     "penalty-divided-by-dataset": Cause(
@@ -165,6 +172,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the mean gradient, without dividing λ by the training rows",
+        fix_apart="shrink w by lr·λ, without dividing λ by the training rows",
         hidden_by=(*PENALTY, "one-training-row"),
     ),
     "penalty-doubled": Cause(
@@ -174,6 +182,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w once: torch's penalty is ½ λ Σw², and its gradient has no 2",
+        fix_apart="shrink w by lr·λ once, without a 2",
         hidden_by=PENALTY,
     ),
     "penalty-halved": Cause(
@@ -183,6 +192,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add the whole λ w: torch's penalty is ½ λ Σw², and its gradient has no ½",
+        fix_apart="shrink w by the whole lr·λ, without a ½",
         hidden_by=PENALTY,
     ),
     "penalty-in-loss": Cause(
@@ -201,6 +211,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the gradient",
+        fix_apart="shrink w by lr·λ before the step",
         fix_by_entry="add λ w to the gradient of those entries too",
         hidden_by=PENALTY,
     ),
@@ -211,6 +222,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="do not divide by ‖w‖: torch's penalty is ½ λ ‖w‖², and its gradient λ w",
+        fix_apart="do not divide by ‖w‖: what is subtracted beside the step is lr·λ w",
         hidden_by=PENALTY,
     ),
     "penalty-scaled": Cause(
@@ -220,6 +232,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="leave the factor c out: add λ w to the gradient as it is",
+        fix_apart="leave the factor c out: shrink w by lr·λ",
         fix_by_entry="add torch's own λ w to the gradient of those entries",
         hidden_by=PENALTY,
         fitted=True,
@@ -231,6 +244,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         stage="penalty",
         since=NOT_ZERO,
         fix="add λ w to the gradient; do not subtract it",
+        fix_apart="shrink w by lr·λ; do not let it grow",
         hidden_by=PENALTY,
     ),
 }

@@ -163,6 +163,9 @@ Given = TypeVar("Given", Settings, Letters)
 def with_faults(given: Given, faults: Faults) -> Given:
     """Return settings, as numbers or letters, with those faults that are other settings."""
     if isinstance(given, Letters):
+        other = dict(faults.options)
+        texts = {key: given.rule.options[key].text(x, number_of) for key, x in other.items()}
+        faults = faults._replace(options=tuple(texts.items()))
         return given._replace(options=faulty(given.options, faults))
     own = {name: x._replace(options=faulty(x.options, faults)) for name, x in given.own.items()}
     return given._replace(options=faulty(given.options, faults), own=own)
@@ -213,20 +216,11 @@ def written_options(settings: Settings, write: Callable[[float, str], str]) -> O
 
     Options that differ between tensors keep their letters.
     """
-
-    def written(value: Any, letter: Any, write: Callable[[float, str], str]) -> Any:
-        if isinstance(letter, tuple):
-            return tuple(written(*one, write) for one in zip(value, letter, strict=True))
-        if value is None:
-            return letter
-        return write(value, letter) if value else ""
-
     found: dict[str, Any] = {}
     for key, value in settings.options.items():
-        letter = settings.rule.options[key].letter
         alike = all(own.options[key] == value for own in settings.own.values())
         how = write if alike else lambda _, letter: letter
-        found[key] = written(value, letter, how) if letter else value
+        found[key] = settings.rule.options[key].text(value, how)
     return found
 
 

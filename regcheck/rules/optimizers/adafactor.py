@@ -121,5 +121,6 @@ ADAFACTOR = UpdateRule(
     examples={"plain": {}},
     torchs=lambda _: {"decay": "decoupled"},
     resolved=resolved,
+    proportional=False,
     scaling=None,
 )

@@ -85,5 +85,6 @@ ASGD = UpdateRule(
     },
     examples={"plain": {}},
     notes=("The lr in ηₜ is that of the step before: a schedule acts one step late.",),
+    proportional=False,
     scaling={"lambd": 1, "lr": -1},
 )

@@ -21,4 +21,5 @@ def faulty(options: Options, faults: Faults) -> Options:
         changed["lr_decay"] = type(options["lr_decay"])()
     if faults.betas == "swapped" and "betas" in options:
         changed["betas"] = options["betas"][::-1]
+    changed |= dict(faults.options)
     return {**options, **{key: value for key, value in changed.items() if key in options}}

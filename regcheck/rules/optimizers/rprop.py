@@ -89,5 +89,6 @@ RPROP = UpdateRule(
     notes=("Only the gradient's signs count, and the lr of step 1: a schedule changes nothing.",),
     errors=errors,
     weight_decay=False,
+    proportional=False,
     scaling={},
 )

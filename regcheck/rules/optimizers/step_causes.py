@@ -236,6 +236,13 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
         hidden_by=("zero-gradient",),
     ),
+    "option-differs": Cause(
+        "has another value of an option",
+        concerns=lambda training, _: bool(training.sgd.rule.numbers),
+        stage="optimizer",
+        since="from the first step in which the option acts (a momentum or β from step 2 on)",
+        fix="take torch's value",
+    ),
     "rmsprop-centered-added": Cause(
         "subtracts the squared mean from that of the squares, where torch does not",
         changes=({"centered": "added"},),

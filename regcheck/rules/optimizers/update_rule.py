@@ -31,6 +31,18 @@ class Option(NamedTuple):
     below: float = math.inf
     most: float = math.inf
 
+    def text(self, value: Any, write: Callable[[float, str], str]) -> Any:
+        """Write a value if it has a letter; a number that is 0 is empty, and None its letter."""
+
+        def text(value: float | None, letter: str) -> str:
+            if value is None:
+                return letter
+            return write(value, letter) if value else ""
+
+        if isinstance(self.letter, tuple):
+            return tuple(map(text, value, self.letter))
+        return text(value, self.letter) if self.letter else value
+
 
 class Own(NamedTuple):
     """What one tensor is stepped by, as its parameter group has it; λ stands elsewhere."""
@@ -91,6 +103,7 @@ class UpdateRule(NamedTuple):
         keys: of conventions and faults: the forms that the step has.
         linear: whether a step is a linear function of the gradients so far.
         errors: options that torch refuses, with what is wrong.
+        proportional: whether a step is proportional to its lr.
         correction: the factor on the lr at step t that stands for the moments' bias correction.
         written_correction: that factor with letters or numbers for the options.
         scaling: options, the lr among them, that each divided by a power of c make at g the step
@@ -110,6 +123,7 @@ class UpdateRule(NamedTuple):
     keys: frozenset[str] = frozenset()
     linear: bool = False
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
+    proportional: bool = True
     correction: Callable[[Options, int], float] | None = None
     written_correction: Callable[[Options], str] = lambda _: ""
     scaling: Mapping[str, int] | None = {"eps": 1}
@@ -121,6 +135,59 @@ class UpdateRule(NamedTuple):
     def defaults(self) -> dict[str, Any]:
         """Torch's own values of the options."""
         return {key: option.default for key, option in self.options.items()}
+
+    @property
+    def numbers(self) -> dict[str, OneNumber]:
+        """The numbers among the options by their names, each element of a pair by itself.
+
+        >>> from regcheck.rules.optimizers.registry import OPTIMIZERS
+        >>> list(OPTIMIZERS["adamw"].numbers)
+        ['betas[0]', 'betas[1]', 'eps']
+        """
+        found: dict[str, OneNumber] = {}
+        for key, option in self.options.items():
+            if isinstance(option.default, tuple):
+                numbers = (at for at, own in enumerate(option.default) if own is not None)
+                found |= {f"{key}[{place}]": OneNumber(key, place) for place in numbers}
+            elif isinstance(option.default, float):
+                found[key] = OneNumber(key)
+        return found
+
+
+class OneNumber(NamedTuple):
+    """A number among an optimizer's options: an option, or an element of a pair."""
+
+    key: str
+    place: int | None = None
+
+    def of(self, options: Options) -> float:
+        """Return the number in some options."""
+        value = options[self.key]
+        return float(value if self.place is None else value[self.place])
+
+    def put(self, options: Options, value: float) -> dict[str, Any]:
+        """Return the options with another value in its place."""
+        if self.place is None:
+            return {**options, self.key: value}
+        own = list(options[self.key])
+        own[self.place] = value
+        return {**options, self.key: tuple(own)}
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal within a rounding of a number that was worked out.
+
+    >>> shortest(0.1 * 3), shortest(1e-8 / 40), shortest(0.1 / 3)
+    (0.3, 2.5e-10, 0.03333333333333333)
+    """
+    texts = (f"{value:.{digits}g}" for digits in range(1, 17))
+    near = (text for text in texts if abs(float(text) - value) <= math.ulp(value))
+    return float(next(near, value))
+
+
+def divided(value: float, by: float) -> float:
+    """Return value/by; the value itself where that is 1."""
+    return value if by == 1 else shortest(value / by)
 
 
 def namespace(array: Array) -> Any:

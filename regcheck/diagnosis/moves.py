@@ -1,0 +1,79 @@
+"""What the scratch side, and any rule, subtract at a run's recorded steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from regcheck.compare.history import Record
+from regcheck.diagnosis.replay import Replay
+from regcheck.problem.problem import Array, Problem
+from regcheck.trainers.numpy_trainer import NumpyTrainer
+
+MOST = 512
+"""Steps that a fit is taken from: the first divergence, and those after it."""
+
+
+class Moves:
+    """What the scratch side, and any rule, subtract at some steps: (steps, entries).
+
+    Attributes:
+        at: the places of the steps: the first divergence and some after it, or every step.
+        scratch: what the scratch side subtracts.
+        limits: of that. It is known as w − w′ alone, from a w′ that is rounded: never better than
+            2u |w|.
+    """
+
+    def __init__(self, replay: Replay, *, every: bool = False, most: int = MOST) -> None:
+        history = replay.history
+        first = min(max(0, replay.first - 1), len(history) - 1)
+        self.replay = replay
+        self.at = slice(None) if every else slice(first, min(first + most, len(history)))
+        before, after, bound = (history.all(key)[self.at] for key in ("before", "scratch", "bound"))
+        with np.errstate(all="ignore"):
+            self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
+            self.scratch = before - after
+
+    def by(self, rule: NumpyTrainer, added: Callable[[Record], Array] | None = None) -> Array:
+        """Return what a rule subtracts; `added` is a function of the step, beside the gradient."""
+        known = None
+        if added is not None:
+            known = lambda record: self.replay.pass_with(record, record.gradient + added(record))  # noqa: E731
+        found = []
+        for _, update in islice(self.replay.updates(rule, known=known), self.at.stop):
+            assert update is not None
+            assert update.step.delta is not None
+            found.append(self.replay.history.flat(update.step.delta))
+        return np.array(found)[self.at]
+
+    def by_problem(self, problem: Problem) -> Array | None:
+        """Return what a rule subtracts; None where it must see rows that cannot be seen."""
+        found = []
+        rule = self.replay.torch.by(problem)
+        with np.errstate(all="ignore"):
+            for _, update in islice(self.replay.updates(rule), self.at.stop):
+                if update is None or update.step.delta is None:
+                    return None
+                found.append(self.replay.history.flat(update.step.delta))
+        return np.array(found)[self.at]
+
+    def by_torch(self) -> Array:
+        """Return T: the whole of torch's step."""
+        return self.by(self.replay.torch)
+
+    def by_gradient(self, added: Callable[[Record], Array] | None = None) -> Array:
+        """Return G: torch's step without its penalty."""
+        problem = self.replay.torch.problem
+        zeros = dict.fromkeys(problem.weight_decay, 0.0)
+        return self.by(self.replay.torch.by(replace(problem, weight_decay=zeros)), added)
+
+    def by_penalty(self) -> Array:
+        """Return P: torch's step by a penalty of λ = 1 alone, and no data gradient."""
+        problem = self.replay.torch.problem
+        ones = dict.fromkeys(problem.weight_decay, 1.0)
+        faults = problem.faults._replace(gradient_factor=0.0)
+        rule = replace(problem, weight_decay=ones, faults=faults)
+        return self.by(self.replay.torch.by(rule))
