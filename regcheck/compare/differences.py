@@ -141,6 +141,26 @@ def worst_of_each(
     }
 
 
+def worst_of_all(
+    scratch: Parameters, framework: Parameters, bounds: Mapping[str, Array]
+) -> Difference:
+    """Find the entry, of all tensors, whose difference is the most bounds.
+
+    Raises:
+        ValueError: a tensor is missing on one side, or has no bound.
+    """
+    layout = common_layout(scratch, framework, bounds)
+    if layout is not None:
+        here, there, bound = flat(scratch), flat(framework), flat(bounds)
+        with np.errstate(all="ignore"):
+            ratios = np.abs(here - there) / bound
+        if finite(ratios, bound):
+            name, index = layout.at(place := int(ratios.argmax()))
+            numbers = (here.item(place), there.item(place), bound.item(place))
+            return difference_of(name, index, *numbers)
+    return greatest(each(scratch, framework, bounds).values())
+
+
 def drift_differences(
     tolerances: Tolerances, own: Parameters, framework: Parameters
 ) -> dict[str, Difference]:

@@ -28,6 +28,7 @@ from regcheck.compare.differences import (
     greatest,
     within_tolerance,
     worst,
+    worst_of_all,
 )
 from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
@@ -162,7 +163,7 @@ def stages(scratch: Step, framework: Step, bounds: Bounds) -> dict[str, Differen
         found["forward"] = greatest(worst("output", *triple) for triple in triples)
     for stage, (here, there, bound) in quantities(scratch, framework, bounds).items():
         if here is not None and there is not None:
-            found[stage] = greatest(each(here, there, bound).values())
+            found[stage] = worst_of_all(here, there, bound)
     return found
 
 

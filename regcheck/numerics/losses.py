@@ -111,15 +111,13 @@ def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowL
     (aten/native/LossNLL.cpp, `cross_entropy_loss_label_smoothing`).
     """
     classes, eps = z.shape[1], options.label_smoothing
-    w = class_weights(classes, options).astype(z.dtype)
-    t = (1 - eps) * w * (y[:, None] == np.arange(classes)) + eps / classes * w
+    t: Array = (y[:, None] == np.arange(classes)).astype(z.dtype)
+    if eps:
+        t = (1 - eps) * t + eps / classes
+    if options.weight is not None:
+        t = t * np.array(options.weight, z.dtype)
     log_p = log_softmax(z)
     return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t)
-
-
-def class_weights(classes: int, options: LossOptions) -> Array:
-    """Return w, (K,): all 1 unless given."""
-    return np.ones(classes) if options.weight is None else np.array(options.weight)
 
 
 def total_weight(y: Array, options: LossOptions) -> float:

@@ -67,6 +67,11 @@ class Layout:
         starts = [max(begin - part.start, 0) for begin in self.starts[first:end]]
         return Block(part, slice(first, end), starts)
 
+    def at(self, place: int) -> tuple[str, tuple[int, ...]]:
+        """Return the tensor that an entry of the vector is of, and its index there."""
+        name, part, shape = self.places[bisect_right(self.starts, place) - 1]
+        return name, position(place - part.start, shape)
+
     def split(self, vector: Array) -> Packed:
         """Return the tensors that a vector holds."""
         return Packed(self, vector)
