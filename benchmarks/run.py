@@ -335,6 +335,47 @@ def built_in() -> float:
     return comparison(10_000) / seconds(torch_alone)
 
 
+MLP = {
+    "data": {"synthetic": {"rows": 320, "features": 4}},
+    "model": {"mlp": {"hidden": [64, 64], "head": "softmax"}},
+    "init": {"normal": {"std": 0.3}},
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "batch_size": 32,
+    "epochs": 100,
+}
+
+
+def mlp() -> float:
+    """Compare a built-in mlp, and train its torch side in a plain loop: the ratio of the two."""
+    import torch
+
+    from regcheck.checking import check_problem, no_progress
+    from regcheck.problem.problem import build_problem
+    from regcheck.spec import from_mapping
+    from regcheck.trainers.built_in import built_in as torch_side
+    from regcheck.trainers.torch_trainer import torch_settings
+
+    loaded = from_mapping(MLP)
+    problem = build_problem(loaded)
+    X, y = torch.from_numpy(problem.X), torch.from_numpy(problem.y)
+
+    def torch_alone() -> None:
+        module = torch_side(problem)
+        for batch in problem.schedule.batches():
+            rows = batch.micro_batches[0]
+            module.optimizer.zero_grad()
+            loss = module.loss(module.model(X[rows]), y[rows])
+            loss.backward()
+            module.optimizer.step()
+            float(loss.detach())
+
+    ours = seconds(lambda: check_problem(loaded, problem, no_progress))
+    with torch_settings(32 * 64 * 64):
+        return ours / seconds(torch_alone)
+
+
 BENCHMARKS = {
     "built-in": Benchmark(
         "comparison of 100 x 4, 10,000 steps / the torch trainer alone",
@@ -439,6 +480,13 @@ BENCHMARKS = {
         "at most 1.05",
         lambda ratio: ratio <= 1.05,
         memory,
+        3,
+    ),
+    "mlp": Benchmark(
+        "comparison of an mlp 4-64-64-3 by AdamW, 1,000 steps of 32 / torch alone",
+        "at most 3",
+        lambda ratio: ratio <= 3,
+        mlp,
         3,
     ),
     "numpy": Benchmark(

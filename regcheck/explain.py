@@ -16,6 +16,7 @@ from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name
 from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
 from regcheck.rules.losses import LOSSES
+from regcheck.rules.models import MODELS
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     SYMBOLIC,
@@ -288,9 +289,10 @@ OF_DECAY = (
     "each its own. The penalty is never in the loss that torch reports.",
 )
 
-LOSSES_AND_OPTIMIZERS = (
+TORCHS_OWN = (
+    *(Entry(name, "model", one.title, one.formulas) for name, one in MODELS.items()),
     *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
     *map(optimizer_entry, OPTIMIZERS),
 )
-TORCHS = {entry.name: entry for entry in LOSSES_AND_OPTIMIZERS}
+TORCHS = {entry.name: entry for entry in TORCHS_OWN}
 """torch's own, by name."""

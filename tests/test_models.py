@@ -204,7 +204,7 @@ def test_erf_is_the_c_librarys() -> None:
 def test_every_model_activation_and_loss_is_on_both_sides() -> None:
     from regcheck.numerics import models as own
 
-    assert tuple(own.MODELS) == MODELS
+    assert list(own.MODELS) == list(MODELS)
     assert set(own.ACTIVATIONS) == set(models.ACTIVATIONS)
     pairs = {(head, loss) for head, known in LOSSES_OF_HEAD.items() for loss in known}
     assert set(losses.LOSSES) == pairs

@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 Shape = tuple[int, ...]
 
-MODELS = ("linear", "logistic", "mlp", "softmax")
-"""The built-in models."""
-
 HEADS = ("linear", "logistic", "softmax")
 """What the last z may be taken for; each alone is a model of one layer."""
 
@@ -90,3 +87,33 @@ class Architecture(NamedTuple):
 
 ONE_LAYER = Architecture("linear", "linear")
 """What stands for a model where it is the user's own: a weight and a bias."""
+
+
+class ModelText(NamedTuple):
+    """What `explain` writes of a model: its title and formulas."""
+
+    title: str
+    formulas: list[str]
+
+
+MODELS: dict[str, ModelText] = {
+    "linear": ModelText("torch.nn.Linear with one output", ["z = X wᵀ + b"]),
+    "logistic": ModelText(
+        "torch.nn.Linear with one output, the logit of a probability", ["z = X wᵀ + b, p = σ(z)"]
+    ),
+    "mlp": ModelText(
+        "torch.nn.Linear layers with an activation between two",
+        [
+            "forward   z_k = a_(k−1) W_kᵀ + b_k,  a_0 = X,  a_k = f(z_k)",
+            "          the last z goes to the head: linear, logistic or softmax",
+            "backward  δ_(k−1) = (δ_k W_k) ∘ f′(z_(k−1)),  from the last δ = ∂L/∂z",
+            "          ∂L/∂W_k = δ_kᵀ a_(k−1),  ∂L/∂b_k = Σ δ_k over the rows",
+            *(f"{name:<9} {one.formula}" for name, one in ACTIVATIONS.items()),
+        ],
+    ),
+    "softmax": ModelText(
+        "torch.nn.Linear with an output for each of K classes",
+        ["z = X Wᵀ + b, W (K, d), b (K,),  p = e^z/Σ e^z"],
+    ),
+}
+"""The built-in models."""
