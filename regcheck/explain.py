@@ -14,7 +14,7 @@ from regcheck.rules.cause import HIDING, ONE_PERCENT
 from regcheck.rules.causes import CAUSES, formulas_of
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
-from regcheck.rules.formula import decay_text, loss_text, meanings, rule_lines
+from regcheck.rules.formula import MEANINGS, decay_text, loss_text, meanings, rule_lines
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
 from regcheck.rules.optimizers.registry import OPTIMIZERS
@@ -83,7 +83,9 @@ def explain_name(name: str) -> Explanation:
     else:
         near = suggest(name, all_names())
         raise UsageError(f"nothing is called `{name}`: {near}; or no such file")
-    return Explanation(legend([entry]), [entry], after)
+    # The letters of models and losses are their own, but for the loss of a row.
+    letters_of = ("ℓ",) if entry.kind in ("loss", "model") else tuple(MEANINGS)
+    return Explanation(legend([entry], letters_of), [entry], after)
 
 
 def explain_spec(path: str | Path) -> Explanation:
@@ -131,11 +133,11 @@ def formulas(convention: Convention, given: Letters) -> list[str]:
     return [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
 
 
-def legend(entries: Iterable[Entry]) -> list[str]:
+def legend(entries: Iterable[Entry], known: Sequence[str] = tuple(MEANINGS)) -> list[str]:
     """Explain the letters of some entries' formulas, in lines of 80 columns."""
     lines = [formula for entry in entries for formula in entry.formulas]
     # A letter stays with its meaning's first word.
-    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines))
+    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines, known))
     return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
 
 
