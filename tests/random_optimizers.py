@@ -79,6 +79,26 @@ def adamax(random: Generator) -> Options:
     return {"name": "adamax", "betas": random_betas(random), "eps": random_eps(random, 1e-8)}
 
 
+def asgd(random: Generator) -> Options:
+    """Draw ASGD, with a decay of its own that is seen or not."""
+    lambd = power_of_ten(random, -4, 0) if chance(random, 0.7) else 0.0
+    alpha = float(random.choice([0.75, 0.0, round(random.uniform(-1, 3), 3)]))
+    return {"name": "asgd", "lambd": lambd, "alpha": alpha, "t0": float(random.choice([0, 3, 1e6]))}
+
+
+def nadam(random: Generator) -> Options:
+    """Draw NAdam."""
+    decay = 4e-3 if chance(random, 0.5) else float(random.choice([0.0, round(random.random(), 3)]))
+    return radam(random) | {"name": "nadam", "momentum_decay": decay}
+
+
+def radam(random: Generator) -> Options:
+    """Draw RAdam."""
+    options: Options = {"name": "radam", "betas": random_betas(random)}
+    options |= {"eps": random_eps(random, 1e-8)}
+    return options | {"decoupled_weight_decay": chance(random, 0.3)}
+
+
 def random_momentum(random: Generator) -> float:
     """Draw a momentum."""
     return float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.05, 0.95), 3)]))
@@ -103,6 +123,9 @@ DRAWN: dict[str, Callable[[Generator], Options]] = {
     "adam": adam,
     "adamax": adamax,
     "adamw": adamw,
+    "asgd": asgd,
+    "nadam": nadam,
+    "radam": radam,
     "rmsprop": rmsprop,
     "sgd": sgd,
 }
@@ -118,6 +141,9 @@ FORMS: dict[str, dict[str, list[Any]]] = {
     "adam": OF_MOMENTS,
     "adamax": {"bias_correction": [False, "compounded"], "epsilon": ["outside"]},
     "adamw": OF_MOMENTS,
+    "asgd": {},
+    "nadam": OF_MOMENTS,
+    "radam": {"bias_correction": [False, "compounded"], "epsilon": ["outside", "inside"]},
     "rmsprop": {
         "accumulator_start": [0.1, 1.0],
         "epsilon": ["inside"],
@@ -134,6 +160,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "betas": lambda options: len(set(options.get("betas", ()))) > 1,
     "centered": lambda options: options.get("centered") is True,
     "corrected": lambda options: "betas" in options,
+    "counted": lambda options: options["name"] in ("adam", "adamax", "adamw"),
     "corrected-root": lambda options: "amsgrad" in options,
     "dampening": lambda options: options.get("dampening", 0) > 0,
     "epsilon-inside": lambda options: options["name"] in ("adadelta", "adamax"),

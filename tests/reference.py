@@ -190,7 +190,7 @@ class Training:
         if decay == "gradient":
             g = g + penalty
         options = {**self.optimizer, **dict(rule.other)}
-        given = Given(rule, options, lr, t, g, kept.memory[which])
+        given = Given(rule, options, lr, t, g, kept.memory[which], w)
         delta, memory = OPTIMIZERS[self.optimizer["name"]](given)
         after: Array = w - delta
         if decay == "late":

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from tests.rule import Array, Memory, Rule
+
+Where = Literal["torch", "outside", "uncorrected", "inside"]
+"""Where ε is added."""
 
 
 class Given(NamedTuple):
@@ -25,6 +28,7 @@ class Given(NamedTuple):
         t: the number of the step, from 1.
         g: the gradient, clipped and with the penalty where that is coupled.
         memory: what the optimizer remembers, by torch's names; nothing before step 1.
+        w: the parameter before the step.
     """
 
     rule: Rule
@@ -33,6 +37,7 @@ class Given(NamedTuple):
     t: int
     g: Array
     memory: Memory
+    w: Array
 
 
 def sgd(given: Given) -> tuple[Array, Memory]:
@@ -142,12 +147,72 @@ def adamax(given: Given) -> tuple[Array, Memory]:
     return delta, {"exp_avg": m, "exp_inf": largest}
 
 
+def nadam(given: Given) -> tuple[Array, Memory]:
+    """Take Adam's step with the mean gradient of the step to come (Dozat, 2016).
+
+    Torch keeps the product of the momenta in single precision.
+    """
+    rule, options, old, t = given.rule, given.options, given.memory, given.t
+    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    zero = 0 * given.g
+    now, then = (b1 * (1 - 0.96 ** (s * options["momentum_decay"]) / 2) for s in (t, t + 1))
+    product = np.float32(old.get("mu_product", np.float32(1)) * np.float32(now))
+    m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
+    v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2
+    of_g, of_m, c2 = 1 - float(product), 1 - float(product) * then, 1 - b2**t
+    if rule.correction == "kept":
+        m, v = m / of_m, v / c2
+    new = {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}
+    taken = new if rule.moments == "new" else old
+    m, v = taken.get("exp_avg", zero), taken.get("exp_avg_sq", zero)
+    if rule.correction == "none":
+        of_g = 1.0
+    if rule.correction != "torch":
+        of_m = c2 = 1.0
+    ahead = (1 - now) / of_g * given.g + then / of_m * m
+    return given.lr * ahead / divisor(given, v, c2), new
+
+
+def radam(given: Given) -> tuple[Array, Memory]:
+    """Divide by the second moment as far as its variance is known (Liu and others, 2020)."""
+    rule, options, old, t = given.rule, given.options, given.memory, given.t
+    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    zero = 0 * given.g
+    m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
+    v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2
+    c1, c2 = 1 - b1**t, 1 - b2**t
+    if rule.correction == "kept":
+        m, v = m / c1, v / c2
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    taken = new if rule.moments == "new" else old
+    m, v = taken.get("exp_avg", zero), taken.get("exp_avg_sq", zero)
+    most = 2 / (1 - b2) - 1
+    known = most - 2 * t * b2**t / (1 - b2**t)
+    if rule.correction != "torch":
+        c1 = c2 = 1.0
+    if known <= 5:
+        return given.lr * (m / c1), new
+    r = math.sqrt((known - 4) * (known - 2) * most / ((most - 4) * (most - 2) * known))
+    return given.lr * r * (m / c1) / divisor(given, v, c2), new
+
+
+def asgd(given: Given) -> tuple[Array, Memory]:
+    """Descend by a lr that falls, as Polyak and Juditsky (1992) do whose average nobody asks for.
+
+    Torch makes each step's lr in the step before, and keeps it in single precision.
+    """
+    options = given.options
+    own, eta = float(options["lambd"]), float(given.memory.get("eta", np.float32(given.lr)))
+    later = given.lr / (1 + own * given.lr * given.t) ** options["alpha"]
+    return eta * (given.g + own * given.w), {"eta": np.asarray(later, np.float32)}
+
+
 def divisor(given: Given, v: Array, correction: float = 1.0) -> Array:
     """Return √(v/c) + ε, with c the bias correction of v; ε may stand elsewhere."""
     rule, eps = given.rule, float(given.options["eps"])
     where = rule.epsilon
     if where == "torch":
-        where = "inside" if given.options["name"] in EPSILON_INSIDE else "outside"
+        where = EPSILON.get(given.options["name"], "outside")
     root: Callable[[Array], Array] = np.sqrt if rule.root else np.positive
     if where == "uncorrected":
         return (root(v) + eps) / math.sqrt(correction)
@@ -162,6 +227,9 @@ OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
     "adam": adam,
     "adamax": adamax,
     "adamw": adam,
+    "asgd": asgd,
+    "nadam": nadam,
+    "radam": radam,
     "rmsprop": rmsprop,
     "sgd": sgd,
 }
@@ -170,8 +238,8 @@ OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
 DECOUPLED = frozenset({"adamw"})
 """The optimizers whose weight decay stands apart from the gradient."""
 
-EPSILON_INSIDE = frozenset({"adadelta"})
-"""The optimizers of which torch adds ε inside the root."""
+EPSILON: dict[str, Where] = {"adadelta": "inside", "radam": "uncorrected"}
+"""Where torch adds ε in optimizers that do not have it outside the corrected root."""
 
 
 def is_decoupled(options: Mapping[str, Any]) -> bool:

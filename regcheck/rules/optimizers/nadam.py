@@ -13,7 +13,14 @@ Torch holds P in float32, whatever the dtype of w. `epsilon` as in Adam. `bias_c
 from __future__ import annotations
 
 from regcheck.rules.convention import Convention, Faults
-from regcheck.rules.optimizers.adam import FIRST, OPTIONS, SECOND, divisor
+from regcheck.rules.optimizers.adam import (
+    FIRST,
+    OPTIONS,
+    SECOND,
+    correction,
+    divisor,
+    written_correction,
+)
 from regcheck.rules.optimizers.adam import MEANINGS as OF_ADAM
 from regcheck.rules.optimizers.update_rule import (
     Array,
@@ -119,5 +126,7 @@ NADAM = UpdateRule(
     },
     examples={"plain": {}},
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
+    correction=correction,
+    written_correction=written_correction,
     keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
 )

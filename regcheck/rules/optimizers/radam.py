@@ -14,7 +14,14 @@ false: M and S in the places of M̂ and Ŝ; compounded: M̂ and Ŝ are what is r
 from __future__ import annotations
 
 from regcheck.rules.convention import Convention, Faults
-from regcheck.rules.optimizers.adam import FIRST, OPTIONS, SECOND, correction, divisor
+from regcheck.rules.optimizers.adam import (
+    FIRST,
+    OPTIONS,
+    SECOND,
+    correction,
+    divisor,
+    written_correction,
+)
 from regcheck.rules.optimizers.adam import MEANINGS as OF_ADAM
 from regcheck.rules.optimizers.update_rule import (
     Array,
@@ -123,5 +130,6 @@ RADAM = UpdateRule(
     ),
     keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
     correction=correction,
+    written_correction=written_correction,
     scaling=None,
 )
