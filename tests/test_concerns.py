@@ -35,8 +35,9 @@ OF_CORRECTION = {
 }
 OF_ROOT = {"moments-stale", "root-missing"}
 OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside"}
-SWAPPED = "adam-betas-swapped"
-OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", "adam-epsilon-uncorrected", SWAPPED}
+SWAPPED, LATE = "adam-betas-swapped", "adam-bias-correction-late"
+UNCORRECTED = "adam-epsilon-uncorrected"
+OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", UNCORRECTED, SWAPPED}
 OF_ADAM, OF_AMSGRAD = OF_BETAS | {"adam-amsgrad-added"}, OF_BETAS | {"adam-amsgrad-missing"}
 DECOUPLED = {"decay-bias-corrected", "penalty-coupled"}
 
@@ -96,6 +97,15 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         NO_DECAY | {"optimizer": "adamax"},
         {"epsilon-outside", SWAPPED, *OF_CORRECTION},
     ),
+    (NO_DECAY | {"optimizer": "nadam"}, OF_BETAS - {LATE}),
+    (NO_DECAY | {"optimizer": "radam"}, OF_BETAS - {LATE, UNCORRECTED} | {"epsilon-outside"}),
+    (
+        {"optimizer": {"name": "nadam", "decoupled_weight_decay": True}},
+        OF_BETAS - {LATE} | PENALTY | BIAS | DECOUPLED,
+    ),
+    ({"optimizer": "asgd"}, PENALTY | BIAS | {"penalty-decoupled"}),
+    ({"optimizer": "adafactor"}, PENALTY | BIAS | {"penalty-coupled"}),
+    (NO_DECAY | {"optimizer": "rprop"}, set()),
     # What the spec's convention says of a coupled penalty is not torch's own.
     (
         NO_DECAY | {"optimizer": "adamw", "convention": {"decay": "gradient"}},
