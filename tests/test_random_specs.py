@@ -43,7 +43,7 @@ def test_mismatched_spec_diverges_at_its_first_clear_step(
 @pytest.mark.slow
 def test_random_specs_show_every_outcome(tmp_path: Path) -> None:
     # A generator that had nothing to find would pass all of the above.
-    mismatched = [observe(mismatched_spec(seed, tmp_path)).report for seed in (0, 5, 6, 12)]
+    mismatched = [observe(mismatched_spec(seed, tmp_path)).report for seed in (0, 5, 12, 21)]
     stages = {one.first_divergence.stage for one in mismatched if one.first_divergence}
     late = [one.first_divergence.step for one in mismatched if one.first_divergence]
 
