@@ -176,6 +176,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
         not is_decoupled(options) and (options["name"] != "sgd" or options["momentum"] > 0)
     ),
     "root": lambda options: options["name"] in ("adagrad", "adam", "adamw", "rmsprop"),
+    "sgd": lambda options: options["name"] == "sgd",
     "squares": lambda options: options["name"] in ("adagrad", "rmsprop"),
     "uncorrected-root": lambda options: options["name"] in ("adagrad", "rmsprop"),
 }

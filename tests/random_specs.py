@@ -42,10 +42,13 @@ def matched_spec(seed: int, folder: Path) -> SpecDict:
     return without_some_biases(spec, seed)
 
 
-def mismatched_spec(seed: int, folder: Path) -> SpecDict:
-    """Make a spec whose scratch side differs by one key of the convention, or two."""
+def mismatched_spec(seed: int, folder: Path, needs: frozenset[str] = frozenset()) -> SpecDict:
+    """Make a spec whose scratch side differs by one key of the convention, or two.
+
+    `needs` are those of the optimizer.
+    """
     random = np.random.default_rng([seed, 1])
-    spec, _ = random_training(random, folder / f"{seed}.npz", strange=False)
+    spec, _ = random_training(random, folder / f"{seed}.npz", strange=False, needs=needs)
     if not decays(spec):
         spec["weight_decay"] = power_of_ten(random, -8, 0)
     changes = different_keys(random, spec["optimizer"])
@@ -75,7 +78,9 @@ def without_bias(spec: SpecDict) -> SpecDict:
     return changed
 
 
-def random_training(random: Generator, file: Path, *, strange: bool) -> tuple[SpecDict, int]:
+def random_training(
+    random: Generator, file: Path, *, strange: bool, needs: frozenset[str] = frozenset()
+) -> tuple[SpecDict, int]:
     """Draw everything but the convention; `strange` lets in overflow, denormals and lr 0."""
     model, loss = KINDS[random.integers(len(KINDS))]
     X = random_columns(random, rows=(1, 8192), features=128, constant=True)
@@ -86,7 +91,7 @@ def random_training(random: Generator, file: Path, *, strange: bool) -> tuple[Sp
     batch_size, micro_batches = random_batches(random, rows)
     per_epoch = math.ceil(math.ceil(rows / batch_size) / micro_batches)
     steps = int(random.integers(5, 41)) if rows * features < 100_000 else 5
-    optimizer = random_optimizer(random)
+    optimizer = random_optimizer(random, needs)
     epochs = max(1, steps // per_epoch)
     spec: SpecDict = {
         "data": data_of(X, y, file),

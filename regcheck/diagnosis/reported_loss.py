@@ -24,7 +24,7 @@ from regcheck.diagnosis.other_inputs import Place, losses_of, places
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
-from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, mean_bce, sigmoid
+from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, mean_bce, running_mean, sigmoid
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.convention import is_bias
 from regcheck.rules.losses import LOSSES as TORCHS
@@ -57,11 +57,12 @@ class Losses(NamedTuple):
 
 
 class DataLoss(NamedTuple):
-    """A data loss that may be reported: its causes, its values, the factor on torch's in it."""
+    """A data loss that may be reported: its causes, values, factor on torch's, and own limit."""
 
     causes: tuple[str, ...]
     values: Array
     scale: float = 1.0
+    limit: Array | None = None
 
 
 class Penalty(NamedTuple):
@@ -118,7 +119,8 @@ def candidates(losses: Losses, rules: Sequence[Problem]) -> Iterator[tuple[DataL
 
 def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting | None:
     """Return a data loss and a penalty, if they are what is reported."""
-    slack = losses.shown.limit * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
+    slack = losses.shown.limit if base.limit is None else base.limit
+    slack = slack * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
     with np.errstate(all="ignore"):
         ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
     inside = ("penalty-in-loss",) if penalty.strengths else ()
@@ -148,15 +150,17 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
     # The mean is of all batches, also where the code reports it at an epoch's end alone.
     every, batches, sizes = losses.every.framework, losses.every.batches, losses.every.rows
     epochs = np.array([batch.epoch for batch in batches])
-    yield DataLoss(("loss-epoch-mean",), running_mean(every, epochs)[kept])
+    # A mean of losses rounds by as much as these do, on average.
+    limit = np.maximum(losses.every.limit, running_mean(losses.every.limit, epochs))[kept]
+    yield DataLoss(("loss-epoch-mean",), running_mean(every, epochs)[kept], limit=limit)
     weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
-    yield DataLoss(("loss-epoch-mean",), weighted[kept])
+    yield DataLoss(("loss-epoch-mean",), weighted[kept], limit=limit)
     if losses.run.sees_rows:
         history = losses.run.history
         after = losses_of(losses.run.torch, history, history.all("scratch"), batches)
         yield DataLoss(("loss-after-update",), after[kept])
         mean = running_mean(after, epochs)[kept]
-        yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean)
+        yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, limit=limit)
 
 
 def loss_keys(rule: Problem) -> tuple[object, ...]:
@@ -231,15 +235,6 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
         return None
     values = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
     return Penalty(np.asarray(values), fits)
-
-
-def running_mean(values: Array, epochs: Array) -> Array:
-    """Return the mean of an epoch's values so far, at each of its steps."""
-    found = np.empty_like(values)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        found[here] = np.cumsum(values[here]) / np.arange(1, here.sum() + 1)
-    return found
 
 
 def logarithm_evidence(run: Run, *, explained: bool) -> str:

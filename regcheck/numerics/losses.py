@@ -166,3 +166,12 @@ def mean_bce(logarithms: Logarithms, floor: float, z: Array, y: Array) -> float:
     """Return the mean of −y log p − (1 − y) log(1 − p), by logarithms kept from log 0."""
     log_p, log_other = logarithms(sigmoid(z), floor)
     return float(np.mean((y - 1) * log_other - y * log_p))
+
+
+def running_mean(values: Array, epochs: Array) -> Array:
+    """Return the mean of an epoch's values so far, at each of its steps."""
+    found = np.empty_like(values)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = np.cumsum(values[here]) / np.arange(1, here.sum() + 1)
+    return found
