@@ -52,7 +52,7 @@ def test_every_cause_of_the_update_is_planted() -> None:
 @pytest.mark.slow
 def test_random_functions_come_to_every_outcome(tmp_path: Path) -> None:
     # A generator that had nothing to find would pass all of the above.
-    outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (0, 1, 3, 15, 40)}
+    outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (0, 1, 3, 40, 369)}
 
     assert outcomes == {
         "equivalent",
