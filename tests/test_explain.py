@@ -198,7 +198,7 @@ def test_cause_shows_what_differs_on_both_sides() -> None:
     ]
 
 
-SAME = {"initial-parameters", "precision", "row-order"}
+SAME = {"initial-parameters", "option-differs", "precision", "row-order"}
 """Causes with which both sides' formulas are the same."""
 
 
