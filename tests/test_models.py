@@ -21,6 +21,7 @@ from regcheck.rules.models import HEADS, MODELS, Architecture
 from regcheck.spec import from_mapping
 from regcheck.trainers.built_in import built_in
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+from tests.conftest import told
 
 SpecDict = dict[str, Any]
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -192,8 +193,18 @@ def test_activations_are_torchs(name: str, dtype: str) -> None:
     a = f.value(z)
     atol = 8 * EPS[dtype] * np.maximum(1, np.abs(z))
     assert (np.abs(a - value.detach().numpy()) <= atol).all()
-    assert (np.abs(f.slope(z, a) - slope.numpy()) <= atol).all()
-    assert a.dtype == f.slope(z, a).dtype == z.dtype
+    ours = f.backward(np.ones_like(z), z, a)
+    assert (np.abs(ours - slope.numpy()) <= atol).all()
+    assert a.dtype == ours.dtype == z.dtype
+
+
+def test_relu_passes_nothing_of_an_infinite_gradient_where_it_is_off() -> None:
+    z, g = np.array([-1.0, 0.0, 1.0]), np.full(3, math.inf)
+    f = ACTIVATIONS["relu"]
+    assert f.backward(g, z, f.value(z)).tolist() == [0.0, 0.0, math.inf]
+    theirs = torch.tensor(z, requires_grad=True)
+    torch.relu(theirs).backward(torch.tensor(g))  # type: ignore[no-untyped-call]
+    assert told(theirs.grad).tolist() == [0.0, 0.0, math.inf]
 
 
 def test_erf_is_the_c_librarys() -> None:

@@ -55,10 +55,10 @@ class Model(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """a = f(z), and f′(z) in terms of z and a."""
+    """a = f(z), and ∂L/∂z = ∂L/∂a ∘ f′(z) of ∂L/∂a, z and a."""
 
     value: Callable[[Array], Array]
-    slope: Callable[[Array, Array], Array]
+    backward: Callable[[Array, Array, Array], Array]
 
 
 def erf(z: Array) -> Array:
@@ -79,10 +79,13 @@ def normal_pdf(z: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": Activation(lambda z: z * normal_cdf(z), lambda z, a: normal_cdf(z) + z * normal_pdf(z)),
-    "relu": Activation(lambda z: np.maximum(z, 0), lambda z, a: (z > 0).astype(z.dtype)),
-    "sigmoid": Activation(sigmoid, lambda z, a: a * (1 - a)),
-    "tanh": Activation(np.tanh, lambda z, a: 1 - a * a),
+    "gelu": Activation(
+        lambda z: z * normal_cdf(z), lambda g, z, a: g * (normal_cdf(z) + z * normal_pdf(z))
+    ),
+    # Chosen, not multiplied: an infinite g is 0 where z is not above 0, in torch too.
+    "relu": Activation(lambda z: np.maximum(z, 0), lambda g, z, a: np.where(z > 0, g, 0)),
+    "sigmoid": Activation(sigmoid, lambda g, z, a: g * (a * (1 - a))),
+    "tanh": Activation(np.tanh, lambda g, z, a: g * (1 - a * a)),
 }
 
 
@@ -135,8 +138,8 @@ def layered(architecture: Architecture) -> Model:
             if architecture.bias:
                 found[f"{prefix}bias"] = delta.sum(axis=0)
             if f is not None and layer > 0:
-                slope = f.slope(passed.kept[layer - 1].z, a)
-                delta = (delta @ parameters[f"{prefix}weight"]) * slope
+                above = delta @ parameters[f"{prefix}weight"]
+                delta = f.backward(above, passed.kept[layer - 1].z, a)
         return {name: found[name] for name in architecture.tensors()}
 
     return Model(forward, backward)

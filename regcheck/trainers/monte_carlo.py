@@ -196,7 +196,9 @@ def share_alike(x: Tensor, tolerance: float) -> float:
     if len(terms) < wanted:  # most are 0
         terms = entries[entries != 0]
     some = terms[chosen(len(terms))].astype(np.float64)
-    near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
+    with np.errstate(invalid="ignore"):  # an infinite one is like none, itself included
+        near = np.abs(some[:, None] - some) <= tolerance * np.abs(some)
+    np.fill_diagonal(near, True)
     return (np.count_nonzero(near) - len(some)) / max(1, len(some) * (len(some) - 1))
 
 
