@@ -50,14 +50,20 @@ class Moves:
         return np.array(found)[self.at]
 
     def by_problem(self, problem: Problem) -> Array | None:
-        """Return what a rule subtracts; None where it must see rows that cannot be seen."""
+        """Return what a rule subtracts; None where it must see rows that cannot be seen.
+
+        None too where an optimizer's own numbers, tried far off, leave the range of floats.
+        """
         found = []
         rule = self.replay.torch.by(problem)
-        with np.errstate(all="ignore"):
-            for _, update in islice(self.replay.updates(rule), self.at.stop):
-                if update is None or update.step.delta is None:
-                    return None
-                found.append(self.replay.history.flat(update.step.delta))
+        try:
+            with np.errstate(all="ignore"):
+                for _, update in islice(self.replay.updates(rule), self.at.stop):
+                    if update is None or update.step.delta is None:
+                        return None
+                    found.append(self.replay.history.flat(update.step.delta))
+        except ArithmeticError:
+            return None
         return np.array(found)[self.at]
 
     def by_torch(self) -> Array:
