@@ -128,7 +128,7 @@ LARGE = {
 def judging() -> float:
     from regcheck.compare.drift import DriftMeter
     from regcheck.compare.steps import compare_step, injected
-    from regcheck.numerics.rounding import RoundingModel, RoundingState
+    from regcheck.numerics.bounds.rounding import RoundingModel, RoundingState
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
     from regcheck.trainers.numpy_trainer import NumpyTrainer
@@ -227,7 +227,7 @@ def growth() -> float:
 
 
 CSV_OURS = """
-from regcheck.problem.load import load_rows
+from regcheck.problem.data.load import load_rows
 from regcheck.spec import from_mapping
 data = {{"csv": {path!r}, "target": "y"}}
 loaded = from_mapping({{"data": data, "model": "linear", "lr": 0.1}})

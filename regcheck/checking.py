@@ -20,7 +20,7 @@ from regcheck.problem.problem import Problem, build_problem
 from regcheck.report.result import Report
 from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, Spec, from_mapping, read_spec
-from regcheck.spec.tolerance import Verdict
+from regcheck.spec.sections.tolerance import Verdict
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, sides_of
 from regcheck.trainers.torch_trainer import environment as torch_environment

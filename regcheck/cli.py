@@ -199,8 +199,8 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
 
     from regcheck.checking import check_loaded, no_progress
     from regcheck.diagnosis.records import SpecFix
-    from regcheck.report.fixes import not_written
-    from regcheck.report.text import sentence
+    from regcheck.report.texts.fixes import not_written
+    from regcheck.report.texts.text import sentence
     from regcheck.spec import read_spec
     from regcheck.spec.rewriting import write_fixed
 

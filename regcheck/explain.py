@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
-from regcheck.rules.cause import HIDING, ONE_PERCENT
-from regcheck.rules.causes import CAUSES, formulas_of
+from regcheck.rules.causes.catalogue import CAUSES, formulas_of
+from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import MEANINGS, decay_text, loss_text, meanings, rule_lines
@@ -97,7 +97,7 @@ def explain_spec(path: str | Path) -> Explanation:
     from pathlib import Path
 
     from regcheck.problem.batches import training_of
-    from regcheck.problem.files import train_rows
+    from regcheck.problem.data.files import train_rows
     from regcheck.spec import read_spec
 
     loaded = read_spec(Path(path))

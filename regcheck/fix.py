@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.diagnosis.other_inputs import losses_of
+from regcheck.diagnosis.fits.other_inputs import losses_of
 from regcheck.diagnosis.records import Diagnosis, Explanation, Run, SpecFix
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Parameters
 from regcheck.problem.row_orders import NOT_SHUFFLED
-from regcheck.rules.cause import put_in
+from regcheck.rules.causes.cause import put_in
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.tolerance import ROUNDING
+from regcheck.spec.sections.tolerance import ROUNDING
 from regcheck.user_code.problem_api import plain_decay
 
 CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"

@@ -16,8 +16,8 @@ from regcheck.compare import comparison
 from regcheck.compare.differences import Difference
 from regcheck.compare.steps import Divergence, Row, compare_step
 from regcheck.compare.trace import LossDivergence
-from regcheck.numerics.rounding import Bounds, RoundingModel
-from regcheck.numerics.update_rounding import RoundingState
+from regcheck.numerics.bounds.rounding import Bounds, RoundingModel
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.report.result import Report

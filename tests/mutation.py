@@ -1,6 +1,6 @@
 """Mutants of one module, by cosmic-ray's operators, and those that no test kills.
 
-    python tests/mutation.py regcheck/numerics/rounding.py [--share 0.1] [tests …]
+    python tests/mutation.py regcheck/numerics/bounds/rounding.py [--share 0.1] [tests …]
 
 A mutant is the module with one operator or number changed. Each is tested in a process of its own
 that is forked off where pytest has collected: by `tests/test_<module>.py` and those that are named

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regcheck.trainers.monte_carlo import RandomRounding
+from regcheck.trainers.measured.monte_carlo import RandomRounding
 
 Function = Callable[[], Tensor]
 U32, U64 = 2.0**-24, 2.0**-53

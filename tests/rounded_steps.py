@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from regcheck.checking import check
-from regcheck.numerics.rounding import Bounds, RoundingModel
-from regcheck.numerics.update_rounding import RoundingState
+from regcheck.numerics.bounds.rounding import Bounds, RoundingModel
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step, build_problem
 from regcheck.spec import from_mapping

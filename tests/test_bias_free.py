@@ -14,14 +14,14 @@ from torch import nn
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.errors import InputError
+from regcheck.numerics.bounds.rounding import RoundingModel, split
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.models import gradient, predict
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel, split
-from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.problem import build_problem, small_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
 from regcheck.trainers.built_in import built_in

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regcheck.rules.cause import put_in
-from regcheck.rules.causes import CAUSES, formulas_of, framework_formula, scratch_formula
+from regcheck.rules.causes.catalogue import CAUSES, formulas_of, framework_formula, scratch_formula
+from regcheck.rules.causes.cause import put_in
 from regcheck.rules.convention import NO_FAULTS, TORCH
 from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, symbols

@@ -16,8 +16,8 @@ from regcheck.compare.not_distinguished import HIDES
 from regcheck.errors import PLANNED
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Problem, Step, build_problem
-from regcheck.rules.cause import HIDING, ONE_PERCENT, put_in
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import HIDING, ONE_PERCENT, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping

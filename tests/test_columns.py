@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcheck.errors import InputError
-from regcheck.problem import csv_columns as columns
-from regcheck.problem.csv_columns import MISSING, OTHER, POSITIVE, plain_rows, read_columns
-from regcheck.problem.files import is_missing, read_rows, to_number
+from regcheck.problem.data import csv_columns as columns
+from regcheck.problem.data.csv_columns import MISSING, OTHER, POSITIVE, plain_rows, read_columns
+from regcheck.problem.data.files import is_missing, read_rows, to_number
 
 
 def csv_file(folder: Path, text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regcheck.problem.batches import training_of
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.convention import TORCH
 from regcheck.spec import from_mapping
 from tests.conftest import Spec

@@ -18,7 +18,7 @@ from regcheck.rules.convention import (
     differences,
     name_of,
 )
-from regcheck.spec.training import ConventionKeys
+from regcheck.spec.sections.training import ConventionKeys
 
 CHOICES = {
     "decay": Decay,

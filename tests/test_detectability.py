@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regcheck.compare.detectability import ROUNDING_ALONE, SHARE, Power, PowerMeter, swallowed_text
-from regcheck.numerics.rounding import Bounds
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
 from regcheck.trainers.lockstep import Steps

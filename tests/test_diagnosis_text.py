@@ -14,10 +14,10 @@ from torch import nn
 from regcheck.checking import check
 from regcheck.diagnosis.distinguishing import unlike
 from regcheck.problem.problem import build_problem
-from regcheck.report.diagnosis_text import diagnosis_lines
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
-from regcheck.rules.causes import CAUSES
+from regcheck.report.texts.diagnosis_text import diagnosis_lines
+from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem

@@ -20,7 +20,7 @@ from regcheck.compare.differences import (
     within_tolerance,
     worst,
 )
-from regcheck.spec.tolerance import Tolerance
+from regcheck.spec.sections.tolerance import Tolerance
 
 Array = NDArray[np.floating]
 NAN, INF = math.nan, math.inf

@@ -12,7 +12,7 @@ from regcheck.compare.differences import Difference
 from regcheck.compare.drift import AMPLIFIED, NOTHING_PASSES, DriftMeter, Needed, needed
 from regcheck.compare.steps import Row
 from regcheck.problem.problem import Array, Step
-from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.spec.sections.tolerance import Tolerance, Tolerances
 
 NONE = Tolerance()
 THIRD = float(np.float32(1 / 3))

@@ -14,8 +14,8 @@ from regcheck import cli
 from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec, one_step
 from regcheck.report.output import EXPLANATION_FORMATS as FORMATS
 from regcheck.report.output import as_text
-from regcheck.rules.cause import HIDING
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.torch_call import torch_call

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from regcheck.errors import Complaint, InputError, Place
-from regcheck.problem.files import (
+from regcheck.problem.data.files import (
     count_rows,
     data_file,
     held_out,
@@ -23,7 +23,7 @@ from regcheck.problem.files import (
     to_number,
     train_rows,
 )
-from regcheck.problem.npz import open_npz, read_shape
+from regcheck.problem.data.npz import open_npz, read_shape
 from regcheck.spec import LoadedSpec, from_mapping
 
 

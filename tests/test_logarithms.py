@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from regcheck.checking import check
-from regcheck.report.diagnosis_text import loss_lines
 from regcheck.report.result import Report
+from regcheck.report.texts.diagnosis_text import loss_lines
 from tests.by_hand import At, Train, code, descent
 
 Array = NDArray[np.floating]

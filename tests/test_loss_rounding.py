@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.loss_rounding import LossRounding, gram_error, precision_of
+from regcheck.numerics.bounds.loss_rounding import LossRounding, gram_error, precision_of
 from regcheck.numerics.losses import DENOMINATOR_FLOOR as FLOOR
 from regcheck.numerics.losses import LOSSES
 from regcheck.rules.losses import LOSSES as TORCHS

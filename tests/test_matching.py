@@ -16,7 +16,7 @@ from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.spec.training import Optimizer, TorchSettings, WeightDecay
+from regcheck.spec.sections.training import Optimizer, TorchSettings, WeightDecay
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.every_rule import OPTIMIZERS

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from regcheck.numerics.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.rounding import RoundingModel
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel
-from regcheck.numerics.update_rounding import RoundingState
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
 from regcheck.trainers.lockstep import Steps
-from regcheck.trainers.measured_bounds import APART, MeasuredBounds
+from regcheck.trainers.measured.measured_bounds import APART, MeasuredBounds
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import NumpyFollowsTorch
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings

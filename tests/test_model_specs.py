@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.errors import InputError
-from regcheck.problem.load import load_rows
+from regcheck.problem.data.load import load_rows
 from regcheck.problem.problem import build_problem
 from regcheck.rules.losses import LossOptions
 from regcheck.spec import from_mapping

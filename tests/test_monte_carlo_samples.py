@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regcheck.numerics.packing import flat
-from regcheck.trainers.monte_carlo import RandomRounding, is_random, sample
+from regcheck.trainers.measured.monte_carlo import RandomRounding, is_random, sample
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.own_models import (
     Counting,

@@ -11,8 +11,8 @@ from torch import nn
 
 from regcheck.checking import check
 from regcheck.problem.batches import training_of
-from regcheck.rules.cause import HIDING
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem

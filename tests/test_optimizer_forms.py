@@ -12,8 +12,8 @@ import pytest
 
 from regcheck import checking
 from regcheck.checking import check
-from regcheck.rules.cause import put_in
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import put_in
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from regcheck.numerics.optimizer_rounding import FORMULAS, Noise
-from regcheck.numerics.step_rounding import Carried, OptimizerStep
+from regcheck.numerics.bounds.optimizer_rounding import FORMULAS, Noise
+from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep
 
 Array = NDArray[np.floating]
 Make = Callable[[list[torch.Tensor]], Optimizer]

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from regcheck.checking import check
-from regcheck.report.fixes import fixes
 from regcheck.report.result import Report
+from regcheck.report.texts.fixes import fixes
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, BATCHES, LAMBDA, LR, Spec, Train

@@ -16,7 +16,7 @@ from torch import nn
 import regcheck
 from regcheck import cli
 from regcheck.errors import InputError
-from regcheck.problem.load import Rows, load_rows
+from regcheck.problem.data.load import Rows, load_rows
 from regcheck.problem.problem import build_problem
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.trainers.torch_trainer import TorchTrainer

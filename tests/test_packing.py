@@ -16,7 +16,7 @@ from regcheck.compare.steps import Row
 from regcheck.numerics import packing
 from regcheck.numerics.packing import Layout, Packed, common_layout, flat, layout_of
 from regcheck.problem.problem import Step
-from regcheck.spec.tolerance import Tolerances
+from regcheck.spec.sections.tolerance import Tolerances
 
 Array = NDArray[np.floating]
 SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=3, max_size=7).map(

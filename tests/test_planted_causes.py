@@ -15,7 +15,7 @@ from regcheck.compare.comparison import Comparing
 from regcheck.compare.not_distinguished import Hidden
 from regcheck.problem.batches import Batch, training_of
 from regcheck.report.result import Report
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.sides import Sides

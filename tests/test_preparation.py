@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regcheck.errors import InputError
-from regcheck.problem.load import load_rows
-from regcheck.problem.preprocess import Split, prepare
+from regcheck.problem.data.load import load_rows
+from regcheck.problem.data.preprocess import Split, prepare
 from regcheck.spec import from_mapping
 
 X = [[1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [6.0, 30.0]]

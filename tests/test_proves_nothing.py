@@ -15,7 +15,7 @@ from regcheck.checking import check
 from regcheck.compare.detectability import MARGIN, AlteredOptimizers
 from regcheck.numerics.packing import flat
 from regcheck.report.result import Report
-from regcheck.trainers.measured_bounds import MeasuredBounds
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests import own_models
 from tests.conftest import in_one_line

@@ -16,7 +16,7 @@ import pytest
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
-from regcheck.rules.cause import Change
+from regcheck.rules.causes.cause import Change
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OPEN
 from tests.judged_functions import faults_of

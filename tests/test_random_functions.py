@@ -15,7 +15,7 @@ import pytest
 from regcheck.compare import trace
 from regcheck.diagnosis import search
 from regcheck.diagnosis.replay import Replay
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OUTSIDE
 from tests.judged_functions import faults_of

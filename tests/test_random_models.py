@@ -16,7 +16,7 @@ import torch
 from numpy.random import Generator
 
 from regcheck.checking import check
-from regcheck.trainers.monte_carlo import share_alike
+from regcheck.trainers.measured.monte_carlo import share_alike
 from tests.conftest import told
 from tests.random_optimizers import chance, power_of_ten
 from tests.random_specs import (

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.fitting import COARSE, FEW, fit_near
+from regcheck.diagnosis.fits.fitting import COARSE, FEW, fit_near
 from regcheck.diagnosis.replay import Replay, gain, pass_scale, weights_of
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, build_problem
-from regcheck.rules.cause import Change
+from regcheck.rules.causes.cause import Change
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec, told

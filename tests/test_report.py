@@ -13,7 +13,7 @@ from rich.console import Console
 from regcheck.checking import check
 from regcheck.report import terminal
 from regcheck.report.terminal import print_line, print_report
-from regcheck.report.text import short
+from regcheck.report.texts.text import short
 from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.printed import Spec, printed
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regcheck.numerics.bounds.rounding import RoundingModel
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import RoundingModel
-from regcheck.numerics.update_rounding import RoundingState
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import told
 from tests.rounded_steps import (

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from regcheck.numerics.bounds.rounding import RoundingModel
 from regcheck.numerics.norms import norm
-from regcheck.numerics.rounding import RoundingModel
 from tests.rounded_steps import (
     TINY32,
     U32,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from regcheck.numerics.bounds.rounding import FEW, RoundingModel
 from regcheck.numerics.norms import chosen
-from regcheck.numerics.rounding import FEW, RoundingModel
 from tests.rounded_steps import (
     U64,
     Array,

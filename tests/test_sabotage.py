@@ -18,7 +18,7 @@ import pytest
 from regcheck.checking import check
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.spec import from_mapping
 from tests.conftest import Spec, told
 from tests.faults import BUGS, Plant, Planted

@@ -10,8 +10,8 @@ from torch import nn
 
 from regcheck.checking import check
 from regcheck.compare.trace import Saturation
-from regcheck.report.fixes import fixes
-from regcheck.report.remarks import remarks
+from regcheck.report.texts.fixes import fixes
+from regcheck.report.texts.remarks import remarks
 from tests.conftest import ROOT, told
 from tests.saturated import RAW, SIGMAS, Spec, causes, code, users_model
 

@@ -27,8 +27,8 @@ from regcheck.diagnosis.search import (
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.batches import schedule_of, training_of
 from regcheck.problem.problem import AS_IT_IS, Problem, build_problem, small_problems
-from regcheck.rules.cause import Change
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regcheck.checking import check
-from regcheck.numerics.size_rounding import powers
+from regcheck.numerics.bounds.size_rounding import powers
 
 
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.5), (0.5, 0.5), (0.0, 0.9)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from regcheck.errors import InputError
-from regcheck.problem.load import Rows, load_rows
+from regcheck.problem.data.load import Rows, load_rows
 from regcheck.spec import LoadedSpec, from_mapping
 
 PENGUINS = Path(__file__).parent.parent / "data" / "penguins.csv"

@@ -8,7 +8,8 @@ import pytest
 from regcheck.errors import InputError, Place, shortened, suggest
 from regcheck.rules.convention import NAMED, Convention
 from regcheck.spec import from_mapping, read_spec
-from regcheck.spec.data import (
+from regcheck.spec.schema import Dtype, Spec
+from regcheck.spec.sections.data import (
     CsvData,
     HeldOut,
     InlineData,
@@ -17,11 +18,10 @@ from regcheck.spec.data import (
     Synthetic,
     SyntheticData,
 )
-from regcheck.spec.fields import shown
-from regcheck.spec.init import Init, Normal
-from regcheck.spec.schema import Dtype, Spec
-from regcheck.spec.tolerance import Expect, Tolerance, Tolerances
-from regcheck.spec.training import (
+from regcheck.spec.sections.fields import shown
+from regcheck.spec.sections.init import Init, Normal
+from regcheck.spec.sections.tolerance import Expect, Tolerance, Tolerances
+from regcheck.spec.sections.training import (
     LrSchedule,
     Optimizer,
     Shuffle,

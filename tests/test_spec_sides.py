@@ -9,7 +9,7 @@ import pytest
 from regcheck.errors import InputError
 from regcheck.spec import from_mapping, read_spec
 from regcheck.spec.schema import Spec
-from regcheck.spec.training import TorchSettings
+from regcheck.spec.sections.training import TorchSettings
 from tests.test_spec import GOOD, complaints, read
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.step_table import chosen
+from regcheck.report.texts.step_table import chosen
 from tests.conftest import told
 from tests.printed import Spec, printed
 

@@ -21,10 +21,10 @@ from regcheck.compare.steps import (
     injected,
     locate,
 )
-from regcheck.numerics.rounding import Bounds
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Step
-from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.spec.sections.tolerance import Tolerance, Tolerances
 from regcheck.trainers.lockstep import Steps
 from tests.conftest import told
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.report.result import Report
-from regcheck.report.roles import textbook
 from regcheck.report.terminal import print_report
+from regcheck.report.texts.roles import textbook
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from tests.by_hand import BASE
 from tests.own_optimizers import OwnAdamW, OwnSGD, build

@@ -29,15 +29,15 @@ from regcheck.compare.trace import (
     Trace,
     saturation_with,
 )
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.models import CHOICES, accuracy
-from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.tolerance import weighed_limits
+from regcheck.spec.sections.tolerance import weighed_limits
 from regcheck.trainers.lockstep import Steps
-from regcheck.trainers.measured_bounds import MeasuredBounds
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_trainer import ForwardBackward
 from regcheck.trainers.sides import Sides
 from regcheck.trainers.textbook import FormulaBounds

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.packing import flat
-from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
-from regcheck.rules.cause import Change
+from regcheck.rules.causes.cause import Change
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 from regcheck.trainers.torch_model import OptimizerClone

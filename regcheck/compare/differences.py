@@ -10,7 +10,7 @@ import numpy as np
 
 from regcheck.numerics.packing import Layout, common_layout, finite, flat, position
 from regcheck.problem.problem import Array, Parameters
-from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.spec.sections.tolerance import Tolerance, Tolerances
 
 
 class Difference(NamedTuple):

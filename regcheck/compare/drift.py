@@ -23,7 +23,7 @@ from regcheck.compare.differences import Difference, drifts
 from regcheck.compare.steps import Row
 from regcheck.numerics.packing import Layout, Packed, common_layout, flat
 from regcheck.problem.problem import Array, Parameters, Step
-from regcheck.spec.tolerance import Tolerance, Tolerances
+from regcheck.spec.sections.tolerance import Tolerance, Tolerances
 
 AMPLIFIED = 10.0
 """Times the sum of all rounding beyond which drift counts as amplified.

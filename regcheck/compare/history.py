@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.packing import Packed, layout_of
-from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch, Schedule
 from regcheck.problem.problem import Array, Parameters
 from regcheck.trainers.lockstep import Steps

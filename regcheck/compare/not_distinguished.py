@@ -14,13 +14,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from regcheck.compare.steps import in_limits, judge, local_differences
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.losses import saturated
 from regcheck.numerics.models import outputs_of
-from regcheck.numerics.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
-from regcheck.rules.cause import HIDING, Change
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import HIDING, Change
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec

@@ -30,10 +30,10 @@ from regcheck.compare.differences import (
     worst,
     worst_of_all,
 )
-from regcheck.numerics.rounding import Bounds
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
-from regcheck.spec.tolerance import Tolerances
+from regcheck.spec.sections.tolerance import Tolerances
 from regcheck.trainers.lockstep import Steps
 
 

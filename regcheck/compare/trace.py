@@ -19,10 +19,10 @@ import numpy as np
 from regcheck.compare.differences import Difference
 from regcheck.compare.steps import Divergence, Row, diverges, in_limits, locate
 from regcheck.errors import StorageError
+from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.losses import saturated
-from regcheck.numerics.rounding import Bounds
 from regcheck.problem.problem import Array, Parameters, Step
-from regcheck.spec.tolerance import Tolerances
+from regcheck.spec.sections.tolerance import Tolerances
 from regcheck.trainers.lockstep import Steps
 
 

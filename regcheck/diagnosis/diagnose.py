@@ -17,9 +17,9 @@ from regcheck.diagnosis.evidence import (
     recursion_evidence,
     settings_evidence,
 )
-from regcheck.diagnosis.other_inputs import from_other_inputs, from_rounded
-from regcheck.diagnosis.other_numbers import with_other_numbers
-from regcheck.diagnosis.other_settings import (
+from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
+from regcheck.diagnosis.fits.other_numbers import with_other_numbers
+from regcheck.diagnosis.fits.other_settings import (
     by_entries,
     effective_settings_of,
     with_other_settings,
@@ -30,8 +30,8 @@ from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
 from regcheck.diagnosis.search import search
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
-from regcheck.rules.cause import Stage
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Stage
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 
 Found = tuple[Explanation, ...]

@@ -11,8 +11,8 @@ from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History, Record
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array, Parameters
-from regcheck.rules.cause import Change
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec

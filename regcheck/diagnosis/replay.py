@@ -17,7 +17,7 @@ from regcheck.numerics.least_squares import Fit
 from regcheck.numerics.losses import total_weight
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
-from regcheck.rules.cause import Change
+from regcheck.rules.causes.cause import Change
 from regcheck.rules.settings import Settings, with_faults
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 
@@ -170,7 +170,7 @@ class Replay:
 
     def fit(self, change: Change, key: str) -> Fit | None:
         """Fit the factor under a key, on top of a change; None: none explains the steps, or any."""
-        from regcheck.diagnosis.fitting import fitted_factor  # which needs this class
+        from regcheck.diagnosis.fits.fitting import fitted_factor  # which needs this class
 
         return fitted_factor(self, change, key)
 

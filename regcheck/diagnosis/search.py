@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from regcheck.diagnosis.other_numbers import with_other_option
+from regcheck.diagnosis.fits.other_numbers import with_other_option
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
-from regcheck.rules.cause import Change, Named, named_factors
-from regcheck.rules.causes import CAUSES
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change, Named, named_factors
 from regcheck.rules.convention import Convention
 from regcheck.rules.settings import Training
 

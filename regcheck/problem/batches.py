@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.training import LrSchedule
+from regcheck.spec.sections.training import LrSchedule
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
     import numpy as np

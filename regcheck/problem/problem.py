@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.problem.batches import Schedule, schedule_of
-from regcheck.problem.load import load_rows
-from regcheck.problem.preprocess import prepare
+from regcheck.problem.data.load import load_rows
+from regcheck.problem.data.preprocess import prepare
 from regcheck.problem.start import check_range, start
-from regcheck.rules.cause import Change, put_in
+from regcheck.rules.causes.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
 from regcheck.rules.losses import LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
 from regcheck.rules.models import ONE_LAYER, Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec
-from regcheck.spec.training import LrSchedule, Optimizer, TorchSettings
+from regcheck.spec.sections.training import LrSchedule, Optimizer, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from regcheck.rules.models import Shape
 from regcheck.spec import LoadedSpec
-from regcheck.spec.init import Init
+from regcheck.spec.sections.init import Init
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]

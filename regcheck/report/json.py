@@ -17,12 +17,12 @@ from regcheck import __version__
 from regcheck.compare.trace import Sample, TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
-from regcheck.report.diagnosis_text import other_options
-from regcheck.report.fixes import fix_of
 from regcheck.report.result import Report
-from regcheck.report.roles import roles_of
-from regcheck.rules.cause import Change
-from regcheck.rules.causes import CAUSES, framework_formula, scratch_formula
+from regcheck.report.texts.diagnosis_text import other_options
+from regcheck.report.texts.fixes import fix_of
+from regcheck.report.texts.roles import roles_of
+from regcheck.rules.causes.catalogue import CAUSES, framework_formula, scratch_formula
+from regcheck.rules.causes.cause import Change
 from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import rule_lines

@@ -15,7 +15,7 @@ from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.tolerance import Verdict
+from regcheck.spec.sections.tolerance import Verdict
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from regcheck.compare.steps import Divergence
-from regcheck.report import text
-from regcheck.report.diagnosis_text import diagnosis_lines
-from regcheck.report.fixes import fixes
-from regcheck.report.heading import subject, training_size
-from regcheck.report.remarks import expectation, first_remarks, remarks
 from regcheck.report.result import Report
-from regcheck.report.step_table import LEGEND, ratio_legend, table_lines
+from regcheck.report.texts import text
+from regcheck.report.texts.diagnosis_text import diagnosis_lines
+from regcheck.report.texts.fixes import fixes
+from regcheck.report.texts.heading import subject, training_size
+from regcheck.report.texts.remarks import expectation, first_remarks, remarks
+from regcheck.report.texts.step_table import LEGEND, ratio_legend, table_lines
 
 ROWS = 9
 """Steps that the table shows by default."""

@@ -52,7 +52,7 @@ class Faults(NamedTuple):
     """Ways to differ that nobody chooses; the defaults are torch's, and no spec states them.
 
     A convention is a choice, and a spec may name it. These are mistakes: they are put into a rule
-    to see whether a run would have shown them (`regcheck.rules.causes`).
+    to see whether a run would have shown them (`regcheck.rules.causes.catalogue`).
 
     Attributes:
         penalty_form: λ times w, or λ itself added.

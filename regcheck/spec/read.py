@@ -12,11 +12,11 @@ from pydantic_core import ErrorDetails
 
 from regcheck.errors import Complaint, InputError, suggest
 from regcheck.rules.models import MODELS
-from regcheck.spec.data import ONE_SOURCE, source_of
-from regcheck.spec.fields import Path as SpecPath
-from regcheck.spec.fields import Section, choice_text, shown
 from regcheck.spec.schema import Spec
-from regcheck.spec.training import options_section
+from regcheck.spec.sections.data import ONE_SOURCE, source_of
+from regcheck.spec.sections.fields import Path as SpecPath
+from regcheck.spec.sections.fields import Section, choice_text, shown
+from regcheck.spec.sections.training import options_section
 from regcheck.spec.yaml_text import Document, dotted, parse, read_text
 
 

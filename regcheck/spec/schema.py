@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from regcheck.rules.convention import Convention
 from regcheck.rules.losses import LossOptions
 from regcheck.rules.models import MODELS, ONE_LAYER, Architecture
-from regcheck.spec.data import DataSource
-from regcheck.spec.fields import (
+from regcheck.spec.sections.data import DataSource
+from regcheck.spec.sections.fields import (
     Count,
     FalseWord,
     NoneWord,
@@ -22,8 +22,8 @@ from regcheck.spec.fields import (
     raise_inside,
     wrong,
 )
-from regcheck.spec.init import Init
-from regcheck.spec.model import (
+from regcheck.spec.sections.init import Init
+from regcheck.spec.sections.model import (
     Loss,
     Model,
     architecture_of,
@@ -31,15 +31,15 @@ from regcheck.spec.model import (
     name_of_loss,
     options_of,
 )
-from regcheck.spec.sides import (
+from regcheck.spec.sections.sides import (
     Framework,
     Scratch,
     UserCode,
     own_optimizer_needed,
     textbook_of,
 )
-from regcheck.spec.tolerance import Expect, Tolerances
-from regcheck.spec.training import (
+from regcheck.spec.sections.tolerance import Expect, Tolerances
+from regcheck.spec.sections.training import (
     ConventionKeys,
     LrSchedule,
     Optimizer,

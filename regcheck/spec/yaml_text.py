@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 from regcheck.errors import Complaint, InputError, Place
-from regcheck.spec.fields import Path as SpecPath
-from regcheck.spec.fields import shown
+from regcheck.spec.sections.fields import Path as SpecPath
+from regcheck.spec.sections.fields import shown
 
 SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], object]], ...] = (
     (re.compile(r"[-+]?[0-9]+"), int),

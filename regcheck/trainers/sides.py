@@ -16,16 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.errors import UserCodeError
-from regcheck.numerics.optimizer_rounding import FORMULAS
-from regcheck.numerics.rounding import Bounds, RoundingModel, allowing
-from regcheck.numerics.update_rounding import RoundingState
+from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.rounding import Bounds, RoundingModel, allowing
+from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
-from regcheck.trainers.measured_bounds import MeasuredBounds
-from regcheck.trainers.monte_carlo import is_random
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
+from regcheck.trainers.measured.monte_carlo import is_random
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 from regcheck.trainers.textbook import FormulaBesideTorch, FormulaBounds, textbook_rule
 from regcheck.trainers.torch_model import Module

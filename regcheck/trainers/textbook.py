@@ -15,16 +15,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from regcheck.numerics.optimizer_rounding import FORMULAS, Formula
+from regcheck.numerics.bounds.optimizer_rounding import FORMULAS, Formula
+from regcheck.numerics.bounds.rounding import Bounds
+from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, allowed
 from regcheck.numerics.packing import finite, flat
-from regcheck.numerics.rounding import Bounds
-from regcheck.numerics.step_rounding import Carried, OptimizerStep, allowed
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.rules.convention import NO_FAULTS, is_bias
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
-from regcheck.trainers.measured_bounds import MeasuredBounds
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
 from regcheck.trainers.torch_trainer import TorchTrainer
 

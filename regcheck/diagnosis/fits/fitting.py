@@ -1,0 +1,172 @@
+"""Causes that leave a factor open: the one that makes the scratch side's steps.
+
+Where a step is an affine function of a factor c, as an SGD step is of one on the penalty, on the
+gradient or on the lr (all but decay after the update), the steps P₁ and P₂ at two factors give all,
+
+    P(c) = P₁ + (c − c₁)/(c₂ − c₁) (P₂ − P₁)
+
+and weighted least squares gives c. Where what it multiplies goes through a clip or a root, Newton's
+method does, from several first guesses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from regcheck.diagnosis.fits.newton import Open, solve
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import Fit, fit_all, rounded
+from regcheck.problem.problem import Problem
+from regcheck.rules.causes.cause import Change
+
+FEW = 4
+"""Informative steps after which a fit that does not hold is given up."""
+
+COARSE = 1e3
+"""Limits that a first fit may leave: from far off, rounding is multiplied by the way to c."""
+
+GRADIENTS = (1.0, 1e-3, 1e3)
+"""First guesses of a factor on a gradient that is clipped."""
+
+INVERSES = (1.0, 30.0, 1e3)
+"""First guesses of one over a factor on a gradient that goes through a root."""
+
+FACTORS = (1.0, 0.0, 30.0)
+"""First guesses of another factor that no step is affine in."""
+
+WELL_KNOWN = 0.1
+"""The largest deviation, as a share of it, of a factor that is known."""
+
+
+def fitted_factor(replay: Replay, change: Change, key: str) -> Fit | None:
+    """Fit the factor under a key, on top of a change; None: none explains the steps, or any."""
+    problem = replay.torch.problem
+    clipped = problem.clip_norm or problem.clip_value
+    if clipped and key == "gradient_factor":
+        return None if change else fit_clipped(replay)
+    if not is_affine(replay, change, key):
+        return fit_by_newton(replay, change, key)
+    fit, factor = None, 1.0
+    for coarse, most in ((COARSE, FEW), (COARSE, 64), (1.0, None)):
+        fit = fit_near(replay, change, key, factor, coarse=coarse, most=most)
+        if fit is None:
+            return None
+        factor = fit.factor
+    return fit
+
+
+def is_affine(replay: Replay, change: Change, key: str) -> bool:
+    """Whether the steps of a rule, with a change in it, are affine in a factor."""
+    rule = replay.torch.settings.rule
+    if rule.linear:
+        return True
+    if key == "penalty_factor":
+        return replay.torch.problem.with_change(change).convention.decay not in COUPLED
+    return key == "lr_factor" and rule.proportional
+
+
+COUPLED = ("gradient", "before-clipping")
+"""Where a penalty goes through the optimizer as the gradient does."""
+
+
+def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
+    """Fit a factor that goes through the optimizer's root.
+
+    A gradient c g is g with ε/c and λ/c in the places of ε and λ, so that 1/c is what is sought.
+    It shows through ε alone where there is no penalty, and is not sought on top of other causes.
+    """
+    problem, inverse = replay.torch.problem, key == "gradient_factor"
+    if change and inverse:
+        return None
+
+    def rule_by(at: Sequence[float]) -> Problem:
+        return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
+
+    least = 0.0 if inverse else -math.inf
+    for guess in INVERSES if inverse else FACTORS[: 1 if change else None]:
+        solved = solve(replay, rule_by, [Open(guess, least)])
+        if solved is not None:
+            [fit] = solved.fits
+            if inverse:
+                fit = Fit(1 / fit.factor, fit.deviation / fit.factor**2)
+            known = is_known(fit) or not inverse
+            if known and is_told(replay, {**change, key: fit.factor}):
+                return fit
+    return None
+
+
+def fit_clipped(replay: Replay) -> Fit | None:
+    """Fit a factor on a gradient that is clipped, where a step is no affine function of it.
+
+    Newton's method on the steps that are not clipped, from several first guesses.
+    """
+    key = "gradient_factor"
+    for guess in GRADIENTS:
+        fit = Fit(guess, math.inf)
+        for _ in range(6):
+            near = fit_near(replay, {}, key, fit.factor, share=1 - 2**-12)
+            if near is None:
+                break
+            fit = near
+        if is_known(fit) and is_told(replay, {key: fit.factor}):
+            return fit
+    return None
+
+
+def is_known(fit: Fit) -> bool:
+    """Whether the steps tell a factor to some digits."""
+    return fit.deviation < WELL_KNOWN * abs(fit.factor)
+
+
+def is_told(replay: Replay, change: Change) -> bool:
+    """Whether a change makes the scratch side's steps, within bounds that torch's own leave.
+
+    1e21 g is clipped like any large one, and its rounding exceeds every step: what allows torch's
+    steps too says nothing.
+    """
+    if replay.residual(change) > 1:
+        return False
+    steps = replay.steps(replay.by(change))
+    return replay.largest((record, record.framework) for record, _ in steps) > 1
+
+
+def fit_near(
+    replay: Replay,
+    change: Change,
+    key: str,
+    factor: float,
+    *,
+    coarse: float = math.inf,
+    most: int | None = None,
+    share: float = 0.5,
+) -> Fit | None:
+    """Fit a factor from the steps at a first guess and at a share of it (or at 0 and 1).
+
+    None where more than `coarse` limits are left, from at most so many informative steps.
+    """
+    other = factor * share if factor else 1.0
+    here, there = (replay.steps(replay.by({**change, key: value})) for value in (factor, other))
+    shown, informative, slopes, rests = False, 0, [], []
+    for (record, one), (_, two) in zip(here, there, strict=True):
+        with np.errstate(all="ignore"):
+            bound = record.bound * replay.limits
+            slope = (two - one) / (other - factor) / bound
+            rest = (record.scratch - one) / bound
+        if not (np.isfinite(slope).all() and np.isfinite(rest).all()):
+            return None
+        slopes.append(slope)
+        rests.append(rest)
+        shown = shown or bool(slope.any())
+        if not shown and np.abs(rest).max() > coarse:
+            return None
+        informative += bool(np.abs(slope).max() > 1e-3)
+        if informative == most:
+            break
+    slope, rest = np.array(slopes), np.array(rests)
+    by, spread = fit_all(slope, rest)
+    left = np.abs(rest - by * slope).max() / (1 + abs(by / other))
+    fits = math.isfinite(by) and left <= coarse
+    return rounded(factor + by, spread, replay.u) if fits else None

@@ -1,0 +1,301 @@
+"""Whether a user's code follows a rule from other inputs: another start, other rows, or rounded.
+
+Losses are taken from these inputs too. Of a step that no rule makes, the gradient is sought.
+
+Data or parameters that are kept in float32, in a computation that else is in float64, are known by
+what a step comes to from them: from rounded data all of it, to the rounding of float64; from
+rounded parameters it is within half a unit in the last place of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import compress, islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.compare.history import History, Record
+from regcheck.diagnosis.records import Explanation, Run
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import newton
+from regcheck.problem.batches import Batch
+from regcheck.problem.problem import Array, Parameters
+from regcheck.problem.row_orders import other_orders
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change
+from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
+
+MOST_SOLVED = 200
+"""Entries of the parameters up to which a start is solved for."""
+
+FOUND_START = 64.0
+"""How much less well losses are known from a start that had to be found."""
+
+
+def from_other_inputs(
+    run: Run, replay: Replay
+) -> tuple[tuple[Explanation, ...], Parameters | None]:
+    """Find other rows, or another start, from which a user's code makes its steps by the rule."""
+    if run.sees_rows and run.training.batch_rows[0] < run.training.train_rows:
+        found = tuple(in_other_orders(replay))
+        if found:
+            return found, None
+    if run.first == 1 and run.sees_rows and moves_later(replay):
+        for causes, change in single_causes(run):
+            elsewhere = from_elsewhere(replay, causes, change)
+            if elsewhere is not None:
+                return (elsewhere[0],), elsewhere[1]
+    return (), None
+
+
+def in_other_orders(replay: Replay) -> Iterator[Explanation]:
+    """Find the orders of the rows in which torch's rule makes the scratch side's steps."""
+    for note, batches in other_orders(replay.torch.problem.schedule).items():
+        pairs = zip(replay.history.records(), batches, strict=False)
+        reordered = (record._replace(batch=batch) for record, batch in pairs)
+        residual = replay.largest(afters(replay, replay.torch, reordered))
+        if residual <= 1:
+            yield Explanation(("row-order",), {}, residual, note=note)
+
+
+def afters(
+    replay: Replay,
+    rule: NumpyTrainer,
+    records: Iterable[Record] | None = None,
+    known: Callable[[Record], ForwardBackward | None] = lambda _: None,
+) -> Iterator[tuple[Record, Array]]:
+    """Yield each record, with torch's own bounds, and the parameters after a rule's step.
+
+    `known` is the pass over a step's rows, or None for the rule's own.
+    """
+    for record, update in replay.updates(rule, records, known):
+        assert update is not None
+        yield record, replay.history.flat(update.step.after)
+
+
+def from_rounded(run: Run, replay: Replay) -> Explanation | None:
+    """Find data, or parameters, that are rounded to float32 where torch computes in float64."""
+    problem = run.torch.problem
+    if problem.scratch_dtype != "float64" or problem.framework_dtype != "float64":
+        return None
+    if not np.isfinite(replay.history.all("scratch")).all():  # no number is rounded to NaN
+        return None
+    found = parameters_rounded(replay)
+    if found is not None or not run.sees_rows or not run.scratch_is_reference:
+        return found
+    X, y = as_float32(problem.X), as_float32(problem.y)
+    for note, inputs in {
+        "the data X are rounded to float32": replace(problem, X=X),
+        "the targets y are rounded to float32": replace(problem, y=y),
+        "the data X and y are rounded to float32": replace(problem, X=X, y=y),
+    }.items():
+        residual = replay.largest(afters(replay, NumpyTrainer(inputs)))
+        if residual <= 1:
+            return Explanation(("precision",), {}, residual, note=note)
+    return None
+
+
+def as_float32(numbers: Array) -> Array:
+    """Round numbers to float32; labels are whole."""
+    if numbers.dtype.kind == "i":
+        return numbers
+    with np.errstate(all="ignore"):
+        return numbers.astype(np.float32).astype(np.float64)
+
+
+def parameters_rounded(replay: Replay) -> Explanation | None:
+    """Return whether the steps are torch's, with some tensors rounded to float32 after each."""
+    history = replay.history
+    same = (history.all("scratch") == as_float32(history.all("scratch"))).all(axis=0)
+    names = [name for name, part in history.slices.items() if same[part].all()]
+    rounded = np.zeros(history.entries, dtype=bool)
+    for name in names:
+        rounded[history.slices[name]] = True
+    if not names:
+        return None
+    residual = min(residual_rounded(replay, rounded, start) for start in (True, False))
+    if residual > 1:
+        return None
+    which = " and ".join(names) if len(names) < len(history.slices) else "the parameters"
+    verb = "is" if len(names) == 1 < len(history.slices) else "are"
+    return Explanation(("precision",), {}, residual, note=f"{which} {verb} rounded to float32")
+
+
+def residual_rounded(replay: Replay, rounded: NDArray[np.bool_], start: bool) -> float:
+    """Return the largest ratio left beyond half a unit of float32 in the rounded entries, or inf.
+
+    `start` is whether they are rounded before step 1 too.
+    """
+    problem, before = replay.torch.problem, replay.history.all("before")
+    if start:
+        before = np.where(rounded, as_float32(before), before)
+    unchanged = (before == replay.history.all("before")).all(axis=1)
+
+    def known(record: Record) -> ForwardBackward | None:
+        here = unchanged[record.batch.step - 1] or not replay.sees_rows
+        return replay.scaled_pass(problem, record) if here else None
+
+    def to_float32() -> Iterator[tuple[Record, Array]]:
+        records = replay.history.records()
+        moved = (record._replace(before=w) for record, w in zip(records, before, strict=True))
+        for record, after in afters(replay, replay.torch, moved, known):
+            half = np.spacing(np.abs(record.scratch).astype(np.float32)).astype(np.float64) / 2
+            within = np.clip(record.scratch, after - half, after + half)
+            yield record, np.where(rounded, within, after)
+
+    return replay.largest(to_float32())
+
+
+def single_causes(run: Run) -> Iterator[tuple[tuple[str, ...], Change]]:
+    """Yield torch's own rule, and then each cause that concerns the run by itself."""
+    yield (), {}
+    visible, convention = run.visible, run.spec.named_convention()
+    for name, cause in CAUSES.items():
+        if cause.fitted or (visible is not None and name not in visible):
+            continue
+        if cause.concerns(run.training, convention):
+            yield from (((name,), change) for change in cause.changes)
+
+
+def moves_later(replay: Replay) -> bool:
+    """Whether torch moves a parameter beyond rounding in some step but the first."""
+    history = replay.history
+    moved = np.abs(history.all("framework") - history.all("before"))[1:]
+    with np.errstate(all="ignore"):
+        return bool((moved > history.all("bound")[1:] * replay.limits).any())
+
+
+def from_elsewhere(
+    replay: Replay, causes: tuple[str, ...], change: Change
+) -> tuple[Explanation, Parameters] | None:
+    """Return whether the steps are a rule's, but for where the first one starts.
+
+    Its start is what the rule takes to the end of step 1; all later steps must agree, and some
+    must show that.
+    """
+    rule = replay.by(change)
+    for by_newton in (True, False):
+        start = first_start(replay, rule, by_newton=by_newton)
+        if start is None:
+            continue
+        first, *later = replay.history.records()
+
+        def known(record: Record) -> ForwardBackward | None:
+            return None if record.batch.step == 1 else replay.scaled_pass(rule.problem, record)
+
+        steps = afters(replay, rule, [first._replace(before=start), *later], known)
+        residual = replay.largest(islice(steps, 1, None))
+        if residual <= 1:
+            found = Explanation(("initial-parameters", *causes), change, residual)
+            return found, replay.history.split(start)
+    return None
+
+
+def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array | None:
+    """Solve step(w) = w₁ for where a rule's first step starts; None where it does not converge.
+
+    Newton's method is w ← w + J⁺ (w₁ − step(w)), and the fixed point's takes 1 for J⁺.
+    """
+    split, flat = replay.history.split, replay.history.flat
+    record, first = next(replay.history.records()), rule.start()
+
+    def after(start: Array) -> Array:
+        state = first._replace(parameters=split(start))
+        return flat(rule.step(state, record.batch).step.after)
+
+    start = record.scratch.copy()
+    if by_newton and len(start) > MOST_SOLVED:
+        return None
+    times, near = (30, 0.05) if by_newton else (500, 0.01)
+    with np.errstate(all="ignore"):
+        for _ in range(times):
+            end = after(start)
+            rest = record.scratch - end
+            if not np.isfinite(rest).all():
+                return None
+            here = replay.widened(rule.problem, record._replace(before=start), end)
+            solved = np.abs(rest / (here.bound * replay.limits)).max() < near
+            if solved and by_newton:
+                return start
+            start = start + (newton(after, start, end, rest) if by_newton else rest)
+            if solved:
+                return start
+    return None
+
+
+def implied_gradient(replay: Replay, record: Record) -> Array | None:
+    """Return the data gradient that would make the scratch side's first diverging step by torch's.
+
+    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
+    gradient gives a. None where it is not, or where clipping or an lr of 0 hides it.
+    """
+    problem, step = replay.torch.problem, record.batch.step
+    clipped = problem.clip_norm is not None or problem.clip_value is not None
+    if clipped or not problem.sgd.rule.linear:
+        return None
+
+    def after(gradient: Array) -> Array:
+        def known(one: Record) -> ForwardBackward:
+            return replay.pass_with(one, gradient if one.batch.step == step else one.gradient)
+
+        *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
+        assert update is not None
+        return replay.history.flat(update.step.after)
+
+    torch = after(record.gradient)
+    slope = after(record.gradient + 1) - torch
+    return record.gradient + (record.scratch - torch) / slope if slope.all() else None
+
+
+class Place(NamedTuple):
+    """Where the scratch side takes its losses: torch's there, at some steps, and their limits."""
+
+    framework: Array
+    limit: Array
+    batches: tuple[Batch, ...]
+    before: Array
+
+    def at(self, kept: NDArray[np.bool_]) -> Place:
+        """Return some of the steps."""
+        batches = tuple(compress(self.batches, kept))
+        return Place(self.framework[kept], self.limit[kept], batches, self.before[kept])
+
+    @property
+    def rows(self) -> Array:
+        """The number of rows of each step."""
+        return np.array([float(batch.size) for batch in self.batches])
+
+
+def places(run: Run, found: Sequence[Explanation], start: Parameters | None) -> Iterator[Place]:
+    """Yield where the scratch side may take its losses: from its start, on its rows, as torch."""
+    history = run.history
+    limit = run.limits["loss"] * history.loss("bound")
+    batches = tuple(record.batch for record in history.records())
+    own = Place(history.loss("framework"), limit, batches, history.all("before"))
+    if start is not None:
+        framework, before = own.framework.copy(), own.before.copy()
+        framework[0] = run.torch.forward_backward(start, batches[0]).loss
+        before[0] = history.flat(start)
+        # It is known to rounding alone, and the bound of its loss is that of another start.
+        limit = FOUND_START * limit
+        limit[0] += 1e-9 * abs(framework[0])
+        yield Place(framework, limit, batches, before)
+        return
+    for one in found:
+        if "row-order" in one.causes:
+            order = other_orders(run.torch.problem.schedule)[one.note]
+            batches = tuple(islice(order, len(history)))
+            losses = losses_of(run.torch, history, own.before, batches)
+            yield own._replace(framework=losses, batches=batches)
+    yield own  # the rows of the loss may not be those of the gradient
+
+
+def losses_of(
+    rule: NumpyTrainer, history: History, parameters: Array, batches: Sequence[Batch]
+) -> Array:
+    """Return a rule's mean loss over micro-batches, from the rows, at each step."""
+    pairs = zip(parameters, batches, strict=True)
+    return np.array([rule.forward_backward(history.split(w), batch).loss for w, batch in pairs])

@@ -1,0 +1,198 @@
+"""Torch's rule with other numbers: options of its optimizer, its lr, and each tensor's decay.
+
+Newton's method looks for one option alone first, and then for all numbers together, of which those
+that come out as torch's own are no difference. The others are proved by replaying all steps, and
+must be fewer than the entries' steps that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from regcheck.diagnosis.fits.fitting import is_told
+from regcheck.diagnosis.fits.newton import Open, solve
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import Fit
+from regcheck.problem.problem import Problem
+from regcheck.rules.causes.cause import Change
+from regcheck.rules.optimizers.update_rule import Options
+from regcheck.rules.torch_call import decays_text
+
+OPTION = "option-differs"
+
+BETWEEN = (0.5, 0.9, 0.99)
+"""Other first guesses of a number below 1, and of one that torch has at 0."""
+
+NEARLY_NONE = 1e-3
+"""The share of torch's value below which another one may be none."""
+
+MOST_NUMBERS = 16
+"""Numbers up to which all are sought together."""
+
+
+class Number(NamedTuple):
+    """One of the numbers: the factor on the lr, a tensor's decay or an option, by its name."""
+
+    kind: Literal["lr", "decay", "option"]
+    name: str = ""
+
+
+LR = Number("lr")
+
+
+class Numbers(NamedTuple):
+    """The numbers of a rule; `options` are all of them."""
+
+    lr_factor: float
+    weight_decay: Mapping[str, float]
+    options: Options
+
+    def change(self, own: Options, start_option: str = "") -> Change:
+        """Return what they put into torch's rule, but for the weight decays.
+
+        The start of a sum is a convention, for which torch has an option.
+        """
+        other = {key: value for key, value in self.options.items() if value != own[key]}
+        change: dict[str, object] = {"lr_factor": self.lr_factor} if self.lr_factor != 1 else {}
+        if start_option in other:
+            change["accumulator_start"] = other[start_option]
+        return change | ({"options": tuple(other.items())} if other else {})
+
+
+class Torch:
+    """Torch's rule, whose numbers are open."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay, self.problem = replay, replay.torch.problem
+        self.rule, settings = replay.torch.settings.rule, self.problem.sgd
+        self.own = Numbers(1.0, dict(settings.weight_decay), dict(settings.options))
+
+    def of(self, number: Number) -> float:
+        """Return torch's own value of a number."""
+        if number.kind == "option":
+            return self.rule.numbers[number.name].of(self.own.options)
+        return self.own.weight_decay[number.name] if number.kind == "decay" else 1.0
+
+    def open(self, number: Number) -> Open:
+        """Return a number as Newton's method has it, from torch's own value on."""
+        if number.kind == "option":
+            option = self.rule.options[self.rule.numbers[number.name].key]
+            return Open(self.of(number), option.least, option.below)
+        return Open(self.of(number), 0.0 if number.kind == "lr" else -np.inf)
+
+    def numbers(self, values: Mapping[Number, float]) -> Numbers:
+        """Return torch's numbers with others in the places of some."""
+        decays, options = dict(self.own.weight_decay), dict(self.own.options)
+        for number, value in values.items():
+            if number.kind == "option":
+                options = self.rule.numbers[number.name].put(options, value)
+            elif number.kind == "decay":
+                decays[number.name] = value
+        return Numbers(values.get(LR, 1.0), decays, options)
+
+    def change(self, numbers: Numbers) -> Change:
+        """Return what other numbers put into torch's rule, but for the weight decays."""
+        return numbers.change(self.own.options, self.rule.start_option)
+
+    def by(self, values: Mapping[Number, float]) -> Problem:
+        """Return torch's rule with other numbers."""
+        numbers = self.numbers(values)
+        changed = self.problem.with_change(self.change(numbers))
+        return replace(changed, weight_decay=dict(numbers.weight_decay))
+
+    def solved(self, numbers: Sequence[Number], start: float | None = None) -> dict[Number, Fit]:
+        """Fit numbers to the steps; nothing where none come near."""
+        opens = [self.open(number) for number in numbers]
+        if start is not None:
+            opens = [one._replace(start=start) for one in opens]
+        found = solve(self.replay, lambda at: self.by(dict(zip(numbers, at, strict=True))), opens)
+        return {} if found is None else dict(zip(numbers, found.fits, strict=True))
+
+    def plain(self, number: Number, fit: Fit) -> Fit:
+        """Return the plainest value near a fitted one: torch's own, its default, or a decimal."""
+        among = [self.of(number)]
+        if number.kind == "option":
+            among.append(self.rule.numbers[number.name].of(self.rule.defaults))
+        elif number.kind == "decay":
+            among.append(0.0)
+        return fit.plain(among)
+
+    def at_least(self, number: Number, fit: Fit) -> Fit:
+        """Return where the range of an option ends in the place of a value that goes there."""
+        least, own = self.open(number).least, abs(self.of(number))
+        ends = number.kind == "option" and abs(fit.factor - least) < NEARLY_NONE * own
+        return fit._replace(factor=least) if ends else fit
+
+    def explanation(self, fits: Mapping[Number, Fit]) -> Explanation | None:
+        """Return other numbers as an explanation, if they make every step; plain ones before."""
+        plain = {number: self.plain(number, fit) for number, fit in fits.items()}
+        least = {number: self.at_least(number, fit) for number, fit in plain.items()}
+        for way in (least, plain, fits):
+            found = self.explained(way)
+            if found is not None:
+                return found
+        return None
+
+    def explained(self, fits: Mapping[Number, Fit]) -> Explanation | None:
+        """Return some numbers as an explanation, if they make every step and torch's do not."""
+        numbers = self.numbers({number: fit.factor for number, fit in fits.items()})
+        own, change = self.own, self.change(numbers)
+        changed = replace(self.problem, weight_decay=dict(numbers.weight_decay))
+        rule = self.replay.torch.by(changed.with_change(change))
+        residual = self.replay.largest(self.replay.steps(rule))
+        if residual > 1:
+            return None
+        options = {n.name: fit for n, fit in fits.items() if n.kind == "option"}
+        scaled = {"learning-rate-scaled": fits[LR]} if "lr_factor" in change else {}
+        decayed = numbers.weight_decay != own.weight_decay
+        causes = (*scaled, *([OPTION] if options else []), *(["penalty-scaled"] if decayed else []))
+        return Explanation(
+            causes,
+            change,
+            residual,
+            scaled,
+            decays_text(numbers.weight_decay, own.weight_decay),
+            numbers.weight_decay if decayed else None,
+            options=options,
+        )
+
+
+def with_other_option(replay: Replay) -> Iterator[Explanation]:
+    """Yield the options of which another value makes all steps."""
+    torch = Torch(replay)
+    if shown(replay) < 2:
+        return
+    for name in torch.rule.numbers:
+        number = Number("option", name)
+        own = torch.of(number)
+        guesses = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
+        for guess in dict.fromkeys((own, *guesses)):
+            found = torch.explanation(torch.solved([number], guess) or {})
+            if found is not None and is_told(replay, found.change):
+                yield found
+                break
+
+
+def with_other_numbers(replay: Replay) -> Explanation | None:
+    """Return whether torch's rule makes the steps with another lr, other decays and options."""
+    torch = Torch(replay)
+    decays = [Number("decay", name) for name in torch.own.weight_decay]
+    numbers = [LR, *decays, *(Number("option", name) for name in torch.rule.numbers)]
+    if not len(numbers) < min(shown(replay), MOST_NUMBERS + 1):
+        return None
+    fits = torch.solved(numbers)
+    others = [number for number, fit in fits.items() if not fit.is_near(torch.of(number))]
+    if not others:
+        return None
+    return torch.explanation(torch.solved(others) or {})
+
+
+def shown(replay: Replay) -> int:
+    """Return in how many entries' steps the sides differ beyond rounding."""
+    records = replay.history.records()
+    return sum(int((replay.ratios(one, one.framework) > 1).sum()) for one in records)

@@ -1,0 +1,1 @@
+"""The texts of a report, part by part. They take a Report, and print nothing."""

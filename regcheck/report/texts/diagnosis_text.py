@@ -1,0 +1,241 @@
+"""The lines on a diagnosis: the causes, the proof, what explains it as well, and the fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting
+from regcheck.diagnosis.search import name_of_factor
+from regcheck.numerics.least_squares import Fit
+from regcheck.report.result import Report
+from regcheck.report.texts.roles import roles_of
+from regcheck.report.texts.text import upward
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import put_in
+from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.formula import rule_lines
+from regcheck.rules.settings import letters, number
+from regcheck.rules.torch_call import alike
+
+MOST_ALTERNATIVES = 3
+"""Other explanations that are printed; the JSON report has them all."""
+
+TORCHS_LOSS = "torch's loss"
+
+UNEXPLAINED = (
+    "not explained: no known cause, no pair of causes, no factor on the lr, the gradient or the "
+    "penalty and no other value of an option reproduces these steps."
+)
+
+UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
+
+UNEXPLAINED_STAGES = {
+    "gradient": "in the data gradient, as far as the steps show: check the forward pass, the "
+    "loss's derivative, and which rows are used.",
+    "optimizer": "in the optimizer: how the step uses the gradient.",
+    "penalty": "in the penalty: the data gradient is torch's.",
+}
+"""Where to look if no cause explains a divergence."""
+
+SAME_RULE = "the same rule under another name: fix either"
+
+
+class Line(NamedTuple):
+    """A line of the diagnosis: its label (empty where it goes on), and whether it is a formula."""
+
+    label: str
+    text: str
+    formula: bool = False
+
+
+def diagnosis_lines(report: Report) -> list[Line]:
+    """Describe the diagnosis, line by line."""
+    found = report.diagnosis
+    if found is None:
+        return []
+    lines: list[Line] = []
+    if found.best is not None:
+        lines += cause_lines(report, found.best)
+        lines.append(Line("Proof", proof(report, found, found.best)))
+        lines += alternative_lines(report, found)
+    elif report.first_divergence is not None:
+        lines.append(Line("Cause", UNEXPLAINED))
+        if found.stage in UNEXPLAINED_STAGES:
+            lines.append(Line("Where", UNEXPLAINED_STAGES[found.stage]))
+    lines += labelled("Known", found.evidence)
+    lines += loss_lines(report, found) + fitted_lines(report, found)
+    roles = roles_of(report.spec)
+    return [one if one.formula else one._replace(text=roles.worded(one.text)) for one in lines]
+
+
+def labelled(label: str, texts: Iterable[str]) -> list[Line]:
+    """Put a label before the first of some lines."""
+    return [Line("" if place else label, text) for place, text in enumerate(texts)]
+
+
+def cause_lines(report: Report, best: Explanation) -> list[Line]:
+    """Describe the causes: what the scratch side does, and both rules where they differ."""
+    if not best.causes:
+        return [Line("Cause", "none: the sides differ by rounding alone")]
+    causes = []
+    for cause in best.causes:
+        fit = best.fits.get(cause)
+        factor = "" if fit is None else f": {factor_text(report, cause, fit)}"
+        text = options_text(report) if cause == "option-differs" else best.note
+        note = f": {text}" if text and fit is None else ""
+        causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
+    lines = labelled("Cause", causes)
+    own = letters(report.fitted_training or report.rule_training)
+    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
+    scratch = rule_lines(convention, own, faults)
+    torch = rule_lines(own.torchs, letters(report.rule_training))
+    if scratch != torch:
+        roles = roles_of(report.spec)
+        for side, rule in ((roles.explained, scratch), (roles.reference, torch)):
+            lines += [
+                Line("", f"{'' if place else side:<8} {text}", formula=True)
+                for place, text in enumerate(rule)
+            ]
+    return lines
+
+
+def factor_text(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`."""
+    text = fitted_text(fit)
+    named = name_of_factor(cause, fit, report.training)
+    same = named is None or named.text.replace("−", "-") == text
+    return text if same or named is None else f"{text} = {named.text}"
+
+
+def fitted_text(fit: Fit) -> str:
+    """Write a fitted number, with its deviation where that shows in ten digits."""
+    shows = fit.deviation >= 1e-10 * abs(fit.factor)
+    return f"{fit.factor:.10g}" + (f" ± {fit.deviation:.1g}" if shows else "")
+
+
+def other_options(report: Report) -> dict[str, tuple[Fit, float]]:
+    """Return the options that are fitted by their names, and torch's values of them."""
+    best, settings = report.diagnosis and report.diagnosis.best, report.training.sgd
+    numbers = settings.rule.numbers
+    fits = best.options if best else {}
+    return {name: (fit, numbers[name].of(settings.options)) for name, fit in fits.items()}
+
+
+def options_text(report: Report) -> str:
+    """Describe which options have another value than torch's: betas[0] is 0.95, torch's is 0.9."""
+    return "; ".join(
+        f"{name} is {fitted_text(fit)}, torch's is {number(torch)}"
+        for name, (fit, torch) in other_options(report).items()
+    )
+
+
+def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
+    """Say what putting the causes into torch's rule makes of the difference."""
+    steps = "the one step agrees" if found.steps == 1 else f"all {found.steps:,} steps agree"
+    if found.steps < report.comparison.compared:
+        steps = f"all {found.steps:,} kept steps of {report.comparison.compared:,} agree"
+    limit = report.limit_within
+    left = f"{upward(best.residual * limit)} rounding bounds, of {limit:g} allowed"
+    if best.causes == ("precision",) and not best.note:
+        return f"no formula differs: {steps}, to the rounding of float32."
+    if not best.causes:
+        changed = "no formula differs:"
+    elif found.start is not None:
+        name, start = next(iter(found.start.items()))
+        some = ", ".join(f"{value:.6g}" for value in np.ravel(start)[:4])
+        changed = f"from {name} {some}{', ..' if start.size > 4 else ''}"
+    elif not best.change and best.weight_decay is None:
+        changed = "from the same parameters" if "initial-parameters" in best.causes else "then"
+    else:
+        changed = f"with {'it' if len(best.causes) == 1 else 'these'} in torch's rule"
+    return f"{changed} {steps}; the largest remaining difference is {left}."
+
+
+def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
+    """Describe the explanations that are as good, and the runs that would distinguish them."""
+    texts = []
+    for one, run in zip(found.explanations[1:], found.distinguished_by[1:], strict=True):
+        causes = [
+            f"{cause} by {factor_text(report, cause, one.fits[cause])}"
+            if cause in one.fits
+            else cause
+            for cause in sorted(one.causes, key=lambda cause: cause in one.fits)
+        ]
+        how = f"a run with {run} would tell them apart" if run else SAME_RULE
+        texts.append(f"{' with '.join(causes)} explains it just as well ({how})")
+    if len(texts) > MOST_ALTERNATIVES:
+        rest = len(texts) - MOST_ALTERNATIVES
+        texts[MOST_ALTERNATIVES:] = [f"and {rest} more, in the JSON report"]
+    return labelled("Or", texts)
+
+
+def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
+    """Describe what explains the reported losses."""
+    if not found.loss_diverged:
+        return []
+    if found.reporting is None:
+        return [Line("Loss", found.loss_evidence or UNEXPLAINED_LOSS)]
+    texts = [
+        f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
+        for cause in found.reporting.causes
+    ]
+    formula = reported_formula(report, found.reporting)
+    if formula == TORCHS_LOSS:
+        return labelled("Loss", [*texts, found.loss_evidence] if found.loss_evidence else texts)
+    lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
+    lines.append(Line("", f"scratch  {formula}", formula=True))
+    return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
+
+
+def reported_formula(report: Report, reporting: Reporting) -> str:
+    """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
+    scale = f"{reporting.scale:.6g}"
+    for share, half in ((0.5, "½ "), (1.0, "")):
+        fit = Fit(reporting.scale / share, 0.0)
+        named = name_of_factor("gradient-scaled", fit, report.training)
+        scale = half + named.text if named else scale
+    if scale == "1" and "reported-loss-scaled" in reporting.causes:
+        scale = "c"  # another at each step
+    formula = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    for cause in reporting.causes:
+        if cause != "reported-loss-scaled" and CAUSES[cause].reports:
+            formula = CAUSES[cause].reports.format(formula)
+    for name, fit in reporting.strengths.items():
+        if fit.factor:
+            letter = {"weight": "w", "bias": "b"}.get(name, name)
+            formula += f" + ½·{fit.factor:.6g} Σ{letter}²"
+    return formula
+
+
+def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
+    """Describe the effective lr and weight decay that the scratch side's steps come to."""
+    sgd = report.training.sgd
+    decays = sgd.weight_decay
+    rates: dict[str, list[str]] = {}
+    penalties: dict[str, list[str]] = {}
+    spreads: dict[str, str] = {}
+    for name, scales in found.effective_settings.items():
+        rate, decay = scales.gradient, scales.weight_decay
+        if not scales.fits or rate is None:
+            return []
+        alpha = 1.0 if rate.is_near(1.0) else rate.factor
+        rates.setdefault(f"lr {alpha * sgd.of(name).lr:.6g}", []).append(name)
+        if decay is not None and any(decays.values()):
+            lost = abs(decay.factor) < 1e-9 * decays.get(name, 0.0)
+            text = f"weight_decay {0.0 if lost else decay.factor:.6g}"
+            penalties.setdefault(text, []).append(name)
+            spreads.setdefault(text, f" (± {decay.deviation:.0e})")
+    if not rates:
+        return []
+    texts = [
+        text + (f" of {' and '.join(names)}" if len(group) > 1 else "") + spreads.get(text, "")
+        for group in (rates, penalties)
+        for text, names in group.items()
+    ]
+    torch = f"lr {' and '.join(dict.fromkeys(number(sgd.of(name).lr) for name in decays))}"
+    if any(decays.values()):
+        torch += f", weight_decay {' and '.join(f'{value:g}' for value in alike(decays))}"
+    return [Line("Fitted", f"from the scratch side's steps: {', '.join(texts)}; torch has {torch}")]

@@ -1,0 +1,97 @@
+"""What to change on either side, or in the spec, so that they match, in words."""
+
+from __future__ import annotations
+
+from regcheck.diagnosis.records import SpecFix
+from regcheck.report.result import Report
+from regcheck.report.texts.diagnosis_text import TORCHS_LOSS, factor_text, other_options
+from regcheck.report.texts.roles import roles_of
+from regcheck.report.texts.text import written
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import put_in
+from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.equivalent import Matching
+from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.settings import letters, number
+from regcheck.rules.torch_call import alike, torch_call
+
+
+def fix_of(report: Report, cause: str) -> str:
+    """Say what fixes a cause, with the factor that was fitted in the place of c."""
+    return roles_of(report.spec).worded(plain_fix(report, cause))
+
+
+def plain_fix(report: Report, cause: str) -> str:
+    """Say what fixes a cause in the catalogue's words."""
+    fix = CAUSES[cause].fix
+    apart = report.training.sgd.torchs.decay == "decoupled"
+    if apart and CAUSES[cause].fix_apart:
+        fix = CAUSES[cause].fix_apart
+    best = report.diagnosis.best if report.diagnosis else None
+    if best is None:
+        return fix
+    if cause == "penalty-scaled" and best.weight_decay is not None:
+        each = [
+            f"{number(decay)} for {' and '.join(names)}"
+            for decay, names in alike(report.training.sgd.weight_decay).items()
+        ]
+        return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
+    if best.by_entry is not None and CAUSES[cause].fix_by_entry and not apart:
+        return CAUSES[cause].fix_by_entry
+    if cause == "option-differs":
+        own = [f"{name} {number(torch)}" for name, (_, torch) in other_options(report).items()]
+        return f"{fix}: {', '.join(own)}"
+    if cause in best.fits:
+        factor = factor_text(report, cause, best.fits[cause])
+        fix = fix.replace("the factor c", f"the factor {factor}")
+    return fix
+
+
+def fixes(report: Report) -> dict[str, list[str]]:
+    """Return what to change on either side, or in the spec, so that they match."""
+    found = report.diagnosis
+    if found is None or not (found.best or found.reporting):
+        return {}
+    best, match = found.best, found.matching
+    given = letters(report.rule_training)
+    lines = [fix_of(report, cause) for cause in found.causes]
+    changed = best is not None and bool(best.change or best.weight_decay)
+    if best is not None and changed and set(best.change) != {"bce_slope"}:
+        _, faults = put_in(best.change, given.torchs, NO_FAULTS)
+        lines += rule_lines(given.torchs, given, NO_FAULTS._replace(bce_slope=faults.bce_slope))
+    if found.reporting is not None and found.reporting.causes:
+        own = f"{TORCHS_LOSS}, as your loss function has it"
+        loss = loss_text(given.torchs, given) if report.spec.own_framework is None else own
+        lines.append(f"reports  {loss}")
+    roles = roles_of(report.spec)
+    ways = {roles.fix: lines} if lines else {}
+    if changed and isinstance(match, Matching):
+        ways[roles.matching] = [torch_call(match.sgd)]
+        if report.training.lr_varies and match.lr_factor != 1:
+            ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
+    elif changed and match is not None and report.spec.textbook is None:
+        what = "lr and weight_decay" if report.training.sgd.rule.linear else "settings"
+        ways["in torch"] = [f"no {what} match: {match}"]
+    if isinstance(found.fix, SpecFix):
+        changes = found.fix.changes.items()
+        ways["in the spec"] = [f"{key}: {written(value)}" for key, value in changes]
+    return ways
+
+
+def not_written(report: Report) -> str:
+    """Say why no spec with the fix is written."""
+    if report.verdict == "equivalent":
+        return "the sides agree"
+    if report.verdict == "inconclusive":
+        return f"the run is inconclusive: {report.reason}"
+    found = report.diagnosis
+    if found is None or not found.causes:
+        return "no cause was found"
+    reason = found.fix
+    if not isinstance(reason, str):
+        rest = "the reported losses" if found.best else "the parameters"
+        reason = (
+            f"the fix is in the scratch code; why {rest} differ is not explained, so no change of "
+            "the spec makes the sides agree"
+        )
+    return f"{', '.join(found.causes)}: {reason}"

@@ -1,0 +1,280 @@
+"""What a report says besides the verdict: why it shows when it shows, and what was not judged.
+
+Each group of remarks yields the sentences that apply.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from regcheck.compare.comparison import OUT_OF_RANGE
+from regcheck.compare.drift import Needed
+from regcheck.report.result import Report
+from regcheck.report.texts.text import WHERE, both, short, upward
+from regcheck.rules.convention import differences, is_bias
+from regcheck.spec.sections.tolerance import Tolerance
+
+MOST_NAMED = 4
+"""Causes that are named before the rest is counted."""
+
+
+def first_remarks(report: Report) -> list[str]:
+    """Return the remarks on the two terms that differ: why they show when they show."""
+    return [*overflow(report), *hidden_before(report)]
+
+
+def remarks(report: Report) -> list[str]:
+    """Return the other remarks that apply, in the order of reading."""
+    groups = (
+        left_out,
+        symmetry,
+        saturation,
+        losses,
+        unjudged,
+        masked,
+        drift,
+        conventions,
+        tolerances,
+    )
+    return [remark for group in groups for remark in group(report)]
+
+
+def overflow(report: Report) -> Iterator[str]:
+    """Say that one side's numbers end before the other's, where that is why they differ."""
+    divergence, (scratch, framework) = report.first_divergence, report.dtypes
+    if divergence is None or scratch == framework:
+        return
+    if math.isfinite(divergence.at.scratch) != math.isfinite(divergence.at.framework):
+        side = "scratch" if scratch == "float32" else "torch"
+        yield f"float32 ends at 3.4e+38: the {side} side overflows where float64 does not."
+
+
+def hidden_before(report: Report) -> Iterator[str]:
+    """Say why the steps before the divergence could not show it, where it is known."""
+    divergence, previous = report.first_divergence, report.comparison.previous
+    if divergence is None or previous is None or "parameters" not in report.spec.compare:
+        return
+    tensor = divergence.within.tensor
+    if divergence.stage == "penalty" and not previous.framework.before[tensor].any():
+        earlier = f"Step {divergence.step - 1:,}"
+        was = "the bias was" if is_bias(tensor) else "the weights were"
+        yield f"{earlier} could not show it: {was} still zero, and so was the penalty."
+    elif divergence.stage == "optimizer" and divergence.step == 2 and report.training.sgd.momentum:
+        yield "Step 1 could not show it: there was no velocity from earlier steps."
+
+
+def left_out(report: Report) -> Iterator[str]:
+    """Describe divergences that the spec does not judge."""
+    found = []
+    judged = report.spec.compare
+    if report.first_divergence is not None and "parameters" not in judged:
+        found.append(f"the parameters diverge at step {report.first_divergence.step:,}")
+    if report.first_loss_divergence is not None and "loss" not in judged:
+        found.append(f"the reported losses diverge at step {report.first_loss_divergence.step:,}")
+    if found:
+        yield f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
+
+
+def symmetry(report: Report) -> Iterator[str]:
+    """Say that hidden units which start alike stay alike, where an mlp starts so."""
+    model, init = report.spec.architecture, report.spec.init
+    if report.spec.own_framework is not None or model is None or not model.hidden:
+        return
+    if init.constant is None and not (init.normal and init.normal.std == 0):
+        return
+    units = "each hidden layer's units" if max(model.hidden) > 1 else "the hidden units"
+    start = "the same numbers" if init.constant else "zeros"
+    yield (
+        f"All tensors start from {start}: {units} start alike, and no step makes them differ, so "
+        "that much of the mlp goes untested. Take `init: {normal: {std: 0.1, seed: 0}}`."
+    )
+
+
+def saturation(report: Report) -> Iterator[str]:
+    """Say from which step on BCELoss's floor is met, and that most rows are saturated."""
+    found, by_floor = report.comparison.saturation, report.names("bce-saturated")
+    if found is None:
+        return
+    if by_floor:
+        yield (
+            f"BCELoss's floor applies from step {found.first:,} on, to "
+            f"{percent(found.first_share)} of that step's samples."
+        )
+    if found.last_share > 1 / 2:
+        learns = "torch does not learn" if by_floor else "neither side learns"
+        yield (
+            f"In step {found.last:,}, {percent(found.last_share)} of the samples are saturated (p "
+            f"rounds to 0 or 1, or nearly): {learns} from them. Scale the features "
+            "(`standardize: true`), or take `loss: bce_with_logits`."
+        )
+
+
+def percent(share: float) -> str:
+    """Write a share: `97 %`, and no 0 or 100 where it is not just that.
+
+    >>> percent(1.0), percent(0.9734), percent(0.9999), percent(1e-5)
+    ('100 %', '97 %', '99.99 %', '0.001 %')
+    """
+    rounded = (float(f"{100 * share:.{digits}g}") for digits in range(2, 17))
+    return f"{next(one for one in rounded if (one < 100) == (share < 1)):.15g} %"
+
+
+def losses(report: Report) -> Iterator[str]:
+    """Say where the reported losses differ, or that there are none to compare."""
+    loss, first = report.first_loss_divergence, report.first_divergence
+    if loss is not None:
+        also = "also " if first is not None and first.step == loss.step else ""
+        on_drift = report.spec.tolerance.of("loss").on_drift
+        where = "each side on its own" if on_drift else "at the same parameters"
+        scratch, torch = both(loss.at.scratch, loss.at.framework)
+        yield (
+            f"The reported losses {also}diverge at step {loss.step:,}, {where}: "
+            f"scratch {scratch}, torch {torch}, difference {short(loss.at.difference)}."
+        )
+    if report.spec.textbook is not None:
+        yield "Both sides take the gradient that torch has: the update alone is compared."
+        return
+    own = report.spec.scratch is not None
+    if own and not report.comparison.losses.reported and "loss" in report.spec.compare:
+        yield "Your code yields no loss, so the reported losses are not compared."
+
+
+def unjudged(report: Report) -> Iterator[str]:
+    """Say from which step on something could not be judged, where the verdict does not say it."""
+    step, loss = report.comparison.first_unjudged, report.comparison.losses.first_unjudged
+    inconclusive = report.verdict == "inconclusive"
+    found = []
+    if step is not None and not inconclusive:
+        found.append(f"From step {step:,} on {OUT_OF_RANGE}: the run ends there.")
+    if loss is not None and loss != step and not (inconclusive and "loss" in report.spec.compare):
+        found.append(f"From step {loss:,} on the reported losses are out of range, and not judged.")
+    if found:
+        yield " ".join(found)
+
+
+def masked(report: Report) -> Iterator[str]:
+    """Name a stage that differs where the parameters do not: the step hides it."""
+    if report.first_divergence is not None or not report.comparison.first_by_stage:
+        return
+    stages = [
+        f"{WHERE[stage]} (step {step:,})"
+        for stage, step in report.comparison.first_by_stage.items()
+    ]
+    if report.spec.tolerance.on_drift:
+        yield (
+            f"The rules differ nevertheless, {' and '.join(stages)}, by more than rounding: the "
+            "tolerance allows the drift that results."
+        )
+    else:
+        yield f"The sides differ {' and '.join(stages)}, but no parameter shows it."
+
+
+def drift(report: Report) -> Iterator[str]:
+    """Say how far the trajectories are apart where the steps agree, and whether it is amplified."""
+    found, amplified = report.comparison.drift, report.comparison.drift.amplification
+    if report.verdict == "diverged" or report.first_divergence or not report.comparison.compared:
+        return
+    if amplified is not None:
+        yield (
+            f"The drift is amplified rounding: each step agrees, and the training amplifies the "
+            f"rounding errors, from step {amplified.first_step:,} on. After step "
+            f"{amplified.step:,} the trajectories are {short(amplified.drift)} apart, "
+            f"{short(amplified.factor)} times the sum of the rounding errors so far. A smaller "
+            "lr may keep them together."
+        )
+    elif report.verdict == "equivalent" and found.largest == 0:
+        yield "The two trajectories are identical."
+    elif report.verdict == "equivalent":
+        share = max(found.needed[name].rtol_alone for name in report.comparison.trace.tensors)
+        size = f", {short(share)} of an entry's size" if share < 1e-3 else ""
+        yield f"The two trajectories are never more than {short(found.largest)} apart{size}."
+
+
+def conventions(report: Report) -> Iterator[str]:
+    """Name the causes and conventions that a run could not distinguish, and why."""
+    chosen = differences(
+        report.spec.named_convention(), report.training.sgd.torchs, bias=report.spec.bias
+    )
+    keys = ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in chosen.items())
+    diverged = report.verdict == "diverged"
+    shown = (
+        report.first_divergence or report.first_loss_divergence or report.comparison.first_by_stage
+    )
+    if keys and diverged:
+        yield f"The spec's convention differs in {keys}."
+    if keys and report.verdict == "equivalent" and not shown:
+        yield f"The spec's convention differs in {keys}; nothing in this run tells the two apart."
+    if diverged or report.first_divergence or not report.comparison.compared:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for hidden in report.not_distinguished:
+        by_reason.setdefault(hidden.reason, []).append(hidden.cause)
+    found = [f"from {any_of(causes)} because {reason}" for reason, causes in by_reason.items()]
+    if found:
+        yield f"This run cannot tell torch's rule {'; nor '.join(found)}."
+
+
+def any_of(names: list[str]) -> str:
+    """Name one of some causes: `a`, `a or b`, `a, b, c, d or 3 more`."""
+    if len(names) > MOST_NAMED + 1:
+        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def tolerances(report: Report) -> Iterator[str]:
+    """Say what the smallest tolerance is that would have passed; its digits are rounded up.
+
+    Where all that is judged has one tolerance, so has what is said; else each its own.
+    """
+    found = report.comparison
+    if not found.compared:
+        return
+    if report.verdict == "inconclusive" and not found.stops(report.spec.compare):
+        return
+    what = " what was judged" if found.first_unjudged or found.losses.first_unjudged else ""
+    names = report.spec.judged(found.drift.needed)
+    given = [report.spec.tolerance.of(name) for name in names]
+    if len(set(given)) == 1:
+        smallest = tolerance_forms(report.smallest_tolerance(), given[0])
+        yield f"Smallest tolerance that passes{what}: {smallest}."
+        return
+    each = [
+        f"{name} {tolerance_forms(found.drift.needed[name], tolerance)}"
+        for name, tolerance in zip(names, given, strict=True)
+    ]
+    yield f"Smallest tolerances that pass{what}: {'; '.join(each)}."
+
+
+def tolerance_forms(needed: Needed, tolerance: Tolerance) -> str:
+    """Write the smallest tolerance of each kind, as a spec does."""
+    if needed.exact:
+        return "exact"
+    forms = {
+        "{{rounding: {}}}": needed.rounding,
+        "{{rtol: {}}}": needed.rtol_alone,
+        "{{atol: {}}}": needed.atol_alone,
+    }
+    if tolerance.rtol and tolerance.atol:
+        forms[f"{{{{rtol: {{}}, atol: {tolerance.atol!r}}}}}"] = needed.rtol
+        forms[f"{{{{rtol: {tolerance.rtol!r}, atol: {{}}}}}}"] = needed.atol
+    found = [form.format(upward(size)) for form, size in forms.items() if 0 < size < math.inf]
+    return any_of(found) if found else "none"
+
+
+def expectation(report: Report) -> str:
+    """Say whether the run found what its spec expects; empty where it expects nothing."""
+    expect = report.spec.expect
+    if expect is None:
+        return ""
+    if report.expected:
+        return "As expected."
+    wanted = expect.verdict or ("" if expect.step is None and not expect.cause else "diverged")
+    at = f" at step {expect.step:,}" if expect.step else ""
+    by = f" by {expect.cause}" if expect.cause else ""
+    missed = ""
+    if expect.cause and report.verdict == "diverged" and not report.names(expect.cause):
+        named = " and ".join(report.diagnosis.causes) if report.diagnosis else ""
+        missed = f"; the cause is {named}" if named else "; no cause explains it"
+    return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."

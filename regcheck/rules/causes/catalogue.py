@@ -1,0 +1,279 @@
+"""The causes, in one catalogue: those of the penalty, of the optimizer's step, and the others.
+
+A new one is an entry in one of the three. The trials of what a run could have shown, the diagnosis,
+the explanation and the planted bugs read it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from regcheck.rules.causes.cause import AT_ONCE, ONE_PERCENT, Cause, Change, put_in
+from regcheck.rules.causes.penalty_causes import PENALTY_CAUSES
+from regcheck.rules.causes.step_causes import STEP_CAUSES
+from regcheck.rules.convention import NO_FAULTS, Convention, is_bias
+from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.settings import Letters, Training, letters
+
+
+def in_batches(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+    """Whether a step sees some of the rows."""
+    return training.batch_rows[0] < training.train_rows
+
+
+OTHER_CAUSES: dict[str, Cause] = {
+    "accumulation-not-averaged": Cause(
+        "sums the micro-batches' gradients",
+        changes=({"accumulation": "sum"},),
+        concerns=lambda training, _: bool(training.micro_rows),
+        stage="gradient",
+        since="at every step of several micro-batches",
+        fix="divide the sum of the micro-batches' gradients by the number of micro-batches",
+        hidden_by=("one-micro-batch", "zero-gradient"),
+    ),
+    "bce-saturated": Cause(
+        "takes p − y where torch's BCELoss passes no gradient",
+        changes=({"bce_slope": "plain"},),
+        concerns=lambda training, _: training.loss == "bce",
+        stage="gradient",
+        since="where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)",
+        fix="keep p − y, which is right: it is torch's loss that is to change, or the features' "
+        "scale",
+        hidden_by=("never-saturated",),
+    ),
+    "clip-per-tensor": Cause(
+        "clips each tensor by its own norm",
+        changes=({"clip_scope": "tensor"},),
+        concerns=lambda training, _: (
+            training.clipped_by_norm and len(training.sgd.weight_decay) > 1
+        ),
+        stage="optimizer",
+        since="where a gradient is clipped",
+        fix="take one norm over the gradients of all tensors, and scale all of them by one factor",
+        hidden_by=("never-clipped",),
+    ),
+    "gradient-accumulated": Cause(
+        "never zeroes the gradients",
+        changes=({"zeroing": "never"},),
+        stage="gradient",
+        since="from step 2 on",
+        fix="set the gradients to 0 before each step, so that no earlier one is left in them",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "gradient-scaled": Cause(
+        "multiplies the gradient by some factor",
+        changes=({"gradient_factor": ONE_PERCENT},),
+        stage="gradient",
+        since=AT_ONCE,
+        fix="leave the factor c out: the gradient is that of the batch's mean loss",
+        fix_by_entry="leave out what multiplies the gradient of the entries named above",
+        hidden_by=("zero-gradient",),
+        fitted=True,
+    ),
+    "initial-parameters": Cause(
+        "does not start from the spec's parameters",
+        stage="initial",
+        since="before step 1",
+        fix="start from the spec's `init`, every weight and bias of it",
+    ),
+    "last-batch-divisor": Cause(
+        "divides the smaller last batch by batch_size too",
+        changes=({"batch_divisor": "batch-size"},),
+        concerns=lambda training, _: len(training.loss_rows) > 1,
+        stage="gradient",
+        since="at the smaller last batch",
+        fix="divide each batch's sum by the rows that it has, not by batch_size",
+        hidden_by=("zero-gradient",),
+    ),
+    "learning-rate-scaled": Cause(
+        "multiplies the lr by some factor",
+        changes=({"lr_factor": ONE_PERCENT},),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="leave the factor c out: step by torch's own lr",
+        fix_by_entry="step those entries by torch's lr too",
+        hidden_by=("zero-gradient",),
+        fitted=True,
+    ),
+    "loss-after-update": Cause(
+        "reports the loss after the update, not before it",
+        stage="loss",
+        since=AT_ONCE,
+        fix="compute the loss before the update, from the same outputs as the gradient",
+        hidden_by=("zero-gradient",),
+        reports="{}, at the parameters after the update",
+    ),
+    "loss-epoch-mean": Cause(
+        "reports the mean of the epoch's batch losses so far, not the batch's own",
+        concerns=in_batches,
+        stage="loss",
+        since="from the second batch of an epoch on",
+        fix="report each batch's own loss, without averaging over the epoch's earlier batches",
+        reports="mean over the epoch's batches so far of {}",
+    ),
+    "loss-halved": Cause(
+        "takes the gradient of half the loss",
+        changes=({"loss_factor": 0.5},),
+        stage="gradient",
+        since=AT_ONCE,
+        fix="leave out the ½ in front of the loss: torch's mean loss has none",
+        hidden_by=("zero-gradient",),
+    ),
+    "loss-summed": Cause(
+        "takes the gradient of the rows' sum, not of their mean",
+        changes=({"loss_reduction": "sum"},),
+        stage="gradient",
+        since="at every batch of several rows",
+        fix="divide each batch's summed gradient by its rows: torch takes the mean",
+        hidden_by=("one-row-losses", "zero-gradient"),
+    ),
+    "precision": Cause(
+        "computes in another dtype",
+        stage="update",
+        since="from step 1 on, by the rounding of the coarser dtype",
+        fix="compute in torch's dtype, from the data and the parameters on",
+    ),
+    "reported-loss-scaled": Cause(
+        "reports the loss times some factor, such as half of it or its rows' sum",
+        stage="loss",
+        since=AT_ONCE,
+        fix="report the mean of the rows' losses, without a factor",
+        reports="c {}",
+    ),
+    "row-order": Cause(
+        "does not see the same rows at the same step",
+        concerns=in_batches,
+        stage="gradient",
+        since="at the first batch of other rows",
+        fix="take at each step the rows that the spec says: its order, shuffle and batch_size",
+    ),
+    "schedule-shifted": Cause(
+        "runs the lr schedule a step or an epoch early or late",
+        changes=({"lr_shift": 1}, {"lr_shift": -1}),
+        concerns=lambda training, _: training.lr_varies,
+        stage="optimizer",
+        since="where the lr changes",
+        fix="take each step with torch's lr of it: its schedule moves on as a step or epoch ends",
+        hidden_by=("lr-unchanged",),
+    ),
+    "target-broadcast": Cause(
+        "has the targets' mean in the place of each target",
+        changes=({"target": "batch-mean"},),
+        concerns=lambda training, _: training.loss != "cross_entropy",
+        stage="gradient",
+        since=AT_ONCE,
+        fix="give targets and outputs one shape: (B,) against (B, 1) pairs each with every other",
+        hidden_by=("equal-targets",),
+    ),
+    "update-sequential": Cause(
+        "takes the weight's gradient after the bias has moved",
+        changes=({"update_order": "bias-first"},),
+        concerns=lambda training, _: any(map(is_bias, training.sgd.weight_decay)),
+        stage="gradient",
+        since=AT_ONCE,
+        fix="take all gradients first, at the old parameters, and then move weight and bias",
+        hidden_by=("zero-gradient",),
+    ),
+}
+
+CAUSES: dict[str, Cause] = dict(sorted((PENALTY_CAUSES | STEP_CAUSES | OTHER_CAUSES).items()))
+"""All causes by their names."""
+
+
+class Formulas(NamedTuple):
+    """The lines in which two rules differ; both empty where a cause changes no formula.
+
+    `scratch` has the lines of each way in which the cause can act.
+    """
+
+    scratch: list[list[str]]
+    framework: list[str]
+
+
+def scratch_formula(
+    name: str,
+    training: Training,
+    factor: float | None = None,
+    loss_scale: float | None = None,
+    change: Change | None = None,
+) -> str:
+    """Write what a cause makes of torch's rule, with a training's numbers; empty where nothing.
+
+    Args:
+        name: the cause.
+        training: with the settings that the cause is about.
+        factor: the one that stands behind a fitted cause; None writes c.
+        loss_scale: the factor on the data loss that is reported, for a cause of the reporting;
+            None where it is not known.
+        change: what a cause puts into torch's rule whose entry does not say it.
+
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.05, {"weight": 0.1, "bias": 0.1}), (32,), 273)
+    >>> scratch_formula("penalty-divided-by-batch", training)
+    'w ← w − 0.05 (g + 0.1/32 w), b likewise'
+    >>> scratch_formula("learning-rate-scaled", training, 2.0)
+    'w ← w − 2·0.05 (g + 0.1 w), b likewise'
+    >>> scratch_formula("penalty-in-loss", training, loss_scale=0.5)
+    'reports  0.5 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²'
+    """
+    base = None if loss_scale is None else with_loss_scale(training, loss_scale)
+    ways = formulas_of(name, letters(training), factor, base, change).scratch
+    return ", or ".join("; ".join(lines) for lines in ways)
+
+
+def framework_formula(name: str, training: Training, change: Change | None = None) -> str:
+    """Write the lines of torch's rule that a cause changes, with a training's numbers."""
+    return "; ".join(formulas_of(name, letters(training), change=change).framework)
+
+
+def with_loss_scale(training: Training, scale: float) -> Convention:
+    """Return torch's rule with `scale` times its mean loss, or the sum of the rows' losses.
+
+    >>> from regcheck.rules.settings import Settings
+    >>> training = Training(Settings(0.1, {"weight": 0.0}), (32, 17), 273)
+    >>> loss_text(with_loss_scale(training, 16.0), letters(training))
+    '0.5 Σℓ'
+    """
+    rows = training.loss_rows[0]
+    for share in (1.0, 0.5):
+        if scale == share * rows != 1:
+            return training.sgd.torchs._replace(loss_reduction="sum", loss_factor=share)
+    return training.sgd.torchs._replace(loss_factor=scale)
+
+
+def formulas_of(
+    name: str,
+    given: Letters,
+    factor: float | None = None,
+    base: Convention | None = None,
+    change: Change | None = None,
+) -> Formulas:
+    """Return the lines that differ between torch's rule and a cause's.
+
+    Those of the update, or of the reported loss for a cause that changes nothing else; the latter
+    is put into a rule whose data loss may be another than torch's already, `base`.
+    """
+    cause, torchs = CAUSES[name], given.torchs
+    base = base or torchs
+
+    def written(change: Change, base: Convention) -> list[str]:
+        """Write torch's rule, or its loss, with a change in it."""
+        convention, faults = put_in(change, base, NO_FAULTS)
+        if cause.kind == "update":
+            return rule_lines(convention, given, faults)
+        return [f"reports  {loss_text(convention, given, faults)}"]
+
+    changes = cause.changing(torchs) if change is None else (change,)
+    if cause.factor_key:
+        changes = ({cause.factor_key: math.nan if factor is None else factor},)
+    framework = written({}, torchs)
+    ways = [written(change, torchs if cause.kind == "update" else base) for change in changes]
+    if cause.reports:
+        # The c of a scaled loss is in its formula already.
+        text = cause.reports if base == torchs else cause.reports.removeprefix("c ")
+        ways.append([f"reports  {text.format(loss_text(base, given))}"])
+    return Formulas(
+        [[line for line in lines if line not in framework] for lines in ways],
+        [line for line in framework if any(line not in lines for lines in ways)],
+    )

@@ -1,0 +1,282 @@
+"""Causes of the optimizer's step: momentum, moments, their bias correction, and ε."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regcheck.rules.causes.cause import AT_ONCE, Cause
+from regcheck.rules.convention import Convention
+from regcheck.rules.settings import Training
+
+
+def with_momentum(training: Training, convention: Convention) -> bool:
+    """Whether there is momentum."""
+    return training.sgd.momentum > 0
+
+
+def remembers_momentum(training: Training, convention: Convention) -> bool:
+    """Whether there is a velocity, of which there are several forms."""
+    return with_momentum(training, convention) and "momentum_form" in training.sgd.rule.keys
+
+
+def obeys(*keys: str) -> Callable[[Training, Convention], bool]:
+    """Return whether a training's optimizer has forms of its own under some keys."""
+    return lambda training, _: training.sgd.rule.keys.issuperset(keys)
+
+
+def has(**options: object) -> Callable[[Training, Convention], bool]:
+    """Return whether a training's optimizer has some options at these values."""
+    return lambda training, _: all(
+        training.sgd.options.get(key) is value for key, value in options.items()
+    )
+
+
+def adds_epsilon(*where: str, corrected: bool) -> Callable[[Training, Convention], bool]:
+    """Return whether torch adds ε at one of these, with or without a bias correction beside it."""
+    return lambda training, _: (
+        "epsilon" in training.sgd.rule.keys
+        and training.sgd.torchs.epsilon in where
+        and ("bias_correction" in training.sgd.rule.keys) == corrected
+    )
+
+
+def decays_lr(training: Training, convention: Convention) -> bool:
+    """Whether Adagrad's own decay of the lr acts."""
+    return bool(training.sgd.options.get("lr_decay"))
+
+
+STARTS = (0.1, 1.0, 0.0)
+"""Where squares start in Keras and optax, in TF 1, and where torch has another start than 0."""
+
+STEP_CAUSES: dict[str, Cause] = {
+    "adadelta-lr-inside": Cause(
+        "averages the squares of lr d, not of d",
+        changes=({"lr_in_average": "inside"},),
+        concerns=lambda training, convention: (
+            obeys("lr_in_average")(training, convention)
+            and (training.sgd.lr != 1 or training.lr_varies)
+        ),
+        stage="optimizer",
+        since="from step 2 on",
+        fix="remember the step as it is before the lr, and multiply by the lr only where w moves",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adagrad-accumulator-initial": Cause(
+        "starts the sum or average of the squares at another number",
+        changes=tuple({"accumulator_start": start} for start in STARTS),
+        concerns=obeys("accumulator_start"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="start the squares where torch does: at 0, or Adagrad's initial_accumulator_value",
+        hidden_by=("zero-gradient",),
+    ),
+    "adagrad-lr-decay-early": Cause(
+        "counts the decay of the lr from t = 1 on: lr/(1 + t δ)",
+        changes=({"lr_decay": "early"},),
+        concerns=decays_lr,
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
+        hidden_by=("zero-gradient",),
+    ),
+    "adagrad-lr-decay-missing": Cause(
+        "ignores lr_decay",
+        changes=({"lr_decay": "missing"},),
+        concerns=decays_lr,
+        stage="optimizer",
+        since="from step 2 on",
+        fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adam-amsgrad-added": Cause(
+        "divides by the largest second moment so far, where torch has this step's",
+        changes=({"amsgrad": "added"},),
+        concerns=has(amsgrad=False),
+        stage="optimizer",
+        since="once a second moment becomes smaller",
+        fix="divide by the second moment of this step, without a maximum (amsgrad=False)",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adam-amsgrad-missing": Cause(
+        "divides by this step's second moment, where torch's amsgrad has the largest so far",
+        changes=({"amsgrad": "missing"},),
+        concerns=has(amsgrad=True),
+        stage="optimizer",
+        since="once a second moment becomes smaller",
+        fix="keep the largest second moment of each entry, and divide by the root of that",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adam-betas-swapped": Cause(
+        "has β₁ and β₂ in each other's place",
+        changes=({"betas": "swapped"},),
+        concerns=lambda training, _: len(set(training.sgd.options.get("betas", ()))) > 1,
+        stage="optimizer",
+        since="from step 2 on",
+        fix="let betas[0] decay the first moment, and betas[1] the second",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adam-bias-correction-compounded": Cause(
+        "remembers the corrected moments, so that the next step corrects them again",
+        changes=({"bias_correction": "compounded"},),
+        concerns=obeys("bias_correction"),
+        stage="optimizer",
+        since="from step 2 on",
+        fix="keep m and s as they are, and correct copies of them for the step",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
+    "adam-bias-correction-late": Cause(
+        "corrects the moments by one step more than there was: its t is 2 at the first step",
+        changes=({"counts_from": 2},),
+        concerns=obeys("counts_from"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="count the steps from 1, so that the first correction is by 1 − β₁ and 1 − β₂",
+        hidden_by=("zero-gradient",),
+    ),
+    "adam-bias-correction-missing": Cause(
+        "takes the moments without their bias correction",
+        changes=({"bias_correction": False},),
+        concerns=obeys("bias_correction"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide M by 1 − β₁ᵗ, and where there is S, that by 1 − β₂ᵗ; t is 1 at the first step",
+        hidden_by=("zero-gradient",),
+    ),
+    "adam-epsilon-inside": Cause(
+        "adds ε inside the root",
+        changes=({"epsilon": "inside"},),
+        concerns=adds_epsilon("outside", "uncorrected", corrected=True),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="take the root of the second moment first, and add ε to it",
+        hidden_by=("zero-gradient",),
+    ),
+    "adam-epsilon-uncorrected": Cause(
+        "adds ε to √s before the bias correction (ε̂)",
+        changes=({"epsilon": "uncorrected"},),
+        concerns=adds_epsilon("outside", corrected=True),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide s by 1 − β₂ᵗ first, and add ε to the root of that",
+        hidden_by=("zero-gradient",),
+    ),
+    "dampening-on-first-step": Cause(
+        "dampens the first step's velocity too",
+        changes=({"first_step": "dampened"},),
+        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.dampening != 0,
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="start the velocity at step 1 without the factor 1 − τ, and dampen from step 2 on",
+        hidden_by=("zero-gradient",),
+    ),
+    "epsilon-outside": Cause(
+        "adds ε to the root, corrected where that is, or to the maximum, where torch does not",
+        changes=({"epsilon": "outside"},),
+        concerns=lambda training, _: training.sgd.torchs.epsilon != "outside",
+        stage="optimizer",
+        since="from step 1 on (in Adamax's maximum from step 2 on)",
+        fix="add ε where torch does: under Adadelta's roots, in Adamax's maximum, to RAdam's √S",
+        hidden_by=("zero-gradient",),
+    ),
+    "moments-stale": Cause(
+        "divides by, or moves by, the moments of the step before",
+        changes=({"moments": "stale"},),
+        concerns=obeys("moments"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="update the moments by this step's gradient first, and take the step by them",
+        hidden_by=("zero-gradient",),
+    ),
+    "momentum-dampened": Cause(
+        "puts 1 − μ on the gradient in the velocity",
+        changes=({"momentum_form": "dampened"},),
+        concerns=remembers_momentum,
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="add the gradient to μ v as it is, not times 1 − μ: torch's factor is 1 − dampening",
+        hidden_by=("zero-gradient",),
+    ),
+    "momentum-lr-inside": Cause(
+        "holds the lr inside the velocity",
+        changes=({"momentum_form": "lr-inside"},),
+        concerns=lambda training, convention: (
+            remembers_momentum(training, convention) and training.lr_varies
+        ),
+        stage="optimizer",
+        since="where the lr changes",
+        fix="keep the lr out of the velocity, and multiply by it only where w moves",
+        hidden_by=("lr-unchanged",),
+    ),
+    "momentum-missing": Cause(
+        "ignores the momentum",
+        changes=({"momentum": "ignored"},),
+        concerns=with_momentum,
+        stage="optimizer",
+        since="from step 2 on (with Nesterov's momentum from step 1 on)",
+        fix="keep a velocity from step to step, μ times the last plus the gradient; move by it",
+        hidden_by=("one-plain-step",),
+    ),
+    "nesterov-added": Cause(
+        "takes Nesterov's step, where torch's momentum is plain",
+        changes=({"nesterov": "added"},),
+        concerns=lambda training, convention: (
+            with_momentum(training, convention) and has(nesterov=False)(training, convention)
+        ),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="move by the velocity v alone, without looking ahead by μ v",
+        hidden_by=("zero-gradient",),
+    ),
+    "nesterov-missing": Cause(
+        "takes the plain momentum's step, where torch has Nesterov's",
+        changes=({"nesterov": "missing"},),
+        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.nesterov,
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
+        hidden_by=("zero-gradient",),
+    ),
+    "option-differs": Cause(
+        "has another value of an option",
+        concerns=lambda training, _: bool(training.sgd.rule.numbers),
+        stage="optimizer",
+        since="from the first step in which the option acts (a momentum or β from step 2 on)",
+        fix="take torch's value",
+    ),
+    "rmsprop-centered-added": Cause(
+        "subtracts the squared mean from that of the squares, where torch does not",
+        changes=({"centered": "added"},),
+        concerns=has(centered=False),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide by the root of S itself, without M² (centered=False)",
+        hidden_by=("zero-gradient",),
+    ),
+    "rmsprop-centered-missing": Cause(
+        "divides by the root of S alone, where torch's centered subtracts M²",
+        changes=({"centered": "missing"},),
+        concerns=has(centered=True),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="average the gradients too, and divide by the root of S − M²",
+        hidden_by=("zero-gradient",),
+    ),
+    "rmsprop-epsilon-inside": Cause(
+        "adds ε inside the root",
+        changes=({"epsilon": "inside"},),
+        concerns=adds_epsilon("outside", corrected=False),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="take the root of the squares' average or sum first, and add ε to it",
+        hidden_by=("zero-gradient",),
+    ),
+    "root-missing": Cause(
+        "divides by the squares' average or sum itself, not by its root",
+        changes=({"root": "missing"},),
+        concerns=obeys("root"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="divide by the root of the squares' average or sum",
+        hidden_by=("zero-gradient",),
+    ),
+}

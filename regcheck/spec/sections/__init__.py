@@ -1,0 +1,1 @@
+"""The sections of a spec: what each may hold, checked by itself."""

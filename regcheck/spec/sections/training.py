@@ -1,0 +1,282 @@
+"""How a training goes: its start, optimizer, penalty, batches, lr; what one side alone has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import GenericAlias
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+
+from regcheck.errors import suggest
+from regcheck.rules.convention import (
+    NAMED,
+    BiasCorrection,
+    Decay,
+    DividePenaltyBy,
+    Epsilon,
+    LossReduction,
+    MomentumForm,
+    PenaltyNorm,
+    UpdateOrder,
+    is_bias,
+)
+from regcheck.rules.optimizers.registry import OPTIMIZERS, UNJUDGED
+from regcheck.rules.optimizers.update_rule import Option, UpdateRule
+from regcheck.rules.settings import Settings
+from regcheck.spec.sections.fields import (
+    Count,
+    NoneWord,
+    NotNegative,
+    Number,
+    Path,
+    Section,
+    Seed,
+    has_bias,
+    in_range,
+    is_number,
+    raise_inside,
+    refuse_bias,
+    shown,
+    whole,
+    wrong,
+)
+
+
+class Optimizer(Section):
+    """torch's optimizer by its name, and its options."""
+
+    FORMS = "an optimizer's name, or {name: sgd, momentum: 0.9, ..}"
+
+    name: str
+    options: dict[str, Any]
+
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        given = dict(value) if isinstance(value, Mapping) else {"name": value}
+        name = given.pop("name", None)
+        refuse_unjudged(name)
+        if not isinstance(name, str):
+            if isinstance(value, Mapping) and name is None:
+                raise_inside([(("name",), f"is required: one of {', '.join(OPTIMIZERS)}")])
+            return value
+        if name.lower() not in OPTIMIZERS:
+            hint = suggest(name.lower(), OPTIMIZERS)
+            raise wrong(f"no optimizer is called {shown(name)}; {hint}")
+        options = options_section(name).model_validate(given).model_dump()
+        raise_inside(((key,), text) for key, text in rule_of(name).errors(options).items())
+        return {"name": name.lower(), "options": options}
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> Optimizer:
+        """Return an optimizer with some options; the others are torch's."""
+        return cls.model_validate({"name": name, **options})
+
+    @model_serializer
+    def flat(self) -> dict[str, Any]:
+        """Return the mapping as a spec has it."""
+        return {"name": self.name, **self.options}
+
+    def settings(self, lr: float, weight_decay: Mapping[str, float]) -> Settings:
+        """Return all settings of the optimizer, with the lr and λ of each tensor."""
+        return Settings(lr, weight_decay, self.options, self.name)
+
+
+def refuse_unjudged(name: object) -> None:
+    """Refuse an optimizer of torch's that has no rule."""
+    if isinstance(name, str) and name.strip().lower() in UNJUDGED:
+        raise wrong(UNJUDGED[name.strip().lower()])
+
+
+def rule_of(name: str) -> UpdateRule:
+    """Return the update rule of an optimizer by its name, in any case."""
+    return OPTIMIZERS[name.lower()]
+
+
+@cache
+def options_section(name: str) -> type[Section]:
+    """Return the section that holds an optimizer's options, with torch's defaults."""
+    rule = rule_of(name)
+    fields: dict[str, Any] = {
+        key: (option_type(option), option.default) for key, option in rule.options.items()
+    }
+    return create_model(rule.torch, __base__=Section, **fields)
+
+
+def option_type(option: Option) -> Any:
+    """Return the type of an option's values, by its default and its range."""
+    if isinstance(option.default, bool):
+        return bool
+    limits = Field(ge=option.least, lt=option.below, le=option.most, allow_inf_nan=False)
+    number = Annotated[float, BeforeValidator(in_range), limits]
+
+    def with_none(default: object) -> Any:
+        return Annotated[number | None, NoneWord] if default is None else number
+
+    if not isinstance(option.default, tuple):
+        return with_none(option.default)
+    both = GenericAlias(tuple, tuple(map(with_none, option.default)))
+    return Annotated[both, BeforeValidator(pair)]
+
+
+def pair(value: object) -> object:
+    """Take a list of two numbers as a pair."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, list) and len(value) == 2:
+        return tuple(value)
+    raise wrong(f"must be a list of two numbers, got {shown(value)}")
+
+
+class WeightDecay(Section):
+    """λ of each tensor, as torch's parameter groups have it.
+
+    Where the model has no bias, the one here is 0 and stands for nothing.
+    """
+
+    FORMS = "a number ≥ 0, or {weight: 0.1, bias: 0}"
+
+    weight: NotNegative
+    bias: NotNegative
+
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, float | int) and not isinstance(value, bool) and 0 <= value < math.inf:
+            value = {"weight": in_range(value), "bias": value}
+        elif is_number(value) or isinstance(value, str):
+            raise wrong(f"must be a number ≥ 0, got {shown(value)}")
+        elif isinstance(value, Mapping):
+            refuse_bias(value, ["bias"], info)
+        if isinstance(value, Mapping) and not has_bias(info):
+            return {**value, "bias": 0.0}
+        return value
+
+    def of(self, names: Iterable[str]) -> dict[str, float]:
+        """Return λ of each of some tensors."""
+        return {name: self.bias if is_bias(name) else self.weight for name in names}
+
+
+class Shuffle(Section):
+    """A new order of the rows each epoch, from a seed."""
+
+    FORMS = "false or {seed: 0}"
+
+    seed: Seed
+
+    @classmethod
+    def full_form(cls, value: object, _: ValidationInfo) -> object:
+        if value is True:
+            raise wrong("must name its seed: {seed: 0}; both sides see the same order")
+        return value
+
+
+def batch_size_form(value: object) -> object:
+    """Check what `batch_size` may be, with one message for all of it."""
+    rows = whole(value)
+    if rows == "full" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1):
+        return rows
+    raise wrong("must be `full` or a whole number ≥ 1, got " + shown(value))
+
+
+class LrSchedule(Section):
+    """How the lr changes; t counts steps or epochs from 0, whichever `per` says.
+
+    step: lr·factor^⌊t/every⌋. exponential: lr·factor^t. cosine: from lr at t = 0 down to floor at
+    t = steps, and floor from there. warmup: lr·(t + 1)/steps until lr is reached. list: the
+    values themselves, the last one kept.
+    """
+
+    FORMS = "none or a mapping like {kind: step, every: 5, factor: 0.1}"
+
+    kind: Literal["step", "exponential", "cosine", "warmup", "list"]
+    every: Count | None = None
+    factor: NotNegative | None = None
+    steps: Count | None = None
+    floor: NotNegative | None = None
+    values: Annotated[list[NotNegative], Field(min_length=1)] | None = None
+    per: Literal["step", "epoch"] = "step"
+
+    @model_validator(mode="after")
+    def own_keys(self) -> LrSchedule:
+        needed, optional = LR_SCHEDULE_KEYS[self.kind]
+        keys = ("every", "factor", "steps", "floor", "values")
+        given = [key for key in keys if getattr(self, key) is not None]
+        takes = ", ".join(needed + optional)
+        errors: list[tuple[Path, str]] = [
+            ((key,), f"the kind {self.kind} has no such key; it takes {takes}, per")
+            for key in given
+            if key not in needed + optional
+        ]
+        missing = [key for key in needed if key not in given]
+        if missing:
+            errors.append(((), f"the kind {self.kind} needs {' and '.join(missing)}"))
+        raise_inside(errors)
+        return self
+
+
+LR_SCHEDULE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cosine": (("steps",), ("floor",)),
+    "exponential": (("factor",), ()),
+    "list": (("values",), ()),
+    "step": (("every", "factor"), ()),
+    "warmup": (("steps",), ()),
+}
+"""The keys that each kind needs, and those that it may have."""
+
+
+class ConventionKeys(Section):
+    """A convention key by key; `regcheck explain KEY` says what each means.
+
+    A named convention may leave the bias free where there is none; it is the same without.
+    """
+
+    FORMS = "a convention's name or a mapping of its keys"
+
+    divide_penalty_by: DividePenaltyBy = "nothing"
+    penalty_factor: Number = 1.0
+    penalize_bias: bool = True
+    decay: Decay = "gradient"
+    penalty_norm: PenaltyNorm = "squared"
+    penalty_in_loss: bool = False
+    loss_reduction: LossReduction = "mean"
+    loss_factor: Number = 1.0
+    momentum_form: MomentumForm = "torch"
+    update_order: UpdateOrder = "simultaneous"
+    epsilon: Epsilon = "outside"
+    bias_correction: BiasCorrection = True
+    accumulator_start: NotNegative = 0.0
+
+    @classmethod
+    def full_form(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            if value not in NAMED:
+                raise wrong(f"no convention is called {shown(value)}; {suggest(value, NAMED)}")
+            return NAMED[value].keys
+        if isinstance(value, Mapping):
+            of_bias = {"penalize_bias": True, "update_order": "simultaneous"}
+            given = [key for key, torch in of_bias.items() if value.get(key) != torch]
+            refuse_bias(value, given, info)
+        return value
+
+
+class TorchSettings(Section):
+    """What torch's optimizer is given in the place of what the scratch side is given."""
+
+    lr: NotNegative | None = None
+    weight_decay: WeightDecay | None = None
+    optimizer: Optimizer | None = None
+
+    @model_validator(mode="after")
+    def something(self) -> TorchSettings:
+        if self.lr is None and self.weight_decay is None and self.optimizer is None:
+            raise wrong("must hold lr, weight_decay or optimizer: what torch alone is given")
+        return self

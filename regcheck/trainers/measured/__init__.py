@@ -1,0 +1,1 @@
+"""Rounding measured: passes with random rounding, and the bounds made of them."""
