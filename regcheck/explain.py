@@ -160,7 +160,9 @@ def cause_entry(name: str) -> Entry:
     cause = CAUSES[name]
     training = next(one for one in trainings() if cause.concerns(one, one.sgd.torchs))
     scratch, torch = formulas_of(name, symbols(training))
-    sides = [("torch", torch), *zip(("scratch", "or"), scratch, strict=False)]
+    first = scratch[0] if scratch else []
+    other = [line for line in scratch[1] if line not in first] if len(scratch) > 1 else []
+    sides = [("torch", torch), ("scratch", first), ("or", other)]
     lines = [f"{side:<8} {line}" for side, lines in sides for line in lines]
     sentences = [f"Shows: {cause.since}.", f"Fix: {cause.fix}."]
     if cause.hidden_by:
@@ -192,7 +194,8 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(sgd=momentum.with_options(dampening=0.1))
     yield EXAMPLE._replace(sgd=momentum.with_options(nesterov=True))
     yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
-    for name, rule in OPTIMIZERS.items():
+    for name in dict.fromkeys(("adam", "adamw", *OPTIMIZERS)):  # the best known first
+        rule = OPTIMIZERS[name]
         sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
         for options in rule.examples.values():
             numbers = {key: 0.5 if isinstance(x, str) else x for key, x in options.items()}

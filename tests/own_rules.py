@@ -211,7 +211,7 @@ class Rule(NamedTuple):
     def divisor(self, v: Any, c2: float) -> Any:
         """Return √(v/c₂) + ε."""
         if "no root" in self.mistakes:
-            return v / np.sqrt(c2) + self.eps
+            return v / c2 + self.eps
         if "eps inside" in self.mistakes:
             return np.sqrt(v / c2 + self.eps)
         if "eps first" in self.mistakes:

@@ -21,13 +21,12 @@ lr: -1 => 5:5: lr: must be a number ≥ 0, got -1
 lr: true => 5:5: lr: must be a number, got true
 lr: => 5:4: lr: has no value
 epochs: 1 => 1:1: lr: is required: the learning rate
-model: softmax => 4:8: model: the model softmax is planned, and not in this
-model: {mlp: {hidden: [16]}} => 4:8: model: the model mlp is planned
-model: {logistic: {}} => 4:8: model: must be one of linear, logistic, got {
-model: svm => 4:8: model: must be one of linear, logistic, got 'svm'
+model: {mlp: {hidden: [16]}} => 1:1: loss: is required where the mlp has no head
+model: {logistic: {}} => 4:8: model: must be one of linear, logistic, mlp, softmax, got {
+model: svm => 4:8: model: must be one of linear, logistic, mlp, softmax, got 'svm'
 model: Logistic
-    4:8: model: must be one of linear, logistic, got 'Logistic'; did you mean `logistic`?
-model: [logistic] => 4:8: model: must be one of linear, logistic, got ['logis
+    4:8: model: must be one of linear, logistic, mlp, softmax, got 'Logistic'; did you mean
+model: [logistic] => 4:8: model: must be one of linear, logistic, mlp, softmax, got ['logis
 model: linear↵loss: bce
     5:7: loss: bce does not go with the model linear; it takes mse; for labels 0 and 1, say
 data: [1] => 1:7: data: must be a mapping with one source: csv, npz, synthetic

@@ -17,7 +17,7 @@ from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import Letters, Training, letters
 
 
-def in_batches(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+def in_batches(training: Training, convention: Convention) -> bool:
     """Whether a step sees some of the rows."""
     return training.batch_rows[0] < training.train_rows
 

@@ -40,7 +40,7 @@ HIDING: dict[str, str] = {
 AT_ONCE = "from step 1 on"
 
 
-def always(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+def always(training: Training, convention: Convention) -> bool:
     """Concern every training."""
     return True
 

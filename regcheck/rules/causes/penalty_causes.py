@@ -49,7 +49,7 @@ def bias_penalized(training: Training, convention: Convention) -> bool:
     return any(biases) or (bool(biases) and not convention.penalize_bias)
 
 
-def bias_free(training: Training, convention: Convention) -> bool:  # noqa: ARG001
+def bias_free(training: Training, convention: Convention) -> bool:
     """Whether torch penalizes the weights, and not the bias that there is."""
     decays = training.sgd.weight_decay
     biases = [decay for name, decay in decays.items() if is_bias(name)]
