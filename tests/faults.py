@@ -191,7 +191,10 @@ class Planted:
             gradient=gradient,
             penalty=self.named((pair[0].penalty, pair[1].penalty)),
             memory={
-                name: {key: np.reshape(value, g.shape) for key, value in remembered[name].items()}
+                name: {
+                    key: np.reshape(value, g.shape if np.size(value) == g.size else ())
+                    for key, value in remembered[name].items()
+                }
                 for name, g in gradient.items()
             },
             delta=self.named((pair[0].delta, pair[1].delta)),

@@ -21,7 +21,7 @@ from regcheck.spec import from_mapping
 from regcheck.trainers.sides import Sides
 from tests.conftest import Spec, told
 from tests.faults import BUGS, Plant
-from tests.first_steps import DAMPENED, MOMENTUM, NESTEROV, SATURATED, spec_of
+from tests.first_steps import DAMPENED, FIRSTS, MOMENTUM, NESTEROV, SATURATED, spec_of
 from tests.random_specs import matched_spec
 from tests.test_not_distinguished import ACTING, FREE
 
@@ -152,8 +152,11 @@ SAME = {
 @pytest.mark.parametrize("cause", UPDATES)
 def test_cause_alone_explains_what_its_bug_does(cause: str, dtype: str) -> None:
     # Clipping everything would hide whatever scales the gradient from float32.
-    spec = ACTING | NEEDED.get(cause, MOMENTUM) | {"dtype": dtype, "clip_norm": 5.0}
-    for bug in BUGS[cause]:
+    for place, bug in enumerate(BUGS[cause]):
+        own = FIRSTS[cause][min(place, len(FIRSTS[cause]) - 1)].settings
+        of_another = own.get("optimizer", {}).get("name", "sgd") != "sgd"
+        needed = own if of_another else NEEDED.get(cause, MOMENTUM)
+        spec = ACTING | needed | {"dtype": dtype, "clip_norm": 5.0}
         assert cause in (found := explaining(spec, bug))
         assert found <= {cause} | SAME.get(cause, set())
 
