@@ -50,15 +50,14 @@ def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
     """Train as a person would in torch, with nothing of regcheck but the numbers."""
     model = nn.Linear(problem.X.shape[1], 1).double()
     model.load_state_dict({name: torch.tensor(t) for name, t in problem.initial.items()})
-    optimizer = torch.optim.SGD(
+    settings = problem.sgd
+    optimizer = getattr(torch.optim, settings.rule.torch)(
         [
             {"params": [model.weight], "weight_decay": problem.weight_decay["weight"]},
             {"params": [model.bias], "weight_decay": problem.weight_decay["bias"]},
         ],
         lr=problem.schedule.lr,
-        momentum=problem.sgd.momentum,
-        nesterov=problem.sgd.nesterov,
-        dampening=problem.sgd.dampening,
+        **settings.options,
     )
     X, y = torch.tensor(problem.X), torch.tensor(problem.y).reshape(-1, 1)
     for batch in problem.schedule.batches():

@@ -22,6 +22,10 @@ from regcheck.rules.settings import Settings, with_faults
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 
 
+SHARE = 0.01
+"""The share of a rule's longest step that wider bounds may allow it to differ by."""
+
+
 class Replay:
     """Replays rules along a run's recorded steps.
 
@@ -120,7 +124,12 @@ class Replay:
             wider = record.bound + 2 * self.u * np.abs(after - record.before)
             if larger.any():
                 rest = record.bound - 2 * self.u * np.abs(record.before)
-                wider += larger * np.maximum(rest, 0)
+                more = larger * np.maximum(rest, 0)
+                if np.ndim(longer):  # what swallows the rule's own steps would prove nothing
+                    more = np.minimum(
+                        more, SHARE * np.abs(after - record.before).max() / self.limits
+                    )
+                wider += more
             known = np.isfinite(wider)
         return record._replace(bound=np.where(known, wider, record.bound))
 
