@@ -21,7 +21,6 @@ from regcheck.rules.causes.cause import Change
 from regcheck.rules.settings import Settings, with_faults
 from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
 
-
 SHARE = 0.01
 """The share of a rule's longest step that wider bounds may allow it to differ by."""
 

@@ -43,7 +43,8 @@ def update(rule: UpdateRule, at: StepInput, penalize: Callable[[Array], Array]) 
         at = at._replace(g=-at.g)
     if at.convention.decay == "gradient":
         at = at._replace(g=at.g + decay)
-    at = at._replace(t=at.t + at.faults.counts_from - 1)
+    if "counts_from" in rule.keys:
+        at = at._replace(t=at.t + at.faults.counts_from - 1)
     step, memory = rule.step(at)
     if at.faults.decay_rate == "corrected" and rule.correction is not None:
         lr *= rule.correction(at.options, at.t)
