@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any, get_args
 
 import numpy as np
@@ -141,7 +142,7 @@ def specs() -> Iterator[dict[str, Any]]:
 @pytest.mark.slow
 def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None:
     matched = refused = 0
-    for seed, spec in enumerate(specs()):
+    for seed, spec in enumerate(islice(specs(), 0, None, 3)):
         loaded = loaded_spec(spec, seed)
         try:
             worst, reason = difference(loaded, match_of(loaded)), ""
@@ -156,8 +157,8 @@ def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None
         assert reason or worst < 1e-12, spec
         matched += not reason
         refused += bool(reason)
-    assert matched > 100
-    assert refused > 100
+    assert matched > 30
+    assert refused > 30
 
 
 @pytest.mark.parametrize(
