@@ -74,7 +74,7 @@ EVERY: dict[str, int] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test's first case as quick unless it is slow, and what is left out as exhaustive."""
+    """Mark first cases as quick, unless they are slow, and those left out as exhaustive."""
     seen: Counter[str] = Counter()
     for item in items:
         name = item.nodeid.partition("[")[0]
