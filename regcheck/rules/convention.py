@@ -125,9 +125,9 @@ KEYS: dict[str, Key] = {
     "bias_correction": Key(
         "whether moments that start at 0 are corrected for it",
         {
-            "true": "m̂ = m/(1 − β₁ᵗ), ŝ = s/(1 − β₂ᵗ)",
-            "false": "m and s as they are",
-            "compounded": "m̂ and ŝ are remembered in the places of m and s",
+            "true": "M̂ = M/(1 − β₁ᵗ), Ŝ = S/(1 − β₂ᵗ)",
+            "false": "M and S as they are",
+            "compounded": "M̂ and Ŝ are remembered in the places of M and S",
         },
     ),
     "decay": Key(
@@ -152,9 +152,9 @@ KEYS: dict[str, Key] = {
     "epsilon": Key(
         "where ε enters the divisor",
         {
-            "outside": "√ŝ + ε",
-            "uncorrected": "√s + ε, before the bias correction",
-            "inside": "√(ŝ + ε); torch's own for adadelta; adamax: max(β₂ u, |g| + ε)",
+            "outside": "√Ŝ + ε",
+            "uncorrected": "√S + ε, before the bias correction",
+            "inside": "√(Ŝ + ε); torch's own for adadelta; adamax: max(β₂ u, |g| + ε)",
         },
     ),
     "loss_factor": Key(

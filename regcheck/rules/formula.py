@@ -55,7 +55,7 @@ def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> 
     ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
     """
     text = " ".join(lines)
-    separated = text.replace("Σ", "Σ ").replace("²", " ²")
+    separated = text.replace("Σ", "Σ ").replace("²", " ²").replace("ᵗ", " t")
     return [
         f"{letter} {MEANINGS[letter]}"
         for letter in letters

@@ -152,7 +152,7 @@ STEP_CAUSES: dict[str, Cause] = {
         hidden_by=("zero-gradient",),
     ),
     "adam-epsilon-uncorrected": Cause(
-        "adds ε to √s before the bias correction (ε̂)",
+        "adds ε to √S before the bias correction (ε̂)",
         changes=({"epsilon": "uncorrected"},),
         concerns=adds_epsilon("outside", corrected=True),
         stage="optimizer",
