@@ -128,7 +128,7 @@ def training_of_sides(spec: Spec, sides: Sides) -> Training:
     training = training_of(spec, len(sides.problem.y))
     if sides.torch is None or spec.framework is None:
         return training
-    return training._replace(sgd=sides.torch.problem.sgd)
+    return training._replace(settings=sides.torch.problem.settings)
 
 
 def conclusion(spec: Spec, found: Comparison) -> tuple[Verdict, str]:

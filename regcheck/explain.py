@@ -103,12 +103,12 @@ def explain_spec(path: str | Path) -> Explanation:
     loaded = read_spec(Path(path))
     training = training_of(loaded.spec, train_rows(loaded)).of_kinds()
     convention = loaded.spec.named_convention()
-    scratch = f"NumPy, {name_of(convention, training.sgd.torchs) or 'a convention of its own'}"
+    scratch = f"NumPy, {name_of(convention, training.settings.torchs) or 'a convention of its own'}"
     given = letters(training)
-    differs = differences(convention, given.torchs, bias="bias" in training.sgd.weight_decay)
+    differs = differences(convention, given.torchs, bias="bias" in training.settings.weight_decay)
     entries = [
         Entry("scratch", "side", scratch, formulas(convention, given), differs=differs),
-        Entry("torch", "side", torch_call(training.sgd), formulas(given.torchs, given)),
+        Entry("torch", "side", torch_call(training.settings), formulas(given.torchs, given)),
     ]
     sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
     rows = f"{path}: {training.train_rows:,} training rows, batches of {sizes}"
@@ -158,7 +158,7 @@ def key_entry(name: str) -> Entry:
 def cause_entry(name: str) -> Entry:
     """Explain a cause: both sides' formulas, when it shows, its fix, and what can hide it."""
     cause = CAUSES[name]
-    training = next(one for one in trainings() if cause.concerns(one, one.sgd.torchs))
+    training = next(one for one in trainings() if cause.concerns(one, one.settings.torchs))
     scratch, torch = formulas_of(name, symbols(training))
     first = scratch[0] if scratch else []
     other = [line for line in scratch[1] if line not in first] if len(scratch) > 1 else []
@@ -189,17 +189,17 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
-    momentum = EXAMPLE.sgd.with_options(momentum=0.9)
-    yield EXAMPLE._replace(sgd=momentum)
-    yield EXAMPLE._replace(sgd=momentum.with_options(dampening=0.1))
-    yield EXAMPLE._replace(sgd=momentum.with_options(nesterov=True))
-    yield EXAMPLE._replace(sgd=momentum, lr_varies=True)
+    momentum = EXAMPLE.settings.with_options(momentum=0.9)
+    yield EXAMPLE._replace(settings=momentum)
+    yield EXAMPLE._replace(settings=momentum.with_options(dampening=0.1))
+    yield EXAMPLE._replace(settings=momentum.with_options(nesterov=True))
+    yield EXAMPLE._replace(settings=momentum, lr_varies=True)
     for name in dict.fromkeys(("adam", "adamw", *OPTIMIZERS)):  # the best known first
         rule = OPTIMIZERS[name]
-        sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
+        settings = EXAMPLE.settings._replace(optimizer=name, options=rule.defaults)
         for options in rule.examples.values():
             numbers = {key: 0.5 if isinstance(x, str) else x for key, x in options.items()}
-            yield EXAMPLE._replace(sgd=sgd.with_options(**numbers))
+            yield EXAMPLE._replace(settings=settings.with_options(**numbers))
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:
@@ -208,9 +208,9 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
         match = matching(convention, training)
     except NoMatchError as reason:
         return [f"No lr and weight_decay make torch match: {reason}."]
-    if match.sgd == training.sgd:
+    if match.settings == training.settings:
         return ["Both sides train by the same rule as it is."]
-    lines = ["torch matches the scratch side with", f"  {torch_call(match.sgd)}"]
+    lines = ["torch matches the scratch side with", f"  {torch_call(match.settings)}"]
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
     return lines
@@ -241,7 +241,7 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
     >>> one_step(Convention(divide_penalty_by="batch"), EXAMPLE, 1.0, -32.0)
     ('1 − 0.1 (-32 + 1/2·1)', 4.15)
     """
-    lr, decay = training.sgd.lr, effective_decay(convention, training, "weight")
+    lr, decay = training.settings.lr, effective_decay(convention, training, "weight")
     text = decay_text(convention, letters(training), "weight")
     g = gradient_factor(convention, training) * g
     stepped = w - lr * g
@@ -264,10 +264,10 @@ def one_step(convention: Convention, training: Training, w: float, g: float) -> 
 def optimizer_entry(name: str) -> Entry:
     """Explain one of torch's optimizers."""
     rule = OPTIMIZERS[name]
-    sgd = EXAMPLE.sgd._replace(optimizer=name, options=rule.defaults)
+    settings = EXAMPLE.settings._replace(optimizer=name, options=rule.defaults)
     if not rule.weight_decay:
-        sgd = sgd._replace(weight_decay=dict.fromkeys(sgd.weight_decay, 0.0))
-    given = symbols(EXAMPLE._replace(sgd=sgd))
+        settings = settings._replace(weight_decay=dict.fromkeys(settings.weight_decay, 0.0))
+    given = symbols(EXAMPLE._replace(settings=settings))
     lines = []
     for title, options in rule.examples.items():
         own = given.with_options(**options)

@@ -42,7 +42,7 @@ def equivalent_settings(
     """
     if best is None:
         return None
-    convention, faults = put_in(best.change, training.sgd.torchs, NO_FAULTS)
+    convention, faults = put_in(best.change, training.settings.torchs, NO_FAULTS)
     if loss == "bce_with_logits":
         faults = faults._replace(bce_slope="floored")
     if best.weight_decay is not None:
@@ -55,18 +55,18 @@ def equivalent_settings(
 
 def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
     """Return the change of a spec that makes its sides agree, proved by replaying the steps."""
-    match = equivalent_settings(found.best, run.training, loss="bce_with_logits")
-    settings = match if isinstance(match, Matching) else None
+    either = equivalent_settings(found.best, run.training, loss="bce_with_logits")
+    match = either if isinstance(either, Matching) else None
     saturated = found.best is not None and "bce-saturated" in found.best.causes
     other_loss = found.reporting is not None and bool(found.reporting.causes)
     if saturated and run.comparison.losses.reported and not reports_logits(run):
         other_loss = True
-    fix = fix_of(run.spec, found, settings, other_loss=other_loss)
+    fix = fix_of(run.spec, found, match, other_loss=other_loss)
     replayed = isinstance(fix, SpecFix) and "framework" in fix.changes
-    if replayed and settings is not None and found.start is None:
+    if replayed and match is not None and found.start is None:
         own = run.torch.problem
-        matched = own.with_sgd(settings.sgd._replace(lr=own.sgd.lr))
-        matched = matched.with_change({"lr_factor": settings.lr_factor})
+        matched = own.with_settings(match.settings._replace(lr=own.settings.lr))
+        matched = matched.with_change({"lr_factor": match.lr_factor})
         replay = Replay(run.history, run.torch.by(matched), run.limits, sees_rows=True)
         if replay.residual({"bce_slope": "plain"} if saturated else {}) > 1:
             return "the settings that match are lost to rounding: change the code"
@@ -171,15 +171,19 @@ def update_fixes(
 def settings_of(spec: Spec, match: Matching) -> dict[str, Any]:
     """Return torch's settings as a spec has them: those that are not the spec's own."""
     found: dict[str, Any] = {}
-    own, sgd = spec.optimizer.settings(spec.lr, spec.decays), match.sgd
-    if sgd.lr != own.lr:
-        found["lr"] = sgd.lr
-    decays = dict(sgd.weight_decay)
+    own, settings = spec.optimizer.settings(spec.lr, spec.decays), match.settings
+    if settings.lr != own.lr:
+        found["lr"] = settings.lr
+    decays = dict(settings.weight_decay)
     if decays != own.weight_decay:
         found["weight_decay"] = plain_decay(decays)
-    if (sgd.optimizer, sgd.options) != (own.optimizer, own.options):
-        options = {key: as_spec(x) for key, x in sgd.options.items() if x != sgd.rule.defaults[key]}
-        found["optimizer"] = {"name": sgd.optimizer, **options}
+    if (settings.optimizer, settings.options) != (own.optimizer, own.options):
+        options = {
+            key: as_spec(x)
+            for key, x in settings.options.items()
+            if x != settings.rule.defaults[key]
+        }
+        found["optimizer"] = {"name": settings.optimizer, **options}
     return found
 
 

@@ -63,7 +63,7 @@ class Case(NamedTuple):
     def constants(self, batch: Batch, tensor: str) -> Values:
         """Return the numbers of one step for a tensor."""
         training, schedule = self.training, self.trainer.problem.schedule
-        decays = training.sgd.weight_decay
+        decays = training.settings.weight_decay
         return {
             "lr": batch.lr,
             "lr₊₁": schedule.lr_at(batch.step + 1),
@@ -85,7 +85,7 @@ class Case(NamedTuple):
     def options(self) -> Values:
         """Return the optimizer's numbers by their letters."""
         found: Values = {}
-        settings = self.training.sgd
+        settings = self.training.settings
         for key, option in settings.rule.options.items():
             value = settings.options[key]
             several = isinstance(option.letter, tuple)
@@ -119,9 +119,11 @@ def training(**changes: Any) -> Training:
     """Make a plain training of 8 rows; changes of torch's settings are put into these."""
     given = Settings(0.1, {"weight": 0.5, "bias": 0.5})
     own = {key: changes.pop(key) for key in given.options if key in changes}
-    sgd = given.with_options(**own)
-    sgd = sgd._replace(**{key: changes.pop(key) for key in sgd._fields if key in changes})
-    return Training(sgd, batch_rows=(8,), train_rows=8)._replace(**changes)
+    settings = given.with_options(**own)
+    settings = settings._replace(
+        **{key: changes.pop(key) for key in settings._fields if key in changes}
+    )
+    return Training(settings, batch_rows=(8,), train_rows=8)._replace(**changes)
 
 
 # --- training by the text -------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def effects(observed: Observed) -> Iterator[Effect]:
     """
     problem = observed.problem
     assert problem is not None
-    rules = [extended(problem, rule) for rule in (problem.convention, problem.sgd.torchs)]
+    rules = [extended(problem, rule) for rule in (problem.convention, problem.settings.torchs)]
     memories = [rule.start().memory for rule in rules]
     for batch, framework, bounds in observed.steps:
         before = {name: w.astype(np.longdouble) for name, w in framework.before.items()}

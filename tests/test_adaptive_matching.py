@@ -115,10 +115,15 @@ def test_match_by_hand(
     optimizer: str, changes: dict[str, Any], convention: dict[str, Any], call: dict[str, Any]
 ) -> None:
     spec = {"optimizer": {"name": optimizer} | changes, "convention": convention}
-    sgd = match_of(loaded_spec(spec | {"weight_decay": 0.3})).sgd
-    [decay] = set(sgd.weight_decay.values())
-    found = {**sgd.options, "lr": sgd.lr, "weight_decay": decay, "optimizer": sgd.optimizer}
-    own = OPTIMIZERS[sgd.optimizer].defaults | changes
+    settings = match_of(loaded_spec(spec | {"weight_decay": 0.3})).settings
+    [decay] = set(settings.weight_decay.values())
+    found = {
+        **settings.options,
+        "lr": settings.lr,
+        "weight_decay": decay,
+        "optimizer": settings.optimizer,
+    }
+    own = OPTIMIZERS[settings.optimizer].defaults | changes
     plain = own | {"lr": 0.05, "weight_decay": 0.3, "optimizer": optimizer}
     assert found == plain | call
 

@@ -86,7 +86,7 @@ def concerned_case(name: str, way: int) -> Case:
         "optimizer": MOMENTUM,
         **CONCERNED.get(f"{name} by {way}", CONCERNED.get(name, {})),
     }
-    torchs = case_of(spec).training.sgd.torchs
+    torchs = case_of(spec).training.settings.torchs
     convention, faults = put_in(change, torchs, NO_FAULTS)
     case = case_of(spec | {"convention": convention._asdict()}, faults)
     assert CAUSES[name].concerns(case.training, torchs)

@@ -145,7 +145,7 @@ def test_cause_concerns_the_trainings_that_it_is_about(
     assert found == ALWAYS | UNCHANGING | concerning
 
     # The tensors of a deeper model go by other names, and concern the same.
-    decays = {f"layers.0.{name}": decay for name, decay in training.sgd.weight_decay.items()}
+    decays = {f"layers.0.{name}": decay for name, decay in training.settings.weight_decay.items()}
     deeper = training.with_decays(decays)
     assert found == {name for name, cause in CAUSES.items() if cause.concerns(deeper, convention)}
 

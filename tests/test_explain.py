@@ -142,7 +142,7 @@ def test_no_color_is_respected(
     ],
 )
 def test_torch_call_is_written_as(changes: dict[str, Any], call: str) -> None:
-    assert torch_call(training(**changes).sgd) == call
+    assert torch_call(training(**changes).settings) == call
 
 
 def test_spec_is_explained_with_its_numbers_and_the_match() -> None:

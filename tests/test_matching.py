@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from regcheck.problem.batches import training_of
-from regcheck.problem.problem import Array, build_problem, with_settings
+from regcheck.problem.problem import Array, build_problem, with_torch_settings
 from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Decay, Faults, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
@@ -56,10 +56,10 @@ def difference(spec: LoadedSpec, match: Matching) -> float:
     problem = build_problem(spec)
     matched = TorchSettings(
         lr=problem.schedule.lr * match.lr_factor,
-        weight_decay=WeightDecay(**match.sgd.weight_decay),
-        optimizer=Optimizer.of(match.sgd.optimizer, **match.sgd.options),
+        weight_decay=WeightDecay(**match.settings.weight_decay),
+        optimizer=Optimizer.of(match.settings.optimizer, **match.settings.options),
     )
-    torch, scratch = TorchTrainer(with_settings(problem, matched)), NumpyTrainer(problem)
+    torch, scratch = TorchTrainer(with_torch_settings(problem, matched)), NumpyTrainer(problem)
     state, worst = scratch.start(), 0.0
     for batch in problem.schedule.batches():
         state, after = scratch.step(state, batch).state, torch.step(batch).after
@@ -77,7 +77,7 @@ def could_match(loaded: LoadedSpec) -> bool:
     least squares over all entries of all steps finds a and c, or leaves a residual.
     """
     problem = build_problem(loaded)
-    trainer, options = NumpyTrainer(problem), problem.sgd
+    trainer, options = NumpyTrainer(problem), problem.settings
     plain = NumpyTrainer(replace(problem, convention=Convention()))
     state = trainer.start()
     buffers: dict[tuple[str, str], Array] = {}
@@ -195,18 +195,20 @@ def test_match_by_hand(
     convention, faults = (rule, NO_FAULTS) if isinstance(rule, Convention) else (TORCH, rule)
     found = matching(convention, training(**changes), faults)
     # One or two roundings.
-    assert found.sgd.lr == pytest.approx(lr, rel=1e-15)
-    assert found.sgd.weight_decay == pytest.approx(dict.fromkeys(("weight", "bias"), weight_decay))
+    assert found.settings.lr == pytest.approx(lr, rel=1e-15)
+    assert found.settings.weight_decay == pytest.approx(
+        dict.fromkeys(("weight", "bias"), weight_decay)
+    )
 
 
 def test_other_settings_of_momentum_are_matched_by_themselves() -> None:
     dampened = training(momentum=0.9, dampening=0.3)
-    missing = matching(TORCH, dampened, Faults(momentum="ignored")).sgd
+    missing = matching(TORCH, dampened, Faults(momentum="ignored")).settings
     assert missing == Settings(0.1, {"weight": 0.5, "bias": 0.5})
-    added = matching(TORCH, training(momentum=0.9), Faults(nesterov="added")).sgd
-    assert added == training(momentum=0.9, nesterov=True).sgd
-    assert matching(TORCH, training(**added._asdict()), Faults(nesterov="missing")).sgd == (
-        training(momentum=0.9).sgd
+    added = matching(TORCH, training(momentum=0.9), Faults(nesterov="added")).settings
+    assert added == training(momentum=0.9, nesterov=True).settings
+    assert matching(TORCH, training(**added._asdict()), Faults(nesterov="missing")).settings == (
+        training(momentum=0.9).settings
     )
 
 

@@ -35,7 +35,7 @@ def test_problem_holds_the_specs_settings() -> None:
     )
     assert (problem.model, problem.loss) == ("logistic", "bce")
     assert problem.weight_decay == {"weight": 0.3, "bias": 0.0}
-    assert (problem.sgd.momentum, problem.sgd.nesterov) == (0.9, True)
+    assert (problem.settings.momentum, problem.settings.nesterov) == (0.9, True)
     assert (problem.clip_norm, problem.clip_value) == (2.0, None)
     assert problem.convention == NAMED["keras-l2"].convention
     assert (problem.scratch_dtype, problem.framework_dtype) == ("float64", "float32")

@@ -206,8 +206,8 @@ def test_training_holds_the_specs_numbers() -> None:
         lr_schedule={"kind": "exponential", "factor": 0.5},
     )
     found = training_of(spec, 10)
-    assert (found.sgd.lr, found.lr_varies) == (0.4, True)
-    assert found.sgd == Settings(0.4, {"weight": 0.3, "bias": 0.0}).with_options(
+    assert (found.settings.lr, found.lr_varies) == (0.4, True)
+    assert found.settings == Settings(0.4, {"weight": 0.3, "bias": 0.0}).with_options(
         momentum=0.9, dampening=0.1
     )
     assert found.clipped

@@ -50,7 +50,7 @@ def bare_script(problem: Problem) -> Iterator[tuple[Parameters, float]]:
     """Train as a person would in torch, with nothing of regcheck but the numbers."""
     model = nn.Linear(problem.X.shape[1], 1).double()
     model.load_state_dict({name: torch.tensor(t) for name, t in problem.initial.items()})
-    settings = problem.sgd
+    settings = problem.settings
     optimizer = getattr(torch.optim, settings.rule.torch)(
         [
             {"params": [model.weight], "weight_decay": problem.weight_decay["weight"]},

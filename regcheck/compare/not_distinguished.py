@@ -78,7 +78,7 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "no-bias-decay": lambda problem, _, __: not any(biases(problem.weight_decay)),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
     "one-micro-batch": lambda _, batch, __: len(batch.micro_batches) == 1,
-    "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.sgd.nesterov,
+    "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.settings.nesterov,
     "one-row-batches": lambda _, batch, __: batch.size == 1,
     "one-row-losses": lambda _, batch, __: batch.size == len(batch.micro_batches),
     "one-step": lambda _, batch, __: batch.step == 1,
@@ -171,7 +171,7 @@ class Trials:
             for name, cause in CAUSES.items()
             if cause.concerns(training, convention)
             and (cause.kind == "update" or "loss" in spec.compare)
-            for change in cause.changing(training.sgd.torchs)
+            for change in cause.changing(training.settings.torchs)
         ]
         self.pending = [trial for trial in trials if sees_rows or not trial.needs_rows]
 

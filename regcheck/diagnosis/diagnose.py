@@ -190,7 +190,7 @@ def without_cause(
     evidence += settings_evidence(settings, run.training)
     stage = stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
-        text, stage = recursion_evidence(replay, run.training.sgd.momentum)
+        text, stage = recursion_evidence(replay, run.training.settings.momentum)
         evidence += [text] if text else []
     if stage == "gradient":
         evidence += finite_differences(run, replay, record)

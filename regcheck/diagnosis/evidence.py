@@ -175,7 +175,7 @@ def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Train
     """
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
-        rules.setdefault(one.rule(training.sgd.weight_decay.get(name, 0.0)), []).append(name)
+        rules.setdefault(one.rule(training.settings.weight_decay.get(name, 0.0)), []).append(name)
     if not rules.keys() - {NO_RULE, NO_SETTINGS}:
         return []
     verbs = {text: "go" if len(names) > 1 else "goes" for text, names in rules.items()}

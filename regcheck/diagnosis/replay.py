@@ -202,7 +202,7 @@ def gain(rule: Problem, batch: Batch) -> float:
     is a share of the step, which the lr alone scales. What else makes it longer, as a root that is
     missing, shows in the steps themselves.
     """
-    faults, options = rule.faults, with_faults(rule.sgd, rule.faults)
+    faults, options = rule.faults, with_faults(rule.settings, rule.faults)
     found = abs(faults.lr_factor)
     if faults.lr_shift and batch.lr:
         shifted = rule.schedule.lr_at(batch.step + faults.lr_shift)
@@ -224,7 +224,7 @@ def gain_of_velocity(rule: Problem, options: Settings) -> float:
 
     That is 1 − τ of all but the first, or 1 − μ of each; and those so far add up to 1/(1 − μ).
     """
-    torch, found = rule.sgd, 1.0
+    torch, found = rule.settings, 1.0
     share = 1 - torch.dampening if 0 < torch.dampening < 1 else 1.0
     if rule.convention.momentum_form == "dampened" and options.momentum:
         found = (1 - options.momentum) / share

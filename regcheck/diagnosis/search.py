@@ -115,7 +115,7 @@ def concerning(
         name: ways
         for name, cause in CAUSES.items()
         if cause.kind == "update" and cause.concerns(training, convention)
-        if (ways := cause.changing(training.sgd.torchs))
+        if (ways := cause.changing(training.settings.torchs))
     }
     if "schedule-shifted" in causes:
         shifts = replay.torch.problem.schedule.likely_shifts()

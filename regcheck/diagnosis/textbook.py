@@ -15,7 +15,7 @@ def other_settings(run: Run) -> str:
     """
     if not run.shares_gradient:
         return ""
-    settings = run.torch.problem.sgd
+    settings = run.torch.problem.settings
     found: dict[str, None] = {}
     for name, group in run.sides.probe.groups.items():
         own = settings.of(name)

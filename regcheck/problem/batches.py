@@ -179,7 +179,7 @@ def training_of(spec: Spec, rows: int) -> Training:
     """Return the numbers that enter the formulas of a spec that trains on `rows` rows."""
     schedule = schedule_of(spec, rows)
     return Training(
-        sgd=spec.optimizer.settings(spec.lr, spec.decays),
+        settings=spec.optimizer.settings(spec.lr, spec.decays),
         batch_rows=schedule.sizes(),
         train_rows=rows,
         micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),

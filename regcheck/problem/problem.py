@@ -73,7 +73,7 @@ class Problem:
         return OWN_MODEL if self.architecture is None else self.architecture.name
 
     @property
-    def sgd(self) -> Settings:
+    def settings(self) -> Settings:
         """All settings of the optimizer."""
         settings = self.optimizer.settings(self.schedule.lr, self.weight_decay)
         return settings._replace(own=self.own)
@@ -83,14 +83,14 @@ class Problem:
         convention, faults = put_in(change, self.convention, self.faults)
         return replace(self, convention=convention, faults=faults)
 
-    def with_sgd(self, sgd: Settings) -> Problem:
+    def with_settings(self, settings: Settings) -> Problem:
         """Return the problem with other settings; a schedule's lrs keep their proportions."""
         return replace(
             self,
-            optimizer=Optimizer.of(sgd.optimizer, **sgd.options),
-            weight_decay=dict(sgd.weight_decay),
-            schedule=scaled(self.schedule, sgd.lr),
-            own=sgd.own,
+            optimizer=Optimizer.of(settings.optimizer, **settings.options),
+            weight_decay=dict(settings.weight_decay),
+            schedule=scaled(self.schedule, settings.lr),
+            own=settings.own,
         )
 
 
@@ -98,7 +98,7 @@ OWN_MODEL = "module"
 """The model of a problem whose model, loss and optimizer are the user's own."""
 
 
-def with_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
+def with_torch_settings(problem: Problem, settings: TorchSettings | None) -> Problem:
     """Return the problem as torch is to train it, where a spec has settings for torch alone."""
     if settings is None:
         return problem
@@ -210,7 +210,7 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
     if "momentum" in base.optimizer.options:
         momentum = replace(base, optimizer=Optimizer.of(base.optimizer.name, momentum=0.9))
     decays = base.weight_decay
-    if base.sgd.rule.weight_decay:
+    if base.settings.rule.weight_decay:
         decays = {name: 1.7 * (decay or 0.1) for name, decay in decays.items()}
     varying = replace(own, lr_schedule=lr_schedule)
     return {

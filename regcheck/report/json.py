@@ -179,7 +179,7 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     if best and cause == "option-differs":
         change = {"options": best.change["options"]}
     if own is not None:
-        formula = "; ".join(rule_lines(own.sgd.torchs, letters(own)))
+        formula = "; ".join(rule_lines(own.settings.torchs, letters(own)))
     else:
         scale = reporting.scale if reporting else None
         formula = scratch_formula(cause, report.rule_training, factor, scale, change)
@@ -198,7 +198,7 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
 def effective_dict(report: Report) -> dict[str, Any]:
     """Return the lr and weight decay of both sides; None where the steps do not show them."""
     assert report.diagnosis is not None
-    sgd = report.training.sgd
+    settings = report.training.settings
     fits = {
         name: (scales.gradient, scales.weight_decay) if scales.fits else (None, None)
         for name, scales in report.diagnosis.effective_settings.items()
@@ -206,17 +206,18 @@ def effective_dict(report: Report) -> dict[str, Any]:
     return {
         "effective_weight_decay": {
             "scratch": {name: decay and decay.factor for name, (_, decay) in fits.items()},
-            "framework": sgd.weight_decay,
+            "framework": settings.weight_decay,
         },
         "effective_lr": {
             "scratch": {
-                name: rate and rate.factor * sgd.of(name).lr for name, (rate, _) in fits.items()
+                name: rate and rate.factor * settings.of(name).lr
+                for name, (rate, _) in fits.items()
             },
-            "framework": sgd.lr,
+            "framework": settings.lr,
         },
         "deviation": {
             name: {
-                "lr": rate and rate.deviation * sgd.of(name).lr,
+                "lr": rate and rate.deviation * settings.of(name).lr,
                 "weight_decay": decay and decay.deviation,
             }
             for name, (rate, decay) in fits.items()
@@ -229,12 +230,12 @@ def matching_dict(match: Matching) -> dict[str, Any]:
 
     Of SGD the dampening is left out, and of others nothing.
     """
-    decays = match.sgd.weight_decay
+    decays = match.settings.weight_decay
     values = set(decays.values())
-    found = {"weight_decay": values.pop() if len(values) == 1 else decays, "lr": match.sgd.lr}
-    if match.sgd.optimizer == "sgd":
-        return found | pick(match.sgd, "momentum", "nesterov")
-    return found | {"optimizer": match.sgd.optimizer, **match.sgd.options}
+    found = {"weight_decay": values.pop() if len(values) == 1 else decays, "lr": match.settings.lr}
+    if match.settings.optimizer == "sgd":
+        return found | pick(match.settings, "momentum", "nesterov")
+    return found | {"optimizer": match.settings.optimizer, **match.settings.options}
 
 
 def sample_dict(sample: Sample | None) -> dict[str, Any] | None:

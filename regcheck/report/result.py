@@ -86,7 +86,7 @@ class Report:
         best, own = self.diagnosis and self.diagnosis.best, self.rule_training
         if not best or best.weight_decay is None:
             return None
-        same = best.weight_decay.keys() == own.sgd.weight_decay.keys()
+        same = best.weight_decay.keys() == own.settings.weight_decay.keys()
         return own.with_decays(best.weight_decay) if same else None
 
     @property

@@ -28,7 +28,7 @@ class Matching(NamedTuple):
     `lr_factor` is what every lr is multiplied by, those of a schedule included.
     """
 
-    sgd: Settings
+    settings: Settings
     lr_factor: float
 
 
@@ -48,16 +48,16 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     Raises:
         NoMatchError: where no constant lr′ and λ′ that torch takes do it.
     """
-    own_lr = training.sgd.lr
-    refuse({"the parameter groups differ in more than weight_decay": bool(training.sgd.own)})
+    own_lr = training.settings.lr
+    refuse({"the parameter groups differ in more than weight_decay": bool(training.settings.own)})
     refuse(fault_obstacles(training, faults))
     training = with_torch_settings(training, faults)
-    lr, momentum = training.sgd.lr, training.sgd.momentum
+    lr, momentum = training.settings.lr, training.settings.momentum
     c = gradient_factor(convention, training, faults)
-    names = training.sgd.weight_decay
+    names = training.settings.weight_decay
     decays = {name: effective_decay(convention, training, name) for name in names}
     refuse(gradient_obstacles(convention, training, c))
-    if not training.sgd.rule.linear:
+    if not training.settings.rule.linear:
         return adaptive_matching(convention, training, c, decays, own_lr)
     if any(decays.values()):
         refuse(penalty_obstacles(convention, training, c))
@@ -68,7 +68,7 @@ def matching(convention: Convention, training: Training, faults: Faults = NO_FAU
     # The penalty goes through the same velocity as the gradient, so λ keeps its share.
     lr_factor = c * (1 - momentum) if convention.momentum_form == "dampened" and momentum else c
     decays = {name: divided(decay, c) if decay else 0.0 for name, decay in decays.items()}
-    return given(training.sgd._replace(weight_decay=decays), lr_factor, own_lr)
+    return given(training.settings._replace(weight_decay=decays), lr_factor, own_lr)
 
 
 def given(settings: Settings, lr_factor: float, own_lr: float) -> Matching:
@@ -100,9 +100,9 @@ def adaptive_matching(
     that before it at lr′ = (1 − lr κλ) lr and λ′ = κλ/(1 − lr κλ), where a step is proportional to
     its lr.
     """
-    sgd = training.sgd
-    dampened = convention.momentum_form == "dampened" and "momentum_form" in sgd.rule.keys
-    lr_factor = 1 - sgd.momentum if dampened else 1.0
+    settings = training.settings
+    dampened = convention.momentum_form == "dampened" and "momentum_form" in settings.rule.keys
+    lr_factor = 1 - settings.momentum if dampened else 1.0
     refuse(forms_that_torch_has_not(convention, training))
     refuse({"the gradient is 0, or has the other sign": c <= 0})
     if any(decays.values()):
@@ -111,28 +111,30 @@ def adaptive_matching(
         if coupled:
             decays = {name: divided(decay, c) for name, decay in decays.items()}
         elif convention.decay == "decoupled-unscaled":
-            decays = {name: divided(decay, sgd.lr) for name, decay in decays.items()}
+            decays = {name: divided(decay, settings.lr) for name, decay in decays.items()}
         elif convention.decay == "after-update":
-            shrink = common_shrink(sgd.lr, decays)
+            shrink = common_shrink(settings.lr, decays)
             decays = {name: divided(decay, shrink) for name, decay in decays.items()}
             lr_factor *= shrink
-        if coupled != (sgd.torchs.decay == "gradient"):
-            sgd = other_class(sgd)
-    if sgd.rule.start_option:
-        sgd = sgd.with_options(**{sgd.rule.start_option: convention.accumulator_start})
+        if coupled != (settings.torchs.decay == "gradient"):
+            settings = other_class(settings)
+    if settings.rule.start_option:
+        settings = settings.with_options(
+            **{settings.rule.start_option: convention.accumulator_start}
+        )
     if c != 1:
-        no_options = sgd.rule.scaling is None
+        no_options = settings.rule.scaling is None
         refuse({"the gradient is scaled, and no options of torch's make up for it": no_options})
-        powers = dict(sgd.rule.scaling or {})
+        powers = dict(settings.rule.scaling or {})
         lr_factor *= c ** -powers.pop("lr", 0)
-        scaled = {key: divided(sgd.options[key], c**power) for key, power in powers.items()}
-        sgd = sgd.with_options(**scaled)
-    return given(sgd._replace(weight_decay=decays), lr_factor, own_lr)
+        scaled = {key: divided(settings.options[key], c**power) for key, power in powers.items()}
+        settings = settings.with_options(**scaled)
+    return given(settings._replace(weight_decay=decays), lr_factor, own_lr)
 
 
 def forms_that_torch_has_not(convention: Convention, training: Training) -> dict[str, bool]:
     """Return the forms of the step that no option of torch's chooses."""
-    rule, torchs = training.sgd.rule, training.sgd.torchs
+    rule, torchs = training.settings.rule, training.settings.torchs
     matched = MATCHED | ({"accumulator_start"} if rule.start_option else set())
     return {
         f"torch.optim.{rule.torch} has no option that says {KEYS[key].title}": (
@@ -162,12 +164,12 @@ def other_class(settings: Settings) -> Settings:
 
 def with_torch_settings(training: Training, faults: Faults) -> Training:
     """Return a training with those faults in it that are settings of torch's."""
-    sgd = with_faults(training.sgd, faults)
-    decays = dict(sgd.weight_decay)
+    settings = with_faults(training.settings, faults)
+    decays = dict(settings.weight_decay)
     if faults.bias_decay == "of-weight":
         decays = dict.fromkeys(decays, max(decays.values()))
-    lr = sgd.lr if faults.lr_factor == 1 else shortest(sgd.lr * faults.lr_factor)
-    return training._replace(sgd=sgd._replace(lr=lr, weight_decay=decays))
+    lr = settings.lr if faults.lr_factor == 1 else shortest(settings.lr * faults.lr_factor)
+    return training._replace(settings=settings._replace(lr=lr, weight_decay=decays))
 
 
 def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
@@ -197,7 +199,7 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch's decay is not corrected for the moments' start": faults.decay_rate != "lr",
         "torch does not dampen the first step": faults.first_step != "undampened",
         "with a dampening of its own, Nesterov's step is none of torch's": (
-            faults.nesterov == "added" and training.sgd.dampening != 0
+            faults.nesterov == "added" and training.settings.dampening != 0
         ),
         "clipping acts on the scaled gradient": (
             training.clipped and (faults.gradient_factor != 1 or faults.accumulation == "sum")
@@ -226,7 +228,7 @@ def common_shrink(lr: float, decays: Mapping[str, float]) -> float:
 
 def gradient_obstacles(convention: Convention, training: Training, c: float) -> dict[str, bool]:
     """Return what keeps the gradient and its momentum from matching."""
-    moving = bool(training.sgd.momentum)
+    moving = bool(training.settings.momentum)
     dampened = moving and convention.momentum_form == "dampened"
     lr_inside = moving and convention.momentum_form == "lr-inside"
     uneven = len(training.loss_rows) > 1
@@ -242,10 +244,10 @@ def gradient_obstacles(convention: Convention, training: Training, c: float) -> 
         ),
         "clipping acts on the scaled gradient": training.clipped and c != 1,
         "Nesterov's step of a dampened velocity is no multiple of torch's": (
-            dampened and training.sgd.nesterov
+            dampened and training.settings.nesterov
         ),
         "torch does not dampen the first step, and dampens by another factor": (
-            dampened and training.sgd.dampening != 0
+            dampened and training.settings.dampening != 0
         ),
         "the lr changes, and torch's velocity does not hold the lr": (
             lr_inside and training.lr_varies
@@ -266,12 +268,12 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
             convention.decay == "before-clipping" and training.clipped
         ),
         "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD": (
-            not inside and bool(training.sgd.momentum)
+            not inside and bool(training.settings.momentum)
         ),
         "the lr changes, and this decay does not change with it as torch's does": (
             training.lr_varies and (unscaled or convention.decay == "after-update")
         ),
-        "the lr is 0, where torch decays nothing": unscaled and training.sgd.lr == 0,
+        "the lr is 0, where torch decays nothing": unscaled and training.settings.lr == 0,
     }
 
 
@@ -281,6 +283,6 @@ def decay_obstacles(convention: Convention, training: Training) -> dict[str, boo
     of_sgd = "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD"
     return {reason: stands for reason, stands in common.items() if reason != of_sgd} | {
         "torch decays before the update, and its step is not proportional to the lr": (
-            convention.decay == "after-update" and not training.sgd.rule.proportional
+            convention.decay == "after-update" and not training.settings.rule.proportional
         ),
     }

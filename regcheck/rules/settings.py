@@ -68,7 +68,7 @@ class Training(NamedTuple):
     `micro_rows` holds those of its micro-batches where gradients are accumulated, else nothing.
     """
 
-    sgd: Settings
+    settings: Settings
     batch_rows: tuple[int, ...]
     train_rows: int
     micro_rows: tuple[int, ...] = ()
@@ -90,7 +90,7 @@ class Training(NamedTuple):
 
     def with_decays(self, weight_decay: Mapping[str, float]) -> Training:
         """Return the training with another weight decay of each tensor."""
-        return self._replace(sgd=self.sgd._replace(weight_decay=weight_decay))
+        return self._replace(settings=self.settings._replace(weight_decay=weight_decay))
 
     def of_kinds(self) -> Training:
         """Return the training with one weight and at most one bias, as formulas have it.
@@ -98,7 +98,7 @@ class Training(NamedTuple):
         Each has the largest weight decay of its kind.
         """
         largest = {"weight": 0.0}
-        for name, decay in self.sgd.weight_decay.items():
+        for name, decay in self.settings.weight_decay.items():
             kind = "bias" if is_bias(name) else "weight"
             largest[kind] = max(decay, largest.get(kind, 0.0))
         return self.with_decays(largest)
@@ -120,7 +120,7 @@ def effective_decay(convention: Convention, training: Training, tensor: str) -> 
     if not penalized(convention, tensor):
         return 0.0
     divisor = {"nothing": 1, "batch": training.batch_rows[0], "dataset": training.train_rows}
-    decay = training.sgd.weight_decay[tensor] * convention.penalty_factor
+    decay = training.settings.weight_decay[tensor] * convention.penalty_factor
     return decay / divisor[convention.divide_penalty_by]
 
 
@@ -173,14 +173,14 @@ def with_faults(given: Given, faults: Faults) -> Given:
 
 def symbols(training: Training) -> Letters:
     """Return the letters of what a training has: no μ without momentum, no λ where it is 0."""
-    sgd, loss_rows = training.sgd, "B"
+    settings, loss_rows = training.settings, "B"
     if training.micro_rows:
         loss_rows = "m" if len(training.micro_rows) == 1 else UNEVEN
     return Letters(
         lr="lr",
-        weight_decay={name: "λ" if value else "" for name, value in sgd.weight_decay.items()},
-        options=written_options(sgd, lambda _, letter: letter),
-        optimizer=sgd.optimizer,
+        weight_decay={name: "λ" if value else "" for name, value in settings.weight_decay.items()},
+        options=written_options(settings, lambda _, letter: letter),
+        optimizer=settings.optimizer,
         clipped=training.clipped,
         loss_rows=loss_rows,
     )
@@ -188,16 +188,16 @@ def symbols(training: Training) -> Letters:
 
 def letters(training: Training) -> Letters:
     """Return the numbers of a training in the places of its letters, where they do not vary."""
-    sgd, general = training.sgd, symbols(training)
-    decays = sgd.weight_decay.items()
+    settings, general = training.settings, symbols(training)
+    decays = settings.weight_decay.items()
     numbers = general._replace(
         weight_decay={name: number(value) if value else "" for name, value in decays},
-        options=written_options(sgd, number_of),
+        options=written_options(settings, number_of),
         train_rows=str(training.train_rows),
         batch_size=str(training.loss_rows[0]),
     )
-    if not training.lr_varies and all(own.lr == sgd.lr for own in sgd.own.values()):
-        numbers = numbers._replace(lr=number(sgd.lr))
+    if not training.lr_varies and all(own.lr == settings.lr for own in settings.own.values()):
+        numbers = numbers._replace(lr=number(settings.lr))
     if len(training.loss_rows) == 1:
         numbers = numbers._replace(loss_rows=str(training.loss_rows[0]))
     if len(training.batch_rows) == 1:

@@ -12,34 +12,34 @@ from regcheck.rules.settings import Settings, exact, number
 Value = TypeVar("Value")
 
 
-def torch_call(sgd: Settings) -> str:
+def torch_call(settings: Settings) -> str:
     """Write the call of torch's optimizer with some settings.
 
     >>> torch_call(Settings(0.1, {"weight": 1.0, "bias": 1.0}))
     'torch.optim.SGD(lr=0.1, weight_decay=1)'
     """
-    options = [f"lr={exact(sgd.lr)}"]
-    for key, value in sgd.options.items():
-        if value != sgd.rule.options[key].default:
+    options = [f"lr={exact(settings.lr)}"]
+    for key, value in settings.options.items():
+        if value != settings.rule.options[key].default:
             options.append(f"{key}={option_text(value)}")
-    own = {name: own_text(sgd, name) for name in sgd.weight_decay}
-    groups = alike({name: (decay, own[name]) for name, decay in sgd.weight_decay.items()})
+    own = {name: own_text(settings, name) for name in settings.weight_decay}
+    groups = alike({name: (decay, own[name]) for name, decay in settings.weight_decay.items()})
     if len(groups) == 1:
         [(decay, _)] = groups
         options += [f"weight_decay={exact(decay)}"] if decay else []
-        return f"torch.optim.{sgd.rule.torch}({', '.join(options)})"
+        return f"torch.optim.{settings.rule.torch}({', '.join(options)})"
     written = [
         f'{{"params": [{", ".join(map(attribute, names))}], "weight_decay": {exact(decay)}{more}}}'
         for (decay, more), names in groups.items()
     ]
-    return f"torch.optim.{sgd.rule.torch}([{', '.join(written)}], {', '.join(options)})"
+    return f"torch.optim.{settings.rule.torch}([{', '.join(written)}], {', '.join(options)})"
 
 
-def own_text(sgd: Settings, tensor: str) -> str:
+def own_text(settings: Settings, tensor: str) -> str:
     """Write a tensor's lr and options where they are not the common ones: `, "lr": 0.1`."""
-    own = sgd.of(tensor)
-    text = f', "lr": {exact(own.lr)}' if own.lr != sgd.lr else ""
-    differing = {key: x for key, x in own.options.items() if x != sgd.options[key]}
+    own = settings.of(tensor)
+    text = f', "lr": {exact(own.lr)}' if own.lr != settings.lr else ""
+    differing = {key: x for key, x in own.options.items() if x != settings.options[key]}
     return text + "".join(f', "{key}": {option_text(x)}' for key, x in differing.items())
 
 

@@ -72,7 +72,7 @@ def built_in(problem: Problem) -> Module:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(torch.from_numpy(problem.initial[name]))
-    settings = problem.sgd
+    settings = problem.settings
     groups: list[dict[str, Any]] = [
         {"params": [tensors[name] for name in names]}
         | ({"weight_decay": decay} if settings.rule.weight_decay else {})

@@ -79,14 +79,14 @@ class NumpyTrainer:
         labels = problem.y.dtype.kind == "i"  # which are indices
         self.y = problem.y if labels else problem.y.astype(self.dtype, copy=False)
         self.model = model_of(problem.architecture or ONE_LAYER)
-        self.settings = with_faults(problem.sgd, problem.faults)
+        self.settings = with_faults(problem.settings, problem.faults)
         self.layout = layout_of({name: w.shape for name, w in problem.initial.items()})
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
         other = copy(self)
         other.problem = problem
-        other.settings = with_faults(problem.sgd, problem.faults)
+        other.settings = with_faults(problem.settings, problem.faults)
         return other
 
     def start(self) -> State:

@@ -20,7 +20,7 @@ from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
 from regcheck.numerics.bounds.rounding import Bounds, RoundingModel, allowing
 from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
-from regcheck.problem.problem import Parameters, Problem, Step, with_settings
+from regcheck.problem.problem import Parameters, Problem, Step, with_torch_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
@@ -189,7 +189,7 @@ def sides_of(
             build_again = builder(stack, loaded, problem, timeout)
             module = build_again()
             problem = of_module(problem, module)
-        given = with_settings(problem, spec.torch_settings)
+        given = with_torch_settings(problem, spec.torch_settings)
         framework = TorchTrainer(given, module)
         probe = TorchTrainer(given, clone_of(framework, build_again))
         random = module is not None and is_random(probe)
@@ -226,7 +226,7 @@ def bounder_of(
         return MeasuredBounds(framework, problem.scratch_dtype, problem.framework_dtype)
     codes = {"scratch": spec.scratch, "framework": spec.own_framework}
     own = [side for side, code in codes.items() if code is not None]
-    return ClosedBounds(problem.with_sgd(torch.problem.sgd), own)
+    return ClosedBounds(problem.with_settings(torch.problem.settings), own)
 
 
 def clone_of(trainer: TorchTrainer, build_again: Callable[[], Module] | None) -> Module:
@@ -265,5 +265,5 @@ def torch_rule(problem: Problem, module: Module | None) -> NumpyTrainer | None:
         settings = module.settings()
         if settings is None:
             return None
-        problem = problem.with_sgd(settings)
-    return NumpyTrainer(replace(problem, convention=problem.sgd.torchs, faults=NO_FAULTS))
+        problem = problem.with_settings(settings)
+    return NumpyTrainer(replace(problem, convention=problem.settings.torchs, faults=NO_FAULTS))

@@ -42,7 +42,7 @@ def textbook_rule(problem: Problem, spec: Spec) -> NumpyTrainer:
             weight_decay=decays,
             clip_norm=None,
             clip_value=None,
-            convention=problem.sgd.torchs,
+            convention=problem.settings.torchs,
             faults=NO_FAULTS,
         )
     )

@@ -234,7 +234,7 @@ def implied_gradient(replay: Replay, record: Record) -> Array | None:
     """
     problem, step = replay.torch.problem, record.batch.step
     clipped = problem.clip_norm is not None or problem.clip_value is not None
-    if clipped or not problem.sgd.rule.linear:
+    if clipped or not problem.settings.rule.linear:
         return None
 
     def after(gradient: Array) -> Array:

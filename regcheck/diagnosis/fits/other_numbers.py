@@ -69,7 +69,7 @@ class Torch:
 
     def __init__(self, replay: Replay) -> None:
         self.replay, self.problem = replay, replay.torch.problem
-        self.rule, settings = replay.torch.settings.rule, self.problem.sgd
+        self.rule, settings = replay.torch.settings.rule, self.problem.settings
         self.own = Numbers(1.0, dict(settings.weight_decay), dict(settings.options))
 
     def of(self, number: Number) -> float:

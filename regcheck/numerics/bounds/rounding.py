@@ -243,7 +243,7 @@ class RoundingModel:
 
         What they have become in the step says nothing of what they should be.
         """
-        options = self.problem.sgd
+        options = self.problem.settings
         weight, bias = sizes_of(step.before)
         z = self.largest_row * weight + bias
         s = 2 * (z + self.largest_y) if self.problem.model == "linear" else 1.0

@@ -39,7 +39,7 @@ class UpdateRounding:
 
     def __init__(self, problem: Problem, u: float, floor: float, decay: Array) -> None:
         self.problem, self.u, self.floor, self.decay = problem, u, floor, decay
-        self.settings = problem.sgd
+        self.settings = problem.settings
         self.is_sgd = self.settings.optimizer == "sgd"
 
     def bounds(

@@ -118,7 +118,7 @@ def fitted_text(fit: Fit) -> str:
 
 def other_options(report: Report) -> dict[str, tuple[Fit, float]]:
     """Return the options that are fitted by their names, and torch's values of them."""
-    best, settings = report.diagnosis and report.diagnosis.best, report.training.sgd
+    best, settings = report.diagnosis and report.diagnosis.best, report.training.settings
     numbers = settings.rule.numbers
     fits = best.options if best else {}
     return {name: (fit, numbers[name].of(settings.options)) for name, fit in fits.items()}
@@ -212,8 +212,8 @@ def reported_formula(report: Report, reporting: Reporting) -> str:
 
 def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Describe the effective lr and weight decay that the scratch side's steps come to."""
-    sgd = report.training.sgd
-    decays = sgd.weight_decay
+    settings = report.training.settings
+    decays = settings.weight_decay
     rates: dict[str, list[str]] = {}
     penalties: dict[str, list[str]] = {}
     spreads: dict[str, str] = {}
@@ -222,7 +222,7 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
         if not scales.fits or rate is None:
             return []
         alpha = 1.0 if rate.is_near(1.0) else rate.factor
-        rates.setdefault(f"lr {alpha * sgd.of(name).lr:.6g}", []).append(name)
+        rates.setdefault(f"lr {alpha * settings.of(name).lr:.6g}", []).append(name)
         if decay is not None and any(decays.values()):
             lost = abs(decay.factor) < 1e-9 * decays.get(name, 0.0)
             text = f"weight_decay {0.0 if lost else decay.factor:.6g}"
@@ -235,7 +235,7 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
         for group in (rates, penalties)
         for text, names in group.items()
     ]
-    torch = f"lr {' and '.join(dict.fromkeys(number(sgd.of(name).lr) for name in decays))}"
+    torch = f"lr {' and '.join(dict.fromkeys(number(settings.of(name).lr) for name in decays))}"
     if any(decays.values()):
         torch += f", weight_decay {' and '.join(f'{value:g}' for value in alike(decays))}"
     return [Line("Fitted", f"from the scratch side's steps: {', '.join(texts)}; torch has {torch}")]

@@ -24,7 +24,7 @@ def fix_of(report: Report, cause: str) -> str:
 def plain_fix(report: Report, cause: str) -> str:
     """Say what fixes a cause in the catalogue's words."""
     fix = CAUSES[cause].fix
-    apart = report.training.sgd.torchs.decay == "decoupled"
+    apart = report.training.settings.torchs.decay == "decoupled"
     if apart and CAUSES[cause].fix_apart:
         fix = CAUSES[cause].fix_apart
     best = report.diagnosis.best if report.diagnosis else None
@@ -33,7 +33,7 @@ def plain_fix(report: Report, cause: str) -> str:
     if cause == "penalty-scaled" and best.weight_decay is not None:
         each = [
             f"{number(decay)} for {' and '.join(names)}"
-            for decay, names in alike(report.training.sgd.weight_decay).items()
+            for decay, names in alike(report.training.settings.weight_decay).items()
         ]
         return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
     if best.by_entry is not None and CAUSES[cause].fix_by_entry and not apart:
@@ -66,11 +66,11 @@ def fixes(report: Report) -> dict[str, list[str]]:
     roles = roles_of(report.spec)
     ways = {roles.fix: lines} if lines else {}
     if changed and isinstance(match, Matching):
-        ways[roles.matching] = [torch_call(match.sgd)]
+        ways[roles.matching] = [torch_call(match.settings)]
         if report.training.lr_varies and match.lr_factor != 1:
             ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
     elif changed and match is not None and report.spec.textbook is None:
-        what = "lr and weight_decay" if report.training.sgd.rule.linear else "settings"
+        what = "lr and weight_decay" if report.training.settings.rule.linear else "settings"
         ways["in torch"] = [f"no {what} match: {match}"]
     if isinstance(found.fix, SpecFix):
         changes = found.fix.changes.items()

@@ -60,7 +60,11 @@ def hidden_before(report: Report) -> Iterator[str]:
         earlier = f"Step {divergence.step - 1:,}"
         was = "the bias was" if is_bias(tensor) else "the weights were"
         yield f"{earlier} could not show it: {was} still zero, and so was the penalty."
-    elif divergence.stage == "optimizer" and divergence.step == 2 and report.training.sgd.momentum:
+    elif (
+        divergence.stage == "optimizer"
+        and divergence.step == 2
+        and report.training.settings.momentum
+    ):
         yield "Step 1 could not show it: there was no velocity from earlier steps."
 
 
@@ -194,7 +198,7 @@ def drift(report: Report) -> Iterator[str]:
 def conventions(report: Report) -> Iterator[str]:
     """Name the causes and conventions that a run could not distinguish, and why."""
     chosen = differences(
-        report.spec.named_convention(), report.training.sgd.torchs, bias=report.spec.bias
+        report.spec.named_convention(), report.training.settings.torchs, bias=report.spec.bias
     )
     keys = ", ".join(f"{key}: {here} (torch: {torch})" for key, (here, torch) in chosen.items())
     diverged = report.verdict == "diverged"

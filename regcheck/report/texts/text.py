@@ -96,7 +96,7 @@ def sides(report: Report) -> list[Side]:
 def scratch_side(report: Report) -> Side:
     """Describe the scratch side."""
     if report.spec.textbook is not None:
-        given, call = letters(report.rule_training), torch_call(report.rule_training.sgd)
+        given, call = letters(report.rule_training), torch_call(report.rule_training.settings)
         title = f"NumPy, the textbook {report.spec.textbook}: {call}"
         return Side("scratch", title, rule_lines(given.torchs, given), "no loss of its own")
     if report.spec.scratch is not None:
@@ -113,7 +113,7 @@ def scratch_side(report: Report) -> Side:
 
 def framework_side(report: Report) -> Side:
     """Describe torch's side."""
-    given, call = letters(report.rule_training), torch_call(report.training.sgd)
+    given, call = letters(report.rule_training), torch_call(report.training.settings)
     rule = rule_lines(given.torchs, given)
     if report.spec.own_framework is None:
         return Side("torch", call, rule, loss_text(given.torchs, given))
@@ -131,7 +131,7 @@ def letter_meanings(report: Report) -> list[str]:
     """Say what those letters of the sides' rules mean that a spec has not, with its settings."""
     spec = report.spec
     lines = [line for side in sides(report) for line in side.update]
-    unsaid = ("g", *report.training.sgd.rule.meanings, "lr", "B", "m", "mᵢ")
+    unsaid = ("g", *report.training.settings.rule.meanings, "lr", "B", "m", "mᵢ")
     found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid))
     if spec.accumulate > 1:
         found["g"] = "average gradient of the micro-batches' mean losses, without the penalty"
@@ -220,7 +220,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
     """Return the two terms that differ, with their values at the diverging step."""
     within, stage = divergence.within, divergence.stage
     values = [within.scratch, within.framework]
-    conventions = [report.spec.named_convention(), report.training.sgd.torchs]
+    conventions = [report.spec.named_convention(), report.training.settings.torchs]
     written = [symbols(report.training), letters(report.training)]
     does = "has"
     formulas: list[list[str]] = [[], []]

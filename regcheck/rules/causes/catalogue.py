@@ -46,7 +46,7 @@ OTHER_CAUSES: dict[str, Cause] = {
         "clips each tensor by its own norm",
         changes=({"clip_scope": "tensor"},),
         concerns=lambda training, _: (
-            training.clipped_by_norm and len(training.sgd.weight_decay) > 1
+            training.clipped_by_norm and len(training.settings.weight_decay) > 1
         ),
         stage="optimizer",
         since="where a gradient is clipped",
@@ -169,7 +169,7 @@ OTHER_CAUSES: dict[str, Cause] = {
     "update-sequential": Cause(
         "takes the weight's gradient after the bias has moved",
         changes=({"update_order": "bias-first"},),
-        concerns=lambda training, _: any(map(is_bias, training.sgd.weight_decay)),
+        concerns=lambda training, _: any(map(is_bias, training.settings.weight_decay)),
         stage="gradient",
         since=AT_ONCE,
         fix="take all gradients first, at the old parameters, and then move weight and bias",
@@ -238,8 +238,8 @@ def with_loss_scale(training: Training, scale: float) -> Convention:
     rows = training.loss_rows[0]
     for share in (1.0, 0.5):
         if scale == share * rows != 1:
-            return training.sgd.torchs._replace(loss_reduction="sum", loss_factor=share)
-    return training.sgd.torchs._replace(loss_factor=scale)
+            return training.settings.torchs._replace(loss_reduction="sum", loss_factor=share)
+    return training.settings.torchs._replace(loss_factor=scale)
 
 
 def formulas_of(

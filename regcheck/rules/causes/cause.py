@@ -113,7 +113,7 @@ class Named(NamedTuple):
 
 def named_factors(cause: str, training: Training) -> dict[float, Named]:
     """Return the factors with names that a cause's open factor may turn out to be."""
-    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.sgd.momentum
+    rows, train_rows, mu = training.loss_rows[0], training.train_rows, training.settings.momentum
     found: dict[float, Named] = {}
     if cause == "penalty-scaled":
         found = {

@@ -21,37 +21,37 @@ PENALTY_KEYS = frozenset(
 
 def penalized(training: Training, convention: Convention) -> bool:
     """Whether there is a penalty, or the convention says something about one."""
-    return any(training.sgd.weight_decay.values()) or not PENALTY_KEYS.isdisjoint(
-        differences(convention, training.sgd.torchs)
+    return any(training.settings.weight_decay.values()) or not PENALTY_KEYS.isdisjoint(
+        differences(convention, training.settings.torchs)
     )
 
 
 def penalized_with_momentum(training: Training, convention: Convention) -> bool:
     """Whether there is momentum besides."""
-    return training.sgd.momentum > 0 and coupled(training, convention)
+    return training.settings.momentum > 0 and coupled(training, convention)
 
 
 def coupled(training: Training, convention: Convention) -> bool:
     """Whether there is a penalty that joins the gradient, where that makes a difference."""
-    sgd = training.sgd
-    remembers = sgd.momentum > 0 or not sgd.rule.linear
-    return remembers and sgd.torchs.decay == "gradient" and penalized(training, convention)
+    settings = training.settings
+    remembers = settings.momentum > 0 or not settings.rule.linear
+    return remembers and settings.torchs.decay == "gradient" and penalized(training, convention)
 
 
 def decoupled(training: Training, convention: Convention) -> bool:
     """Whether there is a penalty that torch keeps apart from the gradient."""
-    return training.sgd.torchs.decay == "decoupled" and penalized(training, convention)
+    return training.settings.torchs.decay == "decoupled" and penalized(training, convention)
 
 
 def bias_penalized(training: Training, convention: Convention) -> bool:
     """Whether there is a bias that torch penalizes, or that the convention leaves free."""
-    biases = [decay for name, decay in training.sgd.weight_decay.items() if is_bias(name)]
+    biases = [decay for name, decay in training.settings.weight_decay.items() if is_bias(name)]
     return any(biases) or (bool(biases) and not convention.penalize_bias)
 
 
 def bias_free(training: Training, convention: Convention) -> bool:
     """Whether torch penalizes the weights, and not the bias that there is."""
-    decays = training.sgd.weight_decay
+    decays = training.settings.weight_decay
     biases = [decay for name, decay in decays.items() if is_bias(name)]
     return any(decays.values()) and bool(biases) and not any(biases)
 
@@ -100,7 +100,7 @@ PENALTY_CAUSES: dict[str, Cause] = {
         "shrinks w by the lr with the bias correction in it, lr √(1 − β₂ᵗ)/(1 − β₁ᵗ), times λ",
         changes=({"decay_rate": "corrected"},),
         concerns=lambda training, convention: (
-            training.sgd.rule.correction is not None and decoupled(training, convention)
+            training.settings.rule.correction is not None and decoupled(training, convention)
         ),
         stage="penalty",
         since=NOT_ZERO,

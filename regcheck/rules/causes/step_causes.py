@@ -11,38 +11,38 @@ from regcheck.rules.settings import Training
 
 def with_momentum(training: Training, convention: Convention) -> bool:
     """Whether there is momentum."""
-    return training.sgd.momentum > 0
+    return training.settings.momentum > 0
 
 
 def remembers_momentum(training: Training, convention: Convention) -> bool:
     """Whether there is a velocity, of which there are several forms."""
-    return with_momentum(training, convention) and "momentum_form" in training.sgd.rule.keys
+    return with_momentum(training, convention) and "momentum_form" in training.settings.rule.keys
 
 
 def obeys(*keys: str) -> Callable[[Training, Convention], bool]:
     """Return whether a training's optimizer has forms of its own under some keys."""
-    return lambda training, _: training.sgd.rule.keys.issuperset(keys)
+    return lambda training, _: training.settings.rule.keys.issuperset(keys)
 
 
 def has(**options: object) -> Callable[[Training, Convention], bool]:
     """Return whether a training's optimizer has some options at these values."""
     return lambda training, _: all(
-        training.sgd.options.get(key) is value for key, value in options.items()
+        training.settings.options.get(key) is value for key, value in options.items()
     )
 
 
 def adds_epsilon(*where: str, corrected: bool) -> Callable[[Training, Convention], bool]:
     """Return whether torch adds ε at one of these, with or without a bias correction beside it."""
     return lambda training, _: (
-        "epsilon" in training.sgd.rule.keys
-        and training.sgd.torchs.epsilon in where
-        and ("bias_correction" in training.sgd.rule.keys) == corrected
+        "epsilon" in training.settings.rule.keys
+        and training.settings.torchs.epsilon in where
+        and ("bias_correction" in training.settings.rule.keys) == corrected
     )
 
 
 def decays_lr(training: Training, convention: Convention) -> bool:
     """Whether Adagrad's own decay of the lr acts."""
-    return bool(training.sgd.options.get("lr_decay"))
+    return bool(training.settings.options.get("lr_decay"))
 
 
 STARTS = (0.1, 1.0, 0.0)
@@ -54,7 +54,7 @@ STEP_CAUSES: dict[str, Cause] = {
         changes=({"lr_in_average": "inside"},),
         concerns=lambda training, convention: (
             obeys("lr_in_average")(training, convention)
-            and (training.sgd.lr != 1 or training.lr_varies)
+            and (training.settings.lr != 1 or training.lr_varies)
         ),
         stage="optimizer",
         since="from step 2 on",
@@ -109,7 +109,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "adam-betas-swapped": Cause(
         "has β₁ and β₂ in each other's place",
         changes=({"betas": "swapped"},),
-        concerns=lambda training, _: len(set(training.sgd.options.get("betas", ()))) > 1,
+        concerns=lambda training, _: len(set(training.settings.options.get("betas", ()))) > 1,
         stage="optimizer",
         since="from step 2 on",
         fix="let betas[0] decay the first moment, and betas[1] the second",
@@ -163,7 +163,9 @@ STEP_CAUSES: dict[str, Cause] = {
     "dampening-on-first-step": Cause(
         "dampens the first step's velocity too",
         changes=({"first_step": "dampened"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.dampening != 0,
+        concerns=lambda training, _: (
+            training.settings.momentum > 0 and training.settings.dampening != 0
+        ),
         stage="optimizer",
         since=AT_ONCE,
         fix="start the velocity at step 1 without the factor 1 − τ, and dampen from step 2 on",
@@ -172,7 +174,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "epsilon-outside": Cause(
         "adds ε to the root, corrected where that is, or to the maximum, where torch does not",
         changes=({"epsilon": "outside"},),
-        concerns=lambda training, _: training.sgd.torchs.epsilon != "outside",
+        concerns=lambda training, _: training.settings.torchs.epsilon != "outside",
         stage="optimizer",
         since="from step 1 on (in Adamax's maximum from step 2 on)",
         fix="add ε where torch does: under Adadelta's roots, in Adamax's maximum, to RAdam's √S",
@@ -230,7 +232,7 @@ STEP_CAUSES: dict[str, Cause] = {
     "nesterov-missing": Cause(
         "takes the plain momentum's step, where torch has Nesterov's",
         changes=({"nesterov": "missing"},),
-        concerns=lambda training, _: training.sgd.momentum > 0 and training.sgd.nesterov,
+        concerns=lambda training, _: training.settings.momentum > 0 and training.settings.nesterov,
         stage="optimizer",
         since=AT_ONCE,
         fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
@@ -238,7 +240,7 @@ STEP_CAUSES: dict[str, Cause] = {
     ),
     "option-differs": Cause(
         "has another value of an option",
-        concerns=lambda training, _: bool(training.sgd.rule.numbers),
+        concerns=lambda training, _: bool(training.settings.rule.numbers),
         stage="optimizer",
         since="from the first step in which the option acts (a momentum or β from step 2 on)",
         fix="take torch's value",
