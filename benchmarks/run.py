@@ -131,9 +131,10 @@ def judging() -> float:
     from regcheck.numerics.bounds.rounding import RoundingModel, RoundingState
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
+    from regcheck.trainers.framework.determinism import torch_settings
+    from regcheck.trainers.framework.torch_trainer import TorchTrainer
     from regcheck.trainers.numpy_trainer import NumpyTrainer
     from regcheck.trainers.sides import Steps
-    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 
     spec = from_mapping(LARGE).spec
     problem = build_problem(from_mapping(LARGE))
@@ -184,7 +185,8 @@ def large_comparison() -> float:
     from regcheck.checking import check_problem, no_progress
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
+    from regcheck.trainers.framework.determinism import torch_settings
+    from regcheck.trainers.framework.torch_trainer import TorchTrainer
 
     loaded = from_mapping(LARGE)
     problem = build_problem(loaded)
@@ -287,7 +289,7 @@ def own_model(sizes: tuple[int, ...], rows: int, batch: int, epochs: int) -> flo
     from regcheck.checking import check_problem, no_progress
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.trainers.torch_trainer import torch_settings
+    from regcheck.trainers.framework.determinism import torch_settings
     from regcheck.user_code.problem_api import user_problem
 
     own = OwnModel(sizes, rows, batch, epochs)
@@ -322,7 +324,8 @@ def comparison(epochs: int) -> float:
 def built_in() -> float:
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
+    from regcheck.trainers.framework.determinism import torch_settings
+    from regcheck.trainers.framework.torch_trainer import TorchTrainer
 
     problem = build_problem(from_mapping(SHORT | {"epochs": 10_000}))
 
@@ -354,8 +357,8 @@ def mlp() -> float:
     from regcheck.checking import check_problem, no_progress
     from regcheck.problem.problem import build_problem
     from regcheck.spec import from_mapping
-    from regcheck.trainers.built_in import built_in as torch_side
-    from regcheck.trainers.torch_trainer import torch_settings
+    from regcheck.trainers.framework.built_in import built_in as torch_side
+    from regcheck.trainers.framework.determinism import torch_settings
 
     loaded = from_mapping(MLP)
     problem = build_problem(loaded)

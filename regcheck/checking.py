@@ -21,10 +21,10 @@ from regcheck.report.result import Report
 from regcheck.rules.settings import Training
 from regcheck.spec import LoadedSpec, Spec, from_mapping, read_spec
 from regcheck.spec.sections.tolerance import Verdict
+from regcheck.trainers.framework.determinism import environment as torch_environment
+from regcheck.trainers.framework.determinism import torch_settings
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, sides_of
-from regcheck.trainers.torch_trainer import environment as torch_environment
-from regcheck.trainers.torch_trainer import torch_settings
 from regcheck.user_code.function import TIMEOUT
 from regcheck.user_code.updates import WANTED, kind_of
 

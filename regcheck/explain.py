@@ -14,24 +14,20 @@ from regcheck.rules.causes.catalogue import CAUSES, formulas_of
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
-from regcheck.rules.formula import MEANINGS, decay_text, loss_text, meanings, rule_lines
+from regcheck.rules.formula import MEANINGS, loss_text, meanings, rule_lines
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     SYMBOLIC,
     Letters,
-    Settings,
     Training,
-    effective_decay,
     exact,
-    factor,
-    gradient_factor,
     letters,
-    number,
     symbols,
 )
 from regcheck.rules.torch_call import torch_call
+from regcheck.rules.worked_example import EXAMPLE, worked_example
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,51 +210,6 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
     return lines
-
-
-EXAMPLE = Training(
-    Settings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
-)
-WORKED = "One step: w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2"
-
-
-def worked_example(names: Iterable[str]) -> list[str]:
-    """Work one step of one weight out by each convention."""
-    steps = {name: one_step(NAMED[name].convention, EXAMPLE, 1.0, -32.0) for name in names}
-    width = max(map(len, steps))
-    longest = max(len(written) for written, _ in steps.values())
-    return [WORKED] + [
-        f"  {name:<{width}}  {written:<{longest}} = {result:.2f}"
-        for name, (written, result) in steps.items()
-    ]
-
-
-def one_step(convention: Convention, training: Training, w: float, g: float) -> tuple[str, float]:
-    """Work out a weight's first step by hand: the sum as it is written, and its result.
-
-    Without momentum and clipping; g is the gradient of the mean loss.
-
-    >>> one_step(Convention(divide_penalty_by="batch"), EXAMPLE, 1.0, -32.0)
-    ('1 − 0.1 (-32 + 1/2·1)', 4.15)
-    """
-    lr, decay = training.settings.lr, effective_decay(convention, training, "weight")
-    text = decay_text(convention, letters(training), "weight")
-    g = gradient_factor(convention, training) * g
-    stepped = w - lr * g
-    if not text:
-        return f"{number(w)} − {number(lr)}·{factor(g)}", stepped
-    at = stepped if convention.decay == "after-update" else w
-    if convention.penalty_norm == "unsquared":
-        at = at / abs(at) if at else 0.0
-    penalty, value = f"{text}·{factor(at)}", decay * at
-    match convention.decay:
-        case "after-update":
-            return f"{number(stepped)} − {number(lr)}·{penalty}", stepped - lr * value
-        case "decoupled":
-            penalty, value = f"{number(lr)}·{penalty}", lr * value
-        case "gradient" | "before-clipping" | "after-momentum":
-            return f"{number(w)} − {number(lr)} ({number(g)} + {penalty})", w - lr * (g + value)
-    return f"{number(w)} − {penalty} − {number(lr)}·({number(g)})", w - value - lr * g
 
 
 def optimizer_entry(name: str) -> Entry:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.diagnosis.fits.other_inputs import losses_of
+from regcheck.diagnosis.fits.loss_inputs import losses_of
 from regcheck.diagnosis.records import Diagnosis, Explanation, Run, SpecFix
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Parameters

@@ -10,8 +10,8 @@ import pytest
 
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import told
 from tests.faults import Planted
 from tests.first_steps import STEPS

@@ -12,8 +12,8 @@ import numpy as np
 
 from regcheck.problem.problem import Problem, Step
 from regcheck.rules.convention import Epsilon, MomentumForm, PenaltyNorm, UpdateOrder
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import told
 
 Spec = dict[str, Any]

@@ -17,7 +17,8 @@ import numpy as np
 from regcheck.numerics.losses import RowLosses
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.numpy_state import ForwardBackward, Update
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.user_code.problem_api import user_problem
 from tests.reference import Training
 from tests.rule import Kept, Pair, Reported, Rule, Wrong

@@ -23,7 +23,8 @@ from regcheck.problem.problem import Problem, Step
 from regcheck.report.result import Report
 from regcheck.rules.convention import Convention
 from regcheck.trainers import sides
-from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from regcheck.trainers.numpy_state import State
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.random_specs import Array, SpecDict, Tensors
 
 

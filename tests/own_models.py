@@ -15,9 +15,9 @@ from regcheck.checking import check
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
-from regcheck.trainers.torch_model import plainly
-from regcheck.trainers.torch_trainer import TorchTrainer
-from regcheck.trainers.user_module import of_module, wrap_user_module
+from regcheck.trainers.framework.torch_model import plainly
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.user_module import of_module, wrap_user_module
 from tests.random_specs import SpecDict
 
 Made = tuple[Any, Any, Optimizer]

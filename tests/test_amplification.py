@@ -12,7 +12,8 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.compare.drift import AMPLIFIED
-from regcheck.trainers.numpy_trainer import NumpyTrainer, State, Update
+from regcheck.trainers.numpy_state import State, Update
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec, in_one_line, told
 from tests.random_specs import CURVATURE, random_training
 

@@ -24,7 +24,7 @@ from regcheck.report.terminal import report_text
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
-from regcheck.trainers.built_in import built_in
+from regcheck.trainers.framework.built_in import built_in
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec
 from tests.faults import FAULTS, OPEN

@@ -9,7 +9,8 @@ import torch
 import regcheck
 from regcheck.checking import check
 from regcheck.errors import InputError
-from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from regcheck.trainers.numpy_state import State
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec, told
 from tests.first_steps import found
 

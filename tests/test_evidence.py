@@ -15,7 +15,7 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.user_code.problem_api import UserProblem
 from tests import by_hand
 from tests.by_hand import LOGISTIC, code, silent

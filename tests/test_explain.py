@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from regcheck import cli
-from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec, one_step
+from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
 from regcheck.report.output import EXPLANATION_FORMATS as FORMATS
 from regcheck.report.output import as_text
 from regcheck.rules.causes.catalogue import CAUSES
@@ -19,6 +19,7 @@ from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.torch_call import torch_call
+from regcheck.rules.worked_example import one_step
 from tests.conftest import ROOT
 from tests.formula_reader import case_of, training
 from tests.formula_text import value_of

@@ -28,7 +28,7 @@ from regcheck.rules.formula import (
 )
 from regcheck.rules.optimizers.update_rule import bracketed
 from regcheck.rules.settings import SYMBOLIC, exact, letters, number, symbols
-from regcheck.trainers.numpy_trainer import State
+from regcheck.trainers.numpy_state import State
 from tests.every_rule import rules
 from tests.formula_reader import FACTOR, agreeing_steps, case_of, read_loss, training
 

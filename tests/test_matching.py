@@ -18,8 +18,8 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.sections.training import Optimizer, TorchSettings, WeightDecay
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.every_rule import OPTIMIZERS
 from tests.formula_reader import training
 

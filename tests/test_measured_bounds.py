@@ -19,11 +19,12 @@ from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.packing import flat
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
+from regcheck.trainers.framework.determinism import torch_settings
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured.measured_bounds import APART, MeasuredBounds
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import NumpyFollowsTorch
-from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.conftest import told
 from tests.own_models import (
     Frozen,

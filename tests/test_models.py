@@ -19,7 +19,7 @@ from regcheck.rules import models
 from regcheck.rules.losses import LOSSES_OF_HEAD, LossOptions
 from regcheck.rules.models import HEADS, MODELS, Architecture
 from regcheck.spec import from_mapping
-from regcheck.trainers.built_in import built_in
+from regcheck.trainers.framework.built_in import built_in
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import told
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regcheck.trainers.framework.determinism import torch_settings
 from regcheck.trainers.measured.monte_carlo import RandomRounding
-from regcheck.trainers.torch_trainer import torch_settings
 from tests.random_roundings import U32, Function, noise_of, random, unmoved
 
 

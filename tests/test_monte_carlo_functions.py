@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regcheck.trainers.torch_trainer import torch_settings
+from regcheck.trainers.framework.determinism import torch_settings
 from tests.conftest import told
 from tests.random_roundings import U32, noise_of, random
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from regcheck.numerics.packing import flat
+from regcheck.trainers.framework.determinism import torch_settings
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.measured.monte_carlo import RandomRounding, is_random, sample
-from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests.own_models import (
     Counting,
     builder,

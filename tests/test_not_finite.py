@@ -14,7 +14,7 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
 from regcheck.testing import assert_equivalent
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from tests.altered import PLACES, Change, DoubledAt, altered, altered_torch, on_side, with_entry
 from tests.first_steps import MOMENTUM, Spec, agrees, found, spec_of
 

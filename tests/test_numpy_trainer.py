@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from regcheck.problem.problem import Parameters, Problem, Step, build_problem
 from regcheck.rules.convention import Decay, MomentumForm
 from regcheck.spec import from_mapping
-from regcheck.trainers.numpy_trainer import NumpyTrainer, State
+from regcheck.trainers.numpy_state import State
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.user_code.problem_api import user_problem
 from tests.conftest import told
 from tests.every_rule import (

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from regcheck.trainers.framework.determinism import torch_settings
 from regcheck.trainers.measured.operations import product_rounds, quotient_rounds, sum_rounds
-from regcheck.trainers.torch_trainer import torch_settings
 from tests.random_roundings import U32, U64, noise_of, unmoved
 
 

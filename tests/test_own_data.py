@@ -19,7 +19,7 @@ from regcheck.errors import InputError
 from regcheck.problem.data.load import Rows, load_rows
 from regcheck.problem.problem import build_problem
 from regcheck.spec import LoadedSpec, from_mapping
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.user_code.problem_api import UserProblem, user_problem
 
 OWN: dict[str, Any] = {"scratch": "a.py:train", "framework": "a.py:build", "lr": 0.1}
@@ -177,8 +177,8 @@ def test_trainer_keeps_labels_and_indices_as_integers(tmp_path: Path) -> None:
     problem = build_problem(loaded(tmp_path, X, y))
     spec = loaded(tmp_path, X, y).spec
     given = user_problem(problem, spec, framework=True)
-    from regcheck.trainers.torch_model import plainly
-    from regcheck.trainers.user_module import wrap_user_module
+    from regcheck.trainers.framework.torch_model import plainly
+    from regcheck.trainers.framework.user_module import wrap_user_module
 
     trainer = TorchTrainer(problem, wrap_user_module(build_of(words)(given), "a", plainly, problem))
     assert (trainer.X.dtype, trainer.y.dtype) == (torch.int64, torch.int64)

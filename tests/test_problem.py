@@ -9,8 +9,8 @@ from regcheck.errors import InputError
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
 
 BASE: dict[str, Any] = {
     "data": {"X": [[1.0, 2.0], [3.0, -1.0], [-2.0, 0.5]], "y": [1.0, 0.0, 1.0]},

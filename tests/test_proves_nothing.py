@@ -15,8 +15,9 @@ from regcheck.checking import check
 from regcheck.compare.detectability import MARGIN, AlteredOptimizers
 from regcheck.numerics.packing import flat
 from regcheck.report.result import Report
+from regcheck.trainers.framework.determinism import torch_settings
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
-from regcheck.trainers.torch_trainer import TorchTrainer, torch_settings
 from tests import own_models
 from tests.conftest import in_one_line
 from tests.own_models import builder, trainer_of

@@ -14,7 +14,7 @@ from regcheck.checking import check
 from regcheck.report import terminal
 from regcheck.report.terminal import print_line, print_report
 from regcheck.report.texts.text import short
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from tests.printed import Spec, printed
 
 MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}

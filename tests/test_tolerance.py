@@ -16,8 +16,8 @@ from regcheck.checking import check
 from regcheck.problem.problem import Array, build_problem
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
 from tests.conftest import SMALL, Spec, step_of, told
 
 MIXED = {"scratch": "float32", "framework": "float64"}

@@ -12,9 +12,9 @@ from regcheck.checking import check
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.trainers import sides
-from regcheck.trainers.built_in import OfLink
-from regcheck.trainers.torch_model import Module
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.built_in import OfLink
+from regcheck.trainers.framework.torch_model import Module
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from tests.conftest import told
 from tests.first_steps import (
     ALWAYS_CLIPPED,

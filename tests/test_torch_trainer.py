@@ -15,7 +15,8 @@ from torch import nn
 
 from regcheck.problem.problem import Parameters, Problem, build_problem
 from regcheck.spec import from_mapping
-from regcheck.trainers.torch_trainer import SMALL, TorchTrainer, environment, torch_settings
+from regcheck.trainers.framework.determinism import SMALL, environment, torch_settings
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from tests.conftest import told
 from tests.every_rule import OPTIMIZERS, assert_nothing_is_overwritten, numpy_steps, torch_steps
 

@@ -38,7 +38,7 @@ from regcheck.spec import Spec
 from regcheck.spec.sections.tolerance import weighed_limits
 from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
-from regcheck.trainers.numpy_trainer import ForwardBackward
+from regcheck.trainers.numpy_state import ForwardBackward
 from regcheck.trainers.sides import Sides
 from regcheck.trainers.textbook import FormulaBounds
 

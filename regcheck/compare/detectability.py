@@ -26,10 +26,11 @@ from regcheck.numerics.packing import flat
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.cause import Change
+from regcheck.trainers.framework.torch_model import OptimizerClone
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.lockstep import Lockstep, Steps
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
-from regcheck.trainers.torch_model import OptimizerClone
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.numpy_state import ForwardBackward
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 Array = NDArray[np.floating]
 

@@ -25,7 +25,8 @@ from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
+from regcheck.trainers.numpy_state import ForwardBackward
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.causes.cause import Change
 from regcheck.rules.settings import Settings, with_faults
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.numpy_state import ForwardBackward, Update
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 SHARE = 0.01
 """The share of a rule's longest step that wider bounds may allow it to differ by."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.diagnosis.fits.other_inputs import Place, losses_of, places
+from regcheck.diagnosis.fits.loss_inputs import Place, losses_of, places
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns

@@ -118,10 +118,9 @@ def adaptive_matching(
             lr_factor *= shrink
         if coupled != (settings.torchs.decay == "gradient"):
             settings = other_class(settings)
-    if settings.rule.start_option:
-        settings = settings.with_options(
-            **{settings.rule.start_option: convention.accumulator_start}
-        )
+    start = settings.rule.start_option
+    if start:
+        settings = settings.with_options(**{start: convention.accumulator_start})
     if c != 1:
         no_options = settings.rule.scaling is None
         refuse({"the gradient is scaled, and no options of torch's make up for it": no_options})

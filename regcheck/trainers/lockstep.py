@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Step
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer, Update
+from regcheck.trainers.numpy_state import ForwardBackward, Update
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 
 class Lockstep:

@@ -6,11 +6,8 @@ Written to read as the formulas, and to share nothing with the torch side but th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from copy import copy
 from functools import partial
-from types import MappingProxyType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,50 +20,12 @@ from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
 from regcheck.rules.models import ONE_LAYER
 from regcheck.rules.optimizers.update import TensorUpdate, update
-from regcheck.rules.optimizers.update_rule import Memory, StepInput
+from regcheck.rules.optimizers.update_rule import StepInput
 from regcheck.rules.settings import with_faults
+from regcheck.trainers.numpy_state import ForwardBackward, State, Update, unchanged
 
 Decays = dict[str, float]
 """κ λ of each tensor, its effective decay."""
-
-
-class State(NamedTuple):
-    """Where a training is: its parameters, and what its optimizer remembers.
-
-    `unzeroed` is the sum of all gradients so far, kept only where they are never zeroed; `missed`
-    counts the steps in which a tensor was skipped.
-    """
-
-    parameters: Parameters
-    memory: Mapping[str, Memory]
-    unzeroed: Parameters | None = None
-    missed: Mapping[str, int] = MappingProxyType({})
-
-
-class ForwardBackward(NamedTuple):
-    """One pass over a step's rows: z and row losses of each micro-batch, loss and gradient.
-
-    `skipped` tensors have no gradient, which an optimizer does not take for a gradient of 0.
-    """
-
-    outputs: tuple[Array, ...]
-    rows: tuple[RowLosses, ...]
-    loss: float
-    gradient: Parameters
-    skipped: frozenset[str] = frozenset()
-
-
-class Update(NamedTuple):
-    """One update: the new state, what happened, and the pass over the rows before it."""
-
-    state: State
-    step: Step
-    forward_backward: ForwardBackward
-
-    @property
-    def dloss_dz(self) -> tuple[Array, ...]:
-        """The rows' dℓ_i/dz_i of each micro-batch."""
-        return tuple(part.dloss_dz for part in self.forward_backward.rows)
 
 
 class NumpyTrainer:
@@ -120,28 +79,38 @@ class NumpyTrainer:
             there = self.forward_backward(before, batch) if known is None else known
             gradients = self.gradients(there, state)
             decays = self.effective_decays(batch)
+            loss = self.reported_loss(there.loss, before, decays)
             if self.problem.convention.update_order == "bias-first":
                 gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
                 updates = self.update(state, batch, gradients, decays)
             updates |= {name: unchanged(state, name) for name in there.skipped}
+            step = self.step_of(there, before, gradients, updates)._replace(loss=loss)
             missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
-            memory = {name: updates[name].memory for name in before}
-            packed = self.layout.packed
-            step = Step(
-                before=before,
-                outputs=there.outputs,
-                loss=self.reported_loss(there.loss, before, decays),
-                gradient=packed(gradients),
-                penalty=packed({name: updates[name].penalty for name in before}),
-                memory=memory,
-                delta=packed({name: updates[name].delta for name in before}),
-                after=packed({name: updates[name].parameter for name in before}),
-                skipped=there.skipped,
-            )
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-            state = State(step.after, memory, unzeroed, {**state.missed, **missed})
+            state = State(step.after, step.memory, unzeroed, {**state.missed, **missed})
         return Update(state, step, there)
+
+    def step_of(
+        self,
+        there: ForwardBackward,
+        before: Parameters,
+        gradients: Parameters,
+        updates: dict[str, TensorUpdate],
+    ) -> Step:
+        """Return what a step did; its loss is the data's."""
+        packed = self.layout.packed
+        return Step(
+            before=before,
+            outputs=there.outputs,
+            loss=there.loss,
+            gradient=packed(gradients),
+            penalty=packed({name: updates[name].penalty for name in before}),
+            memory={name: updates[name].memory for name in before},
+            delta=packed({name: updates[name].delta for name in before}),
+            after=packed({name: updates[name].parameter for name in before}),
+            skipped=there.skipped,
+        )
 
     def rescheduled(self, batch: Batch) -> Batch:
         """Return the batch with the lr at which this rule takes it."""
@@ -293,9 +262,3 @@ class NumpyTrainer:
             else:
                 loss += decays[name] * math.sqrt(squares)
         return loss
-
-
-def unchanged(state: State, name: str) -> TensorUpdate:
-    """Return the update of a tensor that is skipped."""
-    w = state.parameters[name]
-    return TensorUpdate(w, state.memory[name], np.zeros_like(w), np.zeros_like(w))

@@ -23,14 +23,15 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_torch_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
+from regcheck.trainers.framework.torch_model import Module
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
+from regcheck.trainers.framework.user_module import builder, of_module, take_state, user_function
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.measured.monte_carlo import is_random
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
+from regcheck.trainers.numpy_state import ForwardBackward
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.textbook import FormulaBesideTorch, FormulaBounds, textbook_rule
-from regcheck.trainers.torch_model import Module
-from regcheck.trainers.torch_trainer import TorchTrainer
-from regcheck.trainers.user_module import builder, of_module, take_state, user_function
 from regcheck.user_code.generator import ScratchSteps
 from regcheck.user_code.problem_api import user_problem
 
@@ -203,17 +204,27 @@ def sides_of(
         if spec.scratch is None:
             pair, follower = NumpyFollowsTorch(trainer(problem), framework), framework
         else:
-            function = user_function(stack, spec.scratch, loaded.folder, "scratch", timeout)
-            shapes = {name: w.shape for name, w in problem.initial.items()}
-            handed = user_problem(problem, spec, framework=False)
-            fixed = {name: problem.initial[name] for name in framework.module.untrained()}
-            code = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
-            stack.callback(code.close)
+            code = scratch_code(stack, loaded, problem, framework.module, timeout)
             follower = TorchTrainer(given, clone_of(framework, build_again))
             pair = TorchFollowsScratch(code, framework, follower)
         sees_rows = problem.architecture is not None
         bounder = bounder_of(spec, follower, torch)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
+
+
+def scratch_code(
+    stack: ExitStack, loaded: LoadedSpec, problem: Problem, module: Module, timeout: float
+) -> ScratchSteps:
+    """Return the steps of a user's scratch code, which is closed with the stack."""
+    spec = loaded.spec
+    assert spec.scratch is not None
+    function = user_function(stack, spec.scratch, loaded.folder, "scratch", timeout)
+    shapes = {name: w.shape for name, w in problem.initial.items()}
+    handed = user_problem(problem, spec, framework=False)
+    fixed = {name: problem.initial[name] for name in module.untrained()}
+    code = ScratchSteps(function, handed, shapes, problem.schedule.steps, fixed)
+    stack.callback(code.close)
+    return code
 
 
 def bounder_of(

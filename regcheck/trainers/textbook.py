@@ -23,10 +23,11 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.rules.convention import NO_FAULTS, is_bias
 from regcheck.spec import Spec
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
-from regcheck.trainers.numpy_trainer import ForwardBackward, NumpyTrainer
-from regcheck.trainers.torch_trainer import TorchTrainer
+from regcheck.trainers.numpy_state import ForwardBackward
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 
 def textbook_rule(problem: Problem, spec: Spec) -> NumpyTrainer:

@@ -31,9 +31,9 @@ from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, Propa
 from regcheck.numerics.packing import finite, flat
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
+from regcheck.trainers.framework.torch_model import OptimizerClone, optimizer_class_name
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.measured.monte_carlo import RandomRounding, sample
-from regcheck.trainers.torch_model import OptimizerClone, optimizer_class_name
-from regcheck.trainers.torch_trainer import TorchTrainer
 
 if TYPE_CHECKING:
     from regcheck.trainers.lockstep import Steps

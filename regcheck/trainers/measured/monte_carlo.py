@@ -42,6 +42,7 @@ from regcheck.numerics.norms import chosen, spread
 from regcheck.numerics.packing import flat
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.measured.operations import (
     FUSED,
     INEXACT,
@@ -52,7 +53,6 @@ from regcheck.trainers.measured.operations import (
     aten,
     effect_of,
 )
-from regcheck.trainers.torch_trainer import TorchTrainer
 
 
 class RandomRounding(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regcheck.errors import UserCodeError
 from regcheck.problem.problem import Problem
 from regcheck.spec import LoadedSpec
-from regcheck.trainers.torch_model import Module
+from regcheck.trainers.framework.torch_model import Module
 from regcheck.user_code.function import UserFunction, imported
 from regcheck.user_code.guard import Guard
 from regcheck.user_code.problem_api import user_problem

@@ -13,7 +13,7 @@ from regcheck.problem.problem import Problem
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import ACTIVATIONS, Architecture
 from regcheck.rules.torch_call import alike
-from regcheck.trainers.torch_model import EagerSGD, Module, plainly
+from regcheck.trainers.framework.torch_model import EagerSGD, Module, plainly
 
 
 class Layers(nn.Module):

@@ -1,55 +1,23 @@
-"""The framework side: a model, its loss and its optimizer in torch, stepped one update at a time.
-
-The one place where threads and determinism are set.
-"""
+"""The framework side: model, loss and optimizer in torch, stepped one update at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
-from regcheck.trainers.built_in import built_in
-from regcheck.trainers.torch_model import Module, eager_step, is_torchs
-from regcheck.trainers.user_module import check_loss
-
-VERSION = str(torch.__version__)
-
-SMALL = 2**18
-"""Multiplications in a pass below which one thread is faster than handing work to several."""
-
-
-@contextmanager
-def torch_settings(multiplications: int) -> Iterator[int]:
-    """Set threads and determinism for one training, and put them back; gives the threads.
-
-    A pass over the rows that takes few multiplications runs on one thread, so that it does not
-    pay for handing work to others. Larger ones keep torch's own number, and NumPy's BLAS gets one
-    thread: the sides take turns, and two pools whose idle threads wait busily hold each other up
-    (measured: four times slower).
-    """
-    small = multiplications < SMALL
-    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
-    torch.set_num_threads(1 if small else threads)
-    # As use_deterministic_algorithms(True), which imports torch's compiler: a second more.
-    torch.set_deterministic_debug_mode("error")
-    try:
-        # A small pass stays below the size from which BLAS uses threads at all.
-        with torch.enable_grad(), nullcontext() if small else threadpool_limits(1, "blas"):
-            yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_deterministic_debug_mode(mode)
+from regcheck.trainers.framework.built_in import built_in
+from regcheck.trainers.framework.torch_model import Module, eager_step, is_torchs
+from regcheck.trainers.framework.user_module import check_loss
 
 
 class TorchTrainer:
@@ -320,8 +288,3 @@ def dense(name: str, gradient: torch.Tensor) -> Array:
         )
     found: Array = gradient.numpy()
     return found
-
-
-def environment() -> dict[str, str]:
-    """Return the versions that numbers depend on."""
-    return {"numpy": np.__version__, "torch": VERSION}
