@@ -183,6 +183,7 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
     yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
     yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
+    yield EXAMPLE._replace(batch_rows=(5,), micro_rows=(3, 2), train_rows=5)
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
     momentum = EXAMPLE.settings.with_options(momentum=0.9)

@@ -48,6 +48,7 @@ def fault(needs: str = "", key: str | None = None, **changes: Any) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     "accumulation-not-averaged": fault("micro-batches", micro_batches="sum"),
+    "accumulation-over-rows": fault("micro-batches uneven-steps", micro_batches="by rows"),
     "adadelta-lr-inside": fault("averaged", average="lr d"),
     "adagrad-accumulator-initial": fault("squares", start=0.1),
     "adagrad-lr-decay-early": fault("lr-decay", lr_decay="this too"),

@@ -81,6 +81,8 @@ STEP_1 = First(1, 1, "gradient")  # no gradient is 0, from either start
 FIRSTS: dict[str, tuple[First, ...]] = {
     # Step 1 has two micro-batches.
     "accumulation-not-averaged": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
+    # One step an epoch, of 4, 4 and 3 rows.
+    "accumulation-over-rows": (STEP_1._replace(settings={"accumulate": 3}, batches=("mini",)),),
     # The first step is remembered, and the second divides by it.
     "adadelta-lr-inside": (First(2, 2, "optimizer", ADADELTA),),
     "adagrad-accumulator-initial": (First(1, 1, "optimizer", STARTED),) * 3,

@@ -230,10 +230,12 @@ class ByText:
 def read_loss(text: str, case: Case, parameters: Parameters, batch: Batch) -> float:
     head, *penalties = text.split(" + ")
     known = case.constants(batch, "weight")
+    summed, head = "sum(" in head, head.replace("sum(", "average(")
     if head.endswith(")"):
         factor, inner = head.removesuffix(")").split("average(")
         losses = [data_losses(case, parameters, (rows,)) for rows in batch.micro_batches]
-        total = sum(value_of(inner, known | one) for one in losses) / len(losses)
+        total = sum(value_of(inner, known | one) for one in losses)
+        total /= 1 if summed else len(losses)
         total *= value_of(factor, {}) if factor else 1.0
     else:
         total = value_of(head, known | data_losses(case, parameters, batch.micro_batches))

@@ -33,7 +33,7 @@ NEEDS: dict[str, Needs] = OUTSIDE | {cause: one.needs for cause, one in FAULTS.i
 
 def random_spec(random: Generator, needs: Needs, file: Path) -> tuple[SpecDict, Array, Array]:
     model, loss = KINDS[random.integers(len(KINDS))]
-    least = 6 if needs & {"micro-batches", "uneven", "batches", "shuffle"} else 1
+    least = 6 if needs & {"micro-batches", "uneven", "uneven-steps", "batches", "shuffle"} else 1
     X = random_columns(random, rows=(least, 5000), features=64, constant=False)
     y = random_target(random, model, X)
     rows, features = X.shape
@@ -78,12 +78,16 @@ def saturating(random: Generator, X: Array) -> SpecDict:
 
 def batches(random: Generator, rows: int, needs: Needs) -> tuple[int, int]:
     """Draw a batch size, and how many of them make a step."""
-    if not needs & {"micro-batches", "uneven", "batches"}:
+    if not needs & {"micro-batches", "uneven", "uneven-steps", "batches"}:
         return random_batches(random, rows)
     batch_size = max(2, rows // int(random.integers(2, 8)))
-    if "uneven" in needs:
+    if needs & {"uneven", "uneven-steps"}:
         uneven = [size for size in range(2, rows) if rows % size and rows / size < 20]
         batch_size = int(random.choice(uneven))
+    if "uneven-steps" in needs:
+        parts = math.ceil(rows / batch_size)  # the smaller last one is in a step with others
+        together = [count for count in range(2, parts + 1) if parts % count != 1]
+        return batch_size, int(random.choice(together))
     several = "micro-batches" in needs or ("batches" not in needs and chance(random, 0.2))
     return batch_size, int(random.integers(2, 4)) if several else 1
 

@@ -105,6 +105,8 @@ class Training:
                 values, slopes = self.broadcast(z, y)
             divisor = {"mean": len(y), "sum": 1, "nominal": self.problem.batch_size}
             scale = self.rule.half / divisor[self.rule.reduce]
+            if self.rule.micro_batches == "by rows":
+                scale *= len(y) * len(parts) / sum(map(len, parts))
             own = own + scale * values.sum()
             if self.loops and self.rule.target == "row":
                 one = self.looped(at, X, y)
@@ -113,7 +115,7 @@ class Training:
             weight, bias = weight + scale * one[0], bias + scale * one[1]
             outputs.append(z)
             found.append((values, slopes))
-        factor = self.rule.gradient / (len(parts) if self.rule.micro_batches == "mean" else 1)
+        factor = self.rule.gradient / (1 if self.rule.micro_batches == "sum" else len(parts))
         gradient = (factor * weight, factor * bias if self.bias else 0 * bias)
         return Passed(outputs, found, float(own / len(parts)), float(mean / len(parts)), gradient)
 

@@ -51,7 +51,7 @@ class Rule(NamedTuple):
         average: Adadelta's is of the steps, or of the steps times lr.
         other: other values of the optimizer's options.
         clip: one norm over both tensors, or one for each.
-        micro_batches: their gradients are averaged or summed.
+        micro_batches: their gradients are averaged, summed, or averaged by their rows.
         target: the row's own, or broadcast, each output against each target.
         slope: BCELoss's as torch has it, or p − y.
         zeroed: whether gradients are set to 0 after each step.
@@ -85,7 +85,7 @@ class Rule(NamedTuple):
     average: Literal["d", "lr d"] = "d"
     other: tuple[tuple[str, Any], ...] = ()
     clip: Literal["together", "each"] = "together"
-    micro_batches: Literal["mean", "sum"] = "mean"
+    micro_batches: Literal["mean", "sum", "by rows"] = "mean"
     target: Literal["row", "broadcast"] = "row"
     slope: Literal["torch", "plain"] = "torch"
     zeroed: bool = True

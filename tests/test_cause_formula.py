@@ -160,6 +160,12 @@ TORCHS = "w ← w − 0.1 (g + 0.5 w), b likewise"
             "w ← w − 0.1 (3 g + 0.5 w), b likewise",
             TORCHS,
         ),
+        (
+            "accumulation-over-rows",
+            {"batch_rows": (5,), "micro_rows": (3, 2)},
+            "w ← w − 0.1 (sum(mᵢ gᵢ)/5 + 0.5 w), b likewise",
+            TORCHS,
+        ),
         ("penalty-in-loss", {}, "reports  mean ℓ + ½·0.5 Σw² + ½·0.5 Σb²", "reports  mean ℓ"),
         (
             "loss-epoch-mean",

@@ -149,20 +149,20 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 # --- the table itself ---------------------------------------------------------------------------
 
 NAMES = """
-accumulation-not-averaged adadelta-lr-inside adagrad-accumulator-initial adagrad-lr-decay-early
-adagrad-lr-decay-missing adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped
-adam-bias-correction-compounded adam-bias-correction-late adam-bias-correction-missing
-adam-epsilon-inside adam-epsilon-uncorrected bce-saturated bias-not-penalized bias-penalized
-clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
-decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
-gradient-accumulated gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled
-loss-after-update loss-epoch-mean loss-halved loss-summed moments-stale momentum-dampened
-momentum-lr-inside momentum-missing nesterov-added nesterov-missing option-differs penalty-constant
-penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
-penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
-penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
-rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order schedule-shifted
-target-broadcast update-sequential
+accumulation-not-averaged accumulation-over-rows adadelta-lr-inside adagrad-accumulator-initial
+adagrad-lr-decay-early adagrad-lr-decay-missing adam-amsgrad-added adam-amsgrad-missing
+adam-betas-swapped adam-bias-correction-compounded adam-bias-correction-late
+adam-bias-correction-missing adam-epsilon-inside adam-epsilon-uncorrected bce-saturated
+bias-not-penalized bias-penalized clip-per-tensor dampening-on-first-step decay-after-momentum
+decay-after-update decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr
+epsilon-outside gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
+learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-summed moments-stale
+momentum-dampened momentum-lr-inside momentum-missing nesterov-added nesterov-missing
+option-differs penalty-constant penalty-coupled penalty-decoupled penalty-divided-by-batch
+penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
+penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision reported-loss-scaled
+rmsprop-centered-added rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order
+schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -248,7 +248,8 @@ def test_stage_is_that_at_which_a_planted_bug_first_shows() -> None:
 
 SINCE: dict[str, set[tuple[int, int]]] = {
     "at every batch of several rows": {(1, 1)},
-    "at every step of several micro-batches": {(1, 1)},
+    "at every step of several micro-batches or ranks": {(1, 1)},
+    "where a step's micro-batches, or its ranks' shares, differ in rows": {(1, 1)},
     "at the first batch of other rows": {(1, 1)},
     "at the smaller last batch": {(3, 3)},
     "before step 1": {(1, 1)},

@@ -129,7 +129,7 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
     (NO_DECAY | {"batch_size": 2, "accumulate": 2}, {"accumulation-not-averaged"}),
     (
         NO_DECAY | {"batch_size": 3, "accumulate": 2},
-        {"accumulation-not-averaged", "last-batch-divisor"},
+        {"accumulation-not-averaged", "accumulation-over-rows", "last-batch-divisor"},
     ),
 ]
 

@@ -59,7 +59,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "target": ("batch-mean",),
     "bce_slope": ("plain",),
     "batch_divisor": ("batch-size",),
-    "accumulation": ("sum",),
+    "accumulation": ("sum", "over-rows"),
     "zeroing": ("never",),
     "gradient_factor": (FACTOR, -0.5),
     "lr_factor": (FACTOR, 0.5),

@@ -186,6 +186,7 @@ def test_matched_torch_trains_as_the_convention_and_refusals_are_right() -> None
         ({}, Faults(batch_divisor="batch-size"), 0.1, 0.5),
         ({"micro_rows": (4,)}, Faults(accumulation="sum"), 0.2, 0.25),
         ({"micro_rows": (3, 2)}, Faults(accumulation="sum"), 0.3, 0.5 / 3),
+        ({"micro_rows": (4,)}, Faults(accumulation="over-rows"), 0.1, 0.5),
         ({"weight_decay": {"weight": 0.5, "bias": 0.0}}, Faults(bias_decay="of-weight"), 0.1, 0.5),
     ],
 )
@@ -272,6 +273,7 @@ def test_refusal_names_its_reason_and_nothing_would_match(
         ("`loss: bce_with_logits` .* or scaled features", {}, Faults(bce_slope="plain")),
         ("last batch", {"batch_rows": (4, 2)}, Faults(batch_divisor="batch-size")),
         ("numbers of micro-batches", {"batch_rows": (4, 2)}, Faults(accumulation="sum")),
+        ("differ in rows", {"micro_rows": (3, 2)}, Faults(accumulation="over-rows")),
         ("zeroes the gradients", {}, Faults(zeroing="never")),
         ("earlier or later", {"lr_varies": True}, Faults(lr_shift=1)),
         ("by one norm", {}, Faults(clip_scope="tensor")),

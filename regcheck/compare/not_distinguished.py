@@ -15,7 +15,7 @@ import numpy as np
 
 from regcheck.compare.steps import in_limits, judge, local_differences
 from regcheck.numerics.bounds.rounding import Bounds
-from regcheck.numerics.losses import saturated
+from regcheck.numerics.losses import saturated, total_weight
 from regcheck.numerics.models import outputs_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, Step
@@ -65,6 +65,10 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "bias-zero": lambda _, __, step: zero(*biases(step.before)),
     "equal-targets": lambda problem, batch, _: all(
         float(np.ptp(problem.y[rows])) == 0 for rows in batch.micro_batches
+    ),
+    "even-micro-batches": lambda problem, batch, _: (
+        len({total_weight(problem.y[rows], problem.loss_options) for rows in batch.micro_batches})
+        == 1
     ),
     "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1),
     "lr-zero": lambda problem, batch, _: batch.lr == 0 and not acts_at_zero_lr(problem),

@@ -216,6 +216,9 @@ def gain(rule: Problem, batch: Batch) -> float:
             found *= max(weights_of(rule, batch))
         if faults.accumulation == "sum":
             found *= len(batch.micro_batches)
+        elif faults.accumulation == "over-rows":
+            sizes = weights_of(rule, batch)
+            found *= max(sizes) * len(sizes) / sum(sizes)
         found *= gain_of_velocity(rule, options)
     return found if math.isfinite(found) else 1.0
 
@@ -246,14 +249,16 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
     if looks_again or faults.target != "row" or faults.bce_slope != "floored":
         return None
     scale = convention.loss_factor
-    if convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size":
+    together = faults.accumulation == "over-rows"
+    summed = convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size"
+    if summed or together:
         sizes = weights_of(rule, batch)
         if len(set(sizes)) > 1:
             return None
-        scale *= sizes[0]
+        scale *= sizes[0] if summed else 1 / len(sizes)
         if faults.batch_divisor == "batch-size":
             scale /= rule.schedule.batch_size
-    if faults.accumulation == "sum":
+    if faults.accumulation != "mean":
         scale *= len(batch.micro_batches)
     return scale
 

@@ -60,7 +60,8 @@ class Faults(NamedTuple):
         target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
         bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
         batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
-        accumulation: the mean of the micro-batches' gradients, or their sum.
+        accumulation: the mean of the micro-batches' gradients, their sum, or the mean over all
+            rows of the step, which gives a larger micro-batch more weight.
         zeroing: gradients are zeroed at each step, or never.
         gradient_factor: a factor on the gradient, not on the loss that is reported.
         lr_factor: a factor on every lr.
@@ -86,7 +87,7 @@ class Faults(NamedTuple):
     target: Literal["row", "batch-mean"] = "row"
     bce_slope: Literal["floored", "plain"] = "floored"
     batch_divisor: Literal["rows", "batch-size"] = "rows"
-    accumulation: Literal["mean", "sum"] = "mean"
+    accumulation: Literal["mean", "sum", "over-rows"] = "mean"
     zeroing: Literal["each-step", "never"] = "each-step"
     gradient_factor: float = 1.0
     lr_factor: float = 1.0

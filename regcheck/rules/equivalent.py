@@ -187,6 +187,10 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "the steps have different numbers of micro-batches": (
             faults.accumulation == "sum" and uneven
         ),
+        "the micro-batches or shares of a step differ in rows": (
+            faults.accumulation == "over-rows"
+            and (len(training.loss_rows) > 1 or training.weighted)
+        ),
         "torch's loop zeroes the gradients at each step": faults.zeroing == "never",
         "the schedule runs earlier or later": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",

@@ -220,7 +220,7 @@ def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FA
     factors = [factor(value) for value in (faults.gradient_factor, convention.loss_factor)]
     factors = [text for text in factors if text != "1"]
     rows, divisor = rows_and_divisor(convention, given, faults)
-    summed = faults.accumulation == "sum"
+    summed = faults.accumulation != "mean"
     if rows == UNEVEN:
         g = f"{'sum' if summed else 'average'}({UNEVEN} gᵢ{at}){divisor}"
     else:
@@ -237,7 +237,14 @@ def rows_and_divisor(convention: Convention, given: Letters, faults: Faults) -> 
     """Write by how many rows the mean over a loss's rows is multiplied, and what divides that."""
     if faults.batch_divisor == "batch-size":
         return given.loss_rows, f"/{given.batch_size}"
-    return (given.loss_rows if convention.loss_reduction == "sum" else ""), ""
+    if convention.loss_reduction == "sum":
+        return given.loss_rows, ""
+    return (given.loss_rows, f"/{given.batch_rows}") if over_rows(given, faults) else ("", "")
+
+
+def over_rows(given: Letters, faults: Faults) -> bool:
+    """Whether the mean is over all rows of a step's micro-batches."""
+    return faults.accumulation == "over-rows" and given.loss_rows != given.batch_rows
 
 
 def loss_text(convention: Convention, given: Letters, faults: Faults = NO_FAULTS) -> str:
@@ -265,5 +272,9 @@ def data_loss_text(convention: Convention, given: Letters, faults: Faults) -> st
         data = f"{rows}{divisor} mean ℓᵢⱼ" if rows else "mean ℓᵢⱼ"
     else:
         data = f"Σℓ{divisor}" if rows else "mean ℓ"
+    if over_rows(given, faults):
+        if faults.target == "batch-mean":
+            return f"sum({data})"
+        return "mean ℓ" if divisor == f"/{given.batch_rows}" else data
     alike = given.loss_rows == given.batch_rows or data == "mean ℓ"
     return data if alike and given.loss_rows != UNEVEN else f"average({data})"

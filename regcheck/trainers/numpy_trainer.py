@@ -125,6 +125,7 @@ class NumpyTrainer:
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
         `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′. B is the rows, or the sum of their weights.
+        By a fault the mean is over all rows of the step: B is theirs, and the parts are added up.
         """
         outputs, rows, losses, gradients = [], [], [], []
         faults = self.problem.faults
@@ -136,7 +137,9 @@ class NumpyTrainer:
             if faults.batch_divisor == "batch-size":
                 scale /= self.problem.schedule.batch_size
             elif self.problem.convention.loss_reduction == "mean":
-                scale /= total_weight(y, self.problem.loss_options)
+                together = faults.accumulation == "over-rows"
+                of = batch.micro_batches if together else (index,)
+                scale /= sum(total_weight(self.y[one], self.problem.loss_options) for one in of)
             outputs.append(there.outputs)
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
@@ -147,7 +150,8 @@ class NumpyTrainer:
         total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
         if faults.accumulation == "mean":
             total = {name: g / count for name, g in total.items()}
-        return ForwardBackward(tuple(outputs), tuple(rows), sum(losses) / count, total)
+        loss = sum(losses) if faults.accumulation == "over-rows" else sum(losses) / count
+        return ForwardBackward(tuple(outputs), tuple(rows), loss, total)
 
     def row_losses(self, z: Array, y: Array) -> RowLosses:
         """Return the rows' losses and dℓ/dz.

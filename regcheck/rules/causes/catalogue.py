@@ -24,13 +24,24 @@ def in_batches(training: Training, convention: Convention) -> bool:
 
 OTHER_CAUSES: dict[str, Cause] = {
     "accumulation-not-averaged": Cause(
-        "sums the micro-batches' gradients",
+        "sums the micro-batches' or ranks' gradients",
         changes=({"accumulation": "sum"},),
         concerns=lambda training, _: bool(training.micro_rows),
         stage="gradient",
-        since="at every step of several micro-batches",
-        fix="divide the sum of the micro-batches' gradients by the number of micro-batches",
+        since="at every step of several micro-batches or ranks",
+        fix="divide the sum of the gradients by the number of micro-batches, or of ranks",
         hidden_by=("one-micro-batch", "zero-gradient"),
+    ),
+    "accumulation-over-rows": Cause(
+        "takes the mean over all rows of the step, not over the micro-batches' or ranks' means",
+        changes=({"accumulation": "over-rows"},),
+        concerns=lambda training, _: (
+            len(training.micro_rows) > 1 or bool(training.micro_rows and training.weighted)
+        ),
+        stage="gradient",
+        since="where a step's micro-batches, or its ranks' shares, differ in rows",
+        fix="average the micro-batches' or ranks' mean gradients, whatever the rows of each",
+        hidden_by=("even-micro-batches", "zero-gradient"),
     ),
     "bce-saturated": Cause(
         "takes p − y where torch's BCELoss passes no gradient",

@@ -19,6 +19,7 @@ ONE_PERCENT = 1.01
 
 HIDING: dict[str, str] = {
     "bias-zero": "the bias stays 0",
+    "even-micro-batches": "the micro-batches of each step count alike",
     "equal-targets": "all targets of a batch are equal",
     "lr-unchanged": "the lr does not change in these steps",
     "lr-zero": "the lr is 0",
