@@ -85,7 +85,7 @@ def could_match(loaded: LoadedSpec) -> bool:
     for batch in problem.schedule.batches():
         before = state.parameters
         state = trainer.step(state, batch).state
-        slopes = plain.clipped(plain.forward_backward(before, batch).gradient)
+        slopes = plain.optimizer.clipped(plain.forward_backward(before, batch).gradient)
         for place, name in enumerate(before):
             entry = np.zeros((before[name].size, 3))
             for column, x in ((0, slopes[name]), (1 + place, before[name])):

@@ -95,9 +95,7 @@ class History:
 
     def split(self, entries: Array) -> Parameters:
         """Undo `flat`."""
-        return {
-            name: entries[self.slices[name]].reshape(shape) for name, shape in self.shapes.items()
-        }
+        return self.layout.split(entries)
 
     def all(self, what: str) -> Array:
         """Return one thing that is kept, of all steps: (steps, entries)."""

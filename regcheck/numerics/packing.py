@@ -59,6 +59,7 @@ class Layout:
                 self.shapes.items(), self.starts, self.sizes, strict=True
             )
         ]
+        self.place_of = {name: (part, shape) for name, part, shape in self.places}
         self.blocks = [self.block(part) for part in parts_of(self.count)]
 
     def block(self, part: slice) -> Block:
@@ -71,6 +72,12 @@ class Layout:
         """Return the tensor that an entry of the vector is of, and its index there."""
         name, part, shape = self.places[bisect_right(self.starts, place) - 1]
         return name, position(place - part.start, shape)
+
+    def vector(self, tensors: Mapping[str, Array]) -> Array:
+        """Return the vector of all tensors' entries; what is packed is not copied."""
+        if isinstance(tensors, Packed) and tensors.layout is self:
+            return tensors.vector
+        return np.concatenate([tensors[name].ravel() for name in self.shapes])
 
     def split(self, vector: Array) -> Packed:
         """Return the tensors that a vector holds."""

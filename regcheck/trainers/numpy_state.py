@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
-
 from regcheck.numerics.losses import Array, RowLosses
+from regcheck.numerics.packing import Layout
 from regcheck.problem.problem import Parameters, Step
-from regcheck.rules.optimizers.update import TensorUpdate
 from regcheck.rules.optimizers.update_rule import Memory
+
+Decays = dict[str, float]
+"""κ λ of each tensor, its effective decay."""
+
+
+class PackedMemory(Mapping[str, Memory]):
+    """What an optimizer remembers of each tensor, kept of all of them as one.
+
+    Attributes:
+        layout: where each tensor's entries are.
+        whole: by torch's names, of the vector of all entries; a number, (), is each tensor's.
+    """
+
+    def __init__(self, layout: Layout, whole: Memory) -> None:
+        self.layout, self.whole = layout, whole
+
+    def __getitem__(self, name: str) -> Memory:
+        part, shape = self.layout.place_of[name]
+        return {key: x[part].reshape(shape) if x.ndim else x for key, x in self.whole.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.shapes)
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes)
 
 
 class State(NamedTuple):
@@ -53,7 +76,19 @@ class Update(NamedTuple):
         return tuple(part.dloss_dz for part in self.forward_backward.rows)
 
 
-def unchanged(state: State, name: str) -> TensorUpdate:
-    """Return the update of a tensor that is skipped."""
-    w = state.parameters[name]
-    return TensorUpdate(w, state.memory[name], np.zeros_like(w), np.zeros_like(w))
+class Updates(NamedTuple):
+    """What an optimizer's step made of all tensors, by name; the fields are `TensorUpdate`'s."""
+
+    parameter: Parameters
+    memory: Mapping[str, Memory]
+    penalty: Parameters
+    delta: Parameters
+
+    def replacing(self, other: Updates, names: Collection[str]) -> Updates:
+        """Return the updates with some tensors' taken from others."""
+        return Updates(
+            {**self.parameter, **{name: other.parameter[name] for name in names}},
+            {**self.memory, **{name: other.memory[name] for name in names}},
+            {**self.penalty, **{name: other.penalty[name] for name in names}},
+            {**self.delta, **{name: other.delta[name] for name in names}},
+        )

@@ -7,58 +7,54 @@ from __future__ import annotations
 
 import math
 from copy import copy
-from functools import partial
 
 import numpy as np
 
 from regcheck.numerics.losses import Array, RowLosses, bce_plain, loss_of, total_weight
 from regcheck.numerics.models import model_of
-from regcheck.numerics.norms import clipped
-from regcheck.numerics.packing import layout_of
+from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
 from regcheck.rules.models import ONE_LAYER
-from regcheck.rules.optimizers.update import TensorUpdate, update
-from regcheck.rules.optimizers.update_rule import StepInput
-from regcheck.rules.settings import with_faults
-from regcheck.trainers.numpy_state import ForwardBackward, State, Update, unchanged
-
-Decays = dict[str, float]
-"""κ λ of each tensor, its effective decay."""
+from regcheck.trainers.numpy_optimizer import NumpyOptimizer
+from regcheck.trainers.numpy_state import Decays, ForwardBackward, State, Update, Updates
 
 
 class NumpyTrainer:
     """The training of a problem in NumPy. It holds the data in its dtype, and no state."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
         self.dtype = np.dtype(problem.scratch_dtype)
         self.X = problem.X.astype(self.dtype, copy=False)
         labels = problem.y.dtype.kind == "i"  # which are indices
         self.y = problem.y if labels else problem.y.astype(self.dtype, copy=False)
         self.model = model_of(problem.architecture or ONE_LAYER)
-        self.settings = with_faults(problem.settings, problem.faults)
         self.layout = layout_of({name: w.shape for name, w in problem.initial.items()})
+        self.follow(problem)
+
+    def follow(self, problem: Problem) -> None:
+        """Take over a problem's rule."""
+        self.problem, self.optimizer = problem, NumpyOptimizer(problem, self.layout)
+        self.settings = self.optimizer.settings
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
         other = copy(self)
-        other.problem = problem
-        other.settings = with_faults(problem.settings, problem.faults)
+        other.follow(problem)
         return other
 
     def start(self) -> State:
         """Return the state before the first step."""
-        parameters = {
-            name: tensor.astype(self.dtype) for name, tensor in self.problem.initial.items()
-        }
-        init, own = self.settings.rule.init, self.problem
-        memory = {
-            name: init(self.settings.of(name).options, own.convention, own.faults, w)
-            for name, w in parameters.items()
-        }
-        return State(parameters, memory)
+        parameters = self.in_dtype(self.problem.initial)
+        return State(parameters, self.optimizer.init(parameters))
+
+    def in_dtype(self, tensors: Parameters) -> Packed:
+        """Return tensors in the trainer's dtype."""
+        vector = self.layout.vector(tensors)
+        if isinstance(tensors, Packed) and tensors.vector is vector and vector.dtype == self.dtype:
+            return tensors
+        return self.layout.split(vector.astype(self.dtype, copy=False))
 
     def step(self, state: State, batch: Batch, known: ForwardBackward | None = None) -> Update:
         """Take one update from a state, whose parameters may be the other side's.
@@ -70,47 +66,32 @@ class NumpyTrainer:
         """
         # Overflow is an outcome of the training, judged by the comparison.
         with np.errstate(all="ignore"):
-            before = {
-                name: tensor.astype(self.dtype, copy=False)
-                for name, tensor in state.parameters.items()
-            }
-            state = state._replace(parameters=before)
+            before = self.in_dtype(state.parameters)
             batch = self.rescheduled(batch)
             there = self.forward_backward(before, batch) if known is None else known
+            state = state._replace(parameters=before)
             gradients = self.gradients(there, state)
             decays = self.effective_decays(batch)
-            loss = self.reported_loss(there.loss, before, decays)
             if self.problem.convention.update_order == "bias-first":
                 gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
-                updates = self.update(state, batch, gradients, decays)
-            updates |= {name: unchanged(state, name) for name in there.skipped}
-            step = self.step_of(there, before, gradients, updates)._replace(loss=loss)
+                updates = self.optimizer.update(state, batch, gradients, decays, there.skipped)
+            packed = self.layout.packed
+            step = Step(
+                before=before,
+                outputs=there.outputs,
+                loss=self.reported_loss(there.loss, before, decays),
+                gradient=packed(gradients),
+                penalty=packed(updates.penalty),
+                memory=updates.memory,
+                delta=packed(updates.delta),
+                after=packed(updates.parameter),
+                skipped=there.skipped,
+            )
             missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
             state = State(step.after, step.memory, unzeroed, {**state.missed, **missed})
         return Update(state, step, there)
-
-    def step_of(
-        self,
-        there: ForwardBackward,
-        before: Parameters,
-        gradients: Parameters,
-        updates: dict[str, TensorUpdate],
-    ) -> Step:
-        """Return what a step did; its loss is the data's."""
-        packed = self.layout.packed
-        return Step(
-            before=before,
-            outputs=there.outputs,
-            loss=there.loss,
-            gradient=packed(gradients),
-            penalty=packed({name: updates[name].penalty for name in before}),
-            memory={name: updates[name].memory for name in before},
-            delta=packed({name: updates[name].delta for name in before}),
-            after=packed({name: updates[name].parameter for name in before}),
-            skipped=there.skipped,
-        )
 
     def rescheduled(self, batch: Batch) -> Batch:
         """Return the batch with the lr at which this rule takes it."""
@@ -191,68 +172,17 @@ class NumpyTrainer:
             for name, decay in decays.items()
         }
 
-    def update(
-        self, state: State, batch: Batch, gradients: Parameters, decays: Decays
-    ) -> dict[str, TensorUpdate]:
-        """Update all tensors by the optimizer's rule."""
-        convention = self.problem.convention
-        if convention.decay == "before-clipping":
-            sign = -1 if self.settings.options.get("maximize", False) else 1
-            gradients = {
-                name: g + sign * self.penalty(decays[name], state.parameters[name])
-                for name, g in gradients.items()
-            }
-        rule, epsilon = self.settings.rule, float(np.finfo(self.problem.framework_dtype).eps)
-        found = {}
-        for name, g in self.clipped(gradients).items():
-            at = StepInput(
-                rule.resolved(self.settings.of(name).options, epsilon),
-                convention,
-                self.problem.faults,
-                self.lr_of(name, batch),
-                batch.step - state.missed.get(name, 0),
-                state.parameters[name],
-                g,
-                state.memory[name],
-            )
-            found[name] = update(rule, at, partial(self.penalty, decays[name]))
-        return found
-
-    def lr_of(self, name: str, batch: Batch) -> float:
-        """Return a tensor's lr at a step: its own keeps its proportion to the schedule's."""
-        own, common = self.settings.of(name).lr, self.settings.lr
-        return batch.lr if own == common else batch.lr * (own / common)
-
     def update_bias_first(
         self, state: State, batch: Batch, gradients: Parameters, decays: Decays
-    ) -> tuple[Parameters, dict[str, TensorUpdate]]:
+    ) -> tuple[Parameters, Updates]:
         """Update the bias, and the rest by its gradient at the new bias; with both gradients."""
-        updates = self.update(state, batch, gradients, decays)
-        biases = [name for name in updates if is_bias(name)]
-        moved = state.parameters | {name: updates[name].parameter for name in biases}
+        first = self.optimizer.update(state, batch, gradients, decays)
+        biases = [name for name in gradients if is_bias(name)]
+        moved = state.parameters | {name: first.parameter[name] for name in biases}
         late = self.gradients(self.forward_backward(moved, batch), state)
         gradients = late | {name: gradients[name] for name in biases}
-        rest = self.update(state, batch, gradients, decays)
-        return gradients, rest | {name: updates[name] for name in biases}
-
-    def penalty(self, decay: float, w: Array) -> Array:
-        """Return the penalty's gradient: κλ w, or κλ w/‖w‖ (0 at w = 0, as torch's norm has it).
-
-        A fault makes it κλ alone.
-        """
-        if self.problem.faults.penalty_form == "constant":
-            return np.full_like(w, decay)
-        if self.problem.convention.penalty_norm == "squared":
-            return decay * w
-        norm = np.sqrt(np.sum(w * w))
-        return decay * w / norm if norm > 0 else 0 * w
-
-    def clipped(self, gradients: Parameters) -> Parameters:
-        """Clip over all tensors together; by a fault each tensor by its own norm."""
-        limits = self.problem.clip_norm, self.problem.clip_value
-        if self.problem.faults.clip_scope == "tensor":
-            return {name: clipped({name: g}, *limits)[name] for name, g in gradients.items()}
-        return clipped(gradients, *limits)
+        rest = self.optimizer.update(state, batch, gradients, decays)
+        return gradients, rest.replacing(first, biases)
 
     def reported_loss(self, loss: float, parameters: Parameters, decays: Decays) -> float:
         """Return the data loss; by `penalty_in_loss` plus κλ/2 ‖w‖² (or κλ ‖w‖) of each tensor."""

@@ -122,5 +122,6 @@ ADAFACTOR = UpdateRule(
     torchs=lambda _: {"decay": "decoupled"},
     resolved=resolved,
     proportional=False,
+    elementwise=False,
     scaling=None,
 )

@@ -39,12 +39,11 @@ def update(rule: UpdateRule, at: StepInput, penalize: Callable[[Array], Array]) 
         penalize: the penalty's gradient at a parameter: λ w, or what the convention makes of it.
     """
     w, lr, decay = at.w, at.lr, penalize(at.w)
-    if at.options.get("maximize", False):
-        at = at._replace(g=-at.g)
+    g = -at.g if at.options.get("maximize", False) else at.g
     if at.convention.decay == "gradient":
-        at = at._replace(g=at.g + decay)
-    if "counts_from" in rule.keys:
-        at = at._replace(t=at.t + at.faults.counts_from - 1)
+        g = g + decay
+    counted = at.t + at.faults.counts_from - 1 if "counts_from" in rule.keys else at.t
+    at = at._replace(g=g, t=counted)
     step, memory = rule.step(at)
     if at.faults.decay_rate == "corrected" and rule.correction is not None:
         lr *= rule.correction(at.options, at.t)

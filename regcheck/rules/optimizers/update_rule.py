@@ -108,6 +108,9 @@ class UpdateRule(NamedTuple):
         written_correction: that factor with letters or numbers for the options.
         scaling: options, the lr among them, that each divided by a power of c make at g the step
             that theirs is at c g; None where no options do.
+        weight_decay: whether torch's class takes one.
+        elementwise: whether an entry's step needs no other entry, so that all tensors are one.
+        resolved: the options with what torch works out for a dtype, by its machine epsilon.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
 
@@ -128,6 +131,7 @@ class UpdateRule(NamedTuple):
     written_correction: Callable[[Options], str] = lambda _: ""
     scaling: Mapping[str, int] | None = {"eps": 1}
     weight_decay: bool = True
+    elementwise: bool = True
     resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 
