@@ -65,6 +65,7 @@ class History:
         # Memory that is not written to yet is none.
         self.numbers: Array = np.empty((self.most, len(KEPT), self.entries))
         self.losses = array("d")
+        self.made: list[Record] = []
         self.skipped: list[frozenset[str]] = []
 
     def note_divergence(self) -> None:
@@ -106,7 +107,16 @@ class History:
         return np.frombuffer(self.losses).reshape(len(self), len(LOSSES))[:, LOSSES.index(what)]
 
     def records(self) -> Iterator[Record]:
-        """Return the steps in order."""
+        """Return the steps in order; made once, where their rows take no more than the numbers."""
+        shuffled = self.schedule.shuffle_seed is not None
+        if shuffled and 8 * len(self) * max(self.schedule.sizes()) > MOST_BYTES:
+            return self.made_anew()
+        if len(self.made) != len(self):
+            self.made = list(self.made_anew())
+        return iter(self.made)
+
+    def made_anew(self) -> Iterator[Record]:
+        """Make the steps, one after the other."""
         parts = [self.all(what) for what in KEPT]
         for index, batch in zip(range(len(self)), self.schedule.batches(), strict=False):
             kept = Record(batch, *(part[index] for part in parts))

@@ -15,10 +15,11 @@ from regcheck.compare.history import History, Record
 from regcheck.diagnosis.records import Explanation
 from regcheck.numerics.least_squares import Fit
 from regcheck.numerics.losses import total_weight
+from regcheck.numerics.packing import finite
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.causes.cause import Change
-from regcheck.rules.settings import Settings, with_faults
+from regcheck.rules.settings import Settings
 from regcheck.trainers.numpy_state import ForwardBackward, Update
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
@@ -80,8 +81,8 @@ class Replay:
             if there is None and not self.sees_rows:
                 yield record, None
                 continue
-            before = self.history.split(record.before)
-            update = rule.step(state._replace(parameters=before), record.batch, there)
+            state = state._replace(parameters=self.history.split(record.before))
+            update = rule.step(state, record.batch, there)
             state = update.state
             yield record, update
 
@@ -120,9 +121,10 @@ class Replay:
             longer: how many times longer the rule's longest steps are than torch's, by entry.
         """
         with np.errstate(all="ignore"):
-            larger = np.fmax(np.fmax(gain(rule, record.batch), longer) / 4 - 1, 0)
+            larger = np.fmax(gain(rule, record.batch), longer) / 4 - 1
             wider = record.bound + 2 * self.u * np.abs(after - record.before)
-            if larger.any():
+            if np.any(larger > 0):
+                larger = np.fmax(larger, 0)
                 rest = record.bound - 2 * self.u * np.abs(record.before)
                 more = larger * np.maximum(rest, 0)
                 if np.ndim(longer):  # what swallows the rule's own steps would prove nothing
@@ -130,8 +132,9 @@ class Replay:
                         more, SHARE * np.abs(after - record.before).max() / self.limits
                     )
                 wider += more
-            known = np.isfinite(wider)
-        return record._replace(bound=np.where(known, wider, record.bound))
+            if not finite(wider):
+                wider = np.where(np.isfinite(wider), wider, record.bound)
+        return record._replace(bound=wider)
 
     def scaled_pass(self, problem: Problem, record: Record) -> ForwardBackward | None:
         """Return what a rule makes of torch's gradient; None where it must see the rows itself."""
@@ -203,7 +206,7 @@ def gain(rule: Problem, batch: Batch) -> float:
     is a share of the step, which the lr alone scales. What else makes it longer, as a root that is
     missing, shows in the steps themselves.
     """
-    faults, options = rule.faults, with_faults(rule.settings, rule.faults)
+    faults, options = rule.faults, rule.scratch_settings
     found = abs(faults.lr_factor)
     if faults.lr_shift and batch.lr:
         shifted = rule.schedule.lr_at(batch.step + faults.lr_shift)

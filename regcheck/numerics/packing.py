@@ -146,7 +146,9 @@ class Packed(dict[str, Array]):
     __slots__ = ("_entries", "layout", "vector")
 
     def __init__(self, layout: Layout, vector: Array) -> None:
-        super().__init__({name: vector[part].reshape(shape) for name, part, shape in layout.places})
+        super().__init__()
+        for name, part, shape in layout.places:
+            self[name] = vector[part].reshape(shape)
         self.layout, self.vector = layout, vector
         self._entries: Array | None = vector if vector.dtype == np.float64 else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
 from regcheck.rules.losses import LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
 from regcheck.rules.models import ONE_LAYER, Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own
-from regcheck.rules.settings import Settings
+from regcheck.rules.settings import Settings, with_faults
 from regcheck.spec import LoadedSpec
 from regcheck.spec.sections.training import LrSchedule, Optimizer, TorchSettings
 
@@ -72,11 +73,16 @@ class Problem:
         """The name of the model, as a spec has it, or that of the user's own."""
         return OWN_MODEL if self.architecture is None else self.architecture.name
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """All settings of the optimizer."""
         settings = self.optimizer.settings(self.schedule.lr, self.weight_decay)
         return settings._replace(own=self.own)
+
+    @cached_property
+    def scratch_settings(self) -> Settings:
+        """The settings by which the scratch side trains: with those faults that are others."""
+        return with_faults(self.settings, self.faults)
 
     def with_change(self, change: Change) -> Problem:
         """Return the problem with a cause's change in the scratch side's rule."""

@@ -14,7 +14,6 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem
 from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, Own, StepInput
-from regcheck.rules.settings import with_faults
 from regcheck.trainers.numpy_state import Decays, PackedMemory, State, Updates
 
 
@@ -27,7 +26,7 @@ class NumpyOptimizer:
 
     def __init__(self, problem: Problem, layout: Layout) -> None:
         self.problem, self.layout = problem, layout
-        self.settings = with_faults(problem.settings, problem.faults)
+        self.settings = problem.scratch_settings
         self.as_one = self.settings.rule.elementwise and not self.settings.own
         self.epsilon = float(np.finfo(problem.framework_dtype).eps)
 

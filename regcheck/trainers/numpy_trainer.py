@@ -69,7 +69,8 @@ class NumpyTrainer:
             before = self.in_dtype(state.parameters)
             batch = self.rescheduled(batch)
             there = self.forward_backward(before, batch) if known is None else known
-            state = state._replace(parameters=before)
+            if before is not state.parameters:
+                state = state._replace(parameters=before)
             gradients = self.gradients(there, state)
             decays = self.effective_decays(batch)
             if self.problem.convention.update_order == "bias-first":
