@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -45,42 +46,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", [pytest.param(seed, marks=marks) for seed in seeds])
 
 
-EVERY: dict[str, int] = {
-    "test_cause_alone_explains_what_its_bug_does": 3,
-    "test_conventions_are_named": 3,
-    "test_each_tensor_may_have_a_decay_of_its_own": 3,
-    "test_fault_planted_in_a_random_model_is_named": 2,
-    "test_faults_in_the_penguins_mlp_are_named": 3,
-    "test_form_is_named": 4,
-    "test_in_ordinary_cases_the_bound_is_at_most_some_ten_times_the_worst": 3,
-    "test_lr_and_weight_decay_are_fitted_behind_a_root": 4,
-    "test_mistake_is_named_and_nothing_else_is": 4,
-    "test_mistake_is_named_beside_groups_of_parameters": 3,
-    "test_models_of_every_kind": 3,
-    "test_one_entry_not_finite_on_one_side_is_caught_at_its_step": 3,
-    "test_one_number_at_one_step_is_caught_there": 3,
-    "test_optimizers_of_every_kind": 4,
-    "test_other_lr_is_named_for_each_optimizer": 3,
-    "test_other_value_of_an_option_is_named": 4,
-    "test_other_value_of_each_number_is_named_for_each_optimizer": 3,
-    "test_planted_cause_is_caught_at_its_own_first_step": 4,
-    "test_right_code_agrees_for_300_steps": 3,
-    "test_row_missing_in_the_catalogue_is_caught": 4,
-    "test_saturated_rows_raise_no_alarm": 3,
-    "test_several_mistakes_are_named_together": 3,
-    "test_text_with_a_fault_is_what_the_trainer_does": 3,
-}
-"""Of these tests' many cases every nth is run by default, and all with `-m exhaustive` besides."""
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark first cases as quick, unless they are slow, and those left out as exhaustive."""
     seen: Counter[str] = Counter()
     for item in items:
-        name = item.nodeid.partition("[")[0]
+        name, sampled = item.nodeid.partition("[")[0], item.get_closest_marker("sampled")
         if not seen[name] and not item.get_closest_marker("slow"):
             item.add_marker("quick")
-        if seen[name] % EVERY.get(name.rpartition("::")[2], 1):
+        # Multiples of the golden ratio keep no step with a parameter that has every nth case.
+        if sampled and seen[name] * GOLDEN % 1 >= 1 / sampled.kwargs["every"]:
             item.add_marker("exhaustive")
         seen[name] += 1
 

@@ -43,6 +43,7 @@ def endless(act: str) -> str:
     return stepping(act, "import subprocess, threading, time")
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_step_is_ended(tmp_path: Path, name: str) -> None:
     before = time.monotonic()
@@ -94,6 +95,7 @@ def test_thread_that_nothing_interrupts_is_ended_with_regcheck() -> None:
     assert done.stderr.startswith("mine.py:train: took longer than 0.3 seconds")
 
 
+@pytest.mark.slow
 def test_callers_timer_and_handler_come_back() -> None:
     rung: list[int] = []
 

@@ -172,6 +172,7 @@ def code_with(cause: str) -> tuple[Spec, Code]:
     return spec, Code(spec, rule)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", sorted(set(OF_SGD) - BIASED - {"option-differs"}))
 def test_cause_in_a_users_code_is_named(cause: str) -> None:

@@ -103,6 +103,7 @@ def test_half_loss_and_doubled_penalty_with_a_doubled_lr_are_a_fourfold_penalty(
 # --- other starts, rows and dtypes ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_start_is_found_by_running_the_rule_backwards() -> None:
     found = found_by(code(TORCHS, start=lambda one: one + 0.25))
     assert (found["explained"], causes_of(found)) == (True, ["initial-parameters"])

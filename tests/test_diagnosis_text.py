@@ -166,6 +166,7 @@ def test_fix_of_a_cause_with_an_open_factor_has_a_place_for_it(cause: str) -> No
     assert "the factor c" in CAUSES[cause].fix
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("factor", [2.0, 0.5, 4.0, 0.25, 3.0])
 @pytest.mark.parametrize("key", ["rate", "gradient"])
 def test_number_is_written_once_where_its_name_is_that_number(key: str, factor: float) -> None:
@@ -275,6 +276,7 @@ def test_run_away_from_zero_is_not_told_to_start_there() -> None:
         assert "a start away from zero" not in text_of(check(spec, scratch=train))
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_steps_to_which_nothing_was_fitted() -> None:
     report = check(BASE, scratch=trained(), framework=linear_of(torch.optim.Adam))
     assert report.verdict == "diverged"

@@ -93,6 +93,7 @@ CASES: dict[str, tuple[Spec, str, str]] = {
 }
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("cause", CASES)
@@ -186,6 +187,7 @@ SUMS: dict[str, tuple[Callable[[Any, Any, int], tuple[Any, Any]], str]] = {
 }
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("name", SUMS)

@@ -77,6 +77,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return code, captured.out
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(("outcome", "expect", "instead"), EXPECTED, ids=str)
 def test_expectation_decides_the_exit_code_and_is_put_in_words(
     outcome: str,

@@ -69,6 +69,7 @@ def near(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", FIXES)
 def test_spec_with_the_fix_is_equivalent(name: str, folder: Folder) -> None:
     lines, changes, text = FIXES[name]
@@ -86,6 +87,7 @@ def test_spec_with_the_fix_is_equivalent(name: str, folder: Folder) -> None:
     assert "EQUIVALENT" in again.out
 
 
+@pytest.mark.slow
 def test_settings_for_torch_alone_are_replaced(folder: Folder) -> None:
     done, fixed = folder.fix("scratch: mine.py:divided\n", "framework: {weight_decay: 0.3}\n")
     assert done.code == 1

@@ -38,6 +38,7 @@ WRITTEN = [letters, symbols]
 """With numbers, and with letters."""
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_text_is_what_the_trainer_does(decay: str) -> None:
@@ -111,12 +112,16 @@ def changed_lines(spec: dict[str, Any], faults: Faults) -> int:
     return changed
 
 
+@pytest.mark.sampled(every=9)
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", EACH, ids=str)
 def test_text_with_a_fault_is_what_the_trainer_does(faults: Faults) -> None:
     draw = random.Random(f"{faults}")
     assert sum(changed_lines(spec, faults) for spec in faulty_specs(draw, 40)) >= 2
 
 
+@pytest.mark.sampled(every=2)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_text_with_any_faults_together_is_what_the_trainer_does(seed: int) -> None:
     draw = random.Random(seed)

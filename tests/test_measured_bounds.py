@@ -212,6 +212,7 @@ def test_what_rounding_did_to_the_velocity_is_carried() -> None:
     assert all(one < other for one, other in pairwise(growth))
 
 
+@pytest.mark.slow
 def test_a_step_near_the_limit_is_measured_with_more_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

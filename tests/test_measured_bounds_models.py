@@ -65,6 +65,8 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
+@pytest.mark.sampled(every=12)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_optimizers_of_every_kind(name: str, dtype: torch.dtype) -> None:
@@ -86,6 +88,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(every=6)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_models_of_every_kind(name: str, dtype: torch.dtype) -> None:

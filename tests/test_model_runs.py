@@ -104,6 +104,7 @@ CONVENTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize("cause", CONVENTIONS)
 @pytest.mark.parametrize("spec", [SOFTMAX | DECAYED, MLP])
 def test_conventions_are_named(spec: Spec, cause: str) -> None:
@@ -131,6 +132,7 @@ PLANTED: dict[str, Spec] = {
 }
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", PLANTED)
 def test_faults_in_the_penguins_mlp_are_named(cause: str) -> None:
@@ -165,6 +167,7 @@ def train(problem: Any, factor: float = 1.0) -> Iterator[dict[str, Any]]:
         yield {**w, "loss": loss}
 
 
+@pytest.mark.slow
 def test_own_code_of_an_mlp_is_compared_with_torchs() -> None:
     assert check(MLP, scratch=train).verdict == "equivalent"
     halved = check(MLP, scratch=lambda problem: train(problem, 0.5))

@@ -45,6 +45,7 @@ class PoisonedTorch(TorchTrainer):
         return done._replace(after=self.parameters())
 
 
+@pytest.mark.sampled(every=9)
 @pytest.mark.parametrize("side", ["scratch", "framework"])
 @pytest.mark.parametrize("settings", [{}, MOMENTUM], ids=["plain", "momentum"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

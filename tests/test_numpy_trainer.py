@@ -99,6 +99,8 @@ def flat(parameters: Parameters) -> list[float]:
     return [*parameters["weight"][0].tolist(), *parameters["bias"].tolist()]
 
 
+@pytest.mark.sampled(every=3)
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_every_convention_is_the_reference(decay: str) -> None:
     compared = 0
@@ -257,6 +259,7 @@ COMBINATIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_float32_stays_float32_in_every_combination() -> None:
     for spec in COMBINATIONS:
         settings = {"dtype": "float32", "batch_size": 2, "accumulate": 2, "model": "logistic"}

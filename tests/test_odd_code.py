@@ -55,6 +55,7 @@ def test_in_place_updates_are_judged_as_copies_are(
     assert [cause["id"] for cause in report["diagnosis"]["causes"]] == ["penalty-doubled"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value")  # NumPy's, as the code meets what is none
 @pytest.mark.parametrize(
     ("act", "step", "number"),

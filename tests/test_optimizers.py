@@ -55,6 +55,7 @@ def choices() -> Iterator[tuple[str, dict[str, Any]]]:
                     yield name, options
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("shape", [(3, 4), (5,)], ids=str)
 @pytest.mark.parametrize(("name", "options"), list(choices()), ids=str)

@@ -66,6 +66,7 @@ ROUNDED: dict[str, tuple[Step, Spec, str]] = {
 }
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDED)
 def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
@@ -105,6 +106,7 @@ MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_batches_of_another_step_are_named(name: str) -> None:

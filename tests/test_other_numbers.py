@@ -122,6 +122,8 @@ CASES: list[tuple[Spec, Train, dict[str, float]]] = [
 ]
 
 
+@pytest.mark.sampled(every=4)
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "train", "options"), CASES)
 def test_other_value_of_an_option_is_named(
     spec: Spec, train: Train, options: dict[str, float]
@@ -145,6 +147,7 @@ def assert_fix_makes_the_sides_agree(report: Report, train: Train, spec: Spec) -
     assert run(train, **(spec | changes)).verdict == "equivalent"
 
 
+@pytest.mark.slow
 def test_report_says_both_values_and_how_to_call_torch() -> None:
     report = run(adam(Numbers(beta1=0.95)), **ADAM)
 
@@ -160,6 +163,8 @@ def test_report_says_both_values_and_how_to_call_torch() -> None:
     assert ways["in the spec"] == ["framework: {optimizer: {name: adam, betas: [0.95, 0.999]}}"]
 
 
+@pytest.mark.sampled(every=4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "train", "causes", "lr", "decay"),
     [
@@ -189,6 +194,8 @@ def test_lr_and_weight_decay_are_fitted_behind_a_root(
     assert_fix_makes_the_sides_agree(report, train, spec)
 
 
+@pytest.mark.sampled(every=3)
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "write"), [(ADAM, adam), (ADAMW, adamw)])
 def test_each_tensor_may_have_a_decay_of_its_own(spec: Spec, write: Any) -> None:
     report = run(write(Numbers(decay=0.05, of_bias=0.3)), **spec)
@@ -204,6 +211,7 @@ def test_each_tensor_may_have_a_decay_of_its_own(spec: Spec, write: Any) -> None
     }
 
 
+@pytest.mark.slow
 def test_all_numbers_together_are_fitted() -> None:
     own = Numbers(lr=0.01, decay=0.02, of_bias=0.02, beta1=0.95, beta2=0.98, eps=1e-6)
     report = run(adamw(own), **ADAMW)
@@ -225,6 +233,8 @@ def test_all_numbers_together_are_fitted() -> None:
 # --- a gradient that is scaled --------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "write"), [(ADAM, adam), (ADAMW, adamw)])
 @pytest.mark.parametrize("c", [7.7, 0.03])
 def test_scaled_gradient_is_told_by_what_it_is_beside(spec: Spec, write: Any, c: float) -> None:
@@ -244,6 +254,7 @@ def test_epsilon_is_named_before_a_gradient_that_is_scaled() -> None:
     assert [one.causes for one in report.diagnosis.explanations] == [OPTION, ("gradient-scaled",)]
 
 
+@pytest.mark.slow
 def test_no_gradient_is_scaled_absurdly_to_explain_what_is_wrong() -> None:
     def wrong(problem: UserProblem) -> Iterator[Spec]:
         for P in adam(Numbers())(problem):
@@ -325,6 +336,7 @@ HIDDEN = {
 """Numbers that do not show in these runs, and why."""
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize(("name", "number", "value"), list(each_number()))
 def test_other_value_of_each_number_is_named_for_each_optimizer(
     name: str, number: str, value: float
@@ -337,6 +349,8 @@ def test_other_value_of_each_number_is_named_for_each_optimizer(
     assert found_options(report) == {number: pytest.approx(value, rel=1e-9)}
 
 
+@pytest.mark.sampled(every=6)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_other_lr_is_named_for_each_optimizer(name: str) -> None:
     report = run(

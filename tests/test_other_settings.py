@@ -30,6 +30,8 @@ FITTED: dict[str, Callable[[float], Step]] = {
 }
 
 
+@pytest.mark.sampled(every=3)
+@pytest.mark.slow
 @pytest.mark.parametrize("cause", FITTED)
 @pytest.mark.parametrize("c", [0.137, 7.77])
 @pytest.mark.parametrize("spec", [{}, BATCHES, LOGISTIC], ids=["full", "batches", "logistic"])

@@ -94,6 +94,8 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(every=12)
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "mistake", "kind"), CASES)
 def test_mistake_is_named_and_nothing_else_is(optimizer: str, mistake: str, kind: str) -> None:
     made = plain(getattr(torch.optim, optimizer))
@@ -106,6 +108,8 @@ def test_mistake_is_named_and_nothing_else_is(optimizer: str, mistake: str, kind
     assert others <= ({("penalty-scaled",)} if mistake == "decay unscaled" else set())
 
 
+@pytest.mark.sampled(every=2)
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["amsgrad", "stale"])
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
 def test_mistake_beside_amsgrad_is_named(optimizer: str, mistake: str) -> None:
@@ -116,6 +120,8 @@ def test_mistake_beside_amsgrad_is_named(optimizer: str, mistake: str) -> None:
     assert causes(run(rule, made, "embedding")) == (expected[mistake],)
 
 
+@pytest.mark.sampled(every=6)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("coupled", [False, True])
@@ -127,6 +133,8 @@ def test_right_code_agrees_for_300_steps(kind: str, dtype: Any, coupled: bool) -
     assert (report.verdict, report.comparison.compared) == ("equivalent", 300)
 
 
+@pytest.mark.sampled(every=6)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistakes",
     [
@@ -147,6 +155,7 @@ def test_several_mistakes_are_named_together(mistakes: tuple[str, ...], told: bo
     assert sorted(found) == sorted(MISTAKES["AdamW"][mistake] for mistake in mistakes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["no correction", "coupling", "eps first", "by batch"])
 def test_mistake_is_named_in_float32(mistake: str) -> None:
     report = run(Rule(mistakes=(mistake,)), plain(), dtype=np.float32)
@@ -174,6 +183,7 @@ GROUPS: dict[str, tuple[Made, Rule]] = {
 }
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize(
     "mistake", ["", "coupling", "no correction", "eps inside", "by batch", "swapped betas"]
@@ -188,6 +198,7 @@ def test_mistake_is_named_beside_groups_of_parameters(groups: str, mistake: str)
         assert report.verdict == "equivalent"
 
 
+@pytest.mark.slow
 def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     report = run(Rule(), grouped(*LAST, lr=0.01))
 
@@ -198,6 +209,7 @@ def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     assert report.diagnosis.best.note == note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -285,6 +297,7 @@ def skipped(name: str, step: int) -> bool:
     return name.startswith("spare") or (name == "late" and step % 3 > 0)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("mistake", ["", "coupling", "no correction", "compounded"])
 @pytest.mark.parametrize("kind", [Adam, AdamW])
 def test_tensors_without_a_gradient_are_skipped(kind: Any, mistake: str) -> None:
@@ -309,6 +322,7 @@ class Frozen(Mlp):
         self.first.bias.requires_grad_(False)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("mistake", ["", "coupling", "eps inside", "by batch"])
 @pytest.mark.parametrize("left_out", [False, True], ids=["frozen", "not the optimizer's"])
 def test_frozen_tensors_are_left_alone(mistake: str, left_out: bool) -> None:

@@ -27,7 +27,8 @@ from tests.user_functions import Code
 Record = Callable[[str, object], None]
 
 
-@pytest.mark.search(sample=60, whole=400)
+@pytest.mark.slow
+@pytest.mark.search(sample=36, whole=400)
 def test_planted_cause_is_named_and_no_other_alone(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
@@ -91,6 +92,7 @@ def test_code_without_a_cause_is_exactly_torchs_rule(tmp_path: Path) -> None:
         assert max(step.update for step in exactly(seen, Rule())) < 0.5
 
 
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "cause", ["penalty-divided-by-batch", "decay-after-update", "loss-halved", "nesterov-added"]

@@ -23,7 +23,7 @@ INCONCLUSIVE = {110}
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=25, whole=300)
+@pytest.mark.search(sample=14, whole=300)
 def test_random_module_is_neither_blamed_nor_passed_wrongly(
     seed: int, record_property: Record
 ) -> None:
@@ -57,6 +57,7 @@ def test_an_effect_is_a_share_of_the_step() -> None:
     assert effect(replace(case, fault="lr tripled")) == pytest.approx(2.0)
 
 
+@pytest.mark.slow
 def test_a_case_is_checked_as_its_code_is_written() -> None:
     case: Case = replace(random_case(2), fault="", times=(1.0, 1.0, 1.0))
 
@@ -84,6 +85,7 @@ CLASSES = Case(
 )
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     ("cast", "fault"),
     [

@@ -197,6 +197,7 @@ def test_losses_that_differ_by_rounding_alone_are_not_marked(small: Spec) -> Non
     assert "≠" not in printed(spec, rows=None)
 
 
+@pytest.mark.slow
 def test_divergence_in_the_update_alone_and_at_the_start_are_named(
     small: Spec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def errors_in_bounds(problem: Problem) -> dict[str, float]:
     }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 30, 3000])
 @pytest.mark.parametrize("scale", [1.0, 10.0])
@@ -79,6 +80,8 @@ SATURATED = [-200.0, -104.0, -90.0, -40.0, -28.0, -27.0, -15.0, 0.0, 8.0, 14.0, 
 SATURATED += [20.0, 27.0, 28.0, 35.0, 37.0, 50.0, 90.0, 101.0, 200.0, 710.0, 750.0, -710.0, -750.0]
 
 
+@pytest.mark.sampled(every=3)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("dtype", ["float64", "float32", MIXED], ids=str)
 def test_saturated_sigmoid_is_no_divergence(kind: tuple[str, str], dtype: Any) -> None:

@@ -41,6 +41,7 @@ def test_raw_data_agree_where_both_sides_have_the_floor(dtype: str) -> None:
 # --- the cause ----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_p_minus_y_on_raw_data_names_the_floor_and_nothing_else(sigma: str, dtype: str) -> None:
@@ -63,6 +64,7 @@ def test_the_question_with_its_fix_on_raw_data(tmp_path: Any) -> None:
     assert check(fixed).verdict == "equivalent"
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     ("factor", "cause"),
     [

@@ -80,6 +80,7 @@ def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(
             assert first.at.tensor == name
 
 
+@pytest.mark.slow
 @pytest.mark.search(sample=3, whole=30)
 @pytest.mark.parametrize("kind", ["rtol", "atol"])
 def test_smallest_rtol_and_atol_are_those_beside_the_spec_s_other_one(seed: int, kind: str) -> None:

@@ -56,6 +56,7 @@ def tampering(step: int, tensor: str, index: tuple[int, ...], *quantities: str) 
     return altered(change)
 
 
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize(("tensor", "index", "step"), PLACES)
 @pytest.mark.parametrize("stage", QUANTITIES)
@@ -151,6 +152,7 @@ def one_entry(moment: Moment) -> Pair:
     return moment.gradient[0] * np.array([1, 1, 1 + 1e-10]), moment.gradient[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", TARGETS)
 @pytest.mark.parametrize("batches", BATCHES)
 def test_one_entry_of_one_gradient_off_by_1e10th_is_caught(
@@ -179,6 +181,7 @@ def test_scale_to_which_a_cosine_is_blind_is_caught(
     assert cosine == pytest.approx(1, abs=4e-16)  # two roundings: nothing to see
 
 
+@pytest.mark.slow
 def test_errors_whose_mean_is_zero_are_caught(scratch: Place) -> None:
     def change(batch: Batch, told: Step) -> Step:
         told.after["weight"] += [1e-8, -1e-8, 0.0]

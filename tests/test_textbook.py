@@ -58,6 +58,7 @@ def explanations(report: Report) -> list[tuple[str, ...]]:
 # --- right optimizers -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
@@ -72,6 +73,7 @@ def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
     assert report.comparison.drift.largest < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_right_optimizer_is_equivalent_for_300_steps(dtype: str) -> None:
     own = getattr(torch, dtype)
@@ -162,6 +164,7 @@ NAMED: dict[str, list[tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("mistake", NAMED)
 def test_mistake_of_an_optimizer_is_named(mistake: str) -> None:
     report = adamw(mistake)
@@ -189,6 +192,7 @@ def test_mistake_is_named_in_float32(mistake: str) -> None:
     assert explanations(adamw(mistake, dtype=torch.float32)) == NAMED[mistake]
 
 
+@pytest.mark.slow
 def test_what_is_no_known_mistake_is_in_the_optimizer() -> None:
     report = adamw("noise")
 
@@ -199,6 +203,7 @@ def test_what_is_no_known_mistake_is_in_the_optimizer() -> None:
     assert "Where in the optimizer: how the step uses the gradient." in text
 
 
+@pytest.mark.slow
 def test_other_options_than_the_specs_are_pointed_out() -> None:
     made = build(OwnAdamW, weight_decay=0.01, betas=[0.8, 0.99], eps=1e-3)
     report = check(spec("mlp", **ADAMW), framework=made)
@@ -297,6 +302,7 @@ def test_weight_decay_that_rounding_swallows_is_told() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.001, 1 - 1e-9])
 def test_small_share_of_the_lr_shows(factor: float) -> None:
     made = build(OwnAdamW, weight_decay=0.1, lr=0.03 * factor, **OPTIONS)
@@ -315,6 +321,7 @@ def test_dropout_is_pointed_out() -> None:
     assert "the framework side's model is random" in adamw(model=Dropping).reason
 
 
+@pytest.mark.slow
 def test_user_writing_nan_is_found() -> None:
     class Broken(OwnSGD):
         def move(self, w: Any, g: Any, group: Any, state: Any) -> None:

@@ -137,6 +137,8 @@ BUGS: dict[type[TorchTrainer], Caught] = {
 }
 
 
+@pytest.mark.sampled(every=2)
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_bug_on_torchs_side_is_caught_at_its_own_first_step(
     bug: type[TorchTrainer], monkeypatch: pytest.MonkeyPatch

@@ -125,6 +125,7 @@ def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None
                 np.testing.assert_allclose(z, other, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_delta_is_what_torch_subtracted() -> None:
     for combination in ALL:
         for step in torch_steps(problem_of(spec_of(*combination))):
