@@ -17,6 +17,7 @@ from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.formula import MEANINGS, loss_text, meanings, rule_lines
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
+from regcheck.rules.optimizers.lr_schedules import KINDS, scheduler_call
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     SYMBOLIC,
@@ -31,6 +32,8 @@ from regcheck.rules.worked_example import EXAMPLE, worked_example
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from regcheck.spec import Spec
 
 
 class Entry(NamedTuple):
@@ -79,9 +82,13 @@ def explain_name(name: str) -> Explanation:
     else:
         near = suggest(name, all_names())
         raise UsageError(f"nothing is called `{name}`: {near}; or no such file")
-    # The letters of models and losses are their own, but for the loss of a row.
-    letters_of = ("ℓ",) if entry.kind in ("loss", "model") else tuple(MEANINGS)
-    return Explanation(legend([entry], letters_of), [entry], after)
+    return Explanation(
+        legend([entry], OWN_LETTERS.get(entry.kind, tuple(MEANINGS))), [entry], after
+    )
+
+
+OWN_LETTERS = {"loss": ("ℓ",), "model": ("ℓ",), "schedule": ("lr",)}
+"""The letters that are not an entry's own, by kinds of entries."""
 
 
 def explain_spec(path: str | Path) -> Explanation:
@@ -108,7 +115,8 @@ def explain_spec(path: str | Path) -> Explanation:
     ]
     sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
     rows = f"{path}: {training.train_rows:,} training rows, batches of {sizes}"
-    return Explanation([rows, *legend(entries)], entries, matching_lines(convention, training))
+    after = [*schedule_lines(loaded.spec, training), *matching_lines(convention, training)]
+    return Explanation([rows, *legend(entries)], entries, after)
 
 
 def all_names() -> list[str]:
@@ -213,6 +221,21 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
     return lines
 
 
+def schedule_lines(spec: Spec, training: Training) -> list[str]:
+    """Describe the schedule of a spec's lr: torch's class, the formula, and some of its lrs."""
+    from regcheck.problem.batches import schedule_of
+
+    schedule, kind = schedule_of(spec, training.train_rows), spec.lr_schedule
+    if kind is None:
+        return []
+    call = scheduler_call(kind.kind, kind.all_keys, spec.lr)
+    steps = dict.fromkeys(1 + (schedule.steps - 1) * quarter // 4 for quarter in range(5))
+    lrs = ", ".join(f"{step:,}: {schedule.lr_at(step):.6g}" for step in steps if step > 0)
+    head, *lines = textwrap.wrap(f"lr  {call}, by {kind.per}", 76, break_on_hyphens=False)
+    lines += [*kind.rule.formulas, f"at steps {lrs}"]
+    return [head, *(f"    {line}" for line in lines), ""]
+
+
 def optimizer_entry(name: str) -> Entry:
     """Explain one of torch's optimizers."""
     rule = OPTIMIZERS[name]
@@ -236,6 +259,26 @@ def optimizer_entry(name: str) -> Entry:
     return Entry(name, "optimizer", call, lines, [*rule.notes, *of_decay])
 
 
+def schedules_entry() -> Entry:
+    """Explain the kinds of lr schedules, each with torch's class."""
+    lines = []
+    for name, kind in KINDS.items():
+        written = [kind.call, *kind.formulas]
+        heads = [name, *[""] * len(kind.formulas)]
+        lines += [f"{head:<11} {line}" for head, line in zip(heads, written, strict=True)]
+    return Entry("lr_schedule", "schedule", "torch.optim.lr_scheduler", lines, OF_SCHEDULES)
+
+
+OF_SCHEDULES = (
+    "t counts steps from 0, or by per: epoch epochs: scheduler.step() comes after",
+    "each optimizer.step(), or after an epoch's last one. Keys left out are torch's",
+    "defaults: floor 0, start_factor 1/3, end_factor 1, pct_start 0.3,",
+    "anneal_strategy cos, div_factor 25, final_div_factor 1e4, three_phase false.",
+    "From t = steps on torch's cosine rises again, and its OneCycleLR raises; here",
+    "both stay. The momentum stays too: cycle_momentum=False is not its default.",
+)
+
+
 def argument(letter: str | tuple[str, ...]) -> str:
     """Write a letter, or a pair of them, as an argument."""
     return letter if isinstance(letter, str) else f"({', '.join(letter)})"
@@ -250,6 +293,7 @@ TORCHS_OWN = (
     *(Entry(name, "model", one.title, one.formulas) for name, one in MODELS.items()),
     *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
     *map(optimizer_entry, OPTIMIZERS),
+    schedules_entry(),
 )
 TORCHS = {entry.name: entry for entry in TORCHS_OWN}
 """torch's own, by name."""

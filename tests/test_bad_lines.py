@@ -78,7 +78,30 @@ lr_schedule: {kind: step} => 6:14: lr_schedule: the kind step needs every and fa
 lr_schedule: {kind: cosine, steps: 5, factor: 1}
     6:47: lr_schedule.factor: the kind cosine has no such key; it takes steps, floor, per
 lr_schedule: {kind: cosin, steps: 5}
-    6:21: lr_schedule.kind: must be one of step, exponential, cosine, warmup, list, got
+    6:21: lr_schedule.kind: must be one of step, multistep, exponential, cosine, linear, warmup,
+lr_schedule: {kind: step, every: 5, gamma: 1}
+    6:37: lr_schedule.gamma: unknown key; did you mean `factor`?
+lr_schedule: {kind: cosine, T_max: 5} => 6:29: lr_schedule.T_max: unknown key; did you mean `steps`
+lr_schedule: {kind: one-cycle, steps: 5, max_lr: 1}
+    6:42: lr_schedule.max_lr: unknown key; the largest lr is `lr` itself
+lr_schedule: {kind: one-cycle, steps: 5, cycle_momentum: true}
+    6:42: lr_schedule.cycle_momentum: unknown key; the momentum is the optimizer's, at each step
+lr_schedule: {kind: one-cycle} => 6:14: lr_schedule: the kind one-cycle needs steps
+lr_schedule: {kind: one-cycle, steps: 4, pct_start: 0.25}
+    6:53: lr_schedule.pct_start: pct_start times steps is 1, where OneCycleLR divides by 0
+lr_schedule: {kind: one-cycle, steps: 4, pct_start: 1.5} => must be a number ≤ 1, got 1.5
+lr_schedule: {kind: one-cycle, steps: 4, div_factor: 0} => must be a number > 0, got 0
+lr_schedule: {kind: one-cycle, steps: 4, anneal_strategy: cosine}
+    6:59: lr_schedule.anneal_strategy: must be one of cos, linear, got 'cosine'
+lr_schedule: {kind: multistep, milestones: [5, 3], factor: 0.1}
+    6:44: lr_schedule.milestones: must rise from one to the next, got [5, 3]
+lr_schedule: {kind: multistep, milestones: [0], factor: 0.1}
+    6:45: lr_schedule.milestones[0]: must be a whole number ≥ 1, got 0
+lr_schedule: {kind: multistep, milestones: 5} => 6:44: lr_schedule.milestones: must be a list, got 5
+lr_schedule: {kind: linear, steps: 5, start_factor: 0}
+    6:53: lr_schedule.start_factor: must be a number > 0, got 0
+lr_schedule: {kind: linear, steps: 5, end_factor: 2}
+    6:51: lr_schedule.end_factor: must be a number ≤ 1, got 2
 lr_schedule: {kind: list, values: []} => 6:35: lr_schedule.values: must not be empty, got []
 clip_norm: 0 => 6:12: clip_norm: must be a number > 0, got 0
 clip_norm: 1↵clip_value: 1 => 7:13: clip_value: clip_norm and clip_value ex

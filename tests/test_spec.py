@@ -20,9 +20,9 @@ from regcheck.spec.sections.data import (
 )
 from regcheck.spec.sections.fields import shown
 from regcheck.spec.sections.init import Init, Normal
+from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.spec.sections.tolerance import Expect, Tolerance, Tolerances
 from regcheck.spec.sections.training import (
-    LrSchedule,
     Optimizer,
     Shuffle,
     TorchSettings,

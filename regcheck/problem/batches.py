@@ -1,8 +1,8 @@
 """Which rows and which lr at which step. Both trainers take them from here.
 
-torch's own schedulers multiply the lr up from step to step, so its last bits differ from those of
-the formulas (by up to 3e-14 of it), and every step would show that. So the lr is worked out here,
-once, and set on both sides; `tests/test_schedule.py` compares each kind with torch's.
+The lr is that of a formula, to the last bit: torch's own schedulers go from step to step, and
+every step would show what they round. The framework side runs them all the same, and takes their
+lr where it is another one (`regcheck.trainers.framework.schedulers`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from regcheck.problem.lrs import scheduled_lr
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
-from regcheck.spec.sections.training import LrSchedule
+from regcheck.spec.sections.lr_schedule import LrSchedule
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
     import numpy as np
@@ -141,24 +142,6 @@ class Schedule:
             return self.lr
         unit = self.steps_per_epoch if self.lr_schedule.per == "epoch" else 1
         return scheduled_lr(self.lr, self.lr_schedule, max(0, step - 1) // unit)
-
-
-def scheduled_lr(lr: float, schedule: LrSchedule, t: int) -> float:
-    """Return the lr after t steps or epochs; `LrSchedule` has the formulas."""
-    if schedule.kind in ("step", "exponential"):
-        times = t // (schedule.every or 1)
-        try:
-            return lr * (schedule.factor or 0.0) ** times
-        except OverflowError:
-            return math.inf
-    if schedule.kind == "list":
-        values = schedule.values or [lr]
-        return values[min(t, len(values) - 1)]
-    steps = schedule.steps or 1
-    if schedule.kind == "cosine":
-        floor = schedule.floor or 0.0
-        return floor + (lr - floor) * (1 + math.cos(math.pi * (min(t, steps) / steps))) / 2
-    return lr * min(1.0, (t + 1) / steps)
 
 
 def schedule_of(spec: Spec, rows: int) -> Schedule:

@@ -25,7 +25,8 @@ from regcheck.rules.models import ONE_LAYER, Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own
 from regcheck.rules.settings import Settings, with_faults
 from regcheck.spec import LoadedSpec
-from regcheck.spec.sections.training import LrSchedule, Optimizer, TorchSettings
+from regcheck.spec.sections.lr_schedule import LrSchedule
+from regcheck.spec.sections.training import Optimizer, TorchSettings
 
 Array = NDArray[np.floating]
 Parameters = dict[str, Array]

@@ -126,10 +126,19 @@ REQUIRED: dict[SpecPath, str] = {
 }
 """What a missing key is for, where that helps."""
 
-SYNONYMS = {"iterations": "epochs", "l2": "weight_decay", "lambda": "weight_decay"} | dict.fromkeys(
-    ("alpha", "eta", "learning_rate"), "lr"
-)
-"""What other tools call a key of the spec."""
+SYNONYMS: dict[SpecPath, dict[str, str]] = {
+    (): {"iterations": "epochs", "l2": "weight_decay", "lambda": "weight_decay"}
+    | dict.fromkeys(("alpha", "eta", "learning_rate"), "lr"),
+    ("lr_schedule",): {"gamma": "factor", "step_size": "every", "eta_min": "floor"}
+    | dict.fromkeys(("t_max", "total_iters", "total_steps"), "steps"),
+}
+"""What other tools call a key of the spec, or of a section."""
+
+NO_KEYS: dict[SpecPath, str] = {
+    ("lr_schedule", "max_lr"): "the largest lr is `lr` itself",
+    ("lr_schedule", "cycle_momentum"): "the momentum is the optimizer's, at each step",
+}
+"""What other tools have a key for, and what is here in its place."""
 
 
 def complaint_of(error: ErrorDetails, document: Document) -> Complaint:
@@ -155,8 +164,11 @@ CHOSEN_BY_CONTENT: dict[str, Callable[[Any], type[Section]]] = {
 def nearest_key(path: SpecPath, content: Any) -> str:
     """Describe which key may be meant by one that a mapping does not have."""
     key = str(path[-1])
-    if len(path) == 1 and key.lower() in SYNONYMS:
-        return f"did you mean `{SYNONYMS[key.lower()]}`?"
+    if path in NO_KEYS:
+        return NO_KEYS[path]
+    synonyms = SYNONYMS.get(path[:-1], {})
+    if key.lower() in synonyms:
+        return f"did you mean `{synonyms[key.lower()]}`?"
     section: type[Section] = Spec
     for name in path[:-1]:
         content = content[name]

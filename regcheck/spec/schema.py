@@ -23,6 +23,7 @@ from regcheck.spec.sections.fields import (
     wrong,
 )
 from regcheck.spec.sections.init import Init
+from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.spec.sections.model import (
     Loss,
     Model,
@@ -41,7 +42,6 @@ from regcheck.spec.sections.sides import (
 from regcheck.spec.sections.tolerance import Expect, Tolerances
 from regcheck.spec.sections.training import (
     ConventionKeys,
-    LrSchedule,
     Optimizer,
     Shuffle,
     TorchSettings,

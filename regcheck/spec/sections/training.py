@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import GenericAlias
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -34,11 +34,9 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS, UNJUDGED
 from regcheck.rules.optimizers.update_rule import Option, UpdateRule
 from regcheck.rules.settings import Settings
 from regcheck.spec.sections.fields import (
-    Count,
     NoneWord,
     NotNegative,
     Number,
-    Path,
     Section,
     Seed,
     has_bias,
@@ -185,52 +183,6 @@ def batch_size_form(value: object) -> object:
     if rows == "full" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1):
         return rows
     raise wrong("must be `full` or a whole number ≥ 1, got " + shown(value))
-
-
-class LrSchedule(Section):
-    """How the lr changes; t counts steps or epochs from 0, whichever `per` says.
-
-    step: lr·factor^⌊t/every⌋. exponential: lr·factor^t. cosine: from lr at t = 0 down to floor at
-    t = steps, and floor from there. warmup: lr·(t + 1)/steps until lr is reached. list: the
-    values themselves, the last one kept.
-    """
-
-    FORMS = "none or a mapping like {kind: step, every: 5, factor: 0.1}"
-
-    kind: Literal["step", "exponential", "cosine", "warmup", "list"]
-    every: Count | None = None
-    factor: NotNegative | None = None
-    steps: Count | None = None
-    floor: NotNegative | None = None
-    values: Annotated[list[NotNegative], Field(min_length=1)] | None = None
-    per: Literal["step", "epoch"] = "step"
-
-    @model_validator(mode="after")
-    def own_keys(self) -> LrSchedule:
-        needed, optional = LR_SCHEDULE_KEYS[self.kind]
-        keys = ("every", "factor", "steps", "floor", "values")
-        given = [key for key in keys if getattr(self, key) is not None]
-        takes = ", ".join(needed + optional)
-        errors: list[tuple[Path, str]] = [
-            ((key,), f"the kind {self.kind} has no such key; it takes {takes}, per")
-            for key in given
-            if key not in needed + optional
-        ]
-        missing = [key for key in needed if key not in given]
-        if missing:
-            errors.append(((), f"the kind {self.kind} needs {' and '.join(missing)}"))
-        raise_inside(errors)
-        return self
-
-
-LR_SCHEDULE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "cosine": (("steps",), ("floor",)),
-    "exponential": (("factor",), ()),
-    "list": (("values",), ()),
-    "step": (("every", "factor"), ()),
-    "warmup": (("steps",), ()),
-}
-"""The keys that each kind needs, and those that it may have."""
 
 
 class ConventionKeys(Section):

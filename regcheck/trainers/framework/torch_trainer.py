@@ -16,6 +16,7 @@ from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.trainers.framework.built_in import built_in
+from regcheck.trainers.framework.schedulers import GroupSchedulers
 from regcheck.trainers.framework.torch_model import Module, eager_step, is_torchs
 from regcheck.trainers.framework.user_module import check_loss
 
@@ -39,7 +40,10 @@ class TorchTrainer:
         self.y = y[:, None] if self.module.column else y
         self.largest = float(torch.finfo(dtype).max)
         self.optimizer, self.tensors = self.module.optimizer, self.module.tensors
-        self.lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedulers: GroupSchedulers | None = None
+        if problem.schedule.lr_schedule is not None:
+            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            self.schedulers = GroupSchedulers(problem.schedule, lrs)
         # Of SGD's steps, penalty and delta are known; another optimizer's are known as a whole.
         self.groups = self.module.groups()
         self.left_out = [x for name, x in self.tensors.items() if name not in self.groups]
@@ -238,15 +242,14 @@ class TorchTrainer:
 
     def update(self, batch: Batch) -> None:
         """Let the optimizer update the parameters, at the step's lr."""
-        schedule = self.problem.schedule
-        if schedule.lr_schedule is not None:
-            for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
-                # A user's own lr keeps its proportion to the spec's.
-                now = schedule.lr_at(batch.step)
-                now = now if lr == schedule.lr else lr * (now / schedule.lr)
+        if self.schedulers is not None:
+            lrs = self.schedulers.now(batch)
+            for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
                 # A schedule may outgrow float32, where torch would raise; NumPy's lr is inf then.
-                group["lr"] = now if now <= self.largest else math.inf
+                group["lr"] = lr if lr <= self.largest else math.inf
         self.module.guard(eager_step(self.optimizer))
+        if self.schedulers is not None:
+            self.schedulers.step(batch)
         self.forget_gradients()
 
     def forget_gradients(self) -> None:

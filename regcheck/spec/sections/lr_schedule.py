@@ -1,0 +1,88 @@
+"""How the lr changes from step to step, or from epoch to epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from regcheck.rules.optimizers.lr_schedules import KEYS, KINDS, Kind
+from regcheck.spec.sections.fields import (
+    Count,
+    NotNegative,
+    Path,
+    Positive,
+    Section,
+    in_range,
+    raise_inside,
+    shown,
+)
+
+Share = Annotated[float, BeforeValidator(in_range), Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, BeforeValidator(in_range), Field(gt=0.0, le=1.0)]
+
+
+class LrSchedule(Section):
+    """How the lr changes; t counts steps or epochs from 0, whichever `per` says.
+
+    `regcheck.rules.optimizers.lr_schedules` has the formula of each kind.
+    """
+
+    FORMS = "none or a mapping like {kind: step, every: 5, factor: 0.1}"
+
+    kind: Literal[
+        "step", "multistep", "exponential", "cosine", "linear", "warmup", "one-cycle", "list"
+    ]
+    every: Count | None = None
+    milestones: Annotated[list[Count], Field(min_length=1)] | None = None
+    factor: NotNegative | None = None
+    steps: Count | None = None
+    floor: NotNegative | None = None
+    start_factor: PositiveShare | None = None
+    end_factor: Share | None = None
+    pct_start: Share | None = None
+    anneal_strategy: Literal["cos", "linear"] | None = None
+    div_factor: Positive | None = None
+    final_div_factor: Positive | None = None
+    three_phase: bool | None = None
+    values: Annotated[list[NotNegative], Field(min_length=1)] | None = None
+    per: Literal["step", "epoch"] = "step"
+
+    @model_validator(mode="after")
+    def own_keys(self) -> LrSchedule:
+        raise_inside(self.errors())
+        return self
+
+    def errors(self) -> Iterator[tuple[Path, str]]:
+        """Yield what is wrong with the keys of the kind, each with its place."""
+        kind = self.rule
+        known = (*kind.needs, *kind.options)
+        given = [key for key in KEYS if getattr(self, key) is not None]
+        for key in given:
+            if key not in known:
+                takes = f"it takes {', '.join(known)}, per"
+                yield (key,), f"the kind {self.kind} has no such key; {takes}"
+        missing = [key for key in kind.needs if key not in given]
+        if missing:
+            yield (), f"the kind {self.kind} needs {' and '.join(missing)}"
+        milestones = self.milestones or []
+        if any(late <= early for early, late in pairwise(milestones)):
+            yield ("milestones",), f"must rise from one to the next, got {shown(milestones)}"
+        if self.kind == "one-cycle" and not missing:
+            keys = self.all_keys
+            if keys["pct_start"] * keys["steps"] == 1:
+                text = "pct_start times steps is 1, where OneCycleLR divides by 0: change one"
+                yield ("pct_start",) if "pct_start" in given else (), text
+
+    @property
+    def rule(self) -> Kind:
+        """What the kind is."""
+        return KINDS[self.kind]
+
+    @property
+    def all_keys(self) -> dict[str, Any]:
+        """The keys that the kind has, with torch's defaults where they are left out."""
+        given = {key: getattr(self, key) for key in (*self.rule.needs, *self.rule.options)}
+        return given | {key: x for key, x in self.rule.options.items() if given[key] is None}
