@@ -218,7 +218,10 @@ def random_schedule(random: Generator, lr: float, *, strange: bool) -> SpecDict:
         {"kind": "cosine", "steps": 10, "floor": 0.0 if strange else lr / 10},
         {"kind": "warmup", "steps": 5},
         {"kind": "list", "values": [lr, *low, lr / 3, lr]},
-    )[random.integers(5)]
+        {"kind": "multistep", "milestones": [2, 5], "factor": 0.3},
+        {"kind": "linear", "steps": 7, "start_factor": 0.25, "end_factor": 0.0 if strange else 1.0},
+        {"kind": "one-cycle", "steps": 12, "div_factor": 5.0, "final_div_factor": 10.0},
+    )[random.integers(8)]
 
 
 def data_of(X: Array, y: Array, file: Path) -> SpecDict:

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim import lr_scheduler
 
 from regcheck.problem.batches import Batch, Schedule, schedule_of, training_of
 from regcheck.rules.settings import Settings
@@ -33,78 +29,6 @@ def schedule(rows: int = 10, **keys: Any) -> Schedule:
 def rows_of(batch: Batch, rows: int) -> list[list[int]]:
     """List the rows of each micro-batch."""
     return [np.arange(rows)[part].tolist() for part in batch.micro_batches]
-
-
-# --- lr -------------------------------------------------------------------------------------------
-
-SCHEDULERS: list[tuple[dict[str, Any], Callable[[Any], lr_scheduler.LRScheduler]]] = [
-    (
-        {"kind": "step", "every": 3, "factor": 0.1},
-        lambda o: lr_scheduler.StepLR(o, step_size=3, gamma=0.1),
-    ),
-    ({"kind": "exponential", "factor": 0.9}, lambda o: lr_scheduler.ExponentialLR(o, gamma=0.9)),
-    (
-        {"kind": "cosine", "steps": 12, "floor": 0.05},
-        lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=12, eta_min=0.05),
-    ),
-    ({"kind": "cosine", "steps": 12}, lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=12)),
-    (
-        {"kind": "warmup", "steps": 5},
-        lambda o: lr_scheduler.LinearLR(o, start_factor=1 / 5, total_iters=4),
-    ),
-    (
-        {"kind": "list", "values": [0.3, 0.2, 0.7]},
-        lambda o: lr_scheduler.LambdaLR(o, lambda t: [0.3, 0.2, 0.7][min(t, 2)] / 0.4),
-    ),
-]
-
-
-@pytest.mark.parametrize("per", ["step", "epoch"])
-@pytest.mark.parametrize(
-    ("given_schedule", "make"),
-    SCHEDULERS,
-    ids=lambda one: str(one)[:40] if isinstance(one, dict) else "torch",
-)
-def test_lr_is_torchs_schedulers(
-    given_schedule: dict[str, Any],
-    make: Callable[[Any], lr_scheduler.LRScheduler],
-    per: str,
-) -> None:
-    tensor = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.SGD([tensor], lr=0.4)
-    scheduler = make(optimizer)
-    epochs = 4 if per == "step" else 13
-    steps = schedule(
-        batch_size=4, epochs=epochs, lr_schedule=given_schedule | {"per": per}
-    )  # 3 steps an epoch; 12 in all, where the cosine ends (torch's then rises again)
-    for batch in steps.batches():
-        lr = optimizer.param_groups[0]["lr"]
-        # torch multiplies lr up from step to step: some ten roundings.
-        assert batch.lr == pytest.approx(lr, rel=1e-14, abs=1e-16)
-        optimizer.step()
-        if per == "step" or batch.batch == 3:
-            scheduler.step()
-
-
-def test_lr_stays_at_its_end() -> None:
-    cosine = schedule(epochs=20, lr_schedule={"kind": "cosine", "steps": 10, "floor": 0.1})
-    listed = schedule(epochs=20, lr_schedule={"kind": "list", "values": [0.3, 0.2]})
-    warm = schedule(epochs=20, lr_schedule={"kind": "warmup", "steps": 5})
-    assert [one.lr for one in cosine.batches()][10:] == [0.1] * 10
-    assert [one.lr for one in listed.batches()] == [0.3] + [0.2] * 19
-    assert [one.lr for one in warm.batches()][4:] == [0.4] * 16
-    assert warm.lr_at(0) == warm.lr_at(-3) == warm.lr_at(1) == 0.4 * 0.2
-
-
-def test_lr_that_outgrows_float64_is_infinite() -> None:
-    growing = schedule(epochs=400, lr_schedule={"kind": "exponential", "factor": 10.0})
-    lrs = [batch.lr for batch in growing.batches()]
-    assert lrs[:2] == [0.4, 4.0]
-    assert lrs[-1] == math.inf
-
-
-def test_lr_without_a_schedule_is_the_lr() -> None:
-    assert {batch.lr for batch in schedule(epochs=3, batch_size=3).batches()} == {0.4}
 
 
 # --- rows -----------------------------------------------------------------------------------------

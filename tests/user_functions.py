@@ -86,11 +86,29 @@ def schedule_of(spec: dict[str, Any], per_epoch: int) -> Callable[[int], float]:
                 value = set_up["floor"] + (lr - set_up["floor"]) * (1 + turn) / 2
             case "warmup":
                 value = lr * min(1, (t + 1) / set_up["steps"])
+            case "multistep":
+                value = lr * set_up["factor"] ** sum(one <= t for one in set_up["milestones"])
+            case "linear":
+                share = min(1, t / set_up["steps"])
+                first, last = set_up["start_factor"], set_up["end_factor"]
+                value = lr * (first * (1 - share) + last * share)
+            case "one-cycle":
+                value = cycle(lr, set_up, t)
             case _:
                 value = set_up["values"][min(t, len(set_up["values"]) - 1)]
         return float(value)
 
     return rate
+
+
+def cycle(lr: float, set_up: dict[str, Any], t: int) -> float:
+    """Return the lr of a cycle that rises for 0.3 of its steps, as OneCycleLR does by itself."""
+    steps, low = set_up["steps"], lr / set_up["div_factor"]
+    end, peak = low / set_up["final_div_factor"], 0.3 * set_up["steps"] - 1
+    if t <= peak:
+        return low + (lr - low) * math.sin(math.pi / 2 * t / peak) ** 2
+    fallen = (min(t, steps - 1) - peak) / (steps - 1 - peak)
+    return lr - (lr - end) * math.sin(math.pi / 2 * fallen) ** 2
 
 
 # --- gradients that are simply wrong --------------------------------------------------------------

@@ -6,7 +6,8 @@ optimizer.step(), at each step or at an epoch's end, so that the first update is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -49,12 +50,15 @@ def of_one_cycle(keys: Keys, lr: float) -> dict[str, Any]:
     return {"max_lr": lr, "total_steps": keys["steps"], **options, "cycle_momentum": False}
 
 
-class Values(list[float]):
-    """The values of a list as LambdaLR calls them: the last one is kept."""
+@dataclass(frozen=True)
+class Values:
+    """The values of a list as LambdaLR calls them, for an optimizer whose lr is 1."""
+
+    values: Sequence[float]
 
     def __call__(self, t: int) -> float:
-        """Return the value at t."""
-        return self[min(t, len(self) - 1)]
+        """Return the value at t; the last one stays."""
+        return self.values[min(t, len(self.values) - 1)]
 
 
 KINDS: dict[str, Kind] = {
@@ -155,5 +159,5 @@ def argument_text(value: Any, lr: float) -> str:
     """Write an argument as Python does."""
     if isinstance(value, Values):
         over = "" if lr == 1 else f" / {exact(lr)}"
-        return f"lambda t: {list(value)}[min(t, {len(value) - 1})]{over}"
+        return f"lambda t: {value.values}[min(t, {len(value.values) - 1})]{over}"
     return exact(value) if isinstance(value, float) else repr(value)
