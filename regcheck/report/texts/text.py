@@ -137,7 +137,9 @@ def letter_meanings(report: Report) -> list[str]:
         found["g"] = "average gradient of the micro-batches' mean losses, without the penalty"
     if spec.lr_schedule is not None:
         keys = spec.lr_schedule.model_dump(exclude_none=True)
-        found["lr"] = ", ".join([f"{spec.lr:g}", *(f"{key} {keys[key]}" for key in keys)])
+        told = [f"{key} {value}" for key, value in keys.items()]
+        remarks = [spec.lr_schedule.rule.remark] if spec.lr_schedule.rule.remark else []
+        found["lr"] = ", ".join([f"{spec.lr:g}", *told, *remarks])
     if spec.clip_norm is not None:
         found["clip"] = f"g · min(1, {spec.clip_norm:g}/(‖g‖ + 1e-6)), ‖g‖ over all tensors"
     if spec.clip_value is not None:

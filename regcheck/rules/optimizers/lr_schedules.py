@@ -28,6 +28,7 @@ class Kind(NamedTuple):
         options: the keys that it may have, with torch's defaults.
         last: the t from which on the lr stays; None where torch's own stays by itself, or none.
         cancels: whether the lr is a difference of larger numbers, and keeps their rounding.
+        remark: what a report says beside the keys.
     """
 
     call: str
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
     options: Keys = MappingProxyType({})
     last: Callable[[Keys], int] | None = None
     cancels: bool = False
+    remark: str = ""
 
     @property
     def torch(self) -> str:
@@ -130,6 +132,7 @@ KINDS: dict[str, Kind] = {
         },
         last=lambda keys: int(keys["steps"]) - 1,
         cancels=True,
+        remark="the momentum not cycled",
     ),
     "list": Kind(
         "LambdaLR(lambda t: values[min(t, len(values) - 1)] / lr)",
