@@ -48,12 +48,17 @@ class DecaysBeforeClipping(TorchTrainer):
 
 
 class OneLrLate(TorchTrainer):
-    """Sets the lr after the step, so that it holds from the next one on."""
+    """Leaves out the scheduler's first step."""
 
     def update(self, batch: Batch) -> None:
-        step = max(1, batch.step - 1)
-        epoch = 1 + (step - 1) // self.problem.schedule.steps_per_epoch
-        super().update(batch._replace(step=step, epoch=epoch))
+        schedulers = self.schedulers
+        assert schedulers is not None
+        if batch.step > 1:
+            super().update(batch)
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(schedulers, "step", lambda batch: None)
+            super().update(batch)
 
 
 class ForgetsTheBiasGroup(TorchTrainer):
@@ -61,7 +66,7 @@ class ForgetsTheBiasGroup(TorchTrainer):
         super().__init__(problem, module)
         group, (weight, bias) = self.optimizer.param_groups[0], self.tensors.values()
         apart = [group | {"params": [weight]}, group | {"params": [bias], "weight_decay": 0}]
-        self.optimizer.param_groups, self.lrs = apart, 2 * self.lrs[:1]
+        self.optimizer.param_groups = apart
         self.groups = self.sgd_groups = self.module.groups()
 
 

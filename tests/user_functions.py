@@ -103,8 +103,8 @@ def schedule_of(spec: dict[str, Any], per_epoch: int) -> Callable[[int], float]:
 
 def cycle(lr: float, set_up: dict[str, Any], t: int) -> float:
     """Return the lr of a cycle that rises for 0.3 of its steps, as OneCycleLR does by itself."""
-    steps, low = set_up["steps"], lr / set_up["div_factor"]
-    end, peak = low / set_up["final_div_factor"], 0.3 * set_up["steps"] - 1
+    steps, low = set_up["steps"], lr / float(set_up["div_factor"])
+    end, peak = low / float(set_up["final_div_factor"]), 0.3 * set_up["steps"] - 1
     if t <= peak:
         return low + (lr - low) * math.sin(math.pi / 2 * t / peak) ** 2
     fallen = (min(t, steps - 1) - peak) / (steps - 1 - peak)
