@@ -146,7 +146,10 @@ def conclusion(spec: Spec, found: Comparison) -> tuple[Verdict, str]:
     if found.steps == 0:
         return "inconclusive", "there is no step: drop_last leaves out every row"
     if "parameters" not in judged and not found.losses.reported:
-        return "inconclusive", "`compare` names the loss alone, and no step tells one on both sides"
+        return (
+            "inconclusive",
+            "`compare` names the loss alone, and at no step do both sides report one",
+        )
     stops = found.stops(judged)
     if stops:
         reasons = [f"from step {step:,} on {what}" for what, step in stops.items()]

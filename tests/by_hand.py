@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from regcheck.checking import check
+from regcheck.problem.batches import training_of
+from regcheck.rules.settings import Training
+from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
 
 Spec = dict[str, Any]
@@ -133,3 +136,8 @@ def found_by(train: Train | None, **spec: Any) -> Spec:
 
 def causes_of(found: Spec) -> list[str]:
     return [cause["id"] for cause in found["causes"]]
+
+
+def training(spec: Spec) -> Training:
+    """Return the training of the base spec with some keys changed."""
+    return training_of(from_mapping(BASE | spec).spec, ROWS)

@@ -125,7 +125,7 @@ T = TypeVar("T")
 
 
 def told(value: T | None) -> T:
-    """Give what a side tells; the built-in sides tell all."""
+    """Return what a side reports, of which the built-in sides leave nothing out."""
     assert value is not None
     return value
 

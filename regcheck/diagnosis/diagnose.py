@@ -50,7 +50,7 @@ GRADIENT = {
 
 YIELD_GRADIENT = (
     'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-    "..}}, regcheck tells whether that is off, or what the step makes of it."
+    "..}}, regcheck says whether that is off, or what the step makes of it."
 )
 
 
