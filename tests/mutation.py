@@ -62,14 +62,24 @@ def meaning(source: str) -> str:
 
 
 def plant(module: ModuleType, source: str) -> None:
-    """Make a source the module, and its names those that others have imported from it."""
+    """Make a source the module, in others' names and tables too that hold what was in it."""
     old = dict(vars(module))
     exec(compile(source, str(module.__file__), "exec"), vars(module))
-    changed = {name for name in old if vars(module)[name] is not old[name]}
+    new = {
+        id(value): (name, vars(module)[name])
+        for name, value in old.items()
+        if vars(module)[name] is not value and not name.startswith("__")
+    }
     for other in list(sys.modules.values()):
-        for name in changed & vars(other).keys():
-            if not name.startswith("__") and vars(other)[name] is old[name]:
-                setattr(other, name, vars(module)[name])
+        # `isinstance` would ask each object for its class, and torch has some that warn if asked.
+        tables = [table for table in vars(other).values() if type(table) is dict]
+        for table in [vars(other), *tables]:
+            for key, value in list(table.items()):
+                if id(value) in new:
+                    name, planted = new[id(value)]
+                    # A number is the same object wherever it stands: it goes by its name too.
+                    if key == name or not isinstance(value, int | float):
+                        table[key] = planted
 
 
 def change(source: str, mutant: str) -> str:
