@@ -19,12 +19,14 @@ from regcheck.rules.settings import Settings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.every_rule import BASE
-from tests.formula_text import Value, Values, lines_of, value_of
+from tests.formula_text import Value, Values, assignments, chosen_of, lines_of, value_of
 
 # --- what the letters stand for -------------------------------------------------------------------
 
 FACTOR = 1.75
 """What stands for c."""
+
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Case(NamedTuple):
@@ -60,14 +62,18 @@ class Case(NamedTuple):
                 found[name][f"average(mᵢ gᵢ{at})"] = total / len(micro)
         return found
 
+    def rates(self, step: int) -> Values:
+        """Return the lr of a step and of its neighbours."""
+        schedule, step = self.trainer.problem.schedule, max(1, step)
+        near = {"lr": step, "lr₊₁": step + 1, "lr₋₁": max(1, step - 1)}
+        return {letter: schedule.lr_at(other) for letter, other in near.items()}
+
     def constants(self, batch: Batch, tensor: str) -> Values:
         """Return the numbers of one step for a tensor."""
-        training, schedule = self.training, self.trainer.problem.schedule
+        training = self.training
         decays = training.settings.weight_decay
         return {
-            "lr": batch.lr,
-            "lr₊₁": schedule.lr_at(batch.step + 1),
-            "lr₋₁": schedule.lr_at(max(1, batch.step - 1)),
+            **self.rates(batch.step),
             # A penalty on a bias that has no λ of its own is by that of the weight.
             "λ": decays[tensor] or decays["weight"],
             **self.options(),
@@ -84,13 +90,15 @@ class Case(NamedTuple):
 
     def options(self) -> Values:
         """Return the optimizer's numbers by their letters."""
-        found: Values = {}
         settings = self.training.settings
+        found, given = {"½": 0.5}, settings.rule.resolved(settings.options, EPSILON)
         for key, option in settings.rule.options.items():
-            value = settings.options[key]
+            value = given[key]
             several = isinstance(option.letter, tuple)
             letters, values = (option.letter, value) if several else ((option.letter,), (value,))
             found |= dict(zip(letters, values, strict=True))
+        if "β₂" in found:
+            found["N∞"] = np.float64(2 / (1 - found["β₂"]) - 1)
         return found
 
     def clip_alone(self, value: Value) -> Value:
@@ -142,14 +150,23 @@ class Tensor(NamedTuple):
 
 REMEMBERED: dict[str, tuple[str, ...]] = {
     "A": ("max_exp_avg_sq",),
+    "C": ("col_var",),
     "D": ("acc_delta",),
     "M": ("exp_avg", "grad_avg"),
+    "P": ("mu_product",),
     "Q": ("sum",),
+    "R": ("row_var",),
     "S": ("exp_avg_sq", "square_avg"),
     "U": ("exp_inf",),
+    "V": ("variance",),
+    "h": ("prev",),
     "v": ("momentum_buffer",),
+    "Δ": ("step_size",),
 }
 """The letters of what optimizers remember, with torch's names for it."""
+
+SINGLE = ("P", "ηₜ")
+"""What torch holds in float32, whatever the dtype of w."""
 
 
 def by_letter(memory: Memory, none: Value) -> Values:
@@ -178,7 +195,7 @@ class ByText:
         """Return what is remembered before step 1: 0, or the start that the text has for step 1."""
         told = {line.split()[2] for line in self.lines[name] if line.startswith("step 1: ")}
         known = by_letter(memory, none)
-        return {letter: known[letter] if letter in told else none for letter in known}
+        return {letter: x if letter in told else 0 * x for letter, x in known.items()}
 
     def step(self, batch: Batch) -> None:
         before = {name: tensor.w for name, tensor in self.now.items()}
@@ -213,17 +230,28 @@ class ByText:
     def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
         """Carry out a tensor's assignments, one after the other."""
         w, found = self.now[name].w, self.now[name].old()
+        norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
         for line in self.lines[name]:
-            when, _, assignment = line.rpartition(": ")
+            when, _, line = line.rpartition(": ")
             if when and (when == "step 1") != (batch.step == 1):
                 continue
-            target, text = assignment.split(" ← ")
-            norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
-            value = value_of(text, values | found | {"w": w, "b": w, "‖w‖": norm, "‖b‖": norm})
-            if target in ("w", "b"):
-                w = value
-            else:
-                found[target] = value
+            for target, text, start in assignments(line, np.shape(w)):
+                known = values | found | {"w": w, "b": w, "‖w‖": norm, "‖b‖": norm}
+                if target == "ηₜ":  # which is made in the step before
+                    known |= self.case.rates(batch.step - 1)
+                if start and batch.step == 1:
+                    known[target] = value_of(start, known)
+                if target in SINGLE and target in known:
+                    known[target] = np.float32(known[target])
+                value = chosen_of(text, known, known.get(target, math.nan))
+                if target in SINGLE:
+                    value = float(np.float32(value))
+                if target in ("w", "b"):
+                    w = value
+                else:
+                    found[target] = value
+                if target == "μₜ":
+                    found["μₜ₊₁"] = value_of(text, known | {"t": batch.step + 1})
         return Tensor(w, {letter: found[letter] for letter in REMEMBERED})
 
 
@@ -277,7 +305,9 @@ def agreeing_steps(case: Case, text: list[str], loss: str) -> int:
         for name, tensor in by_text.now.items():
             close(tensor.w, update.step.after[name])
             known = by_letter(update.step.memory[name], None)
-            for letter in (letter for letter, value in known.items() if value is not None):
+            # NAdam keeps P where no bias is corrected too, and no line tells of it.
+            untold = {"P"} - set("".join(text))
+            for letter in {letter for letter, x in known.items() if x is not None} - untold:
                 close(tensor.known[letter], known[letter])
         close(update.step.loss, reported)
         steps += 1
