@@ -60,7 +60,9 @@ def random_spec(name: str, seed: int) -> dict[str, Any]:
     forms = {key: draw.choice(values) for key, values in FORMS.items() if draw.random() < 0.4}
     return {
         "optimizer": {"name": name} | options,
-        "convention": {key: form for key, form in forms.items() if seed and key in rule.keys | {"decay"}},
+        "convention": {
+            key: form for key, form in forms.items() if seed and key in rule.keys | {"decay"}
+        },
         "weight_decay": draw.choice([0.3, 0.0]) if rule.weight_decay else 0.0,
         "batch_size": draw.choice([2, 3, 7]),
         "lr_schedule": draw.choice(["none", {"kind": "exponential", "factor": 0.8}]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput
 from regcheck.rules.settings import Settings
+from regcheck.spec.sections.training import Optimizer
 
 OTHER: dict[str, Any] = {
     "alpha": 0.7,
@@ -86,6 +89,48 @@ def test_step_is_torchs(
             theirs = optimizer.state[tensor][key].numpy()
             np.testing.assert_allclose(known, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
             assert known.dtype == theirs.dtype
+
+
+# --- options ------------------------------------------------------------------------------------
+
+ELSEWHERE = {"params", "lr", "weight_decay", "foreach", "capturable", "differentiable", "fused"}
+"""Arguments of torch's that are no options here: they have keys of their own, or change no step."""
+
+STRICTER = {("asgd", "lambd"), ("rprop", "step_sizes")}
+"""Options that are sizes and must not be negative, which torch does not look at."""
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_options_and_their_defaults_are_torchs(name: str) -> None:
+    rule = OPTIMIZERS[name]
+    theirs = inspect.signature(getattr(torch.optim, rule.torch)).parameters
+    own = {key: theirs[key].default for key in theirs if key not in ELSEWHERE}
+    if name == "sgd":
+        del own["maximize"]
+
+    assert rule.defaults == own
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_numbers_are_refused_where_torch_does(name: str) -> None:
+    rule = OPTIMIZERS[name]
+    kind, parameters = getattr(torch.optim, rule.torch), [torch.zeros(1, requires_grad=True)]
+    for key, number in rule.numbers.items():
+        for value in (-2.0, -1.0, -1e-9, 0.0, 1e-9, 0.5, 1 - 1e-9, 1.0, 1 + 1e-9, 2.0, 1e9):
+            options = number.put(rule.defaults, value)
+            theirs = refuses(partial(kind, parameters, lr=0.1, **options))
+            sized = (name, number.key) in STRICTER and value < 0
+            own = refuses(partial(Optimizer.of, name, **options))
+            assert own == (theirs or sized), (key, value)
+
+
+def refuses(make: Callable[[], object]) -> bool:
+    """Whether making something fails for a value."""
+    try:
+        make()
+    except ValueError:
+        return True
+    return False
 
 
 def test_a_letter_has_one_meaning() -> None:
