@@ -32,10 +32,6 @@ Record = Callable[[str, object], None]
 def test_planted_cause_is_named_and_no_other_alone(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
-    if seed == 55:
-        # A coupled λ w alone in Adam's gradient: its factor shows through ε alone, and the wider
-        # bounds allow another one than was planted.
-        pytest.xfail("a factor on a coupled weight decay that hardly shows is named wrongly")
     seen = see(random_case(seed, tmp_path))
     record_property("users' functions", seen.outcome())
     record_property("seconds of a diagnosis", seen.used)

@@ -169,6 +169,11 @@ class Replay:
         """Return the largest ratio that a change leaves, or inf."""
         return self.largest(self.steps(self.by(change)))
 
+    def unwidened(self, change: Change) -> float:
+        """Return the largest ratio that a change leaves in bounds that are not widened for it."""
+        steps = zip(self.history.records(), self.steps(self.by(change)), strict=True)
+        return max((float(self.ratios(own, after).max()) for own, (_, after) in steps), default=0.0)
+
     def explanation(
         self,
         causes: tuple[str, ...],

@@ -29,6 +29,9 @@ LATE = 16
 DIVISORS = frozenset({"loss_reduction", "batch_divisor"})
 """Keys that each say what a batch's sum is divided by."""
 
+FARTHER = 8.0
+"""How many times as many limits may be left of what is named beside what leaves the least."""
+
 Found = tuple[Explanation, ...]
 
 
@@ -104,7 +107,20 @@ def search(
                 found += tuple(explaining(hypotheses, found, size, fitted, one.hidden))
             if one.options:
                 found += tuple(with_other_option(replay)) if none_plain(found, training) else ()
-    return listed(found, training)
+    return listed(nearest(replay, found), training)
+
+
+def nearest(replay: Replay, found: Found) -> Found:
+    """Leave out what only its own wide bounds allow, where something else holds without them.
+
+    With a lr 1e7 times torch's, rounding would be 1e7 times as large, and a step that it made by
+    that would fit many others. The same rule by another name leaves the same, to a few roundings.
+    """
+    if len(found) < 2:
+        return found
+    left = [replay.unwidened(one.change) for one in found]
+    most = FARTHER * max(1.0, min(left))
+    return tuple(one for one, rest in zip(found, left, strict=True) if rest <= most)
 
 
 def concerning(
@@ -172,9 +188,30 @@ def trials(
         assert key is not None
         fit = None if key in change else replay.fit(change, key)
         if fit is not None and (fit.factor > 0 or key == "penalty_factor"):
-            plain = fit.plain(named_factors(factor, hypotheses.training))
-            for near in dict.fromkeys((plain, fit)):
-                yield replay.explanation(names, {**change, key: near.factor}, {factor: near})
+            yield with_factor(replay, names, change, factor, fit, hypotheses.training)
+
+
+def with_factor(
+    replay: Replay,
+    names: tuple[str, ...],
+    change: Change,
+    cause: str,
+    fit: Fit,
+    training: Training,
+) -> Explanation | None:
+    """Return a set of causes with the plainest number near a fitted one that makes every step.
+
+    If one does in bounds that are not widened for it, what only wider ones allow is not told.
+    """
+    key, named = CAUSES[cause].factor_key, named_factors(cause, training)
+    assert key is not None
+    near = dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit))
+    trials = (replay.explanation(names, {**change, key: one.factor}, {cause: one}) for one in near)
+    explanations = [one for one in trials if one is not None]
+    if len(explanations) < 2:
+        return next(iter(explanations), None)
+    strict = (one for one in explanations if replay.unwidened(one.change) <= 1)
+    return next(strict, explanations[0])
 
 
 def merged(changes: Iterable[Change]) -> Change | None:

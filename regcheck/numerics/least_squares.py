@@ -34,14 +34,14 @@ class Fit(NamedTuple):
     factor: float
     deviation: float
 
-    def is_near(self, value: float) -> bool:
+    def is_near(self, value: float, slack: float = SLACK) -> bool:
         """Whether a value cannot be distinguished from the fitted factor."""
-        return abs(self.factor - value) <= SLACK * self.deviation
+        return abs(self.factor - value) <= slack * self.deviation
 
-    def plain(self, among: Iterable[float] = ()) -> Fit:
+    def plain(self, among: Iterable[float] = (), slack: float = SLACK) -> Fit:
         """Replace the factor by the plainest near one: one of some, or the shortest decimal."""
         shortest = (float(f"{self.factor:.{digits}g}") for digits in range(1, 17))
-        near = (value for value in chain(among, shortest) if self.is_near(value))
+        near = (value for value in chain(among, shortest) if self.is_near(value, slack))
         return self._replace(factor=next(near, self.factor))
 
 

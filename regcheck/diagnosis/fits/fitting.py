@@ -35,7 +35,7 @@ INVERSES = (1.0, 30.0, 1e3)
 """First guesses of one over a factor on a gradient that goes through a root."""
 
 FACTORS = (1.0, 0.0, 30.0)
-"""First guesses of another factor that no step is affine in."""
+"""First guesses of a factor on a penalty that goes through a root."""
 
 WELL_KNOWN = 0.1
 """The largest deviation, as a share of it, of a factor that is known."""
@@ -77,17 +77,21 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
 
     A gradient c g is g with ε/c and λ/c in the places of ε and λ, so that 1/c is what is sought.
     It shows through ε alone where there is no penalty, and is not sought on top of other causes.
+
+    Of a penalty c λ w, c is what shows beside a data gradient; where it is nearly alone, the step
+    c λ w/(c λ |w| + ε) is 1/(1 + x ε/(λ |w|)) in x = 1/c, and x is.
     """
-    problem, inverse = replay.torch.problem, key == "gradient_factor"
-    if change and inverse:
+    problem, of_all = replay.torch.problem, key == "gradient_factor"
+    if change and of_all:
         return None
+    directly = [] if of_all else [(guess, False) for guess in FACTORS[: 1 if change else None]]
+    inversely = [(guess, True) for guess in (INVERSES if of_all else INVERSES[:1])]
+    for guess, inverse in (*directly, *inversely):
 
-    def rule_by(at: Sequence[float]) -> Problem:
-        return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
+        def rule_by(at: Sequence[float], inverse: bool = inverse) -> Problem:
+            return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
 
-    least = 0.0 if inverse else -math.inf
-    for guess in INVERSES if inverse else FACTORS[: 1 if change else None]:
-        solved = solve(replay, rule_by, [Open(guess, least)])
+        solved = solve(replay, rule_by, [Open(guess, 0.0 if inverse else -math.inf)])
         if solved is not None:
             [fit] = solved.fits
             if inverse:
