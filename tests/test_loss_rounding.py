@@ -46,9 +46,10 @@ def test_a_slope_s_error_adds_what_a_sigmoid_loses_to_that_of_the_output() -> No
 
 
 def test_a_slope_s_error_is_told_row_by_row() -> None:
-    # At z = 5 an error of 0.5 leaves z near 5, and the slope of the slope below 3 e^−5.
+    # At z = 5 an error of 0.5 leaves z near 5, and the slope of the slope below 3 e^−5; one of 2
+    # leaves it above 3, and one of 6 anywhere.
     z, zero = np.array([5.0, 5.0]), np.zeros(2)
-    for dz, known in [(2.0, 0.25), (1.0, 3 * math.exp(-5))]:
+    for dz, known in [(6.0, 0.25), (2.0, math.exp(-3)), (1.0, 3 * math.exp(-5))]:
         expected = math.hypot(dz * known, 0.5 * 3 * math.exp(-5))
         model = logistic("bce_with_logits")
         assert model.derivative_error(z, zero, np.array([dz, 0.5]), 6.0) == close(expected)
@@ -242,6 +243,16 @@ def test_a_users_own_sigmoid_loses_what_rounding_leaves_of_1_minus_p() -> None:
     found = model.fading(np.array([30.0]), np.array([0.25]), np.zeros(1))
 
     assert found.item() == close(0.75 * (most - least), rel=1e-6)
+
+
+def test_a_users_own_sigmoid_has_its_own_ratio_at_the_farthest_z() -> None:
+    # With e^(−|z|) above ε throughout, m = t/(t ± 1.5u) is farthest from 1 at the smallest t.
+    dz = 0.5
+    t, off = math.exp(-27.0 - dz), 1.5 * U64
+    model = logistic("bce", own=["framework"])
+    found = model.fading(np.array([27.0]), np.array([0.25]), np.array([dz]))
+
+    assert found.item() == close(0.75 * (t / (t - off) - t / (t + off)), rel=1e-6)
 
 
 def test_a_mean_squared_error_by_its_gram_matrix_worked_by_hand() -> None:

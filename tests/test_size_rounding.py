@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from regcheck.checking import check
-from regcheck.numerics.bounds.size_rounding import powers
+from regcheck.numerics.bounds.size_rounding import powers, root_of
+from tests.test_optimizer_rounding import OPTIMIZERS, along
 
 
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.5), (0.5, 0.5), (0.0, 0.9)])
@@ -30,6 +32,28 @@ def test_no_step_of_adamax_is_larger_than_the_largest(beta1: float, beta2: float
 def test_largest_step_of_adamax_without_memory() -> None:
     assert (powers(0.0, 0.0, 5), powers(0.9, 0.0, 1), powers(0.9, 0.0, 2)) == (1, 1, math.inf)
     assert powers(0.9, 0.5, 1e6) == math.inf
+
+
+def test_error_of_a_root_is_that_at_the_farther_end() -> None:
+    x = np.array([0.0, 1e-30, 1e-3, 2.0])
+    for eps, dx in itertools.product((1e-6, 0.1), (0.0, 1e-31, 1e-8, 0.5, 3.0, 1e200)):
+        ends = [np.sqrt(end + eps) for end in (np.maximum(x - dx, 0), x + dx)]
+        root, error = root_of(x, np.full_like(x, dx), eps)
+
+        assert root == pytest.approx(np.sqrt(x + eps), rel=1e-15)
+        # The ends are rounded where they are near the root.
+        farther = np.maximum(np.abs(root - ends[0]), np.abs(ends[1] - root))
+        assert error == pytest.approx(farther, rel=1e-12, abs=1e-15)
+        assert (error <= math.sqrt(dx)).all()
+
+
+def test_adadeltas_bound_is_finite_where_its_gradients_are_rounding_alone() -> None:
+    # Each step may be any, and joins the root above the next one.
+    noise = np.full((300, 2), 1e9)
+    found = along(OPTIMIZERS["adadelta"], 0 * noise, noise, noise)
+
+    assert (found.real <= found.bound).all()
+    assert np.isfinite(found.bound).all()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -83,15 +83,18 @@ class LossRounding:
 
         Evaluating s(z) adds 2u (|s_i| + |y_i|), since |σ(z) − y| and |y| bound |σ(z)|; the squared
         error of a sigmoid adds 4u more σ(z), from its factor 1 − p. For the logistic model L_i is
-        at most c σ′ in z_i ± δz_i, and so 3c e^(−|z_i|) where δz_i ≤ 1.
+        at most c σ′ in z_i ± δz_i, and so c e^(δz_i − |z_i|), or 3c e^(−|z_i|) where δz_i ≤ 1.
         """
         steepest = LOSSES[self.loss].steepest[self.model]
         if self.model == "linear":
             return steepest * norm(dz)
         odds = np.exp(z)
-        steep = np.minimum((3 * LOSSES[self.loss].tail) * np.minimum(odds, 1 / odds), steepest)
+        tail = LOSSES[self.loss].tail
+        steep = np.minimum((3 * tail) * np.minimum(odds, 1 / odds), steepest)
         if float(dz.max()) > 1:
-            steep[dz > 1] = steepest
+            far = dz > 1
+            nearest = np.minimum(dz[far] - np.abs(z[far]), 0)
+            steep[far] = np.minimum(tail * np.exp(nearest), steepest)
         error = steep * dz + self.precision.floor  # σ(z) may underflow, and x_ij be large
         if self.loss == "mse":
             error += (4 * self.u) * np.minimum(odds, 1)

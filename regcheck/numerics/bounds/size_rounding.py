@@ -118,12 +118,18 @@ def of_squares(u: float, decay: float, G: Array, error: Array, v: Array, carried
 
 
 def root_of(x: Array, dx: Array, eps: float) -> tuple[Array, Array]:
-    """Return √(x + ε), and how far off it is where x is off by δx: δx/(√(x + ε) + √(x − δx + ε)).
+    """Return √(x + ε), and how far off it is where x ≥ 0 is off by δx.
 
-    Adadelta's error of one step is in all that follow: were it doubled, it would be so in each.
+        down to √(x₋ + ε), x₋ = max(0, x − δx), by (x − x₋)/(√(x + ε) + √(x₋ + ε))
+        up to √(x + δx + ε), by δx/(√(x + ε) + √(x + δx + ε))
+
+    The second is less than √δx. Adadelta's error of one step is in all that follow: were it
+    doubled, it would be so in each, and squared, where x is nearly 0.
     """
-    root = np.sqrt(x + eps)
-    return root, dx / (root + np.sqrt(np.maximum(x - dx, 0) + eps))
+    root, down = np.sqrt(x + eps), np.minimum(dx, x)
+    return root, np.maximum(
+        down / (root + np.sqrt(x - down + eps)), dx / (root + np.sqrt(x + dx + eps))
+    )
 
 
 def powers(beta1: float, beta2: float, t: float) -> float:
