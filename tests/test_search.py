@@ -58,6 +58,9 @@ class Stub:
     def fit(self, change: Change, key: str) -> Fit | None:
         return self.fitted
 
+    def unwidened(self, change: Change) -> float:
+        return 0.0
+
     def first_shown(self, change: Change) -> int | None:
         (key,) = change
         return 1 if self.shown is None else self.shown.get(key)
@@ -133,7 +136,8 @@ def test_only_a_penalty_may_have_a_factor_that_is_not_positive(
 def test_plain_number_near_a_factor_is_tried_before_it() -> None:
     stub = Stub(fit=Fit(0.025 + 1e-6, 1e-6))
     list(trials(hypotheses(stub), (), "gradient-scaled"))
-    assert [change["gradient_factor"] for _, change in stub.tried] == [1 / ROWS, 0.025 + 1e-6]
+    tried = [change["gradient_factor"] for _, change in stub.tried]
+    assert tried == [1 / ROWS, 0.025001, 0.025 + 1e-6]
     none = Stub(fit=None)
     assert not list(trials(hypotheses(none), (), "gradient-scaled"))
     assert not none.tried

@@ -205,13 +205,13 @@ def with_factor(
     """
     key, named = CAUSES[cause].factor_key, named_factors(cause, training)
     assert key is not None
-    near = dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit))
-    trials = (replay.explanation(names, {**change, key: one.factor}, {cause: one}) for one in near)
-    explanations = [one for one in trials if one is not None]
-    if len(explanations) < 2:
-        return next(iter(explanations), None)
-    strict = (one for one in explanations if replay.unwidened(one.change) <= 1)
-    return next(strict, explanations[0])
+    plainest: Explanation | None = None
+    for near in dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit)):
+        found = replay.explanation(names, {**change, key: near.factor}, {cause: near})
+        if found is not None and replay.unwidened(found.change) <= 1:
+            return found
+        plainest = plainest or found
+    return plainest
 
 
 def merged(changes: Iterable[Change]) -> Change | None:

@@ -12,7 +12,7 @@ method does, from several first guesses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -84,14 +84,12 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
     problem, of_all = replay.torch.problem, key == "gradient_factor"
     if change and of_all:
         return None
-    directly = [] if of_all else [(guess, False) for guess in FACTORS[: 1 if change else None]]
-    inversely = [(guess, True) for guess in (INVERSES if of_all else INVERSES[:1])]
-    for guess, inverse in (*directly, *inversely):
+    for start, inverse in guesses(of_all, alone=not change):
 
         def rule_by(at: Sequence[float], inverse: bool = inverse) -> Problem:
             return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
 
-        solved = solve(replay, rule_by, [Open(guess, 0.0 if inverse else -math.inf)])
+        solved = solve(replay, rule_by, [start])
         if solved is not None:
             [fit] = solved.fits
             if inverse:
@@ -100,6 +98,22 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
             if known and is_told(replay, {**change, key: fit.factor}):
                 return fit
     return None
+
+
+def guesses(of_all: bool, alone: bool) -> Iterator[tuple[Open, bool]]:
+    """Yield where to begin, and whether one over the factor is sought.
+
+    Args:
+        of_all: whether the factor is on the whole gradient, or on the penalty.
+        alone: whether it is sought by itself, or on top of other causes.
+    """
+    if of_all:
+        yield from ((Open(guess, 0.0), True) for guess in INVERSES)
+        return
+    yield from ((Open(guess), False) for guess in FACTORS[: None if alone else 1])
+    yield Open(1.0, least=0.0), True
+    if alone:
+        yield Open(-1.0, below=0.0), True
 
 
 def fit_clipped(replay: Replay) -> Fit | None:

@@ -1,0 +1,105 @@
+"""What only bounds that an explanation itself widens allow, and what holds without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regcheck.checking import check
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.search import Found, nearest, with_factor
+from regcheck.numerics.least_squares import Fit
+from regcheck.rules.causes.cause import Change
+from tests.by_hand import BASE, ROWS, Spec
+from tests.test_search import training
+
+
+class Wide:
+    """Leaves, by the factor on the lr, so many limits in bounds that are not widened."""
+
+    def __init__(
+        self, left: Mapping[float, float], refused: frozenset[float] = frozenset()
+    ) -> None:
+        self.left, self.refused = left, refused
+
+    def unwidened(self, change: Change) -> float:
+        return self.left[float(str(change["lr_factor"]))]
+
+    def explanation(
+        self, causes: tuple[str, ...], change: Change, fits: Mapping[str, Fit]
+    ) -> Explanation | None:
+        refused = change["lr_factor"] in self.refused
+        return None if refused else Explanation(causes, change, 0.5, fits)
+
+
+def explanations(*factors: float) -> Found:
+    return tuple(Explanation((f"by {one}",), {"lr_factor": one}, 0.5) for one in factors)
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        # What leaves 8 times as much as the least, and no less than 8 limits, is still beside it.
+        ({1.0: 0.1, 2.0: 8.0, 3.0: 8.1}, [1.0, 2.0]),
+        ({1.0: 20.0, 2.0: 160.0, 3.0: 161.0}, [1.0, 2.0]),
+        ({1.0: 1e9}, [1.0]),
+        ({}, []),
+    ],
+)
+def test_what_only_wider_bounds_allow_is_left_out(
+    left: dict[float, float], kept: list[float]
+) -> None:
+    stub: Any = Wide(left)
+    assert nearest(stub, explanations(*left)) == explanations(*kept)
+
+
+FIT = Fit(0.123456, 0.0001)
+"""Within 8 deviations of 0.123, within one of 0.1234 and 0.1235; 0.12 is farther."""
+
+
+@pytest.mark.parametrize(
+    ("left", "refused", "told"),
+    [
+        ({0.123: 0.9, 0.1235: 0.1, 0.123456: 0.1}, set(), 0.123),
+        ({0.123: 1.1, 0.1235: 0.9, 0.123456: 0.1}, set(), 0.1235),
+        ({0.123: 5.0, 0.1235: 1.1, 0.123456: 0.1}, set(), 0.123456),
+        # Where all need wider bounds, the plainest.
+        ({0.123: 5.0, 0.1235: 4.0, 0.123456: 3.0}, set(), 0.123),
+        ({0.123: 5.0, 0.1235: 4.0, 0.123456: 3.0}, {0.123}, 0.1235),
+        ({0.123: 0.1, 0.1235: 0.1, 0.123456: 0.1}, {0.123, 0.1235, 0.123456}, None),
+    ],
+)
+def test_plainest_factor_that_needs_no_wider_bounds_is_told(
+    left: dict[float, float], refused: set[float], told: float | None
+) -> None:
+    cause, stub = "learning-rate-scaled", Wide(left, frozenset(refused))
+    replay: Any = stub
+    found = with_factor(replay, (cause,), {}, cause, FIT, training({}))
+
+    assert (found and found.fits[cause].factor) == told
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("factor", [0.02, 0.3, 7.0, -0.5])
+def test_factor_on_a_coupled_penalty_that_is_nearly_alone_is_named(factor: float) -> None:
+    # All rows are saturated: c λ w/(c λ |w| + ε) is nearly its sign, whatever c is.
+    spec: Spec = BASE | {
+        "data": {"X": np.full((ROWS, 1), 4.0).tolist(), "y": [1.0] * ROWS},
+        "model": "logistic",
+        "init": {"weight": [9.0], "bias": [2.0]},
+        "optimizer": {"name": "adam", "eps": 1e-6},
+        "lr": 1e-3,
+        "weight_decay": 1e-3,
+        "epochs": 8,
+        "convention": {"penalty_factor": factor},
+    }
+    report = check(spec)
+
+    # Nothing but ε is beside it, so that another one would make the same steps.
+    assert report.diagnosis is not None
+    told = {one.causes[0]: one for one in report.diagnosis.explanations}
+    assert told.keys() <= {"penalty-scaled", "option-differs"}
+    assert told["penalty-scaled"].fits["penalty-scaled"].is_near(factor)
