@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
@@ -85,9 +86,10 @@ def explained(run: Run) -> Diagnosis:
         found, replay, start = explain_updates(run, replay)
     settings = effective_settings_of(replay)
     agree = not diverged or bool(found)
-    reporting = explain_losses(run, found, start) if run.loss_diverged else None
-    loss_evidence = ""
+    reporting, loss_evidence = None, ""
     if run.loss_diverged:
+        found = by_losses(run, found, start)
+        reporting = explain_losses(run, found, start)
         loss_evidence = logarithm_evidence(run, explained=reporting is not None)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
     made_otherwise = other_settings(run)
@@ -109,6 +111,21 @@ def explained(run: Run) -> Diagnosis:
         evidence=tuple(evidence),
         start=start,
     )
+
+
+def by_losses(run: Run, found: Found, start: Parameters | None) -> Found:
+    """Put what makes the reported losses too before what needs another cause for them.
+
+    An optimizer that divides by the gradient's size takes one step for many a loss.
+    """
+    if len(found) < 2:
+        return found
+
+    def more(one: Explanation) -> tuple[bool, float]:
+        reporting = explain_losses(run, [one], start)
+        return len(one.causes) > 1, len(reporting.causes) if reporting else math.inf
+
+    return tuple(sorted(found, key=more))
 
 
 def replay_of(run: Run, limits: Mapping[str, float]) -> Replay:
