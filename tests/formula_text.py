@@ -102,7 +102,7 @@ def assignments(line: str, shape: tuple[int, ...]) -> list[tuple[str, str, str]]
         start = last.removeprefix("from ").removesuffix(" on")
     elif last.endswith(" along columns"):
         other = last.removesuffix(" along columns")
-        of_rows = re.sub(r"mean of (.*) along rows", r"rows(\1)", *parts)
+        of_rows = re.sub(r"mean of (.*) along rows", r"rows(\1)", ", ".join(parts))
         of_columns = re.sub(rf"\b{target}\b", other, of_rows.replace("rows(", "columns("))
         return [(target, of_rows, ""), (other, of_columns, "")] if len(shape) > 1 else []
     elif last.startswith("of a vector "):

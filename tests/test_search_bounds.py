@@ -13,8 +13,7 @@ from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import Found, nearest, with_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.rules.causes.cause import Change
-from tests.by_hand import BASE, ROWS, Spec
-from tests.test_search import training
+from tests.by_hand import BASE, ROWS, Spec, training
 
 
 class Wide:
