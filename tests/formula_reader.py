@@ -230,11 +230,11 @@ class ByText:
     def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
         """Carry out a tensor's assignments, one after the other."""
         w, found = self.now[name].w, self.now[name].old()
-        norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
         for line in self.lines[name]:
             when, _, line = line.rpartition(": ")
             if when and (when == "step 1") != (batch.step == 1):
                 continue
+            norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
             for target, text, start in assignments(line, np.shape(w)):
                 known = values | found | {"w": w, "b": w, "‖w‖": norm, "‖b‖": norm}
                 if target == "ηₜ":  # which is made in the step before
