@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from regcheck import __version__
-from regcheck.errors import RegcheckError, UsageError, UserCodeError, is_planned, refusal
+from regcheck.errors import RegcheckError, RunError, UsageError, is_planned, refusal
 from regcheck.report.output import (
     EXPLANATION_FORMATS,
     JsonOutput,
@@ -181,7 +181,7 @@ def run_spec(
     except OSError:
         raise  # standard output cannot be written to
     except RegcheckError as error:
-        where = f"{path}: " if isinstance(error, UserCodeError) else ""
+        where = f"{path}: " if isinstance(error, RunError) else ""
         output.error(str(path), f"{where}{error}")
         return UNUSABLE
     except MemoryError:

@@ -47,12 +47,20 @@ class InputError(RegcheckError):
         super().__init__("\n".join(str(complaint) for complaint in self.complaints))
 
 
-class UserCodeError(RegcheckError):
+class RunError(RegcheckError):
+    """A run went wrong in what is no part of regcheck; its text names no spec."""
+
+
+class UserCodeError(RunError):
     """The user's own function is wrong.
 
     Its text has several lines: where and what, then what was expected or is to be done, then the
     user's own lines of the traceback of an exception.
     """
+
+
+class ProcessError(RunError):
+    """A process that takes part in the training cannot be started, or has ended."""
 
 
 class StorageError(RegcheckError):

@@ -27,7 +27,7 @@ from regcheck.rules.settings import (
     letters,
     symbols,
 )
-from regcheck.rules.torch_call import torch_call
+from regcheck.rules.torch_call import framework_call, torch_call
 from regcheck.rules.worked_example import EXAMPLE, worked_example
 
 if TYPE_CHECKING:
@@ -99,24 +99,24 @@ def explain_spec(path: str | Path) -> Explanation:
     """
     from pathlib import Path
 
-    from regcheck.problem.batches import training_of
+    from regcheck.problem.batches import check_shares, training_of
     from regcheck.problem.data.files import train_rows
     from regcheck.spec import read_spec
 
     loaded = read_spec(Path(path))
-    training = training_of(loaded.spec, train_rows(loaded)).of_kinds()
+    check_shares(loaded, count := train_rows(loaded))
+    training = training_of(loaded.spec, count).of_kinds()
     convention = loaded.spec.named_convention()
     scratch = f"NumPy, {name_of(convention, training.settings.torchs) or 'a convention of its own'}"
     given = letters(training)
     differs = differences(convention, given.torchs, bias="bias" in training.settings.weight_decay)
     entries = [
         Entry("scratch", "side", scratch, formulas(convention, given), differs=differs),
-        Entry("torch", "side", torch_call(training.settings), formulas(given.torchs, given)),
+        Entry("torch", "side", framework_call(training), formulas(given.torchs, given)),
     ]
-    sizes = " and ".join(f"{size:,}" for size in training.batch_rows)
-    rows = f"{path}: {training.train_rows:,} training rows, batches of {sizes}"
+    before = training.rows_lines(f"{path}") + legend(entries, of=training)
     after = [*schedule_lines(loaded.spec, training), *matching_lines(convention, training)]
-    return Explanation([rows, *legend(entries)], entries, after)
+    return Explanation(before, entries, after)
 
 
 def all_names() -> list[str]:
@@ -137,11 +137,12 @@ def formulas(convention: Convention, given: Letters) -> list[str]:
     return [*rule_lines(convention, given), f"reports  {loss_text(convention, given)}"]
 
 
-def legend(entries: Iterable[Entry], known: Sequence[str] = tuple(MEANINGS)) -> list[str]:
-    """Explain the letters of some entries' formulas, in lines of 80 columns."""
+def legend(
+    entries: Iterable[Entry], known: Sequence[str] = tuple(MEANINGS), of: Training = EXAMPLE
+) -> list[str]:
+    """Explain the letters of a training's formulas; each stays with its meaning's first word."""
     lines = [formula for entry in entries for formula in entry.formulas]
-    # A letter stays with its meaning's first word.
-    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines, known))
+    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines, known, of))
     return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
 
 

@@ -110,6 +110,8 @@ def fix_of(
             framework = settings_of(spec, match) if match is not None else {}
             if not framework or not fits_a_spec(framework.get("weight_decay")):
                 return "no settings of torch's match your code: change the code"
+            if spec.processes > 1:
+                framework["processes"] = spec.processes
             fixes["torch is given what matches your code"] = {"framework": framework}
         if not fixes:
             return CHANGE_THE_CODE

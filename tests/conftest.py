@@ -17,6 +17,7 @@ from regcheck import checking
 from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.trainers import sides
+from regcheck.trainers.framework.distributed.processes import Processes
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl
@@ -166,3 +167,17 @@ def place(
 ) -> dict[str, Callable[[Any], None]]:
     """Put a trainer in the place of a side's, by the side's name."""
     return {"scratch": scratch, "framework": framework}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Processes]:
+    """List what is started, to see that it has ended."""
+    found: list[Processes] = []
+    init = Processes.__init__
+
+    def kept(self: Processes, *args: Any) -> None:
+        init(self, *args)
+        found.append(self)
+
+    monkeypatch.setattr(Processes, "__init__", kept)
+    return found

@@ -142,7 +142,9 @@ scratch: my.py:3f => 6:10: scratch: must be a Python file and
 scratch: my.py:f:g => 6:10: scratch: must be a Python file and
 framework: torch
     a function in it, like my_train.py:train, or a mapping like {lr: 0.2} of what torch alone
-framework: {} => 6:12: framework: must hold lr, weight_decay or optimizer
+framework: {} => 6:12: framework: must hold lr, weight_decay, optimizer or processes
+framework: {processes: 1} => 6:24: framework.processes: must be a whole number ≥ 2, got 1
+framework: {processes: 2.5} => 6:24: framework.processes: must be a whole number, got 2.5
 framework: {lrr: 1} => 6:13: framework.lrr: unknown key; did you m
 framework: {momentum: 0.9}
     6:13: framework.momentum: unknown key; known here: lr, weight_decay, optimizer

@@ -252,7 +252,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "at every step of several micro-batches or ranks": {(1, 1)},
     "where a step's micro-batches, or its ranks' shares, differ in rows": {(1, 1)},
     "at the first batch of other rows": {(1, 1)},
-    "at the smaller last batch": {(3, 3)},
+    "at the smaller last batch, or a smaller share": {(3, 3)},
     "before step 1": {(1, 1)},
     "from step 1 on": {(1, 1)},
     "from step 1 on, by the rounding of the coarser dtype": {(1, 1)},

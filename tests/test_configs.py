@@ -15,6 +15,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 VERDICTS = {
     "answer": "diverged",
     "control": "diverged",
+    "ddp": "equivalent",
     "mixed-precision": "equivalent",
     "penguins": "equivalent",
     "penguins-mlp": "equivalent",

@@ -265,7 +265,7 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
             return None
         scale *= sizes[0] if summed else 1 / len(sizes)
         if faults.batch_divisor == "batch-size":
-            scale /= rule.schedule.batch_size
+            scale /= rule.schedule.nominal_rows
     if faults.accumulation != "mean":
         scale *= len(batch.micro_batches)
     return scale

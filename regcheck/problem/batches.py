@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate as running_sums
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.problem.lrs import scheduled_lr
 from regcheck.rules.settings import Training
-from regcheck.spec import Spec
+from regcheck.spec import LoadedSpec, Spec
 from regcheck.spec.sections.lr_schedule import LrSchedule
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
@@ -29,8 +31,9 @@ if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
 class Batch(NamedTuple):
     """What one step trains on. Step, epoch and batch count from 1.
 
-    `micro_batches` are the rows of each, of which there is one unless gradients are accumulated;
-    `size` is the number of rows in all of them.
+    `micro_batches` are the rows over which one mean loss is taken each; the step's gradient is the
+    average of theirs. There is one, unless gradients are accumulated or several processes share a
+    batch: then rank r of R has those at r, r + R, .. `size` is the number of rows in all of them.
     """
 
     step: int
@@ -53,6 +56,17 @@ class Schedule:
     shuffle_seed: int | None
     lr: float
     lr_schedule: LrSchedule | None
+    processes: int = 1
+
+    @property
+    def averages(self) -> bool:
+        """Whether a step's gradient is an average: over micro-batches, ranks' shares, or both."""
+        return self.accumulate > 1 or self.processes > 1
+
+    @property
+    def nominal_rows(self) -> int:
+        """The most rows over which one mean loss is taken, where no batch is a smaller one."""
+        return shares(self.batch_size, self.processes)[0]
 
     @cached_property
     def micro_batches_per_epoch(self) -> int:
@@ -91,14 +105,20 @@ class Schedule:
     def micro_batches(
         self, batch: int, order: NDArray[np.intp] | None
     ) -> tuple[tuple[RowIndex, ...], int]:
-        """Return the micro-batches of a step, and the number of their rows."""
+        """Return the micro-batches of a step, each in its shares, and the number of their rows.
+
+        A share is contiguous, and torch.tensor_split's: of n rows and R ranks the first n mod R
+        have one row more.
+        """
         first = (batch - 1) * self.accumulate
         last = min(first + self.accumulate, self.micro_batches_per_epoch)
         stop = min(last * self.batch_size, self.rows)
-        found = []
+        found: list[RowIndex] = []
         for start in range(first * self.batch_size, stop, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, stop))
-            found.append(rows if order is None else order[rows])
+            size = min(self.batch_size, stop - start)
+            ends = running_sums((start, *shares(size, self.processes)))
+            own = [slice(*pair) for pair in pairwise(ends)]
+            found += own if order is None else [order[rows] for rows in own]
         return tuple(found), stop - first * self.batch_size
 
     def likely_shifts(self) -> tuple[int, ...]:
@@ -119,8 +139,9 @@ class Schedule:
         return self.first_and_last(self.accumulate)
 
     def micro_sizes(self) -> tuple[int, ...]:
-        """Return the distinct numbers of rows of micro-batches, the usual one first."""
-        return self.first_and_last(1)
+        """Return the distinct numbers of rows over which one mean is taken, the usual one first."""
+        batches = self.first_and_last(1)
+        return tuple(dict.fromkeys(n for rows in batches for n in shares(rows, self.processes)))
 
     def first_and_last(self, together: int) -> tuple[int, ...]:
         """Return the rows in an epoch's first and last group of micro-batches, if they differ.
@@ -144,6 +165,16 @@ class Schedule:
         return scheduled_lr(self.lr, self.lr_schedule, max(0, step - 1) // unit)
 
 
+def shares(rows: int, count: int) -> tuple[int, ...]:
+    """Return how many rows each rank has of a batch.
+
+    >>> shares(7, 3)
+    (3, 2, 2)
+    """
+    least, more = divmod(rows, count)
+    return (least + 1,) * more + (least,) * (count - more)
+
+
 def schedule_of(spec: Spec, rows: int) -> Schedule:
     """Return the schedule of a spec that trains on `rows` rows."""
     return Schedule(
@@ -155,6 +186,28 @@ def schedule_of(spec: Spec, rows: int) -> Schedule:
         shuffle_seed=spec.shuffle.seed if spec.shuffle else None,
         lr=spec.lr,
         lr_schedule=spec.lr_schedule,
+        processes=spec.processes,
+    )
+
+
+def check_shares(loaded: LoadedSpec, train_rows: int) -> None:
+    """Refuse batches of which some process would have no row: its mean loss would be 0/0.
+
+    Raises:
+        InputError: there is one.
+    """
+    schedule = schedule_of(loaded.spec, train_rows)
+    rows = min(schedule.first_and_last(1))
+    if rows == 0 or rows >= schedule.processes:
+        return
+    what = "micro-batch" if schedule.accumulate > 1 else "batch"
+    count, last = schedule.micro_batches_per_epoch, rows < schedule.batch_size
+    which = f"the last {what} of each epoch, number {count:,}," if last else f"each {what}"
+    drop = "; `drop_last: true` leaves it out" if last and count > 1 else ""
+    raise loaded.error(
+        ("framework", "processes"),
+        f"{which} has {rows} row{'s' if rows > 1 else ''} for {schedule.processes} processes, each "
+        f"of which needs one; take fewer processes or another batch_size{drop}",
     )
 
 
@@ -165,7 +218,9 @@ def training_of(spec: Spec, rows: int) -> Training:
         settings=spec.optimizer.settings(spec.lr, spec.decays),
         batch_rows=schedule.sizes(),
         train_rows=rows,
-        micro_rows=schedule.micro_sizes() if schedule.accumulate > 1 else (),
+        micro_rows=schedule.micro_sizes() if schedule.averages else (),
+        averaged=min(schedule.accumulate, schedule.micro_batches_per_epoch) * schedule.processes,
+        processes=schedule.processes,
         lr_varies=spec.lr_schedule is not None,
         clipped=spec.clip_norm is not None or spec.clip_value is not None,
         clipped_by_norm=spec.clip_norm is not None,

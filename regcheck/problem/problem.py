@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.problem.batches import Schedule, schedule_of
+from regcheck.problem.batches import Schedule, check_shares, schedule_of
 from regcheck.problem.data.load import load_rows
 from regcheck.problem.data.preprocess import prepare
 from regcheck.problem.start import check_range, start
@@ -179,6 +179,7 @@ def build_problem(loaded: LoadedSpec) -> Problem:
     shapes = (spec.architecture or ONE_LAYER).shapes(features, max(1, len(rows.classes)))
     initial = start(loaded, spec.init, shapes)
     check_range(loaded, split.X, split.y, initial)
+    check_shares(loaded, len(split.y))
     return Problem(
         architecture=spec.architecture,
         loss=spec.loss_name,
@@ -243,6 +244,7 @@ def small_problem(problem: Problem) -> Problem:
         epochs=SMALL_ROWS // 2,
         batch_size=SMALL_ROWS if own.batch_size >= own.rows else 4,
         accumulate=min(own.accumulate, 2),
+        processes=min(own.processes, 2),
         drop_last=False,
         shuffle_seed=None,
         lr=own.lr or 0.1,

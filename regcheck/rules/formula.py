@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import bracketed, plus, times
-from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
+from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, Training, factor, with_faults
 
 GENERAL = {
     "w": "weight",
@@ -48,16 +48,21 @@ MEANINGS = GENERAL | {
 """The same, with the optimizers' own."""
 
 
-def meanings(lines: Iterable[str], letters: Iterable[str] = tuple(MEANINGS)) -> list[str]:
-    """Return the meanings of those of some letters that occur in formulas.
+def meanings(
+    lines: Iterable[str],
+    letters: Iterable[str] = tuple(MEANINGS),
+    training: Training | None = None,
+) -> list[str]:
+    """Return the meanings of those of some letters that occur in formulas, of a training's.
 
     >>> meanings(["w ← w − lr g"], ["g", "v", "lr"])
     ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
     """
+    known = MEANINGS | (training.meanings if training else {})
     text = " ".join(lines)
     separated = text.replace("Σ", "Σ ").replace("²", " ²").replace("ᵗ", " t")
     return [
-        f"{letter} {MEANINGS[letter]}"
+        f"{letter} {known[letter]}"
         for letter in letters
         if re.search(rf"(?<!\w){letter}(?!\w)", text if letter.startswith("Σ") else separated)
     ]

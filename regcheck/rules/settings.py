@@ -65,7 +65,10 @@ class Training(NamedTuple):
 
     `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first;
     `weighted` is whether the mean loss is one weighted by the rows' classes.
-    `micro_rows` holds those of its micro-batches where gradients are accumulated, else nothing.
+    `micro_rows` holds those over which one mean loss is taken, where a step's gradient is the
+    average of several: of micro-batches, of the shares that `processes` have of a batch, or both;
+    else nothing. `averaged` is how many these are in a step of the usual rows, where the rows alone
+    do not say it.
     """
 
     settings: Settings
@@ -77,6 +80,8 @@ class Training(NamedTuple):
     clipped_by_norm: bool = False
     loss: str = ""
     weighted: bool = False
+    averaged: int = 0
+    processes: int = 1
 
     @property
     def loss_rows(self) -> tuple[int, ...]:
@@ -85,8 +90,36 @@ class Training(NamedTuple):
 
     @property
     def micro_batches(self) -> int:
-        """The micro-batches of a step of the usual rows."""
-        return math.ceil(self.batch_rows[0] / max(1, self.loss_rows[0]))
+        """The micro-batches of a step of the usual rows, or the shares of them."""
+        return self.averaged or math.ceil(self.batch_rows[0] / max(1, self.loss_rows[0]))
+
+    def rows_lines(self, name: str) -> list[str]:
+        """Say how many rows there are in a spec, and what they are divided into."""
+        sizes = " and ".join(f"{size:,}" for size in self.batch_rows)
+        lines = [f"{name}: {self.train_rows:,} training rows, batches of {sizes}"]
+        if self.processes > 1:
+            *more, last = (f"{size:,}" for size in self.micro_rows)
+            shares = f"{', '.join(more)} or {last}" if more else last
+            lines.append(f"{self.processes} processes, each with a share of {shares} rows")
+        return lines
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the letters of its formulas stand for, where they are of an average."""
+        if not self.micro_rows:
+            return {}
+        if self.processes == 1:
+            return {"g": "average gradient of the micro-batches' mean losses, without the penalty"}
+        parts = f"1/{self.processes} Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss"
+        if self.micro_batches > self.processes:
+            parts = f"average gradient of the mean losses of {self.processes} ranks' shares"
+        return {
+            "g": f"{parts}, without the penalty",
+            "m": "rows of a rank's share",
+            "mᵢ": "rows of share i",
+            "k": "shares in a step",
+            "batch_size": "rows of every share but smaller ones",
+        }
 
     def with_decays(self, weight_decay: Mapping[str, float]) -> Training:
         """Return the training with another weight decay of each tensor."""

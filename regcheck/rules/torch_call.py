@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from keyword import iskeyword
 from typing import Any, TypeVar
 
-from regcheck.rules.settings import Settings, exact, number
+from regcheck.rules.settings import Settings, Training, exact, number
 
 Value = TypeVar("Value")
 
@@ -33,6 +33,12 @@ def torch_call(settings: Settings) -> str:
         for (decay, more), names in groups.items()
     ]
     return f"torch.optim.{settings.rule.torch}([{', '.join(written)}], {', '.join(options)})"
+
+
+def framework_call(training: Training) -> str:
+    """Write what torch trains by: its optimizer, and what averages the processes' gradients."""
+    call = torch_call(training.settings)
+    return f"{call}, DistributedDataParallel" if training.processes > 1 else call
 
 
 def own_text(settings: Settings, tensor: str) -> str:

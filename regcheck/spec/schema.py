@@ -233,6 +233,11 @@ class Spec(Section):
         return self.framework if isinstance(self.framework, TorchSettings) else None
 
     @property
+    def processes(self) -> int:
+        """How many processes train torch's side."""
+        return (self.torch_settings and self.torch_settings.processes) or 1
+
+    @property
     def own_framework(self) -> UserCode | None:
         """The user's own framework side, if there is one."""
         return None if isinstance(self.framework, TorchSettings) else self.framework

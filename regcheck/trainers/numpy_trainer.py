@@ -117,7 +117,7 @@ class NumpyTrainer:
             row = self.row_losses(there.outputs, y)
             scale = self.problem.convention.loss_factor
             if faults.batch_divisor == "batch-size":
-                scale /= self.problem.schedule.batch_size
+                scale /= self.problem.schedule.nominal_rows
             elif self.problem.convention.loss_reduction == "mean":
                 together = faults.accumulation == "over-rows"
                 of = batch.micro_batches if together else (index,)

@@ -23,6 +23,8 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_torch_settings
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
+from regcheck.trainers.framework.distributed.data_parallel import DataParallelTrainer
+from regcheck.trainers.framework.distributed.processes import Processes, processes_of
 from regcheck.trainers.framework.torch_model import Module
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.framework.user_module import builder, of_module, take_state, user_function
@@ -191,7 +193,9 @@ def sides_of(
             module = build_again()
             problem = of_module(problem, module)
         given = with_torch_settings(problem, spec.torch_settings)
-        framework = TorchTrainer(given, module)
+        shared = spec.processes > 1
+        processes = stack.enter_context(processes_of(given, timeout)) if shared else None
+        framework = trainer_of(given, module, processes, 0)
         probe = TorchTrainer(given, clone_of(framework, build_again))
         random = module is not None and is_random(probe)
         if spec.textbook is not None:
@@ -205,11 +209,20 @@ def sides_of(
             pair, follower = NumpyFollowsTorch(trainer(problem), framework), framework
         else:
             code = scratch_code(stack, loaded, problem, framework.module, timeout)
-            follower = TorchTrainer(given, clone_of(framework, build_again))
+            follower = trainer_of(given, clone_of(framework, build_again), processes, 1)
             pair = TorchFollowsScratch(code, framework, follower)
         sees_rows = problem.architecture is not None
         bounder = bounder_of(spec, follower, torch)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
+
+
+def trainer_of(
+    problem: Problem, module: Module | None, processes: Processes | None, number: int
+) -> TorchTrainer:
+    """Return torch's trainer: in this process, or the numbered training of several processes."""
+    if processes is None:
+        return TorchTrainer(problem, module)
+    return DataParallelTrainer(problem, processes, number)
 
 
 def scratch_code(

@@ -83,7 +83,8 @@ class UserProblem:
         X, y: the training rows, (n, d) and (n,), in the side's dtype; with a model of your own, as
             they are in an .npz file: of any shape, integers as int64.
         batches: an index array for each step, in order, over all epochs.
-        micro_batches: a list of index arrays for each step; None unless gradients are accumulated.
+        micro_batches: a list of index arrays for each step, whose mean gradients are averaged: of
+            micro-batches, or of the ranks' shares of each; None where there is one a step.
         initial: the start, by torch's names; no `bias` where the model has none.
         lr: the learning rate, before any schedule.
         lrs: the learning rate of each step, (steps,).
@@ -128,7 +129,7 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
         X=copied(problem.X, dtype),
         y=copied(problem.y, dtype),
         batches=PerStep(schedule, joined),
-        micro_batches=PerStep(schedule, list) if schedule.accumulate > 1 else None,
+        micro_batches=PerStep(schedule, list) if schedule.averages else None,
         initial=initial,
         lr=schedule.lr,
         lrs=learning_rates(schedule),

@@ -6,14 +6,15 @@ for a sum of n terms (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019):
 
     output      δz_i ≤ u (√d + 2)(‖x_i‖‖w‖ + |b|)           √d, or more: `features_alike`
     dℓ/dz       δs_i ≤ L_i δz_i + 2u (|s_i| + |y_i|)        `loss_rounding`
-    gradient    δg_j ≤ ‖x_j‖ (‖δs‖ + u (√B + 7) ‖s‖)/B      the residuals are s_i/B
+    gradient    δg_j ≤ ‖x_j‖ (‖δs‖ + u (√B + 5 + a) ‖s‖)/B  the residuals are s_i/B
     penalty     δp ≤ 4u lr λ |w|
     velocity    δv ← μ δv + (1 − τ) δG + 2u |v|             δG = δg + 5u λ |w|
     delta       δ(lr d) ≤ lr δd + 2u lr |d|
     update      δw ≤ δ(lr d) + 2u (|w| + lr |d|)
 
-The bias is the weight of a column of ones, so that ‖x_j‖ = √B. Of the 7 in the gradient, 3 are the
-residuals and the products, 2 the addition of the penalty, and 2 the mean over micro-batches.
+The bias is the weight of a column of ones, so that ‖x_j‖ = √B. Of the 5 in the gradient, 3 are the
+residuals and the products, and 2 the addition of the penalty; a is the mean over micro-batches
+(`averaging`), 2 where there is one or two.
 
 The terms are those of the framework's rule at the framework's parameters. A local difference of
 several bounds is what rounding cannot explain; the tolerance says how many. Where numbers may leave
@@ -144,6 +145,7 @@ class RoundingModel:
         assert step.outputs is not None
         assert step.loss is not None
         outputs, loss, gradient = [], 0.0, np.zeros(len(self.column_norms))
+        few = 5 + averaging(count, self.problem.schedule.processes)
         for index, z, s in zip(batch.micro_batches, step.outputs, dloss_dz, strict=True):
             rows, y = len(s), self.y_sizes[index]
             dz = self.output_bound(index, step.before)
@@ -153,7 +155,7 @@ class RoundingModel:
             size, target = norm(s), norm(y)
             error = self.loss.derivative_error(z, y, dz, largest_z) + 2 * u * (size + target)
             columns = np.minimum(self.column_norms, math.sqrt(rows) * self.column_peaks)
-            gradient += columns * ((error + u * (self.terms(index, s) + 7) * size) / rows)
+            gradient += columns * ((error + u * (self.terms(index, s) + few) * size) / rows)
             outputs.append(dz)
             # ℓ(z + δz) − ℓ(z) ≤ (|s| + L δz) δz, and what y's own rounding makes of it.
             loss += ((size + error) * norm(dz) + 2 * u * size * target) / rows
@@ -253,6 +255,15 @@ class RoundingModel:
         d = g + v
         largest = max(z, d, batch.lr, weight + bias + batch.lr * d)
         return Sizes(z, batch.size * s * s, v, d, largest)
+
+
+def averaging(count: int, processes: int) -> float:
+    """Return how many roundings the mean of several gradients adds up to.
+
+    The sum has √(k − 1) of its k − 1, in whatever order they are; its factor 1/k is one more. By R
+    processes torch has 1/a for the a shares of each rank, and then a rounded 1/R: three.
+    """
+    return max(2.0, (3 if processes > 1 else 1) + math.sqrt(count - 1))
 
 
 def allowing(bounds: Bounds, state: RoundingState, *sides: Parameters) -> Bounds:

@@ -48,6 +48,8 @@ def training_size(report: Report) -> str:
         batches = f"batches of {batch:,} rows{last}"
     if spec.accumulate > 1:
         batches += f", in micro-batches of {spec.batch_size}"
+    if spec.processes > 1:
+        batches += f", each shared by {spec.processes} processes"
     shape = report.row_shape
     if len(shape) == 1:
         row = count(shape[0], "feature")

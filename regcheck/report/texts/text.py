@@ -20,7 +20,7 @@ from regcheck.rules.formula import (
 )
 from regcheck.rules.models import ONE_LAYER
 from regcheck.rules.settings import Letters, exact, letters, symbols
-from regcheck.rules.torch_call import torch_call
+from regcheck.rules.torch_call import framework_call, torch_call
 from regcheck.spec.sections.tolerance import Tolerance
 
 WHERE = {
@@ -113,7 +113,8 @@ def scratch_side(report: Report) -> Side:
 
 def framework_side(report: Report) -> Side:
     """Describe torch's side."""
-    given, call = letters(report.rule_training), torch_call(report.training.settings)
+    given = letters(report.rule_training)
+    call = framework_call(report.training)
     rule = rule_lines(given.torchs, given)
     if report.spec.own_framework is None:
         return Side("torch", call, rule, loss_text(given.torchs, given))
@@ -132,9 +133,7 @@ def letter_meanings(report: Report) -> list[str]:
     spec = report.spec
     lines = [line for side in sides(report) for line in side.update]
     unsaid = ("g", *report.training.settings.rule.meanings, "lr", "B", "m", "mᵢ")
-    found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid))
-    if spec.accumulate > 1:
-        found["g"] = "average gradient of the micro-batches' mean losses, without the penalty"
+    found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid, report.training))
     if spec.lr_schedule is not None:
         keys = spec.lr_schedule.model_dump(exclude_none=True)
         told = [f"{key} {value}" for key, value in keys.items()]

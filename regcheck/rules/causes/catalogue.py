@@ -89,12 +89,12 @@ OTHER_CAUSES: dict[str, Cause] = {
         fix="start from the spec's `init`, every weight and bias of it",
     ),
     "last-batch-divisor": Cause(
-        "divides the smaller last batch by batch_size too",
+        "divides the smaller last batch, or a rank's smaller share, by the others' rows",
         changes=({"batch_divisor": "batch-size"},),
         concerns=lambda training, _: len(training.loss_rows) > 1,
         stage="gradient",
-        since="at the smaller last batch",
-        fix="divide each batch's sum by the rows that it has, not by batch_size",
+        since="at the smaller last batch, or a smaller share",
+        fix="divide each batch's or share's sum by the rows that it has, not by batch_size",
         hidden_by=("zero-gradient",),
     ),
     "learning-rate-scaled": Cause(
@@ -136,7 +136,7 @@ OTHER_CAUSES: dict[str, Cause] = {
         changes=({"loss_reduction": "sum"},),
         stage="gradient",
         since="at every batch of several rows",
-        fix="divide each batch's summed gradient by its rows: torch takes the mean",
+        fix="divide each batch's, or share's, summed gradient by its rows: torch takes the mean",
         hidden_by=("one-row-losses", "zero-gradient"),
     ),
     "precision": Cause(

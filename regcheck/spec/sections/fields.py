@@ -91,6 +91,7 @@ Number = Annotated[float, BeforeValidator(in_range), Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(in_range), Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(in_range), Field(gt=0.0, allow_inf_nan=False)]
 Count = Annotated[int, BeforeValidator(whole), Field(ge=1, le=10**12)]
+Several = Annotated[int, BeforeValidator(whole), Field(ge=2, le=1000)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**64)]
 Word = Annotated[str, Field(min_length=1)]
 

@@ -39,6 +39,7 @@ from regcheck.spec.sections.fields import (
     Number,
     Section,
     Seed,
+    Several,
     has_bias,
     in_range,
     is_number,
@@ -221,14 +222,19 @@ class ConventionKeys(Section):
 
 
 class TorchSettings(Section):
-    """What torch's optimizer is given in the place of what the scratch side is given."""
+    """What torch alone is given: settings in the place of the scratch side's, and processes.
+
+    By R `processes` each batch is shared among R ranks, which average their gradients.
+    """
 
     lr: NotNegative | None = None
     weight_decay: WeightDecay | None = None
     optimizer: Optimizer | None = None
+    processes: Several | None = None
 
     @model_validator(mode="after")
     def something(self) -> TorchSettings:
-        if self.lr is None and self.weight_decay is None and self.optimizer is None:
-            raise wrong("must hold lr, weight_decay or optimizer: what torch alone is given")
+        if not self.model_fields_set or all(value is None for _, value in self):
+            *names, last = type(self).model_fields
+            raise wrong(f"must hold {', '.join(names)} or {last}: what torch alone is given")
         return self

@@ -120,6 +120,21 @@ class Module:
         return Settings(lr, decays, options, name, own)
 
 
+def dense(name: str, gradient: torch.Tensor) -> Array:
+    """Return a gradient's entries.
+
+    Raises:
+        UserCodeError: it holds some of them alone.
+    """
+    if gradient.is_sparse:
+        raise UserCodeError(
+            f"framework: the gradient of {name} is sparse; regcheck compares all entries: leave "
+            "out `sparse=True`, which changes no step of torch.optim.SGD"
+        )
+    found: Array = gradient.numpy()
+    return found
+
+
 def as_number(value: Any) -> Any:
     """Return an option as a spec has it: tensors and whole numbers as floats."""
     if isinstance(value, tuple | list):

@@ -5,20 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from regcheck.errors import UserCodeError
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.trainers.framework.built_in import built_in
 from regcheck.trainers.framework.schedulers import GroupSchedulers
-from regcheck.trainers.framework.torch_model import Module, eager_step, is_torchs
+from regcheck.trainers.framework.torch_model import Module, dense, eager_step, is_torchs
 from regcheck.trainers.framework.user_module import check_loss
+
+
+class Taken(NamedTuple):
+    """What an update took: the loss, the gradient as it came, and as the optimizer was given it.
+
+    `outputs` are those of each micro-batch, None where they are no z; `skipped` tensors had no
+    gradient.
+    """
+
+    outputs: tuple[Array, ...] | None
+    loss: float
+    gradient: Parameters
+    used: Parameters
+    skipped: frozenset[str]
 
 
 class TorchTrainer:
@@ -114,16 +127,11 @@ class TorchTrainer:
         """Take one update."""
         before, self.placed = self.placed or self.parameters(), None
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
-        outputs, loss = self.backward(batch)
-        skipped = self.without_gradient()
-        self.has_gradient = {name: name not in skipped for name in self.tensors}
-        gradient = used = self.gradients()
-        if self.clip():
-            used = self.gradients()
-        self.used = used
-        self.update(batch)
+        taken = self.take(batch)
+        self.has_gradient = {name: name not in taken.skipped for name in self.tensors}
+        self.used = taken.used
         after, memory = self.parameters(), self.memory()
-        step = Step(before, outputs, loss, gradient, None, memory, None, after, skipped)
+        step = Step(before, *taken[:3], None, memory, None, after, taken.skipped)
         if self.sgd_groups:
             return self.with_parts(step)
         if not self.module.outputs_are_z:
@@ -134,6 +142,16 @@ class TorchTrainer:
             penalty=self.layout.join(decay[name] * w for name, w in before.items()),
             delta=self.layout.join(w - after[name] for name, w in before.items()),
         )
+
+    def take(self, batch: Batch) -> Taken:
+        """Move the parameters by one update."""
+        outputs, loss = self.backward(batch)
+        skipped = self.without_gradient()
+        gradient = used = self.gradients()
+        if self.clip():
+            used = self.gradients()
+        self.update(batch)
+        return Taken(outputs, loss, gradient, used, skipped)
 
     def with_parts(self, step: Step) -> Step:
         """Return a step of SGD with what the penalty and the whole step subtract."""
@@ -276,18 +294,3 @@ class TorchTrainer:
             known = {key: x for key, x in state.items() if isinstance(x, torch.Tensor)}
             found[name] = {key: x.numpy().copy() for key, x in known.items() if key != "step"}
         return found
-
-
-def dense(name: str, gradient: torch.Tensor) -> Array:
-    """Return a gradient's entries.
-
-    Raises:
-        UserCodeError: it holds some of them alone.
-    """
-    if gradient.is_sparse:
-        raise UserCodeError(
-            f"framework: the gradient of {name} is sparse; regcheck compares all entries: leave "
-            "out `sparse=True`, which changes no step of torch.optim.SGD"
-        )
-    found: Array = gradient.numpy()
-    return found

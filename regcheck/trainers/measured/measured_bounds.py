@@ -175,7 +175,9 @@ class MeasuredBounds:
         if self.noise is None:
             plain = sample(self.trainer, before, batch, None, mixed=mixed)
             # A pass that does not come out again is random; the first batch alone may hide it.
-            self.random_model |= plain.gradient.tobytes() != entries.gradient.tobytes()
+            # (A built-in model's never is, and processes add its gradients in another order.)
+            again = plain.gradient.tobytes() == entries.gradient.tobytes()
+            self.random_model |= self.trainer.problem.architecture is None and not again
             gradients = [entries.gradient, entries.used] if self.clips else [entries.gradient]
             self.noise = Noise(plain.loss, gradients)
         for _ in range(samples):

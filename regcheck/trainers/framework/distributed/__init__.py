@@ -1,0 +1,1 @@
+"""The framework side by several processes that share each batch."""
