@@ -1,6 +1,7 @@
 """Random users' functions with one factor 1 + δ: it is named as that factor, never as others.
 
-δ is from 1e-12 to 1e-6, of either sign, and stands on the lr, the gradient or λ. More of them:
+δ is from 1e-12 to 1e-6, of either sign, and stands on the lr, the gradient or λ; every third time
+the optimizer may be any. More of them:
 `pytest -n 2 tests/test_random_factors.py --count 5000 --seed 1000`.
 """
 
@@ -21,7 +22,7 @@ from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OPEN
 from tests.judged_functions import faults_of
 from tests.random_functions import Case
-from tests.random_optimizers import chance, power_of_ten
+from tests.random_optimizers import chance, power_of_ten, random_optimizer
 from tests.random_specs import SpecDict, data_of, random_batches
 from tests.rule import Reported, Rule
 from tests.user_functions import Code
@@ -30,6 +31,16 @@ Record = Callable[[str, object], None]
 
 SAME = frozenset({"learning-rate-scaled", "gradient-scaled"})
 """What is one and the same where there is no penalty, or none that shows."""
+
+
+def same(seen: Seen) -> frozenset[str]:
+    """Return what a factor may be another name for.
+
+    An optimizer that divides by the gradient's size has options of the same effect, such as ε.
+    """
+    plain = seen.case.spec["optimizer"]["name"] == "sgd"
+    return SAME if plain else SAME | {"option-differs"}
+
 
 SURE = 2.0
 """Limits above which an effect must be explained: what is left without it is no rounding."""
@@ -49,6 +60,9 @@ def random_case(seed: int, folder: Path) -> Case:
     decayed = cause == "penalty-scaled" or chance(random, 0.7)
     curvature = 1 + float(np.mean(np.einsum("ij,ij->i", X, X)))
     momentum = float(random.choice([0.5, 0.9])) if chance(random, 0.3) else 0.0
+    optimizer, lr = {"name": "sgd", "momentum": momentum}, power_of_ten(random, -2, 0) / curvature
+    if seed % 3 == 2:
+        optimizer, lr = random_optimizer(random), power_of_ten(random, -4, -1)
     spec: SpecDict = {
         "data": data_of(X, y, folder / f"{seed}.npz"),
         "model": model,
@@ -57,8 +71,8 @@ def random_case(seed: int, folder: Path) -> Case:
             "weight": random.normal(size=features).tolist(),
             "bias": random.normal(size=1).tolist(),
         },
-        "optimizer": {"name": "sgd", "momentum": momentum},
-        "lr": power_of_ten(random, -2, 0) / curvature,
+        "optimizer": optimizer,
+        "lr": lr,
         "weight_decay": power_of_ten(random, -3, 0) if decayed else 0,
         "epochs": int(random.integers(2, 31)),
         "batch_size": batch_size if batch_size < rows else "full",
@@ -83,7 +97,7 @@ def faults_near_one(seen: Seen) -> list[str]:
         return [*found, f"{cause} is not explained: {effect:.3g} limits"] if sure else found
     if (cause,) not in told:
         found.append(f"taken for {told}: {effect:.3g} limits")
-    elif any(len(one) > 1 for one in told) or told[0][0] not in SAME | {cause}:
+    elif any(len(one) > 1 for one in told) or told[0][0] not in same(seen) | {cause}:
         found.append(f"{cause} is beside {told}: {effect:.3g} limits")
     found += [fault for one in seen.diagnosis.explanations for fault in wrong_factor(seen, one)]
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.diagnosis.fits.fitting import guesses
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import Found, nearest, with_factor
 from regcheck.numerics.least_squares import Fit
@@ -79,6 +80,16 @@ def test_plainest_factor_that_needs_no_wider_bounds_is_told(
     found = with_factor(replay, (cause,), {}, cause, FIT, training({}))
 
     assert (found and found.fits[cause].factor) == told
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_a_factor_on_a_penalty_is_sought_below_zero(alone: bool) -> None:
+    # 1 + ν lr t has no power γ where it is negative, as ASGD's lr would make it.
+    for key in ("gradient_factor", "lr_factor"):
+        assert all(start.least == 0 for start, _ in guesses(key, alone))
+    found = list(guesses("penalty_factor", alone))
+    assert any(start.least < 0 for start, _ in found)
+    assert any(start.start < 0 for start, _ in found) is alone
 
 
 @pytest.mark.exhaustive

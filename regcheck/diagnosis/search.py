@@ -137,8 +137,13 @@ def concerning(
         shifts = replay.torch.problem.schedule.likely_shifts()
         causes["schedule-shifted"] = [{"lr_shift": steps} for steps in shifts]
     if replay.first > LATE:
-        # What would have shown long before is no part of it, and each trial is long.
-        causes = {name: changes for name, changes in causes.items() if is_late(replay, changes)}
+        # What would have shown long before is no part of it, and each trial is long. A factor may
+        # be so near 1 that it shows as late as may be.
+        causes = {
+            name: changes
+            for name, changes in causes.items()
+            if CAUSES[name].fitted or is_late(replay, changes)
+        }
     changes = {name: own for name, own in causes.items() if not CAUSES[name].fitted}
     if visible is None:
         shown = {name for name, own in changes.items() if any(map(replay.first_shown, own))}

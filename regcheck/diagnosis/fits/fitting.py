@@ -84,7 +84,7 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
     problem, of_all = replay.torch.problem, key == "gradient_factor"
     if change and of_all:
         return None
-    for start, inverse in guesses(of_all, alone=not change):
+    for start, inverse in guesses(key, alone=not change):
 
         def rule_by(at: Sequence[float], inverse: bool = inverse) -> Problem:
             return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
@@ -100,20 +100,21 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
     return None
 
 
-def guesses(of_all: bool, alone: bool) -> Iterator[tuple[Open, bool]]:
+def guesses(key: str, alone: bool) -> Iterator[tuple[Open, bool]]:
     """Yield where to begin, and whether one over the factor is sought.
 
-    Args:
-        of_all: whether the factor is on the whole gradient, or on the penalty.
-        alone: whether it is sought by itself, or on top of other causes.
+    `alone` is whether the factor is sought by itself, or on top of other causes. Of the factors on
+    a gradient, a lr and a penalty, that on the penalty alone may be negative.
     """
-    if of_all:
+    if key == "gradient_factor":
         yield from ((Open(guess, 0.0), True) for guess in INVERSES)
         return
-    yield from ((Open(guess), False) for guess in FACTORS[: None if alone else 1])
-    yield Open(1.0, least=0.0), True
-    if alone:
-        yield Open(-1.0, below=0.0), True
+    least = -math.inf if key == "penalty_factor" else 0.0
+    yield from ((Open(guess, least), False) for guess in FACTORS[: None if alone else 1])
+    if key == "penalty_factor":
+        yield Open(1.0, least=0.0), True
+        if alone:
+            yield Open(-1.0, below=0.0), True
 
 
 def fit_clipped(replay: Replay) -> Fit | None:
