@@ -28,7 +28,7 @@ from regcheck.diagnosis.fits.other_settings import (
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
-from regcheck.diagnosis.search import search
+from regcheck.diagnosis.search import search, with_another_option
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -150,7 +150,8 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
     found, within = known_causes(run, replay)
     if not found:
         other = with_other_settings(replay) or with_other_numbers(replay)
-        found = (other,) if other else tuple(by_entries(replay))
+        found = (other,) if other else searched(run, replay, with_another_option)
+        found = found or tuple(by_entries(replay))
     if found:
         return found, within, None
     if run.scratch_is_reference:
@@ -177,9 +178,9 @@ def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
     return tuple(replace(one, causes=(*one.causes, "precision")) for one in found), coarse
 
 
-def searched(run: Run, replay: Replay) -> Found:
+def searched(run: Run, replay: Replay, how: Callable[..., Found] = search) -> Found:
     """Search the catalogue."""
-    return search(replay, run.training, run.spec.named_convention(), run.visible)
+    return how(replay, run.training, run.spec.named_convention(), run.visible)
 
 
 def without_cause(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+from regcheck.diagnosis.fits.fitting import with_factor
 from regcheck.diagnosis.fits.other_numbers import with_other_option
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
@@ -110,6 +111,20 @@ def search(
     return listed(nearest(replay, found), training)
 
 
+def with_another_option(
+    replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
+) -> Found:
+    """Find the causes that explain a run together with another value of an option."""
+    hypotheses = concerning(replay, training, convention, visible)
+    found = (
+        one
+        for cause in sorted(hypotheses.shown)
+        for change in hypotheses.changes[cause]
+        for one in with_other_option(replay, (cause,), change)
+    )
+    return listed(nearest(replay, tuple(found)), training)
+
+
 def nearest(replay: Replay, found: Found) -> Found:
     """Leave out what only its own wide bounds allow, where something else holds without them.
 
@@ -194,29 +209,6 @@ def trials(
         fit = None if key in change else replay.fit(change, key)
         if fit is not None and (fit.factor > 0 or key == "penalty_factor"):
             yield with_factor(replay, names, change, factor, fit, hypotheses.training)
-
-
-def with_factor(
-    replay: Replay,
-    names: tuple[str, ...],
-    change: Change,
-    cause: str,
-    fit: Fit,
-    training: Training,
-) -> Explanation | None:
-    """Return a set of causes with the plainest number near a fitted one that makes every step.
-
-    If one does in bounds that are not widened for it, what only wider ones allow is not told.
-    """
-    key, named = CAUSES[cause].factor_key, named_factors(cause, training)
-    assert key is not None
-    plainest: Explanation | None = None
-    for near in dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit)):
-        found = replay.explanation(names, {**change, key: near.factor}, {cause: near})
-        if found is not None and replay.unwidened(found.change) <= 1:
-            return found
-        plainest = plainest or found
-    return plainest
 
 
 def merged(changes: Iterable[Change]) -> Change | None:

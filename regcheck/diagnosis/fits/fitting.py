@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from regcheck.diagnosis.fits.newton import Open, solve
+from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit, fit_all, rounded
 from regcheck.problem.problem import Problem
-from regcheck.rules.causes.cause import Change
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change, named_factors
+from regcheck.rules.settings import Training
 
 FEW = 4
 """Informative steps after which a fit that does not hold is given up."""
@@ -56,6 +59,29 @@ def fitted_factor(replay: Replay, change: Change, key: str) -> Fit | None:
             return None
         factor = fit.factor
     return fit
+
+
+def with_factor(
+    replay: Replay,
+    names: tuple[str, ...],
+    change: Change,
+    cause: str,
+    fit: Fit,
+    training: Training,
+) -> Explanation | None:
+    """Return a set of causes with the plainest number near a fitted one that makes every step.
+
+    If one does in bounds that are not widened for it, what only wider ones allow is not told.
+    """
+    key, named = CAUSES[cause].factor_key, named_factors(cause, training)
+    assert key is not None
+    plainest: Explanation | None = None
+    for near in dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit)):
+        found = replay.explanation(names, {**change, key: near.factor}, {cause: near})
+        if found is not None and replay.unwidened(found.change) <= 1:
+            return found
+        plainest = plainest or found
+    return plainest
 
 
 def is_affine(replay: Replay, change: Change, key: str) -> bool:

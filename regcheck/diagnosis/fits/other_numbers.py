@@ -44,6 +44,8 @@ class Number(NamedTuple):
 
 LR = Number("lr")
 
+NONE: Change = {}
+
 
 class Numbers(NamedTuple):
     """The numbers of a rule; `options` are all of them."""
@@ -65,10 +67,11 @@ class Numbers(NamedTuple):
 
 
 class Torch:
-    """Torch's rule, whose numbers are open."""
+    """Torch's rule, with some causes in it or none, whose numbers are open."""
 
-    def __init__(self, replay: Replay) -> None:
-        self.replay, self.problem = replay, replay.torch.problem
+    def __init__(self, replay: Replay, causes: tuple[str, ...] = (), change: Change = NONE) -> None:
+        self.replay, self.causes, self.caused = replay, causes, change
+        self.problem = replay.torch.problem.with_change(change)
         self.rule, settings = replay.torch.settings.rule, self.problem.settings
         self.own = Numbers(1.0, dict(settings.weight_decay), dict(settings.options))
 
@@ -152,8 +155,8 @@ class Torch:
         decayed = numbers.weight_decay != own.weight_decay
         causes = (*scaled, *([OPTION] if options else []), *(["penalty-scaled"] if decayed else []))
         return Explanation(
-            causes,
-            change,
+            tuple(sorted((*self.causes, *causes))) if self.causes else causes,
+            {**self.caused, **change},
             residual,
             scaled,
             decays_text(numbers.weight_decay, own.weight_decay),
@@ -162,15 +165,19 @@ class Torch:
         )
 
 
-def with_other_option(replay: Replay) -> Iterator[Explanation]:
-    """Yield the options of which another value makes all steps."""
-    torch = Torch(replay)
+def with_other_option(
+    replay: Replay, causes: tuple[str, ...] = (), change: Change = NONE
+) -> Iterator[Explanation]:
+    """Yield the options of which another value makes all steps, beside causes or alone."""
+    torch = Torch(replay, causes, change)
     if shown(replay) < 2:
         return
     for name in torch.rule.numbers:
         number = Number("option", name)
         own = torch.of(number)
-        guesses = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
+        guesses: tuple[float, ...] = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
+        if causes:  # of which there are many
+            guesses = guesses[:1] if own == 0 else ()
         for guess in dict.fromkeys((own, *guesses)):
             found = torch.explanation(torch.solved([number], guess) or {})
             if found is not None and is_told(replay, found.change):
