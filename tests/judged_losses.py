@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.exact_steps import NOISE, SINGLE, SURE, Seen
+from tests.faults import OUTSIDE
 from tests.random_functions import batch_of
 
 
@@ -62,6 +63,8 @@ def losses_must_be_explained(seen: Seen) -> bool:
     told = [set(one.causes) for one in seen.diagnosis.explanations]
     explained = seen.report.first_divergence is None or any(seen.case.causes <= one for one in told)
     hidden = {one.cause for one in seen.report.not_distinguished}
+    if seen.report.first_divergence is None:  # the steps alone tell other rows, or another start
+        hidden |= OUTSIDE.keys()
     if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
         return False
     if not any(report.strengths) or report.plain:

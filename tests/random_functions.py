@@ -12,7 +12,12 @@ from numpy.random import Generator
 
 from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.random_needs import NEEDS, Array, random_spec
-from tests.random_optimizers import chance, power_of_ten, random_optimizer
+from tests.random_optimizers import (
+    chance,
+    power_of_ten,
+    random_optimizer,
+    with_rare_optimizer,
+)
 from tests.random_specs import (
     SpecDict,
     without_some_biases,
@@ -70,6 +75,7 @@ def random_case(seed: int, folder: Path) -> Case:
     causes, wrong = random_causes(random)
     needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
     spec, X, y = random_spec(random, needs, folder / f"{seed}.npz")
+    spec = with_rare_optimizer(spec, seed, needs)
     if not BIASED.intersection(causes):
         spec = without_some_biases(spec, seed)
     facts = Facts(

@@ -10,14 +10,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from tests.faults import FAULTS, OUTSIDE
-from tests.random_optimizers import chance, power_of_ten, random_optimizer
+from tests.random_optimizers import chance, power_of_ten, random_decay, random_optimizer
 from tests.random_specs import (
     KINDS,
     SpecDict,
     data_of,
     random_batches,
     random_columns,
-    random_decay,
     random_init,
     random_lr,
     random_schedule,

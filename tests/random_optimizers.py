@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.random import Generator
 
 from tests.reference_optimizers import is_decoupled
@@ -99,6 +100,23 @@ def radam(random: Generator) -> Options:
     return options | {"decoupled_weight_decay": chance(random, 0.3)}
 
 
+def adafactor(random: Generator) -> Options:
+    """Draw Adafactor; ε₁ is a number, as by default it is that of torch's dtype."""
+    return {
+        "name": "adafactor",
+        "beta2_decay": float(random.choice([-0.8, -0.5, 0.0])),
+        "eps": [power_of_ten(random, -16, -1), power_of_ten(random, -4, 0)],
+        "d": float(random.choice([1.0, 1.5])),
+    }
+
+
+def rprop(random: Generator) -> Options:
+    """Draw Rprop."""
+    etas = [0.5, 1.2] if chance(random, 0.5) else [round(random.uniform(0.1, 0.9), 3), 1.5]
+    sizes = [power_of_ten(random, -9, -4), power_of_ten(random, -2, 2)]
+    return {"name": "rprop", "etas": etas, "step_sizes": sizes}
+
+
 def random_momentum(random: Generator) -> float:
     """Draw a momentum."""
     return float(random.choice([0.5, 0.9, 0.99, round(random.uniform(0.05, 0.95), 3)]))
@@ -131,12 +149,16 @@ DRAWN: dict[str, Callable[[Generator], Options]] = {
 }
 """How each optimizer is drawn, with all its options but `maximize`."""
 
+RARE: dict[str, Callable[[Generator], Options]] = {"adafactor": adafactor, "rprop": rprop}
+"""How those are drawn that have no form in common with another."""
+
 OF_MOMENTS: dict[str, list[Any]] = {
     "bias_correction": [False, "compounded"],
     "epsilon": ["uncorrected", "inside"],
 }
 FORMS: dict[str, dict[str, list[Any]]] = {
     "adadelta": {"epsilon": ["outside"]},
+    "adafactor": {},
     "adagrad": {"accumulator_start": [0.2, 2.0], "epsilon": ["inside"]},
     "adam": OF_MOMENTS,
     "adamax": {"bias_correction": [False, "compounded"], "epsilon": ["outside"]},
@@ -149,6 +171,7 @@ FORMS: dict[str, dict[str, list[Any]]] = {
         "epsilon": ["inside"],
         "momentum_form": ["dampened", "lr-inside"],
     },
+    "rprop": {},
     "sgd": {"momentum_form": ["dampened", "lr-inside"]},
 }
 """Each optimizer's keys of a convention, with values that are not torch's."""
@@ -162,6 +185,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "corrected": lambda options: "betas" in options,
     "counted": lambda options: options["name"] in ("adam", "adamax", "adamw"),
     "corrected-root": lambda options: "amsgrad" in options,
+    **dict.fromkeys(("bias-decay", "bias-free", "decay"), lambda o: o["name"] != "rprop"),
     "dampening": lambda options: options.get("dampening", 0) > 0,
     "epsilon-inside": lambda options: options["name"] in ("adadelta", "adamax"),
     "lr-decay": lambda options: options.get("lr_decay", 0) > 0,
@@ -173,14 +197,21 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
         options.get("momentum", 0) > 0 and options.get("nesterov") is False
     ),
     "remembered": lambda options: (
-        not is_decoupled(options) and (options["name"] != "sgd" or options["momentum"] > 0)
+        not is_decoupled(options)
+        and options["name"] != "rprop"
+        and (options["name"] != "sgd" or options["momentum"] > 0)
     ),
     "root": lambda options: options["name"] in ("adagrad", "adam", "adamw", "rmsprop"),
     "sgd": lambda options: options["name"] == "sgd",
     "squares": lambda options: options["name"] in ("adagrad", "rmsprop"),
+    "worked-out": lambda options: options["name"] != "adafactor",
     "uncorrected-root": lambda options: options["name"] in ("adagrad", "rmsprop"),
 }
 """What a cause may need of the optimizer."""
+
+
+WORKED_OUT = frozenset({"worked-out"})
+"""What judges of bounds need: Adafactor's are measured."""
 
 
 def random_optimizer(
@@ -201,3 +232,39 @@ def random_optimizer(
             return options
         tries = None if tries is None else tries - 1
     raise LookupError(f"no optimizer has {sorted(needs)}")
+
+
+def random_decay(
+    random: Generator, none: float = 0.15, low: float = -8, needs: frozenset[str] = frozenset()
+) -> Any:
+    """Draw λ from 10^low to 1, often one for each tensor; `none` is the share without any."""
+    if "bias-free" in needs:
+        return {"weight": power_of_ten(random, low, 0), "bias": 0.0}
+    if not needs & {"decay", "bias-decay"} and chance(random, none):
+        return 0
+    if chance(random, 0.25):
+        free = "bias-decay" not in needs and chance(random, 0.5)
+        bias = 0.0 if free else power_of_ten(random, low, 0)
+        return {"weight": power_of_ten(random, low, 0), "bias": bias}
+    return power_of_ten(random, low, 0)
+
+
+def rare_optimizer(seed: int, needs: frozenset[str] = frozenset()) -> Options | None:
+    """Draw one of the rare optimizers for every eighth seed or so, if it has what is needed."""
+    random = np.random.default_rng([seed, 98])
+    if not chance(random, 0.12):
+        return None
+    options = RARE[str(random.choice(sorted(RARE)))](random)
+    options |= {"maximize": True} if chance(random, 0.1) else {}
+    return options if all(NEEDED[need](options) for need in needs & NEEDED.keys()) else None
+
+
+def with_rare_optimizer(
+    spec: dict[str, Any], seed: int, needs: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Put a rare optimizer into some specs, whatever else was drawn."""
+    options = rare_optimizer(seed, needs)
+    if options is None:
+        return spec
+    decay = {"weight_decay": 0} if options["name"] == "rprop" else {}
+    return spec | {"optimizer": options} | decay

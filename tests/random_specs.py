@@ -10,7 +10,17 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from tests.random_optimizers import FORMS, NEEDED, Options, chance, power_of_ten, random_optimizer
+from tests.random_optimizers import (
+    FORMS,
+    NEEDED,
+    WORKED_OUT,
+    Options,
+    chance,
+    power_of_ten,
+    random_decay,
+    random_optimizer,
+    with_rare_optimizer,
+)
 from tests.reference_optimizers import is_decoupled
 
 Array = NDArray[np.floating]
@@ -38,6 +48,7 @@ def matched_spec(seed: int, folder: Path) -> SpecDict:
     """Make a spec whose two sides follow the same rule, whatever its convention is called."""
     random = np.random.default_rng([seed, 0])
     spec, rows = random_training(random, folder / f"{seed}.npz", strange=True)
+    spec = with_rare_optimizer(spec, seed, WORKED_OUT)
     spec["convention"] = equal_convention(random, spec, rows)
     return without_some_biases(spec, seed)
 
@@ -49,7 +60,8 @@ def mismatched_spec(seed: int, folder: Path, needs: frozenset[str] = frozenset()
     """
     random = np.random.default_rng([seed, 1])
     spec, _ = random_training(random, folder / f"{seed}.npz", strange=False, needs=needs)
-    if not decays(spec):
+    spec = with_rare_optimizer(spec, seed, needs | WORKED_OUT)
+    if not decays(spec) and spec["optimizer"]["name"] != "rprop":
         spec["weight_decay"] = power_of_ten(random, -8, 0)
     changes = different_keys(random, spec["optimizer"])
     keys = random.choice(sorted(changes), size=random.integers(1, 3), replace=False)
@@ -193,21 +205,6 @@ def random_lr(
     if strange and chance(random, 0.05):
         return float(random.choice([0.0, 1e3 / curvature, 1e9 / curvature]))
     return 2 / curvature * power_of_ten(random, -4, 0.7)
-
-
-def random_decay(
-    random: Generator, none: float = 0.15, low: float = -8, needs: frozenset[str] = frozenset()
-) -> Any:
-    """Draw λ from 10^low to 1, often one for each tensor; `none` is the share without any."""
-    if "bias-free" in needs:
-        return {"weight": power_of_ten(random, low, 0), "bias": 0.0}
-    if not needs & {"decay", "bias-decay"} and chance(random, none):
-        return 0
-    if chance(random, 0.25):
-        free = "bias-decay" not in needs and chance(random, 0.5)
-        bias = 0.0 if free else power_of_ten(random, low, 0)
-        return {"weight": power_of_ten(random, low, 0), "bias": bias}
-    return power_of_ten(random, low, 0)
 
 
 def random_schedule(random: Generator, lr: float, *, strange: bool) -> SpecDict:

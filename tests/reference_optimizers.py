@@ -207,6 +207,40 @@ def asgd(given: Given) -> tuple[Array, Memory]:
     return eta * (given.g + own * given.w), {"eta": np.asarray(later, np.float32)}
 
 
+def adafactor(given: Given) -> tuple[Array, Memory]:
+    """Divide by the root of rows' times columns' mean squares (Shazeer and Stern, 2018).
+
+    A weight is one row here. Torch's lr is that of the paper's section 8, up to 1/√t.
+    """
+    options, old, g, w = given.options, given.memory, given.g, given.w
+    least, smallest = map(float, options["eps"])
+    kept = 1 - given.t ** float(options["beta2_decay"])
+    zero = 0 * g
+    new: dict[str, Array] = {}
+    if g.ndim == 0:
+        v = new["variance"] = kept * old.get("variance", zero) + (1 - kept) * g**2
+    else:
+        row = new["row_var"] = kept * old.get("row_var", zero.sum()) + (1 - kept) * (g**2).mean()
+        columns = new["col_var"] = kept * old.get("col_var", zero) + (1 - kept) * g**2
+        v = row * columns / max(row, least)
+    u = g / np.maximum(np.sqrt(v), least)
+    u = u / max(1, np.sqrt((u**2).mean()) / float(options["d"]))
+    size = max(smallest, np.sqrt((w**2).mean()))
+    return size * min(given.lr, 1 / math.sqrt(given.t)) * u, new
+
+
+def rprop(given: Given) -> tuple[Array, Memory]:
+    """Move by sizes that grow while a gradient keeps its sign (Riedmiller and Braun, 1993)."""
+    options, old, g = given.options, given.memory, given.g
+    shorter, longer = options["etas"]
+    agree = np.sign(g * old.get("prev", 0 * g))
+    size = old.get("step_size", given.lr + 0 * g)
+    size = size * np.select([agree > 0, agree < 0], [longer, shorter], 1.0).astype(g.dtype)
+    size = np.clip(size, *options["step_sizes"])
+    g = np.where(agree < 0, 0 * g, g)
+    return size * np.sign(g), {"prev": g, "step_size": size}
+
+
 def divisor(given: Given, v: Array, correction: float = 1.0) -> Array:
     """Return √(v/c) + ε, with c the bias correction of v; ε may stand elsewhere."""
     rule, eps = given.rule, float(given.options["eps"])
@@ -223,6 +257,7 @@ def divisor(given: Given, v: Array, correction: float = 1.0) -> Array:
 
 OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
     "adadelta": adadelta,
+    "adafactor": adafactor,
     "adagrad": adagrad,
     "adam": adam,
     "adamax": adamax,
@@ -231,11 +266,12 @@ OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
     "nadam": nadam,
     "radam": radam,
     "rmsprop": rmsprop,
+    "rprop": rprop,
     "sgd": sgd,
 }
 """By torch's name in lower case: what a step subtracts, and what it remembers."""
 
-DECOUPLED = frozenset({"adamw"})
+DECOUPLED = frozenset({"adafactor", "adamw"})
 """The optimizers whose weight decay stands apart from the gradient."""
 
 EPSILON: dict[str, Where] = {"adadelta": "inside", "radam": "uncorrected"}

@@ -18,13 +18,12 @@ from numpy.random import Generator
 from regcheck.checking import check
 from regcheck.trainers.measured.monte_carlo import share_alike
 from tests.conftest import told
-from tests.random_optimizers import chance, power_of_ten
+from tests.random_optimizers import chance, power_of_ten, random_decay
 from tests.random_specs import (
     DTYPES,
     Array,
     random_batches,
     random_columns,
-    random_decay,
     random_schedule,
     without_some_biases,
 )
