@@ -93,7 +93,7 @@ def commands() -> None:
     "--timeout",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="How long one step of your own code may take [20].",
+    help="How long one step of your own code, or of several processes, may take [20].",
 )
 @click.option("--report", multiple=True, hidden=True)
 def run(

@@ -224,6 +224,23 @@ def test_summed_loss_of_a_convention_is_named(in_one_process: None) -> None:
     assert told(report.diagnosis).causes == ("loss-summed",)
 
 
+@pytest.mark.parametrize(
+    ("convention", "own", "formula"),
+    [({"loss_reduction": "sum"}, None, "average(Σℓ)"), ({}, "accumulation-over-rows", "mean ℓ")],
+)
+def test_loss_that_is_no_multiple_of_torchs_is_written_out(
+    convention: Spec,
+    own: str | None,
+    formula: str,
+    scratch: Callable[[Any], None],
+    in_one_process: None,
+) -> None:
+    if own is not None:
+        scratch(BUGS[own][0])
+    text = in_one_line(check(UNEVEN | {"convention": convention}))
+    assert f"the scratch side reports the loss that it trains by scratch {formula} To make" in text
+
+
 def test_settings_that_match_keep_the_processes(small: Spec, in_one_process: None) -> None:
     def halved(problem: Any) -> Iterator[Mapping[str, Any]]:
         own = build_problem(from_mapping(small | TWO)).with_change({"lr_factor": 0.5})

@@ -14,9 +14,9 @@ from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import upward
 from regcheck.rules.causes.catalogue import CAUSES
-from regcheck.rules.causes.cause import put_in
+from regcheck.rules.causes.cause import Change, put_in
 from regcheck.rules.convention import NO_FAULTS
-from regcheck.rules.formula import rule_lines
+from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, number
 from regcheck.rules.torch_call import alike
 
@@ -182,7 +182,7 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
         f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
         for cause in found.reporting.causes
     ]
-    formula = reported_formula(report, found.reporting)
+    formula = reported_formula(report, found.reporting, found.best)
     if formula == TORCHS_LOSS:
         return labelled("Loss", [*texts, found.loss_evidence] if found.loss_evidence else texts)
     lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
@@ -190,7 +190,7 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
 
 
-def reported_formula(report: Report, reporting: Reporting) -> str:
+def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:
     """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
     scale = f"{reporting.scale:.6g}"
     for share, half in ((0.5, "½ "), (1.0, "")):
@@ -200,6 +200,9 @@ def reported_formula(report: Report, reporting: Reporting) -> str:
     if scale == "1" and "reported-loss-scaled" in reporting.causes:
         scale = "c"  # another at each step
     formula = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    if best is not None and not reporting.causes and counts_rows_otherwise(report, best.change):
+        convention, faults = put_in(best.change, report.training.settings.torchs, NO_FAULTS)
+        formula = loss_text(convention, letters(report.training), faults)
     for cause in reporting.causes:
         if cause != "reported-loss-scaled" and CAUSES[cause].reports:
             formula = CAUSES[cause].reports.format(formula)
@@ -208,6 +211,13 @@ def reported_formula(report: Report, reporting: Reporting) -> str:
             letter = {"weight": "w", "bias": "b"}.get(name, name)
             formula += f" + ½·{fit.factor:.6g} Σ{letter}²"
     return formula
+
+
+def counts_rows_otherwise(report: Report, change: Change) -> bool:
+    """Whether a rule's loss is another multiple of torch's where means are over other rows."""
+    by_rows = "loss_reduction" in change or "batch_divisor" in change
+    over_rows = change.get("accumulation") == "over-rows"
+    return len(report.training.loss_rows) > 1 and (by_rows or over_rows)
 
 
 def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:

@@ -82,8 +82,8 @@ def serve(parent: Connection) -> None:
     """Take the steps that the parent asks for, until it closes the connection."""
     problem, timeout = receive(parent)
     distributed.init_process_group("gloo", timeout=timedelta(seconds=2 * timeout))
-    trainers: dict[int, RankTrainer] = {}
     with torch_settings(0), np.errstate(all="ignore"):
+        trainers = {0: RankTrainer(problem)}  # what it imports belongs to the start
         send(parent, None)
         while True:
             number, parameters, batch = receive(parent)
