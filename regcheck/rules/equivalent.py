@@ -187,7 +187,8 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "the steps have different numbers of micro-batches": (
             faults.accumulation == "sum" and uneven
         ),
-        "the micro-batches or shares of a step differ in rows": (
+        "the micro-batches or shares of a step differ in rows. Weight the loss of each by k m/B: "
+        "it is one of k, and has m of the step's B rows": (
             faults.accumulation == "over-rows"
             and (len(training.loss_rows) > 1 or training.weighted)
         ),
