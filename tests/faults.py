@@ -59,8 +59,13 @@ FAULTS: dict[str, Fault] = {
     "adam-bias-correction-compounded": fault("corrected", correction="kept"),
     "adam-bias-correction-late": fault("counted", counted=2),
     "adam-bias-correction-missing": fault("corrected", correction="none"),
+    "adam-bias-correction-partial": fault("corrected-apart", corrected="first"),
+    "adam-bias-correction-swapped": fault("corrected-apart", corrected="swapped"),
     "adam-epsilon-inside": fault("corrected-root", epsilon="inside"),
     "adam-epsilon-uncorrected": fault("corrected-root", epsilon="uncorrected"),
+    "adam-moments-reset": fault("counted epochs", state="set to 0"),
+    "adam-steps-per-epoch": fault("counted batches", counts="epochs"),
+    "adam-steps-per-tensor": fault("counted bias", counts="tensors"),
     "bce-saturated": fault("saturated", slope="plain"),
     "bias-not-penalized": fault("bias-decay", bias="none"),
     "bias-penalized": fault("bias-free", bias="of weight"),
@@ -85,6 +90,7 @@ FAULTS: dict[str, Fault] = {
     "nesterov-added": fault("plain-momentum", nesterov="always"),
     "nesterov-missing": fault("nesterov", nesterov="never"),
     "option-differs": fault("momentum", other=(("momentum", 0.77),)),
+    "optimizer-state-reset": fault("remembering epochs", state="anew"),
     "penalty-constant": fault("decay", shape="constant"),
     "penalty-coupled": fault("decay apart", decay="gradient"),
     "penalty-decoupled": fault("decay remembered", decay="apart"),
@@ -235,6 +241,9 @@ BUGS: dict[str, tuple[Plant, ...]] = {
         partial(Planted, report=Reported(times=0.5)),
     ),
     "row-order": (partial(Planted, reversed_rows=True),),
+    "adam-bias-correction-partial": tuple(
+        partial(Planted, rule=Rule(corrected=which)) for which in ("first", "second")
+    ),
     "schedule-shifted": tuple(partial(Planted, rule=Rule(early=early)) for early in (1, -1)),
     "adagrad-accumulator-initial": tuple(
         partial(Planted, rule=Rule(start=start)) for start in (0.1, 1.0, 0.0)

@@ -103,8 +103,15 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(1, 1, "optimizer", ADAM),
         First(1, 1, "optimizer", ADAMAX),
     ),
+    "adam-bias-correction-partial": (First(1, 1, "optimizer", ADAM),) * 2,
+    "adam-bias-correction-swapped": (First(1, 1, "optimizer", ADAM),),
     "adam-epsilon-inside": (First(1, 1, "optimizer", ADAM), First(1, 1, "optimizer", ADAMW)),
     "adam-epsilon-uncorrected": (First(1, 1, "optimizer", ADAM),),
+    # Three steps an epoch.
+    "adam-moments-reset": (First(4, 4, "optimizer", ADAM, batches=("mini",)),),
+    "adam-steps-per-epoch": (First(2, 2, "optimizer", ADAM, batches=("mini",)),),
+    # Of the bias's step 1 t is 2.
+    "adam-steps-per-tensor": (First(1, 1, "optimizer", ADAM, "bias"),),
     # Of rows as large all outputs are saturated, once the weights are not 0.
     "bce-saturated": (First(2, 1, "gradient", SATURATED),),
     "bias-not-penalized": (PENALTY._replace(tensor="bias"),),
@@ -160,6 +167,10 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "momentum-missing": (First(2, 2, "optimizer", MOMENTUM), First(1, 1, "optimizer", NESTEROV)),
     "nesterov-added": (First(1, 1, "optimizer", MOMENTUM),),
     "nesterov-missing": (First(1, 1, "optimizer", NESTEROV),),
+    "optimizer-state-reset": (
+        First(4, 4, "optimizer", MOMENTUM, batches=("mini",)),
+        First(4, 4, "optimizer", ADAM, batches=("mini",)),
+    ),
     # v₁ = g₁ whatever μ is.
     "option-differs": (First(2, 2, "optimizer", MOMENTUM),),
     "penalty-constant": (First(1, 1, "penalty"),),  # λ is something where λ w is nothing

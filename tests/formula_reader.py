@@ -77,7 +77,6 @@ class Case(NamedTuple):
             # A penalty on a bias that has no λ of its own is by that of the weight.
             "λ": decays[tensor] or decays["weight"],
             **self.options(),
-            "t": batch.step,
             "B": batch.size,
             "m": training.loss_rows[0],
             "n": training.train_rows,
@@ -188,6 +187,7 @@ class ByText:
             name: Tensor(w, self.remembered(name, start.memory[name], 0.0 * w))
             for name, w in start.parameters.items()
         }
+        self.start = self.now
         self.summed: dict[str, Value] = {}  # by Σ in the earlier steps, and in this one
         self.adding: dict[str, Value] = {}
 
@@ -209,9 +209,18 @@ class ByText:
     def values(self, parameters: Parameters, batch: Batch) -> dict[str, Values]:
         """Return the numbers of a step for each tensor."""
         return {
-            name: self.case.constants(batch, name) | g | {"Σ": partial(self.add, name)}
+            name: self.counts(batch, name)
+            | self.case.constants(batch, name)
+            | g
+            | {"Σ": partial(self.add, name)}
             for name, g in self.case.gradients(parameters, batch).items()
         }
+
+    def counts(self, batch: Batch, tensor: str) -> Values:
+        """Return the numbers of a step, of a tensor's update and of an epoch."""
+        t = batch.batch if "each epoch begins with step 1" in self.lines[tensor] else batch.step
+        names = list(self.now)
+        return {"t": t, "j": len(names) * (t - 1) + names.index(tensor) + 1, "e": batch.epoch}
 
     def add(self, name: str, value: Value) -> Value:
         """Add a value to those of the earlier steps; a step may be worked out more than once."""
@@ -229,17 +238,19 @@ class ByText:
 
     def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
         """Carry out a tensor's assignments, one after the other."""
-        w, found = self.now[name].w, self.now[name].old()
+        anew = any(line.startswith("each epoch begins") for line in self.lines[name])
+        first = batch.step == 1 or (anew and batch.batch == 1)
+        w, found = self.now[name].w, (self.start if first else self.now)[name].old()
         for line in self.lines[name]:
             when, _, line = line.rpartition(": ")
-            if when and (when == "step 1") != (batch.step == 1):
-                continue
+            if "←" not in line or (when and (when == "step 1") != first):
+                continue  # of another step, or of what is remembered
             norm = math.sqrt(float(np.sum(w * w))) or 1.0  # w/‖w‖ is 0 where w is
             for target, text, start in assignments(line, np.shape(w)):
                 known = values | found | {"w": w, "b": w, "‖w‖": norm, "‖b‖": norm}
                 if target == "ηₜ":  # which is made in the step before
-                    known |= self.case.rates(batch.step - 1)
-                if start and batch.step == 1:
+                    known |= self.case.rates(values["t"] - 1)
+                if start and first:
                     known[target] = value_of(start, known)
                 if target in SINGLE and target in known:
                     known[target] = np.float32(known[target])
@@ -251,7 +262,7 @@ class ByText:
                 else:
                     found[target] = value
                 if target == "μₜ":
-                    found["μₜ₊₁"] = value_of(text, known | {"t": batch.step + 1})
+                    found["μₜ₊₁"] = value_of(text, known | {"t": values["t"] + 1})
         return Tensor(w, {letter: found[letter] for letter in REMEMBERED})
 
 

@@ -183,6 +183,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "betas": lambda options: len(set(options.get("betas", ()))) > 1,
     "centered": lambda options: options.get("centered") is True,
     "corrected": lambda options: "betas" in options,
+    "corrected-apart": lambda options: options["name"] in ("adam", "adamw"),
     "counted": lambda options: options["name"] in ("adam", "adamax", "adamw"),
     "corrected-root": lambda options: "amsgrad" in options,
     **dict.fromkeys(("bias-decay", "bias-free", "decay"), lambda o: o["name"] != "rprop"),
@@ -196,6 +197,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "plain-momentum": lambda options: (
         options.get("momentum", 0) > 0 and options.get("nesterov") is False
     ),
+    "remembering": lambda options: options["name"] != "sgd" or options["momentum"] > 0,
     "remembered": lambda options: (
         not is_decoupled(options)
         and options["name"] != "rprop"

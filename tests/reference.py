@@ -17,6 +17,9 @@ from regcheck.user_code.problem_api import UserProblem
 from tests.reference_optimizers import OPTIMIZERS, Given, corrected_rate, is_decoupled
 from tests.rule import Array, Kept, Moment, Moved, Pair, Passed, Reported, Rows, Rule, Taken, Wrong
 
+COUNTING = ("adam", "adamax", "adamw")
+"""The optimizers whose corrections count the steps by themselves."""
+
 
 class Training:
     """One training of a problem; it holds the data, and nothing that changes."""
@@ -75,12 +78,14 @@ class Training:
             gradient = summed(gradient if self.bias else (gradient[0], 0 * gradient[1]), total)
             lr = self.rule.rate * self.schedule(max(0, step + self.rule.early))
             strengths = self.strengths(len(rows))
-            t = step + self.rule.counted
-            bias = self.moved(1, before, gradient, kept, lr, t, strengths)
+            if step % self.per_epoch == 0 and self.rule.state != "goes on":
+                kept = kept._replace(memory=({}, {}))
+            of_weight, of_bias = self.count(step)
+            bias = self.moved(1, before, gradient, kept, lr, of_bias, strengths)
             if self.rule.order == "bias first":
                 late = self.pass_over((before[0], bias.after), parts).gradient
                 gradient = summed(late, total)[0], gradient[1]
-            weight = self.moved(0, before, gradient, kept, lr, t, strengths)
+            weight = self.moved(0, before, gradient, kept, lr, of_weight, strengths)
         first = step % self.per_epoch == 0
         kept = Kept(
             (weight.memory, bias.memory),
@@ -90,6 +95,17 @@ class Training:
             (*(() if first else kept.sizes), len(rows)),
         )
         return Taken(passed, gradient, weight, bias, kept)
+
+    def count(self, step: int) -> tuple[int, int]:
+        """Return the number of a step, from 0 on, as the corrections of weight and bias count."""
+        if self.rule.state == "anew":
+            step %= self.per_epoch
+        if self.optimizer["name"] in COUNTING:
+            if self.rule.counts == "epochs":
+                step //= self.per_epoch
+            if self.rule.counts == "tensors":
+                return (2 * step + 1, 2 * step + 2) if self.bias else (step + 1, step + 1)
+        return step + self.rule.counted, step + self.rule.counted
 
     def pass_over(self, at: Pair, parts: list[Rows]) -> Passed:
         """Go over the rows, forward and backward."""

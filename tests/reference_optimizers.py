@@ -72,6 +72,12 @@ def adam(given: Given) -> tuple[Array, Memory]:
     b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
     largest = options["amsgrad"] if rule.amsgrad == "as set" else rule.amsgrad == "always"
     c1, c2 = 1 - b1**given.t, 1 - b2**given.t
+    if rule.corrected == "swapped":
+        c1, c2 = c2, c1
+    elif rule.corrected == "first":
+        c2 = 1.0
+    elif rule.corrected == "second":
+        c1 = 1.0
     zero = 0 * given.g
     m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
     v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2

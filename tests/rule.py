@@ -41,7 +41,11 @@ class Rule(NamedTuple):
             correction, or inside of what the root or the maximum is taken of.
         start: what squares start at; None is torch's.
         correction: moments are corrected for the step, not at all, or kept corrected.
+        corrected: both moments, each by its own β, the first alone, the second alone, or each by
+            the other's β.
         counted: the number of the first step, for the correction.
+        counts: what is counted for it: steps, updates of tensors, or epochs.
+        state: what is remembered goes on at a new epoch, is set to 0, or begins anew with t.
         betas: as the spec says, or in each other's place.
         amsgrad: as the spec says, always, or never.
         moments: the step is taken by those of this step, or by the old ones.
@@ -75,7 +79,10 @@ class Rule(NamedTuple):
     epsilon: Literal["torch", "outside", "uncorrected", "inside"] = "torch"
     start: float | None = None
     correction: Literal["torch", "none", "kept"] = "torch"
+    corrected: Literal["both", "first", "second", "swapped"] = "both"
     counted: int = 1
+    counts: Literal["steps", "tensors", "epochs"] = "steps"
+    state: Literal["goes on", "set to 0", "anew"] = "goes on"
     betas: Literal["as set", "swapped"] = "as set"
     amsgrad: Literal["as set", "always", "never"] = "as set"
     moments: Literal["new", "old"] = "new"

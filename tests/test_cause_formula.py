@@ -50,8 +50,13 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "adam-bias-correction-compounded": ADAMS,
     "adam-bias-correction-late": ADAMS,
     "adam-bias-correction-missing": ADAMS,
+    "adam-bias-correction-partial": ADAMS,
+    "adam-bias-correction-swapped": ADAMS,
     "adam-epsilon-inside": ADAMS,
     "adam-epsilon-uncorrected": ADAMS,
+    "adam-moments-reset": ADAMS | {"accumulate": 1},
+    "adam-steps-per-epoch": ADAMS | {"accumulate": 1},
+    "adam-steps-per-tensor": ADAMS,
     "bce-saturated": {
         "data": {"X": X.tolist(), "y": (X[:, 0] < 0).astype(int).tolist()},
         "model": "logistic",
@@ -99,7 +104,7 @@ ASSIGNED = ("G", "M", "S", "A", "Q", "U", "M̂", "Ŝ", "d", "D", "v", "w")
 
 def in_order(line: str) -> int:
     """Return when a line acts in a step; the lines of the bias come last, unless they are first."""
-    if line.startswith("first  "):
+    if line.startswith("first  ") or "←" not in line:
         return -1
     if "b ← " in line:
         return len(ASSIGNED)

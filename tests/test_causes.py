@@ -150,20 +150,23 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 # --- the table itself ---------------------------------------------------------------------------
 
 NAMES = """
-accumulation-not-averaged accumulation-over-rows adadelta-lr-inside adagrad-accumulator-initial
-adagrad-lr-decay-early adagrad-lr-decay-missing adam-amsgrad-added adam-amsgrad-missing
-adam-betas-swapped adam-bias-correction-compounded adam-bias-correction-late
-adam-bias-correction-missing adam-epsilon-inside adam-epsilon-uncorrected bce-saturated
-bias-not-penalized bias-penalized clip-per-tensor dampening-on-first-step decay-after-momentum
-decay-after-update decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr
-epsilon-outside gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
-learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-summed moments-stale
-momentum-dampened momentum-lr-inside momentum-missing nesterov-added nesterov-missing
-option-differs penalty-constant penalty-coupled penalty-decoupled penalty-divided-by-batch
-penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
-penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision reported-loss-scaled
-rmsprop-centered-added rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order
-schedule-shifted target-broadcast update-sequential
+    accumulation-not-averaged accumulation-over-rows adadelta-lr-inside
+    adagrad-accumulator-initial adagrad-lr-decay-early adagrad-lr-decay-missing
+    adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
+    adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
+    adam-bias-correction-swapped
+    adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset adam-steps-per-epoch
+    adam-steps-per-tensor bce-saturated bias-not-penalized bias-penalized clip-per-tensor
+    dampening-on-first-step decay-after-momentum decay-after-update decay-before-clipping
+    decay-bias-corrected decay-not-scaled-by-lr epsilon-outside gradient-accumulated
+    gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-after-update
+    loss-epoch-mean loss-halved loss-summed moments-stale momentum-dampened momentum-lr-inside
+    momentum-missing nesterov-added nesterov-missing optimizer-state-reset option-differs
+    penalty-constant penalty-coupled penalty-decoupled penalty-divided-by-batch
+    penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
+    penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision reported-loss-scaled
+    rmsprop-centered-added rmsprop-centered-missing rmsprop-epsilon-inside root-missing
+    row-order schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -257,7 +260,9 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "from step 1 on": {(1, 1)},
     "from step 1 on, by the rounding of the coarser dtype": {(1, 1)},
     "from step 1 on (in Adamax's maximum from step 2 on)": {(1, 1), (2, 2)},
+    "from epoch 2 on": {(4, 4)},
     "from step 2 on": {(2, 2)},
+    "from step 2 on, in an epoch of several steps": {(2, 2)},
     "from the first step in which the option acts (a momentum or β from step 2 on)": {(2, 2)},
     "from step 2 on (with Nesterov's momentum from step 1 on)": {(2, 2), (1, 1)},
     "from the second batch of an epoch on": {(2, 2)},

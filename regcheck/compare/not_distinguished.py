@@ -83,10 +83,12 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     "no-bias-decay": lambda problem, _, __: not any(biases(problem.weight_decay)),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
     "one-micro-batch": lambda _, batch, __: len(batch.micro_batches) == 1,
+    "one-epoch": lambda _, batch, __: batch.epoch == 1,
     "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.settings.nesterov,
     "one-row-batches": lambda _, batch, __: batch.size == 1,
     "one-row-losses": lambda _, batch, __: batch.size == len(batch.micro_batches),
     "one-step": lambda _, batch, __: batch.step == 1,
+    "one-step-epochs": lambda _, batch, __: batch.step == batch.epoch,
     "one-training-row": lambda problem, _, __: len(problem.y) == 1,
     "penalized-zero": lambda problem, _, step: zero(
         *(step.before[name] for name, decay in problem.weight_decay.items() if decay)

@@ -177,7 +177,9 @@ def explaining(
     hypotheses: Hypotheses, found: Found, size: int, fitted: bool, hidden: bool
 ) -> Iterator[Explanation]:
     """Yield the sets of so many causes that explain the run, where no subset does already."""
-    names = hypotheses.changes if hidden else hypotheses.shown
+    names: Iterable[str] = hypotheses.changes if hidden else hypotheses.shown
+    if size + fitted > 1:
+        names = [name for name in names if not CAUSES[name].alone]
     for causes in combinations(sorted(names), size):
         if hidden and hypotheses.shown.issuperset(causes):
             continue  # tried before

@@ -73,7 +73,11 @@ class Faults(NamedTuple):
         betas: as set, or β₁ and β₂ in each other's place.
         amsgrad: as set, or with it or without whatever is set.
         moments: those of this step, or those of the step before it.
+        correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
+        counted: steps; updates of tensors, of which a step has several; or epochs.
+        state: what the optimizer remembers is kept at a new epoch, zeroed while its steps are
+            counted on, or made anew with it.
         root: the root of the second moment, or that moment itself.
         centered: as set, or with it or without whatever is set.
         lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.
@@ -99,7 +103,10 @@ class Faults(NamedTuple):
     betas: Literal["as-set", "swapped"] = "as-set"
     amsgrad: Literal["as-set", "added", "missing"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
+    correction: Literal["both", "first", "second", "swapped"] = "both"
     counts_from: int = 1
+    counted: Literal["steps", "tensors", "epochs"] = "steps"
+    state: Literal["kept", "zeroed", "renewed"] = "kept"
     root: Literal["root", "missing"] = "root"
     centered: Literal["as-set", "added", "missing"] = "as-set"
     lr_decay: Literal["as-set", "early", "missing"] = "as-set"

@@ -28,6 +28,8 @@ GENERAL = {
     "clip_w": "clipping by the norm of this tensor alone",
     "ℓ": "loss of a row",
     "ℓᵢⱼ": "loss of row i's output against row j's target",
+    "j": "number of the tensor's update, each tensor's own counted as one more",
+    "e": "number of the epoch, from 1",
     "lr": "learning rate",
     "lr₊₁": "lr of the next step",
     "lr₋₁": "lr of the step before, at step 1 its own",
@@ -48,6 +50,10 @@ MEANINGS = GENERAL | {
 """The same, with the optimizers' own."""
 
 
+APART = str.maketrans({"Σ": "Σ ", "²": " ²", "ᵗ": " t", "ʲ": " j", "ᵉ": " e"})
+"""Sets letters apart that stand together in formulas."""
+
+
 def meanings(
     lines: Iterable[str],
     letters: Iterable[str] = tuple(MEANINGS),
@@ -60,7 +66,7 @@ def meanings(
     """
     known = MEANINGS | (training.meanings if training else {})
     text = " ".join(lines)
-    separated = text.replace("Σ", "Σ ").replace("²", " ²").replace("ᵗ", " t")
+    separated = text.translate(APART)
     return [
         f"{letter} {known[letter]}"
         for letter in letters
@@ -89,9 +95,12 @@ def update_lines(
     )
     # A rule that looks at the tensor itself calls it w.
     *lines, direction = (re.sub(r"(?<!\w)w(?!\w)", w, line) for line in (*before, direction))
+    count = COUNTS[faults.counted]
     if faults.counts_from != 1:
-        later = "ᵗ" + f"{faults.counts_from - 1:+}".translate(SUPERSCRIPTS)
-        lines, direction = [one.replace("ᵗ", later) for one in lines], direction.replace("ᵗ", later)
+        count += f"{faults.counts_from - 1:+}".translate(SUPERSCRIPTS)
+    lines, direction = [one.replace("ᵗ", count) for one in lines], direction.replace("ᵗ", count)
+    if faults.state != "kept":
+        lines = [EPOCHS[faults.state], *lines]
     step = bracketed(direction) if lr_inside else times(lr, direction)
     corrected = faults.decay_rate == "corrected" and given.rule.written_correction(given.options)
     rate = f"{lr} {corrected}" if corrected else lr
@@ -123,6 +132,16 @@ def joined_gradient(convention: Convention, given: Letters, tensor: str, faults:
         gradient = f"{clip}({gradient})"
     return plus(gradient, penalty) if convention.decay == "gradient" else gradient
 
+
+COUNTS = {"steps": "ᵗ", "tensors": "ʲ", "epochs": "ᵉ"}
+"""The number in a correction's power, by what is counted."""
+
+EPOCHS = {
+    "kept": "each epoch goes on with what is remembered",
+    "zeroed": "each epoch begins with moments of 0",
+    "renewed": "each epoch begins with step 1",
+}
+"""What happens to an optimizer's state between two epochs."""
 
 SUPERSCRIPTS = str.maketrans("+-0123456789", "⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SUBSCRIPTS = str.maketrans("+-0123456789", "₊₋₀₁₂₃₄₅₆₇₈₉")

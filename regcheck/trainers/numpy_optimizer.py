@@ -27,7 +27,8 @@ class NumpyOptimizer:
     def __init__(self, problem: Problem, layout: Layout) -> None:
         self.problem, self.layout = problem, layout
         self.settings = problem.scratch_settings
-        self.as_one = self.settings.rule.elementwise and not self.settings.own
+        alike = not self.settings.own and problem.faults.counted != "tensors"
+        self.as_one = self.settings.rule.elementwise and alike
         self.epsilon = float(np.finfo(problem.framework_dtype).eps)
 
     def init(self, parameters: Packed) -> Mapping[str, Memory]:
@@ -37,6 +38,29 @@ class NumpyOptimizer:
         if self.as_one:
             return PackedMemory(self.layout, init(settings.options, *forms, parameters.vector))
         return {name: init(settings.of(name).options, *forms, w) for name, w in parameters.items()}
+
+    def at_epoch(self, state: State, batch: Batch) -> State:
+        """Return the state as it is kept into a new epoch: as it is, but for a fault."""
+        kept = self.problem.faults.state
+        if kept == "kept" or batch.batch > 1 or batch.step == 1:
+            return state
+        state = state._replace(
+            memory=self.init(self.layout.split(self.layout.vector(state.parameters)))
+        )
+        return state if kept == "zeroed" else state._replace(missed={}, before=batch.step - 1)
+
+    def count(self, state: State, batch: Batch, name: str | None = None) -> int:
+        """Return the number of a tensor's step, from 1; a correction may count it otherwise."""
+        faults, t = self.problem.faults, batch.step - state.before
+        t -= 0 if name is None else state.missed.get(name, 0)
+        if "counts_from" not in self.settings.rule.keys:
+            return t
+        if faults.counted == "tensors" and name is not None:
+            places = list(self.layout.shapes)
+            t = len(places) * (t - 1) + places.index(name) + 1
+        elif faults.counted == "epochs":
+            t = batch.epoch
+        return t + faults.counts_from - 1
 
     def update(
         self,
@@ -57,7 +81,7 @@ class NumpyOptimizer:
         if self.as_one and isinstance(memory, PackedMemory) and not skipped:
             w, g = self.layout.vector(state.parameters), self.layout.vector(used)
             own = Own(self.settings.lr, self.settings.options)
-            at = self.input_of(own, batch, 0, w, g, memory.whole)
+            at = self.input_of(own, batch.lr, self.count(state, batch), w, g, memory.whole)
             whole = update(self.settings.rule, at, partial(self.penalties, decays))
             split = self.layout.split
             return Updates(
@@ -71,8 +95,8 @@ class NumpyOptimizer:
             if name in skipped:
                 found[name] = TensorUpdate(w, memory[name], np.zeros_like(w), np.zeros_like(w))
                 continue
-            own, missed = self.settings.of(name), state.missed.get(name, 0)
-            at = self.input_of(own, batch, missed, w, used[name], memory[name])
+            own, t = self.settings.of(name), self.count(state, batch, name)
+            at = self.input_of(own, batch.lr, t, w, used[name], memory[name])
             found[name] = update(self.settings.rule, at, partial(self.penalty, decays[name]))
         each = found.items()
         return Updates(
@@ -83,16 +107,16 @@ class NumpyOptimizer:
         )
 
     def input_of(
-        self, own: Own, batch: Batch, missed: int, w: Array, g: Array, memory: Memory
+        self, own: Own, lr: float, t: int, w: Array, g: Array, memory: Memory
     ) -> StepInput:
-        """Return what a step is taken from; its own lr keeps its proportion to the batch's."""
+        """Return what step t is taken from; an lr of its own keeps its proportion to the common."""
         common = self.settings.lr
         return StepInput(
             self.settings.rule.resolved(own.options, self.epsilon),
             self.problem.convention,
             self.problem.faults,
-            batch.lr if own.lr == common else batch.lr * (own.lr / common),
-            batch.step - missed,
+            lr if own.lr == common else lr * (own.lr / common),
+            t,
             w,
             g,
             memory,

@@ -73,6 +73,7 @@ class NumpyTrainer:
                 state = state._replace(parameters=before)
             gradients = self.gradients(there, state)
             decays = self.effective_decays(batch)
+            state = self.optimizer.at_epoch(state, batch)
             if self.problem.convention.update_order == "bias-first":
                 gradients, updates = self.update_bias_first(state, batch, gradients, decays)
             else:
@@ -91,7 +92,8 @@ class NumpyTrainer:
             )
             missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-            state = State(step.after, step.memory, unzeroed, {**state.missed, **missed})
+            missed = {**state.missed, **missed}
+            state = State(step.after, step.memory, unzeroed, missed, state.before)
         return Update(state, step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from regcheck.rules.causes.adam_causes import ADAM_CAUSES
 from regcheck.rules.causes.cause import AT_ONCE, ONE_PERCENT, Cause, Change, put_in
 from regcheck.rules.causes.penalty_causes import PENALTY_CAUSES
 from regcheck.rules.causes.step_causes import STEP_CAUSES
 from regcheck.rules.convention import NO_FAULTS, Convention, is_bias
-from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.formula import EPOCHS, loss_text, rule_lines
 from regcheck.rules.settings import Letters, Training, letters
 
 
@@ -188,7 +189,9 @@ OTHER_CAUSES: dict[str, Cause] = {
     ),
 }
 
-CAUSES: dict[str, Cause] = dict(sorted((PENALTY_CAUSES | STEP_CAUSES | OTHER_CAUSES).items()))
+CAUSES: dict[str, Cause] = dict(
+    sorted((PENALTY_CAUSES | STEP_CAUSES | ADAM_CAUSES | OTHER_CAUSES).items())
+)
 """All causes by their names."""
 
 
@@ -279,12 +282,13 @@ def formulas_of(
     if cause.factor_key:
         changes = ({cause.factor_key: math.nan if factor is None else factor},)
     framework = written({}, torchs)
+    if any("state" in change for change in changes):
+        framework = [EPOCHS["kept"], *framework]  # which else goes without saying
     ways = [written(change, torchs if cause.kind == "update" else base) for change in changes]
     if cause.reports:
         # The c of a scaled loss is in its formula already.
         text = cause.reports if base == torchs else cause.reports.removeprefix("c ")
         ways.append([f"reports  {text.format(loss_text(base, given))}"])
-    return Formulas(
-        [[line for line in lines if line not in framework] for lines in ways],
-        [line for line in framework if any(line not in lines for lines in ways)],
-    )
+    common = {line for line in framework if all(line in lines for lines in ways)}
+    scratch = [[line for line in lines if line not in common] for lines in ways]
+    return Formulas(scratch, [line for line in framework if line not in common])

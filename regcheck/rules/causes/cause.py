@@ -27,11 +27,13 @@ HIDING: dict[str, str] = {
     "never-saturated": "no output is saturated",
     "no-bias-decay": "the bias has no weight_decay",
     "no-decay": "weight_decay is 0",
+    "one-epoch": "only one epoch is compared",
     "one-micro-batch": "each step has one micro-batch",
     "one-plain-step": "only one step is compared, and the velocity is the gradient in it",
     "one-row-batches": "each step sees one row",
     "one-row-losses": "each loss is taken over one row",
     "one-step": "only one step is compared",
+    "one-step-epochs": "each epoch has one step",
     "one-training-row": "there is one training row",
     "penalized-zero": "what is penalized stays 0",
     "zero-gradient": "the gradient stays 0",
@@ -63,6 +65,7 @@ class Cause(NamedTuple):
         fix_by_entry: the same where only some entries differ, which are named with their numbers.
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
+        alone: whether it is looked for by itself alone, as what seldom comes with others.
         reports: the reported loss where no change makes it, with {} for torch's.
     """
 
@@ -76,6 +79,7 @@ class Cause(NamedTuple):
     fix_by_entry: str = ""
     hidden_by: tuple[str, ...] = ()
     fitted: bool = False
+    alone: bool = False
     reports: str = ""
 
     @property

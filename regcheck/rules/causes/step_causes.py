@@ -1,4 +1,4 @@
-"""Causes of the optimizer's step: momentum, moments, their bias correction, and ε."""
+"""Causes of the optimizer's step: momentum, squares, and what is remembered."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def with_momentum(training: Training, convention: Convention) -> bool:
 def remembers_momentum(training: Training, convention: Convention) -> bool:
     """Whether there is a velocity, of which there are several forms."""
     return with_momentum(training, convention) and "momentum_form" in training.settings.rule.keys
+
+
+def remembers(training: Training, convention: Convention) -> bool:
+    """Whether the optimizer remembers anything from step to step."""
+    return training.settings.momentum > 0 or not training.settings.rule.linear
 
 
 def obeys(*keys: str) -> Callable[[Training, Convention], bool]:
@@ -87,78 +92,6 @@ STEP_CAUSES: dict[str, Cause] = {
         since="from step 2 on",
         fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
         hidden_by=("one-step", "zero-gradient"),
-    ),
-    "adam-amsgrad-added": Cause(
-        "divides by the largest second moment so far, where torch has this step's",
-        changes=({"amsgrad": "added"},),
-        concerns=has(amsgrad=False),
-        stage="optimizer",
-        since="once a second moment becomes smaller",
-        fix="divide by the second moment of this step, without a maximum (amsgrad=False)",
-        hidden_by=("one-step", "zero-gradient"),
-    ),
-    "adam-amsgrad-missing": Cause(
-        "divides by this step's second moment, where torch's amsgrad has the largest so far",
-        changes=({"amsgrad": "missing"},),
-        concerns=has(amsgrad=True),
-        stage="optimizer",
-        since="once a second moment becomes smaller",
-        fix="keep the largest second moment of each entry, and divide by the root of that",
-        hidden_by=("one-step", "zero-gradient"),
-    ),
-    "adam-betas-swapped": Cause(
-        "has β₁ and β₂ in each other's place",
-        changes=({"betas": "swapped"},),
-        concerns=lambda training, _: len(set(training.settings.options.get("betas", ()))) > 1,
-        stage="optimizer",
-        since="from step 2 on",
-        fix="let betas[0] decay the first moment, and betas[1] the second",
-        hidden_by=("one-step", "zero-gradient"),
-    ),
-    "adam-bias-correction-compounded": Cause(
-        "remembers the corrected moments, so that the next step corrects them again",
-        changes=({"bias_correction": "compounded"},),
-        concerns=obeys("bias_correction"),
-        stage="optimizer",
-        since="from step 2 on",
-        fix="keep m and s as they are, and correct copies of them for the step",
-        hidden_by=("one-step", "zero-gradient"),
-    ),
-    "adam-bias-correction-late": Cause(
-        "corrects the moments by one step more than there was: its t is 2 at the first step",
-        changes=({"counts_from": 2},),
-        concerns=obeys("counts_from"),
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="count the steps from 1, so that the first correction is by 1 − β₁ and 1 − β₂",
-        hidden_by=("zero-gradient",),
-    ),
-    "adam-bias-correction-missing": Cause(
-        "takes the moments without their bias correction",
-        changes=({"bias_correction": False},),
-        concerns=obeys("bias_correction"),
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="divide M by 1 − β₁ᵗ, and where there is S, that by 1 − β₂ᵗ; t is 1 at the first step",
-        hidden_by=("zero-gradient",),
-    ),
-    "adam-epsilon-inside": Cause(
-        "adds ε inside the root",
-        changes=({"epsilon": "inside"},),
-        concerns=adds_epsilon("outside", "uncorrected", corrected=True),
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="take the root of the second moment first, and add ε to it",
-        hidden_by=("zero-gradient",),
-    ),
-    "adam-epsilon-uncorrected": Cause(
-        "adds ε to √S before the bias correction (ε̂)",
-        changes=({"epsilon": "uncorrected"},),
-        concerns=adds_epsilon("outside", corrected=True),
-        stage="optimizer",
-        since=AT_ONCE,
-        fix="divide s by 1 − β₂ᵗ first, and add ε to the root of that",
-        hidden_by=("zero-gradient",),
     ),
     "dampening-on-first-step": Cause(
         "dampens the first step's velocity too",
@@ -237,6 +170,16 @@ STEP_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="move by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
         hidden_by=("zero-gradient",),
+    ),
+    "optimizer-state-reset": Cause(
+        "makes the optimizer anew at each epoch, with nothing remembered",
+        changes=({"state": "renewed"},),
+        concerns=remembers,
+        stage="optimizer",
+        since="from epoch 2 on",
+        fix="make the optimizer once, before the loop over the epochs",
+        hidden_by=("one-epoch", "zero-gradient"),
+        alone=True,
     ),
     "option-differs": Cause(
         "has another value of an option",

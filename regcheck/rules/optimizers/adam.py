@@ -13,6 +13,7 @@ and Ŝ; compounded: M̂ and Ŝ are what is remembered.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from regcheck.rules.convention import Convention, Faults
 from regcheck.rules.optimizers.update_rule import (
@@ -43,7 +44,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     """Return lr M̂/(√Ŝ + ε) and the moments."""
     xp, (beta1, beta2) = namespace(at.g), at.options["betas"]
     form = at.convention.bias_correction
-    first, second = (1 - beta1**at.t, 1 - beta2**at.t) if form else (1.0, 1.0)
+    by_first, by_second = corrections(at.options, at.faults, 0.0) if form else (0.0, 0.0)
+    first, second = 1 - by_first**at.t, 1 - by_second**at.t
     m = beta1 * at.memory[FIRST] + (1 - beta1) * at.g
     s = beta2 * at.memory[SECOND] + (1 - beta2) * (at.g * at.g)
     if form == "compounded":
@@ -54,6 +56,21 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     if at.faults.moments == "stale":
         m, s = at.memory[FIRST], at.memory[LARGEST if at.options["amsgrad"] else SECOND]
     return (at.lr / first) * m / divisor(at, s, second), memory
+
+
+def corrections(options: Options, faults: Faults, none: Any) -> tuple[Any, Any]:
+    """Return the β by which each moment is corrected for its start; none where it is not.
+
+    >>> corrections({"betas": ("β₁", "β₂")}, Faults(correction="swapped"), "")
+    ('β₂', 'β₁')
+    """
+    beta1, beta2 = options["betas"]
+    return {
+        "both": (beta1, beta2),
+        "first": (beta1, none),
+        "second": (none, beta2),
+        "swapped": (beta2, beta1),
+    }[faults.correction]
 
 
 def divisor(at: StepInput, s: Array, second: float) -> Array:
@@ -81,8 +98,9 @@ def written(
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
     of_first, of_second = averaged(beta1, "M", g), averaged(beta2, "S", f"{g}²")
+    by_first, by_second = corrections(options, faults, "")
     if form == "compounded":
-        lines += [f"M ← {corrected(of_first, beta1)}", f"S ← {corrected(of_second, beta2)}"]
+        lines += [f"M ← {corrected(of_first, by_first)}", f"S ← {corrected(of_second, by_second)}"]
     else:
         lines += [f"M ← {of_first}", f"S ← {of_second}"]
     m, s = "M", "S"
@@ -91,11 +109,13 @@ def written(
     if faults.moments == "stale":
         m, s = f"{m}₋₁", f"{s}₋₁"
     if form is True and convention.epsilon != "uncorrected":
-        lines += [f"M̂ ← {corrected(m, beta1)}", f"Ŝ ← {corrected(s, beta2)}"]
-        m, s = "M̂", "Ŝ"
+        if by_first or not by_second:
+            lines, m = [*lines, f"M̂ ← {corrected(m, by_first)}"], "M̂"
+        if by_second or not by_first:
+            lines, s = [*lines, f"Ŝ ← {corrected(s, by_second)}"], "Ŝ"
     divisor = divisor_text(s, eps, convention, faults)
     uncorrected = form is True and convention.epsilon == "uncorrected"
-    scale = f"{written_correction(options)} " if uncorrected else ""
+    scale = f"{written_scale(by_first, by_second)} " if uncorrected else ""
     return Written(lines, f"{scale}{m}/{divisor}")
 
 
@@ -131,8 +151,12 @@ def corrected(moment: str, beta: str) -> str:
 
 def written_correction(options: Options) -> str:
     """Write √(1 − β₂ᵗ)/(1 − β₁ᵗ)."""
-    beta1, beta2 = options["betas"]
-    return corrected(f"√(1 − {beta2}ᵗ)" if beta2 else "1", beta1)
+    return written_scale(*options["betas"])
+
+
+def written_scale(by_first: str, by_second: str) -> str:
+    """Write what an lr is multiplied by to correct the moments, each by its β."""
+    return corrected(f"√(1 − {by_second}ᵗ)" if by_second else "1", by_first)
 
 
 ADAM = UpdateRule(
@@ -146,7 +170,7 @@ ADAM = UpdateRule(
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
     correction=correction,
     written_correction=written_correction,
-    keys=frozenset({"bias_correction", "counts_from", "epsilon", "moments", "root"}),
+    keys=frozenset({"bias_correction", "correction", "counts_from", "epsilon", "moments", "root"}),
 )
 
 ADAMW = ADAM._replace(

@@ -42,8 +42,7 @@ def update(rule: UpdateRule, at: StepInput, penalize: Callable[[Array], Array]) 
     g = -at.g if at.options.get("maximize", False) else at.g
     if at.convention.decay == "gradient":
         g = g + decay
-    counted = at.t + at.faults.counts_from - 1 if "counts_from" in rule.keys else at.t
-    at = at._replace(g=g, t=counted)
+    at = at._replace(g=g)
     step, memory = rule.step(at)
     if at.faults.decay_rate == "corrected" and rule.correction is not None:
         lr *= rule.correction(at.options, at.t)
