@@ -14,7 +14,8 @@ from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, symbols
 from tests.every_rule import DATA
 from tests.faults import BUGS
-from tests.formula_reader import FACTOR, Case, agreeing_steps, case_of, read_loss, training
+from tests.formula_cases import FACTOR, Case, case_of, training
+from tests.formula_reader import agreeing_steps, read_loss
 
 UNWRITTEN = {"initial-parameters", "precision", "row-order"}
 """Causes that are no difference of formulas."""

@@ -25,20 +25,20 @@ penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalt
 penalty-norm-not-squared penalty-scaled penalty-sign-flipped
 """
 ALWAYS, PENALTY = set(ALWAYS_NAMES.split()), set(PENALTY_NAMES.split())
-MOMENTUM = {"momentum-dampened", "momentum-missing"}
+RESET = "optimizer-state-reset"
+MOMENTUM = {"momentum-dampened", "momentum-missing", RESET}
 BIAS = {"bias-not-penalized"}
 COUPLED = {"decay-after-momentum", "penalty-decoupled"}
-OF_CORRECTION = {
-    "adam-bias-correction-compounded",
-    "adam-bias-correction-late",
-    "adam-bias-correction-missing",
-}
+OF_COUNT = {"adam-bias-correction-late", "adam-moments-reset", "adam-steps-per-tensor"}
+OF_CORRECTION = {"adam-bias-correction-compounded", "adam-bias-correction-missing", *OF_COUNT}
+OF_TWO_MOMENTS = {"adam-bias-correction-partial", "adam-bias-correction-swapped"}
 OF_ROOT = {"moments-stale", "root-missing"}
-OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside"}
-SWAPPED, LATE = "adam-betas-swapped", "adam-bias-correction-late"
+OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside", RESET}
+SWAPPED = "adam-betas-swapped"
 UNCORRECTED = "adam-epsilon-uncorrected"
-OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", UNCORRECTED, SWAPPED}
-OF_ADAM, OF_AMSGRAD = OF_BETAS | {"adam-amsgrad-added"}, OF_BETAS | {"adam-amsgrad-missing"}
+OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", UNCORRECTED, SWAPPED, RESET}
+OF_ADAM = OF_BETAS | OF_TWO_MOMENTS | {"adam-amsgrad-added"}
+OF_AMSGRAD = OF_BETAS | OF_TWO_MOMENTS | {"adam-amsgrad-missing"}
 DECOUPLED = {"decay-bias-corrected", "penalty-coupled"}
 
 NO_DECAY: Spec = {"weight_decay": 0}
@@ -91,21 +91,21 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         OF_SQUARES | {"adagrad-lr-decay-early", "adagrad-lr-decay-missing"},
     ),
     # Where the lr is 1, as torch's own for Adadelta is, lr d is d.
-    (NO_DECAY | {"optimizer": "adadelta", "lr": 1}, {"epsilon-outside"}),
-    (NO_DECAY | {"optimizer": "adadelta"}, {"epsilon-outside", "adadelta-lr-inside"}),
+    (NO_DECAY | {"optimizer": "adadelta", "lr": 1}, {"epsilon-outside", RESET}),
+    (NO_DECAY | {"optimizer": "adadelta"}, {"epsilon-outside", "adadelta-lr-inside", RESET}),
     (
         NO_DECAY | {"optimizer": "adamax"},
-        {"epsilon-outside", SWAPPED, *OF_CORRECTION},
+        {"epsilon-outside", SWAPPED, RESET, *OF_CORRECTION},
     ),
-    (NO_DECAY | {"optimizer": "nadam"}, OF_BETAS - {LATE}),
-    (NO_DECAY | {"optimizer": "radam"}, OF_BETAS - {LATE, UNCORRECTED} | {"epsilon-outside"}),
+    (NO_DECAY | {"optimizer": "nadam"}, OF_BETAS - OF_COUNT),
+    (NO_DECAY | {"optimizer": "radam"}, OF_BETAS - OF_COUNT - {UNCORRECTED} | {"epsilon-outside"}),
     (
         {"optimizer": {"name": "nadam", "decoupled_weight_decay": True}},
-        OF_BETAS - {LATE} | PENALTY | BIAS | DECOUPLED,
+        OF_BETAS - OF_COUNT | PENALTY | BIAS | DECOUPLED,
     ),
-    ({"optimizer": "asgd"}, PENALTY | BIAS | {"penalty-decoupled"}),
-    ({"optimizer": "adafactor"}, PENALTY | BIAS | {"penalty-coupled"}),
-    (NO_DECAY | {"optimizer": "rprop"}, set()),
+    ({"optimizer": "asgd"}, PENALTY | BIAS | {"penalty-decoupled", RESET}),
+    ({"optimizer": "adafactor"}, PENALTY | BIAS | {"penalty-coupled", RESET}),
+    (NO_DECAY | {"optimizer": "rprop"}, {RESET}),
     # What the spec's convention says of a coupled penalty is not torch's own.
     (
         NO_DECAY | {"optimizer": "adamw", "convention": {"decay": "gradient"}},
@@ -126,6 +126,10 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
     (NO_DECAY | {"batch_size": 2}, IN_BATCHES),
     (NO_DECAY | {"batch_size": 3}, {"last-batch-divisor"} | IN_BATCHES),
     (NO_DECAY | {"batch_size": 3, "drop_last": True}, IN_BATCHES),
+    (
+        NO_DECAY | {"optimizer": "adam", "batch_size": 2},
+        OF_ADAM | IN_BATCHES | {"adam-steps-per-epoch"},
+    ),
     (NO_DECAY | {"batch_size": 2, "accumulate": 2}, {"accumulation-not-averaged"}),
     (
         NO_DECAY | {"batch_size": 3, "accumulate": 2},

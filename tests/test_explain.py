@@ -21,7 +21,7 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.torch_call import torch_call
 from regcheck.rules.worked_example import one_step
 from tests.conftest import ROOT
-from tests.formula_reader import case_of, training
+from tests.formula_cases import case_of, training
 from tests.formula_text import value_of
 
 

@@ -30,7 +30,8 @@ from regcheck.rules.optimizers.update_rule import bracketed
 from regcheck.rules.settings import SYMBOLIC, exact, letters, number, symbols
 from regcheck.trainers.numpy_state import State
 from tests.every_rule import rules
-from tests.formula_reader import FACTOR, agreeing_steps, case_of, read_loss, training
+from tests.formula_cases import FACTOR, case_of, training
+from tests.formula_reader import agreeing_steps, read_loss
 
 # --- every combination ----------------------------------------------------------------------------
 

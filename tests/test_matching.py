@@ -20,7 +20,7 @@ from regcheck.spec.sections.training import Optimizer, TorchSettings, WeightDeca
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.every_rule import OPTIMIZERS
-from tests.formula_reader import training
+from tests.formula_cases import training
 
 SCHEDULE = {"kind": "exponential", "factor": 0.8}
 

@@ -9,7 +9,7 @@ import pytest
 from regcheck.rules.convention import TORCH, Convention, Faults
 from regcheck.rules.equivalent import NoMatchError, matching
 from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
-from tests.formula_reader import training
+from tests.formula_cases import training
 from tests.test_matching import SCHEDULE, could_match, difference, loaded_spec, match_of
 
 MOMENTUM = {"optimizer": {"name": "sgd", "momentum": 0.9}}

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
-import torch
-from torch import nn
 
 from regcheck.checking import check
 from regcheck.problem.batches import training_of
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING
-from regcheck.rules.convention import is_bias
 from regcheck.spec import from_mapping
-from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import Spec
 from tests.first_steps import (
     ADADELTA,
@@ -34,8 +29,7 @@ from tests.first_steps import (
     ZEROS,
     spec_of,
 )
-from tests.own_models import trained_by
-from tests.test_concerns import ALWAYS, BIAS, COUPLED, OF_ADAM, PENALTY, SWAPPED
+from tests.test_concerns import ALWAYS, BIAS, COUPLED, OF_ADAM, PENALTY, RESET, SWAPPED
 
 ACTING: Spec = spec_of(batches="mini") | {
     "batch_size": 3,  # 3, 3, 3 and 2 rows, of which two make a step
@@ -194,13 +188,27 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
     "one step": ({"epochs": 1}, {"one-step": ONE_STEP}),
     "one step with momentum": (
         {"epochs": 1} | MOMENTUM,
-        {"one-step": ONE_STEP | COUPLED, "one-plain-step": {"momentum-missing"}},
+        {
+            "one-step": ONE_STEP | COUPLED,
+            "one-plain-step": {"momentum-missing"},
+            "one-epoch": {RESET},
+        },
     ),
     # d₁ = (1 + μ) g₁ has the momentum in it.
-    "one step with Nesterov": ({"epochs": 1} | NESTEROV, {"one-step": ONE_STEP}),
+    "one step with Nesterov": (
+        {"epochs": 1} | NESTEROV,
+        {"one-step": ONE_STEP, "one-epoch": {RESET}},
+    ),
     "one step of Adam": (
         {"epochs": 1} | ADAM,
-        {"one-step": ONE_STEP | {SWAPPED, "adam-amsgrad-added", COMPOUNDED}},
+        {
+            "one-step": ONE_STEP | {SWAPPED, "adam-amsgrad-added", COMPOUNDED},
+            "one-epoch": {RESET, "adam-moments-reset"},
+        },
+    ),
+    "one step an epoch of Adam, and rows left out": (
+        {"batch_size": 8, "drop_last": True, "epochs": 6} | ADAM,
+        {"one-step-epochs": {"adam-steps-per-epoch"}},
     ),
     # 1e-12 beside roots of the order of 1; without ε the forms round otherwise, no more.
     "ε tiny in float32": (
@@ -282,60 +290,3 @@ def test_what_is_hidden_does_not_depend_on_what_the_scratch_side_does(key: Spec)
 def test_clipping_of_one_tensor_is_the_same_by_its_own_norm() -> None:
     spec = spec_of() | {"clip_norm": 0.1, "bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
     assert "clip-per-tensor" not in dict(check(spec).not_distinguished)
-
-
-# --- a user's own model, with names of its own --------------------------------------------------
-
-
-class Bare(nn.Module):
-    """A model of one parameter that is called neither weight nor bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.full((3,), 0.5, dtype=torch.float64))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.w
-
-
-def two_layers(bias: bool = True) -> nn.Module:
-    """Make a model whose biases start at zero, or one without."""
-    torch.manual_seed(0)
-    layers = [nn.Linear(3, 2, bias=bias), nn.Tanh(), nn.Linear(2, 1, bias=bias), nn.Flatten(0)]
-    model = nn.Sequential(*layers).double()
-    for name, tensor in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(tensor)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("make", "weights", "biases", "hidden"),
-    [
-        (two_layers, 0.5, 0.5, "bias-not-penalized"),
-        (two_layers, 0.5, 0.0, "bias-penalized"),
-        (two_layers, 0.0, 0.5, "bias-not-penalized"),
-        (lambda: two_layers(bias=False), 0.5, 0.5, None),
-        (Bare, 0.5, 0.5, None),
-    ],
-    ids=["biases at zero", "free biases", "decay of biases alone", "no biases", "another name"],
-)
-def test_own_models_biases_are_known_by_the_last_part_of_their_names(
-    make: Callable[[], nn.Module], weights: float, biases: float, hidden: str | None
-) -> None:
-    def made(problem: UserProblem) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
-        model = make()
-        groups = [
-            {"params": [w], "weight_decay": biases if is_bias(name) else weights}
-            for name, w in model.named_parameters()
-        ]
-        return model, nn.MSELoss(), torch.optim.SGD(groups, lr=problem.lr)
-
-    data = {"X": [[1.0, 2.0, -1.0], [0.5, -1.0, 3.0], [2.0, 0.0, 1.0]], "y": [1.0, -1.0, 2.0]}
-    report = check({"data": data, "lr": 0.1}, scratch=trained_by(made), framework=made)
-    assert report.verdict != "diverged"  # inconclusive where nothing is penalized but zeros
-    found = dict(report.not_distinguished)
-    if hidden is None:
-        assert not {"bias-not-penalized", "bias-penalized", "update-sequential"} & found.keys()
-    else:
-        assert found[hidden] == "the bias stays 0"

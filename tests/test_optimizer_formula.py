@@ -11,7 +11,8 @@ from regcheck.rules.convention import Decay
 from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import letters, symbols
-from tests.formula_reader import agreeing_steps, case_of
+from tests.formula_cases import case_of
+from tests.formula_reader import agreeing_steps
 
 OTHER: dict[str, list[Any]] = {
     "alpha": [0.7],

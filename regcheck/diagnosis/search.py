@@ -45,6 +45,7 @@ class Hypotheses(NamedTuple):
         changes: of the causes that concern it and leave nothing open.
         shown: those of them that it could show: what it could not adds nothing to any set.
         fitted: the causes with an open factor.
+        alone: the causes that are looked for by themselves alone.
     """
 
     replay: Replay
@@ -52,6 +53,7 @@ class Hypotheses(NamedTuple):
     changes: Mapping[str, Sequence[Change]]
     shown: frozenset[str]
     fitted: tuple[str, ...]
+    alone: frozenset[str] = frozenset()
 
 
 class Round(NamedTuple):
@@ -164,7 +166,8 @@ def concerning(
         shown = {name for name, own in changes.items() if any(map(replay.first_shown, own))}
         visible = frozenset(shown)
     fitted = tuple(name for name in causes if CAUSES[name].fitted)
-    return Hypotheses(replay, training, changes, visible & changes.keys(), fitted)
+    alone = frozenset(name for name in changes if CAUSES[name].alone)
+    return Hypotheses(replay, training, changes, visible & changes.keys(), fitted, alone)
 
 
 def is_late(replay: Replay, changes: Sequence[Change]) -> bool:
@@ -179,7 +182,7 @@ def explaining(
     """Yield the sets of so many causes that explain the run, where no subset does already."""
     names: Iterable[str] = hypotheses.changes if hidden else hypotheses.shown
     if size + fitted > 1:
-        names = [name for name in names if not CAUSES[name].alone]
+        names = [name for name in names if name not in hypotheses.alone]
     for causes in combinations(sorted(names), size):
         if hidden and hypotheses.shown.issuperset(causes):
             continue  # tried before

@@ -76,8 +76,7 @@ class Faults(NamedTuple):
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
         counted: steps; updates of tensors, of which a step has several; or epochs.
-        state: what the optimizer remembers is kept at a new epoch, zeroed while its steps are
-            counted on, or made anew with it.
+        state: what is remembered is kept at a new epoch, zeroed while t goes on, or begins anew.
         root: the root of the second moment, or that moment itself.
         centered: as set, or with it or without whatever is set.
         lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.

@@ -111,7 +111,10 @@ ADAM_CAUSES: dict[str, Cause] = {
     "adam-steps-per-epoch": Cause(
         "corrects the moments by the number of the epoch, not of the step",
         changes=({"counted": "epochs"},),
-        concerns=obeys("counts_from"),
+        concerns=lambda training, convention: (
+            obeys("counts_from")(training, convention)
+            and training.batch_rows[0] < training.train_rows
+        ),
         stage="optimizer",
         since="from step 2 on, in an epoch of several steps",
         fix="add 1 to t at each step, not at each epoch",
