@@ -6,7 +6,7 @@ Loads neither torch nor NumPy, and pydantic only where a spec is explained.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
@@ -14,6 +14,7 @@ from regcheck.rules.causes.catalogue import CAUSES, formulas_of
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
+from regcheck.rules.examples import EXAMPLE, trainings, worked_example
 from regcheck.rules.formula import MEANINGS, loss_text, meanings, rule_lines
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
@@ -28,7 +29,6 @@ from regcheck.rules.settings import (
     symbols,
 )
 from regcheck.rules.torch_call import framework_call, torch_call
-from regcheck.rules.worked_example import EXAMPLE, worked_example
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,29 +183,6 @@ def cause_entry(name: str) -> Entry:
 
 
 SAME_RULE = "both     by the same rule: no formula differs"
-
-
-def trainings() -> Iterator[Training]:
-    """Yield trainings with more and more settings; the first that has a cause's explains it."""
-    yield EXAMPLE
-    yield EXAMPLE.with_decays({"weight": 1.0, "bias": 0.0})
-    yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
-    yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
-    yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
-    yield EXAMPLE._replace(batch_rows=(5,), micro_rows=(3, 2), train_rows=5)
-    yield EXAMPLE._replace(lr_varies=True)
-    yield EXAMPLE._replace(loss="bce")
-    momentum = EXAMPLE.settings.with_options(momentum=0.9)
-    yield EXAMPLE._replace(settings=momentum)
-    yield EXAMPLE._replace(settings=momentum.with_options(dampening=0.1))
-    yield EXAMPLE._replace(settings=momentum.with_options(nesterov=True))
-    yield EXAMPLE._replace(settings=momentum, lr_varies=True)
-    for name in dict.fromkeys(("adam", "adamw", *OPTIMIZERS)):  # the best known first
-        rule = OPTIMIZERS[name]
-        settings = EXAMPLE.settings._replace(optimizer=name, options=rule.defaults)
-        for options in rule.examples.values():
-            numbers = {key: 0.5 if isinstance(x, str) else x for key, x in options.items()}
-            yield EXAMPLE._replace(settings=settings.with_options(**numbers))
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:

@@ -1,11 +1,12 @@
-"""One step of one weight by each convention, worked out as by hand."""
+"""Trainings by which rules are explained, and one step of each convention worked out by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from regcheck.rules.convention import NAMED, Convention
 from regcheck.rules.formula import decay_text
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     Settings,
     Training,
@@ -19,6 +20,32 @@ from regcheck.rules.settings import (
 EXAMPLE = Training(
     Settings(lr=0.1, weight_decay={"weight": 1.0, "bias": 1.0}), batch_rows=(2,), train_rows=2
 )
+
+
+def trainings() -> Iterator[Training]:
+    """Yield trainings with more and more settings; the first that has a cause's explains it."""
+    yield EXAMPLE
+    yield EXAMPLE.with_decays({"weight": 1.0, "bias": 0.0})
+    yield EXAMPLE._replace(clipped=True, clipped_by_norm=True)
+    yield EXAMPLE._replace(batch_rows=(2, 1), train_rows=3)
+    yield EXAMPLE._replace(batch_rows=(4,), micro_rows=(2,), train_rows=4)
+    yield EXAMPLE._replace(batch_rows=(5,), micro_rows=(3, 2), train_rows=5)
+    yield EXAMPLE._replace(lr_varies=True)
+    yield EXAMPLE._replace(loss="bce")
+    momentum = EXAMPLE.settings.with_options(momentum=0.9)
+    yield EXAMPLE._replace(settings=momentum)
+    yield EXAMPLE._replace(settings=momentum.with_options(dampening=0.1))
+    yield EXAMPLE._replace(settings=momentum.with_options(nesterov=True))
+    yield EXAMPLE._replace(settings=momentum, lr_varies=True)
+    for name in dict.fromkeys(("adam", "adamw", *OPTIMIZERS)):  # the best known first
+        rule = OPTIMIZERS[name]
+        settings = EXAMPLE.settings._replace(optimizer=name, options=rule.defaults)
+        for options in rule.examples.values():
+            numbers = {key: 0.5 if isinstance(x, str) else x for key, x in options.items()}
+            yield EXAMPLE._replace(settings=settings.with_options(**numbers))
+        yield EXAMPLE._replace(settings=settings, train_rows=4)  # of two batches
+
+
 WORKED = "One step: w = 1, g = -32, lr = 0.1, λ = 1, B = n = 2"
 
 
