@@ -63,8 +63,8 @@ def losses_must_be_explained(seen: Seen) -> bool:
     told = [set(one.causes) for one in seen.diagnosis.explanations]
     explained = seen.report.first_divergence is None or any(seen.case.causes <= one for one in told)
     hidden = {one.cause for one in seen.report.not_distinguished}
-    if seen.report.first_divergence is None:  # the steps alone tell other rows, or another start
-        hidden |= OUTSIDE.keys()
+    if seen.report.first_divergence is None and seen.case.causes & OUTSIDE.keys():
+        return False  # the steps alone tell other rows, or another start
     if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
         return False
     if not any(report.strengths) or report.plain:
