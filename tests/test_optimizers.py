@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -106,6 +107,16 @@ def assert_steps_are_torchs(
             theirs = optimizer.state[tensor][key].numpy()
             np.testing.assert_allclose(known, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
             assert known.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("name", [name for name, rule in OPTIMIZERS.items() if rule.correction])
+def test_correction_of_the_lr_by_hand(name: str) -> None:
+    correction = OPTIMIZERS[name].correction
+    assert correction is not None
+
+    # √(1 − β₂ᵗ)/(1 − β₁ᵗ), by fractions.
+    assert correction({"betas": (0.5, 0.75)}, 1) == pytest.approx(math.sqrt(1 / 4) / (1 / 2))
+    assert correction({"betas": (0.5, 0.75)}, 2) == pytest.approx(math.sqrt(7 / 16) / (3 / 4))
 
 
 # --- options ------------------------------------------------------------------------------------
