@@ -260,3 +260,4 @@ def test_a_mean_squared_error_by_its_gram_matrix_worked_by_hand() -> None:
     found = gram_error(U64, np.array([2.0, 4.0]), np.array([3.0, 0.5]), 7.0, 9)
 
     assert found == close((3 + 2 * math.sqrt(2) + 6) * 25 * U64)
+    assert gram_error(U64, np.ones(1), np.array([1e200]), 0.0, 9) == math.inf

@@ -118,8 +118,10 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
         solved = solve(replay, rule_by, [start])
         if solved is not None:
             [fit] = solved.fits
+            if inverse and fit.factor == 0:
+                continue
             if inverse:
-                fit = Fit(1 / fit.factor, fit.deviation / fit.factor**2)
+                fit = Fit(1 / fit.factor, fit.deviation / fit.factor / fit.factor)
             known = is_known(fit) or not inverse
             if known and is_told(replay, {**change, key: fit.factor}):
                 return fit

@@ -194,4 +194,5 @@ def gram_error(u: float, columns: Array, size: Array, target: float, rows: int) 
     Its terms are as large as (Σ_j ‖x_j‖ |θ_j| + ‖y‖)², however small the residuals are.
     """
     largest = float(columns @ size) + target
-    return u * (math.sqrt(rows) + 2 * math.sqrt(len(columns)) + 6) * largest**2 / rows
+    square = largest * largest  # inf where ** would raise
+    return u * (math.sqrt(rows) + 2 * math.sqrt(len(columns)) + 6) * square / rows
