@@ -10,7 +10,7 @@ import pytest
 from regcheck.rules.convention import Decay
 from regcheck.rules.formula import loss_text, rule_lines
 from regcheck.rules.optimizers.registry import OPTIMIZERS
-from regcheck.rules.settings import letters, symbols
+from regcheck.rules.settings import Settings, letters, symbols
 from tests.formula_cases import case_of
 from tests.formula_reader import agreeing_steps
 
@@ -48,22 +48,33 @@ FORMS: dict[str, list[Any]] = {
 }
 
 
+def single_forms(name: str) -> list[tuple[str, Any]]:
+    """Return each form that an optimizer's step may have, but for torch's own."""
+    rule = OPTIMIZERS[name]
+    torchs = Settings(0.1, {}, rule.defaults, name).torchs._asdict()
+    keys = sorted(rule.keys & FORMS.keys())
+    return [(key, form) for key in keys for form in FORMS[key] if form != torchs[key]]
+
+
 def random_spec(name: str, seed: int) -> dict[str, Any]:
-    """Draw options, forms and surroundings of an optimizer; first come torch's own."""
+    """Draw options and surroundings of an optimizer; first come torch's own, then single forms."""
     draw, rule = random.Random(f"{name} {seed}"), OPTIMIZERS[name]
     options: dict[str, Any] = {}
     for key, option in rule.options.items():
         if seed and draw.random() < 0.6:
             flag = isinstance(option.default, bool)
             options[key] = True if flag else draw.choice((OTHER | OF_ONE.get(name, {}))[key])
+    forms = dict(single_forms(name)[max(0, seed - 1) : seed])
+    if seed > len(single_forms(name)):
+        drawn = {key: draw.choice(values) for key, values in FORMS.items() if draw.random() < 0.4}
+        forms = {key: form for key, form in drawn.items() if key in rule.keys | {"decay"}}
+    if options.get("nesterov") or "momentum_form" in forms:
+        options |= {"momentum": 0.8}
     if options.get("nesterov"):
-        options |= {"momentum": 0.8, "dampening": 0.0}
-    forms = {key: draw.choice(values) for key, values in FORMS.items() if draw.random() < 0.4}
+        options |= {"dampening": 0.0}
     return {
         "optimizer": {"name": name} | options,
-        "convention": {
-            key: form for key, form in forms.items() if seed and key in rule.keys | {"decay"}
-        },
+        "convention": forms,
         "weight_decay": draw.choice([0.3, 0.0]) if rule.weight_decay else 0.0,
         "batch_size": draw.choice([2, 3, 7]),
         "lr_schedule": draw.choice(["none", {"kind": "exponential", "factor": 0.8}]),
@@ -71,7 +82,7 @@ def random_spec(name: str, seed: int) -> dict[str, Any]:
     } | draw.choice([{}, {"clip_norm": 0.5}])
 
 
-@pytest.mark.search(sample=3, whole=25)
+@pytest.mark.search(sample=5, whole=30)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_formula_of_an_optimizer_is_what_the_trainer_does(name: str, seed: int) -> None:
     case = case_of(random_spec(name, seed))
