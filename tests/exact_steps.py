@@ -87,6 +87,8 @@ def see(case: Case) -> Seen:
     report.to_dict()
     ((sides, history),) = compared
     problem = user_problem(sides.problem, report.spec, framework=False)
+    torchs = {name: w.astype(report.dtypes[1]) for name, w in problem.initial.items()}
+    problem = replace(problem, initial=torchs)
     problem = replace(problem, X=case.X.astype(np.longdouble), y=case.y.astype(np.longdouble))
     return Seen(case, report, sides, history, problem, used[0])
 

@@ -271,8 +271,8 @@ def row_losses(problem: UserProblem, z: Array, y: Array) -> Pair:
     if problem.loss == "bce_with_logits":
         return np.logaddexp(0 * z, z) - z * y, p - y
     # As torch has it: logarithms stop at −100, and the slope fades out where p is 0 or 1. That it
-    # is 1 by float64's rounding belongs to it, in extended precision too.
-    rest = 1 - p.astype(np.float64) if p.dtype == np.longdouble else 1 - p
+    # is 1 by the rounding of the problem's dtype belongs to it, in extended precision too.
+    rest = 1 - (p.astype(problem.initial["weight"].dtype) if p.dtype == np.longdouble else p)
     logs = np.maximum(np.log(p), -100), np.maximum(np.log(rest), -100)
     faded = p * rest / np.maximum(p * rest, float(np.float32(1e-12)))
     return -y * logs[0] - (1 - y) * logs[1], (p - y) * faded
