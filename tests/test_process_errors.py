@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from regcheck.trainers.framework.distributed.launcher import (
     environment,
     process_error,
 )
-from regcheck.trainers.framework.distributed.processes import Processes, processes_of
+from regcheck.trainers.framework.distributed.processes import Processes, limit, processes_of, send
 from tests.ranks import is_gone, left, spec_of
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -110,6 +111,16 @@ def ranks_of(pid: int) -> list[int]:
         pytest.skip("the system has no /proc")
     found = [int(child) for child in children.read_text().split()]
     return found + [pid for child in found for pid in ranks_of(child)]
+
+
+def test_message_that_nobody_reads_does_not_wait_for_ever() -> None:
+    ours, theirs = Pipe()
+    with ours, theirs:
+        limit(ours, 0.1)
+        with pytest.raises(BlockingIOError):
+            send(ours, bytes(10**7))
+        theirs.send_bytes(b"x")
+        assert ours.poll(1)
 
 
 @pytest.mark.exhaustive

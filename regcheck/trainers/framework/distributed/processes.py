@@ -7,9 +7,12 @@ When this process closes the connections, or is killed, the ranks leave, and so 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import pickle
 import secrets
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -32,6 +35,17 @@ MORE_TIME = "`--timeout SECONDS` gives them more time."
 def send(connection: Connection, value: object) -> None:
     """Send a value; `Connection.send` would move torch's tensors to shared memory."""
     connection.send_bytes(pickle.dumps(value))
+
+
+def limit(connection: Connection, seconds: float) -> None:
+    """Let no message stop for so long on its way: BlockingIOError is raised then.
+
+    (A rank that hangs reads no more, and leaves a message half written.)
+    """
+    span = struct.pack("ll", math.ceil(seconds), 0)
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            same.setsockopt(socket.SOL_SOCKET, option, span)
 
 
 def receive(connection: Connection) -> Any:
@@ -100,6 +114,8 @@ class Processes:
                     answers[rank] = receive(self.ranks[rank])
         except (EOFError, ConnectionError):
             raise launcher.rank_error(rank, moment) from None
+        except BlockingIOError:
+            raise late([rank], self.count, self.timeout, moment) from None
         return [answers[rank] for rank in sorted(answers)]
 
     def started(self) -> Launcher:
@@ -135,6 +151,7 @@ class Processes:
         """Take the connection of a rank that says which it is."""
         with contextlib.suppress(EOFError, ConnectionError):  # the launcher will say why
             if connection.poll(max(0.0, deadline - time.monotonic())):
+                limit(connection, self.timeout)
                 rank, pid = receive(connection)
                 self.ranks[rank], self.pids[rank] = connection, pid
 
