@@ -33,7 +33,14 @@ from regcheck.trainers.framework.distributed.launcher import (
     environment,
     process_error,
 )
-from regcheck.trainers.framework.distributed.processes import Processes, limit, processes_of, send
+from regcheck.trainers.framework.distributed.processes import (
+    Processes,
+    is_closed,
+    limit,
+    processes_of,
+    send,
+)
+from tests.conftest import told
 from tests.ranks import is_gone, left, spec_of
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -113,6 +120,16 @@ def ranks_of(pid: int) -> list[int]:
     return found + [pid for child in found for pid in ranks_of(child)]
 
 
+def test_connection_is_closed_once_its_other_end_is() -> None:
+    ours, theirs = Pipe()
+    theirs.send_bytes(b"something still unread")
+    assert not is_closed(ours, 0.0)
+    theirs.send_bytes(b"and more")
+    theirs.close()
+    assert is_closed(ours, 1.0)
+    ours.close()
+
+
 def test_message_that_nobody_reads_does_not_wait_for_ever() -> None:
     ours, theirs = Pipe()
     with ours, theirs:
@@ -124,12 +141,15 @@ def test_message_that_nobody_reads_does_not_wait_for_ever() -> None:
 
 
 @pytest.mark.exhaustive
-def test_rank_that_hangs_is_an_error(started: list[Processes]) -> None:
+@pytest.mark.parametrize("launcher_too", [False, True], ids=["alone", "without a launcher"])
+def test_rank_that_hangs_is_an_error(started: list[Processes], launcher_too: bool) -> None:
     problem = build_problem(from_mapping(spec_of("logistic", 2)))
     [batch, *_] = problem.schedule.batches()
     with processes_of(problem, 2.0) as ranks:
         ranks.ask((0, None, batch), "in step 1")
         os.kill(ranks.pids[1], signal.SIGSTOP)
+        if launcher_too:
+            told(ranks.launcher).process.kill()
         with pytest.raises(ProcessError, match="not answered within 2 seconds in step 2"):
             ranks.ask((0, None, batch), "in step 2")
     assert left(started) == []

@@ -81,13 +81,11 @@ class Launcher:
             self.process.wait(seconds)
         return self.has_ended
 
-    def end(self, pids: Sequence[int]) -> None:
-        """End it and its ranks, whose process ids these are, as far as they are known."""
-        self.process.terminate()  # it ends the ranks, and kills those that do not end
+    def end(self) -> None:
+        """End it: on its way it ends its ranks, and kills those that do not end."""
+        self.process.terminate()
         if not self.leaves(2 * GRACE):
-            for pid in (*pids, self.process.pid):
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
 
     def exit_codes(self) -> dict[int, int]:

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import secrets
+import signal
 import socket
 import struct
 import tempfile
@@ -24,7 +25,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from regcheck.problem.problem import Problem
-from regcheck.trainers.framework.distributed.launcher import Launcher, process_error
+from regcheck.trainers.framework.distributed.launcher import GRACE, Launcher, process_error
 
 START_TIMEOUT = 120.0
 """Seconds that all ranks have to start in, at least: each imports torch."""
@@ -37,15 +38,33 @@ def send(connection: Connection, value: object) -> None:
     connection.send_bytes(pickle.dumps(value))
 
 
+def same_socket(connection: Connection) -> socket.socket:
+    """Return the socket that a connection is made of, once more."""
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
 def limit(connection: Connection, seconds: float) -> None:
     """Let no message stop for so long on its way: BlockingIOError is raised then.
 
     (A rank that hangs reads no more, and leaves a message half written.)
     """
     span = struct.pack("ll", math.ceil(seconds), 0)
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+    with same_socket(connection) as end:
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            same.setsockopt(socket.SOL_SOCKET, option, span)
+            end.setsockopt(socket.SOL_SOCKET, option, span)
+
+
+def is_closed(connection: Connection, seconds: float) -> bool:
+    """Whether the other end closes a connection within so long, as it does when it is gone."""
+    deadline = time.monotonic() + seconds
+    try:
+        while connection.poll(max(0.0, deadline - time.monotonic())):
+            connection.recv_bytes()  # what it still had to say
+    except (EOFError, ConnectionError):
+        return True
+    except BlockingIOError:
+        return False
+    return False
 
 
 def receive(connection: Connection) -> Any:
@@ -158,10 +177,15 @@ class Processes:
     def close(self) -> None:
         """Let the processes leave, or make them."""
         for connection in self.ranks.values():
-            connection.close()
+            with same_socket(connection) as end, contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_WR)  # the rank reads that nothing more will come
         all_there = len(self.ranks) == self.count
         if self.launcher is not None and not (all_there and self.launcher.leaves()):
-            self.launcher.end(list(self.pids.values()))
+            self.launcher.end()
+        for rank, connection in self.ranks.items():
+            if not is_closed(connection, GRACE):  # its launcher was killed, and it hangs
+                os.kill(self.pids[rank], signal.SIGKILL)
+            connection.close()
 
 
 @contextlib.contextmanager
