@@ -83,6 +83,7 @@ FAULTS: dict[str, Fault] = {
     "learning-rate-scaled": fault("", "rate"),
     "loss-halved": fault("", half=0.5),
     "loss-summed": fault("", reduce="sum"),
+    "moments-not-averaged": fault("averaging", averages="sums"),
     "moments-stale": fault("root", moments="old"),
     "momentum-dampened": fault("momentum", velocity="dampened"),
     "momentum-lr-inside": fault("momentum schedule", velocity="lr inside"),

@@ -148,6 +148,7 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "loss-epoch-mean": (First(2, 2, "loss", batches=("mini",)),),  # a mean of one loss is that loss
     "loss-halved": (STEP_1,),
     "loss-summed": (STEP_1,),
+    "moments-not-averaged": (First(1, 1, "optimizer", ADAM), First(1, 1, "optimizer", RMSPROP)),
     # The old moments are 0 at step 1, by which Adam does not move, and others too far.
     "moments-stale": (
         First(1, 1, "optimizer", ADAM),

@@ -179,6 +179,7 @@ FORMS: dict[str, dict[str, list[Any]]] = {
 NEEDED: dict[str, Callable[[Options], bool]] = {
     "amsgrad": lambda options: options.get("amsgrad") is True,
     "apart": is_decoupled,
+    "averaging": lambda options: options["name"] in ("adam", "adamw", "rmsprop"),
     "averaged": lambda options: options["name"] == "adadelta",
     "betas": lambda options: len(set(options.get("betas", ()))) > 1,
     "centered": lambda options: options.get("centered") is True,

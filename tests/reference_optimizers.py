@@ -79,8 +79,9 @@ def adam(given: Given) -> tuple[Array, Memory]:
     elif rule.corrected == "second":
         c1 = 1.0
     zero = 0 * given.g
-    m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
-    v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2
+    new1, new2 = (1 - b1, 1 - b2) if rule.averages == "means" else (1.0, 1.0)
+    m = b1 * old.get("exp_avg", zero) + new1 * given.g
+    v = b2 * old.get("exp_avg_sq", zero) + new2 * given.g**2
     if rule.correction == "kept":
         m, v = m / c1, v / c2
     new = {"exp_avg": m, "exp_avg_sq": v}
@@ -99,7 +100,8 @@ def rmsprop(given: Given) -> tuple[Array, Memory]:
     rule, options, old, lr = given.rule, given.options, given.memory, given.lr
     alpha, zero = float(options["alpha"]), 0 * given.g
     old = {"square_avg": (rule.start or 0.0) + zero, "grad_avg": zero, **old}
-    new = {"square_avg": alpha * old["square_avg"] + (1 - alpha) * given.g**2}
+    added = 1 - alpha if rule.averages == "means" else 1.0
+    new = {"square_avg": alpha * old["square_avg"] + added * given.g**2}
     centered = options["centered"] if rule.centered == "as set" else rule.centered == "always"
     if centered:
         new["grad_avg"] = alpha * old["grad_avg"] + (1 - alpha) * given.g

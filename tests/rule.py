@@ -41,6 +41,7 @@ class Rule(NamedTuple):
             correction, or inside of what the root or the maximum is taken of.
         start: what squares start at; None is torch's.
         correction: moments are corrected for the step, not at all, or kept corrected.
+        averages: moments are means of what is new, or sums.
         corrected: both moments, each by its own β, the first alone, the second alone, or each by
             the other's β.
         counted: the number of the first step, for the correction.
@@ -79,6 +80,7 @@ class Rule(NamedTuple):
     epsilon: Literal["torch", "outside", "uncorrected", "inside"] = "torch"
     start: float | None = None
     correction: Literal["torch", "none", "kept"] = "torch"
+    averages: Literal["means", "sums"] = "means"
     corrected: Literal["both", "first", "second", "swapped"] = "both"
     counted: int = 1
     counts: Literal["steps", "tensors", "epochs"] = "steps"

@@ -67,6 +67,7 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "decay-bias-corrected": ADAMWS,
     "dampening-on-first-step": {"optimizer": MOMENTUM | {"dampening": 0.3}},
     "epsilon-outside": ADADELTA,
+    "moments-not-averaged": ADAMS,
     "moments-stale": ADAMS,
     "nesterov-missing": {"optimizer": MOMENTUM | {"nesterov": True}},
     "penalty-coupled": ADAMWS,

@@ -154,19 +154,19 @@ NAMES = """
     adagrad-accumulator-initial adagrad-lr-decay-early adagrad-lr-decay-missing
     adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
-    adam-bias-correction-swapped
-    adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset adam-steps-per-epoch
-    adam-steps-per-tensor bce-saturated bias-not-penalized bias-penalized clip-per-tensor
-    dampening-on-first-step decay-after-momentum decay-after-update decay-before-clipping
-    decay-bias-corrected decay-not-scaled-by-lr epsilon-outside gradient-accumulated
-    gradient-scaled initial-parameters last-batch-divisor learning-rate-scaled loss-after-update
-    loss-epoch-mean loss-halved loss-summed moments-stale momentum-dampened momentum-lr-inside
-    momentum-missing nesterov-added nesterov-missing optimizer-state-reset option-differs
-    penalty-constant penalty-coupled penalty-decoupled penalty-divided-by-batch
-    penalty-divided-by-dataset penalty-doubled penalty-halved penalty-in-loss penalty-missing
-    penalty-norm-not-squared penalty-scaled penalty-sign-flipped precision reported-loss-scaled
-    rmsprop-centered-added rmsprop-centered-missing rmsprop-epsilon-inside root-missing
-    row-order schedule-shifted target-broadcast update-sequential
+    adam-bias-correction-swapped adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset
+    adam-steps-per-epoch adam-steps-per-tensor bce-saturated bias-not-penalized bias-penalized
+    clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
+    decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
+    gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
+    learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-summed
+    moments-not-averaged moments-stale momentum-dampened momentum-lr-inside momentum-missing
+    nesterov-added nesterov-missing optimizer-state-reset option-differs penalty-constant
+    penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
+    penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
+    penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
+    rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order schedule-shifted
+    target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 

@@ -34,11 +34,12 @@ OF_CORRECTION = {"adam-bias-correction-compounded", "adam-bias-correction-missin
 OF_TWO_MOMENTS = {"adam-bias-correction-partial", "adam-bias-correction-swapped"}
 OF_ROOT = {"moments-stale", "root-missing"}
 OF_SQUARES = OF_ROOT | {"adagrad-accumulator-initial", "rmsprop-epsilon-inside", RESET}
+AVERAGED = {"moments-not-averaged"}
 SWAPPED = "adam-betas-swapped"
 UNCORRECTED = "adam-epsilon-uncorrected"
 OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", UNCORRECTED, SWAPPED, RESET}
-OF_ADAM = OF_BETAS | OF_TWO_MOMENTS | {"adam-amsgrad-added"}
-OF_AMSGRAD = OF_BETAS | OF_TWO_MOMENTS | {"adam-amsgrad-missing"}
+OF_ADAM = OF_BETAS | OF_TWO_MOMENTS | AVERAGED | {"adam-amsgrad-added"}
+OF_AMSGRAD = OF_BETAS | OF_TWO_MOMENTS | AVERAGED | {"adam-amsgrad-missing"}
 DECOUPLED = {"decay-bias-corrected", "penalty-coupled"}
 
 NO_DECAY: Spec = {"weight_decay": 0}
@@ -76,14 +77,14 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         {"optimizer": {"name": "adam", "decoupled_weight_decay": True}},
         OF_ADAM | PENALTY | BIAS | DECOUPLED,
     ),
-    (NO_DECAY | {"optimizer": "rmsprop"}, OF_SQUARES | {"rmsprop-centered-added"}),
+    (NO_DECAY | {"optimizer": "rmsprop"}, OF_SQUARES | AVERAGED | {"rmsprop-centered-added"}),
     (
         NO_DECAY | {"optimizer": {"name": "rmsprop", "centered": True}},
-        OF_SQUARES | {"rmsprop-centered-missing"},
+        OF_SQUARES | AVERAGED | {"rmsprop-centered-missing"},
     ),
     (
         {"optimizer": {"name": "rmsprop", "momentum": 0.9}},
-        OF_SQUARES | {"rmsprop-centered-added"} | MOMENTUM | PENALTY | BIAS | COUPLED,
+        OF_SQUARES | AVERAGED | {"rmsprop-centered-added"} | MOMENTUM | PENALTY | BIAS | COUPLED,
     ),
     (NO_DECAY | {"optimizer": "adagrad"}, OF_SQUARES),
     (

@@ -72,6 +72,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "first_step": ("dampened",),
     "betas": ("swapped",),
     "amsgrad": ("added", "missing"),
+    "averages": ("sums",),
     "correction": ("first", "second", "swapped"),
     "counts_from": (2,),
     "counted": ("tensors", "epochs"),

@@ -73,6 +73,7 @@ class Faults(NamedTuple):
         betas: as set, or β₁ and β₂ in each other's place.
         amsgrad: as set, or with it or without whatever is set.
         moments: those of this step, or those of the step before it.
+        averages: what is new in a moment is 1 − β of it, or all.
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
         counted: steps; updates of tensors, of which a step has several; or epochs.
@@ -102,6 +103,7 @@ class Faults(NamedTuple):
     betas: Literal["as-set", "swapped"] = "as-set"
     amsgrad: Literal["as-set", "added", "missing"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
+    averages: Literal["means", "sums"] = "means"
     correction: Literal["both", "first", "second", "swapped"] = "both"
     counts_from: int = 1
     counted: Literal["steps", "tensors", "epochs"] = "steps"

@@ -196,6 +196,7 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "the schedule runs earlier or later": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch takes its step by the moments of that step": faults.moments != "fresh",
+        "torch's moments are means, not sums": faults.averages != "means",
         "torch corrects both moments, each by its own β": faults.correction != "both",
         "torch counts the steps from 1": faults.counts_from != 1,
         "torch counts its steps, for all tensors alike": faults.counted != "steps",

@@ -133,6 +133,8 @@ def named_factors(cause: str, training: Training) -> dict[float, Named]:
         found = {0.5: Named("½", "loss-halved")}
     if cause == "learning-rate-scaled":
         found = {0.5: Named("½"), 2.0: Named("2")}
+        beta1 = training.settings.options.get("betas", (0.0,))[0]
+        found |= {1 / (1 - beta1): Named("1/(1 − β₁)")} if 0 < beta1 < 1 else {}
     if cause != "penalty-scaled":
         letter = "m" if training.micro_rows else "B"
         found |= {float(train_rows): Named("n"), 1 / train_rows: Named("1/n")}

@@ -113,6 +113,16 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="add ε where torch does: under Adadelta's roots, in Adamax's maximum, to RAdam's √S",
         hidden_by=("zero-gradient",),
     ),
+    "moments-not-averaged": Cause(
+        "adds the gradient, and its square, to the moments as they are, not times 1 − β",
+        changes=({"averages": "sums"},),
+        concerns=obeys("averages"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="put 1 − β on what is added to each moment, as in β m + (1 − β) g",
+        hidden_by=("zero-gradient",),
+        alone=True,
+    ),
     "moments-stale": Cause(
         "divides by, or moves by, the moments of the step before",
         changes=({"moments": "stale"},),

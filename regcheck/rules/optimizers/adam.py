@@ -29,6 +29,7 @@ from regcheck.rules.optimizers.update_rule import (
     divisor_text,
     named_gradient,
     namespace,
+    share,
 )
 
 FIRST, SECOND, LARGEST = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
@@ -46,8 +47,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     form = at.convention.bias_correction
     by_first, by_second = corrections(at.options, at.faults, 0.0) if form else (0.0, 0.0)
     first, second = 1 - by_first**at.t, 1 - by_second**at.t
-    m = beta1 * at.memory[FIRST] + (1 - beta1) * at.g
-    s = beta2 * at.memory[SECOND] + (1 - beta2) * (at.g * at.g)
+    m = beta1 * at.memory[FIRST] + share(beta1, at.faults) * at.g
+    s = beta2 * at.memory[SECOND] + share(beta2, at.faults) * (at.g * at.g)
     if form == "compounded":
         m, s, first, second = m / first, s / second, 1.0, 1.0
     memory = {FIRST: m, SECOND: s}
@@ -97,7 +98,8 @@ def written(
     """Write the moments, and the direction in terms of them."""
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
-    of_first, of_second = averaged(beta1, "M", g), averaged(beta2, "S", f"{g}²")
+    of_first = averaged(beta1, "M", g, faults)
+    of_second = averaged(beta2, "S", f"{g}²", faults)
     by_first, by_second = corrections(options, faults, "")
     if form == "compounded":
         lines += [f"M ← {corrected(of_first, by_first)}", f"S ← {corrected(of_second, by_second)}"]
@@ -170,7 +172,9 @@ ADAM = UpdateRule(
     torchs=lambda options: {"decay": "decoupled"} if options["decoupled_weight_decay"] else {},
     correction=correction,
     written_correction=written_correction,
-    keys=frozenset({"bias_correction", "correction", "counts_from", "epsilon", "moments", "root"}),
+    keys=frozenset(
+        {"averages", "bias_correction", "correction", "counts_from", "epsilon", "moments", "root"}
+    ),
 )
 
 ADAMW = ADAM._replace(

@@ -26,6 +26,7 @@ from regcheck.rules.optimizers.update_rule import (
     named_gradient,
     namespace,
     plus,
+    share,
     started,
     times,
 )
@@ -47,7 +48,7 @@ def init(options: Options, convention: Convention, faults: Faults, w: Array) -> 
 def step(at: StepInput) -> tuple[Array, Memory]:
     """Return lr v, the averages and the velocity."""
     xp, alpha, eps = namespace(at.g), at.options["alpha"], at.options["eps"]
-    memory = {SQUARE: alpha * at.memory[SQUARE] + (1 - alpha) * (at.g * at.g)}
+    memory = {SQUARE: alpha * at.memory[SQUARE] + share(alpha, at.faults) * (at.g * at.g)}
     if at.options["centered"]:
         memory[MEAN] = alpha * at.memory[MEAN] + (1 - alpha) * at.g
     known = at.memory if at.faults.moments == "stale" else memory
@@ -76,7 +77,9 @@ def written(
     """Write the averages, and the direction or the velocity in terms of them."""
     alpha, mu, form = options["alpha"], options["momentum"], convention.momentum_form
     lines, g = named_gradient(gradient)
-    lines += started("S", lambda s: averaged(alpha, s, f"{g}²"), convention.accumulator_start)
+    lines += started(
+        "S", lambda s: averaged(alpha, s, f"{g}²", faults), convention.accumulator_start
+    )
     of, stale = "S", "₋₁" if faults.moments == "stale" else ""
     if options["centered"]:
         lines.append(f"M ← {averaged(alpha, 'M', g)}")
@@ -122,5 +125,7 @@ RMSPROP = UpdateRule(
         "momentum": {"momentum": "μ"},
         "centered": {"centered": True},
     },
-    keys=frozenset({"accumulator_start", "epsilon", "momentum_form", "moments", "root"}),
+    keys=frozenset(
+        {"accumulator_start", "averages", "epsilon", "momentum_form", "moments", "root"}
+    ),
 )

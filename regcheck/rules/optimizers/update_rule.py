@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults
 
 Array = Any
 """An array of the array API standard, of one tensor's shape."""
@@ -204,9 +204,17 @@ def named_gradient(gradient: str) -> tuple[list[str], str]:
     return ([], gradient) if gradient == "g" else ([f"G ← {gradient}"], "G")
 
 
-def averaged(decay: str, kept: str, new: str) -> str:
-    """Write β kept + (1 − β) new, or new alone where β is 0."""
-    return f"{decay} {kept} + {times(f'(1 − {decay})', new)}" if decay else new
+def share(decay: float, faults: Faults) -> float:
+    """Return what is new in a moment of decay β: 1 − β, or by a fault 1."""
+    return 1.0 if faults.averages == "sums" else 1 - decay
+
+
+def averaged(decay: str, kept: str, new: str, faults: Faults = NO_FAULTS) -> str:
+    """Write β kept + (1 − β) new, or new alone where β is 0; by a fault β kept + new."""
+    if not decay:
+        return new
+    added = new if faults.averages == "sums" else times(f"(1 − {decay})", new)
+    return f"{decay} {kept} + {added}"
 
 
 def started(letter: str, next_of: Callable[[str], str], start: float | str) -> list[str]:
