@@ -60,11 +60,9 @@ class Faults(NamedTuple):
         target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
         bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
         batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
-        accumulation: the mean of the micro-batches' gradients, their sum, or the mean over all
-            rows of the step, which gives a larger micro-batch more weight.
+        accumulation: the micro-batches' mean, their sum, or the mean over all rows of the step.
         zeroing: gradients are zeroed at each step, or never.
-        gradient_factor: a factor on the gradient, not on the loss that is reported.
-        lr_factor: a factor on every lr.
+        gradient_factor, lr_factor: factors on the gradient, not on the loss, and on every lr.
         lr_shift: how many steps early the schedule is; −1 is one step late.
         clip_scope: the norm over all tensors, or each tensor's own.
         momentum: kept, or ignored.
@@ -77,10 +75,10 @@ class Faults(NamedTuple):
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
         counted: steps; updates of tensors, of which a step has several; or epochs.
-        state: what is remembered is kept at a new epoch, zeroed while t goes on, or begins anew.
+        state: at a new epoch it is kept, zeroed while t goes on, or begun anew.
         root: the root of the second moment, or that moment itself.
         centered: as set, or with it or without whatever is set.
-        lr_decay: as set, ignored, or from step 1 on, where torch's is from step 2 on.
+        lr_decay: as set, ignored, or from step 1 on, not from step 2 on.
         lr_in_average: Adadelta's average of d², or of the squares of lr d.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
         options: other values of some of the optimizer's options, in pairs.
