@@ -44,7 +44,11 @@ def see_equivalent(spec: Spec) -> None:
     assert report.verdict == "equivalent", report.reason
     ratio = told(report.smallest_tolerance().rounding)
     assert ratio < 2
-    found = told(told(report.comparison.sample).framework.gradient)
+    sample = told(report.comparison.sample)
+    found = told(sample.framework.gradient)
+    of_both = zip(told(sample.framework.outputs), told(sample.scratch.outputs), strict=True)
+    for z, other in of_both:  # share by share, in their order
+        np.testing.assert_allclose(z, other, rtol=1e-5, atol=1e-5)
     eps = np.finfo(report.dtypes[1]).eps
     for name, g in mean_of_means(report, spec).items():
         # Some ten roundings of the rows' terms, which are of order 1 or of the gradient's.
