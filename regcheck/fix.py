@@ -106,7 +106,8 @@ def fix_of(
     fixes: dict[str, dict[str, Any]] = {}
     if found.best is not None:
         fixes = update_fixes(spec, found.best, found.start)
-        if found.best.change.keys() - {"bce_slope"} or found.best.weight_decay is not None:
+        other_settings = found.best.change.keys() - {"bce_slope", "lr_schedule"}
+        if other_settings or found.best.weight_decay is not None:
             framework = settings_of(spec, match) if match is not None else {}
             if not framework or not fits_a_spec(framework.get("weight_decay")):
                 return "no settings of torch's match your code: change the code"
@@ -164,6 +165,10 @@ def update_fixes(
         fixes["both sides start where your code does"] = {"init": init}
     if best.note == NOT_SHUFFLED:
         fixes["the rows keep their order, as your code has it"] = {"shuffle": False}
+    keys: Any = best.change.get("lr_schedule")
+    if keys is not None and spec.lr_schedule is not None:
+        other, text = spec.lr_schedule.with_keys(keys), "the lr schedule is that of your code"
+        fixes[text] = {"lr_schedule": other.model_dump(mode="json", exclude_none=True)}
     if best.change.get("bce_slope") == "plain":
         text = "torch takes the loss whose slope is p − y however large the outputs are"
         fixes[text] = {"loss": "bce_with_logits"}

@@ -116,7 +116,7 @@ def exactly(
     """
     history = seen.history
     wrong = of_entries(seen, by_entry, bias="bias" in history.shapes)
-    schedule = schedule_of(seen.case.spec, seen.problem.steps // seen.problem.epochs)
+    schedule = schedule_of(seen.case.spec, seen.problem.steps // seen.problem.epochs, rule)
     training = Training(seen.problem, rule, schedule, np.longdouble, wrong=wrong)
     rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else 1.0
     limits = np.concatenate(

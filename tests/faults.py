@@ -21,7 +21,7 @@ from regcheck.trainers.numpy_state import ForwardBackward, Update
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.user_code.problem_api import user_problem
 from tests.reference import Training
-from tests.rule import Kept, Pair, Reported, Rule, Wrong
+from tests.rule import Kept, Pair, Reported, Rule, Wrong, keys_of
 
 
 class Fault(NamedTuple):
@@ -120,11 +120,16 @@ OUTSIDE: dict[str, frozenset[str]] = {
     "initial-parameters": frozenset(),
     "row-order": frozenset({"shuffle", "batches"}),
     "precision": frozenset({"float64"}),
+    "schedule-differs": frozenset({"schedule", "batches"}),
 }
-"""The causes of the update that change no rule, and what a spec must have for each."""
+"""The causes of the update that change no rule of a step, and what a spec must have for each."""
 
 
 # --- in the place of regcheck's own trainer -------------------------------------------------------
+
+
+OTHER_UNIT = Rule(schedule=(("per", "other"),))
+"""A schedule that goes by epochs in the place of steps, or the other way round."""
 
 
 class State(NamedTuple):
@@ -159,7 +164,7 @@ class Planted:
             single: whether all is computed in float32, whatever the spec says.
             wrong: what spoils the gradient.
         """
-        self.problem, self.report, self.moved_start = problem, report, start
+        self.problem, self.rule, self.report, self.moved_start = problem, rule, report, start
         options: Any = SimpleNamespace(optimizer=problem.optimizer)
         given = user_problem(problem, options, framework=False)
         dtype = np.float32 if single else np.dtype(problem.scratch_dtype)
@@ -169,7 +174,10 @@ class Planted:
 
     def lr_of(self, step: int) -> float:
         """Return the lr of a step, from 0 on."""
-        return self.problem.schedule.lr_at(step + 1)
+        schedule = self.problem.schedule
+        if schedule.lr_schedule is not None:
+            schedule = schedule.with_keys([*keys_of(self.rule, schedule.lr_schedule.per).items()])
+        return schedule.lr_at(step + 1)
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Try causes with regcheck's own trainer, whatever is wrong with this one."""
@@ -245,6 +253,7 @@ BUGS: dict[str, tuple[Plant, ...]] = {
     "adam-bias-correction-partial": tuple(
         partial(Planted, rule=Rule(corrected=which)) for which in ("first", "second")
     ),
+    "schedule-differs": (partial(Planted, rule=OTHER_UNIT),),
     "schedule-shifted": tuple(partial(Planted, rule=Rule(early=early)) for early in (1, -1)),
     "adagrad-accumulator-initial": tuple(
         partial(Planted, rule=Rule(start=start)) for start in (0.1, 1.0, 0.0)

@@ -211,6 +211,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(1, 1, "optimizer", ADAGRAD),
     ),
     "row-order": (STEP_1._replace(batches=("mini",)),),  # a full batch holds all rows in any order
+    # By epochs of several steps, the lr changes later.
+    "schedule-differs": (First(5, 5, "penalty", NEW_LR_AT_5, batches=("mini",)),),
     # The lr changes at step 5: early it has done so at 4, late not yet at 5. lr λ w shows it.
     "schedule-shifted": (
         First(4, 4, "penalty", NEW_LR_AT_5),

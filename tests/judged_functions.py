@@ -14,6 +14,7 @@ from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.judged_losses import faults_of_losses
 from tests.random_functions import Case, batch_of
 from tests.rule import Rule
+from tests.user_functions import schedule_of
 
 SLACK = 1.5
 """Limits that an explanation may leave in extended precision; the engine allows 1 in float64."""
@@ -88,12 +89,21 @@ def must_be_named(seen: Seen) -> bool:
         return False  # a factor on what is clipped is no factor on the step
     if "update-sequential" in causes and causes & OPEN:
         return False  # nor is one on a gradient that is taken after it has acted
+    if "schedule-differs" in causes and len(lrs_of(seen)) == 1:
+        return False  # which is told, as no schedule
     if "initial-parameters" in seen.case.causes:
         # The first step may start anywhere: later ones must move.
         history = seen.history
         moved = np.abs(history.all("framework") - history.all("before"))[1:]
         return bool((moved > history.all("bound")[1:] * seen.limits("weight")).any())
     return all(np.isfinite(record.bound).all() for record in seen.history.records())
+
+
+def lrs_of(seen: Seen) -> set[float]:
+    """Return the lrs that the code takes."""
+    per_epoch = seen.problem.steps // seen.problem.epochs
+    rate = schedule_of(seen.case.spec, per_epoch, seen.case.code.rule)
+    return {rate(step) for step in range(seen.problem.steps)}
 
 
 def is_planted(case: Case, one: Explanation) -> bool:
@@ -152,10 +162,9 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
             key = FAULTS[cause].key
             if key is not None and cause in one.fits:
                 changes[key] = one.fits[cause].factor
-        if cause == "schedule-shifted":
-            changes["early"] = one.change["lr_shift"]
-        if cause == "option-differs":
-            changes["other"] = one.change["options"]
+        if cause in FOUND:
+            field, key = FOUND[cause]
+            changes[field] = one.change[key]
     if one.weight_decay is not None:  # each tensor's own is told, in the place of a factor
         decays = dict(one.weight_decay)
         seen = replace(seen, problem=replace(seen.problem, weight_decay=decays))
@@ -169,6 +178,14 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
     return [f"{one.causes} leaves {largest:.3g} limits"] if largest > allowed else []
 
 
+FOUND = {
+    "schedule-shifted": ("early", "lr_shift"),
+    "schedule-differs": ("schedule", "lr_schedule"),
+    "option-differs": ("other", "options"),
+}
+"""Causes whose numbers are found: the field of the rule, and the key of the change."""
+
+
 def gain(seen: Seen, rule: Rule) -> float:
     """Return how many times larger a rule makes the gradient, and so its rounding, at most."""
     spec, rows = seen.case.spec, len(seen.case.y)
@@ -176,9 +193,10 @@ def gain(seen: Seen, rule: Rule) -> float:
     largest *= batch_of(spec, rows) if rule.reduce == "sum" else 1
     largest *= spec["accumulate"] if rule.micro_batches == "sum" else 1
     largest *= len(seen.history) if not rule.zeroed else 1
-    if rule.early or rule.velocity == "lr inside":
+    if rule.early or rule.schedule or rule.velocity == "lr inside":
         steps = range(1, seen.report.comparison.steps + 2)
-        rates = [seen.history.schedule.lr_at(step) for step in steps]
+        schedules = (seen.history.schedule, seen.history.schedule.with_keys(rule.schedule))
+        rates = [one.lr_at(step) for step in steps for one in schedules]
         largest *= max(rates) / min(rate for rate in rates if rate)
     if rule.velocity in ("none", "dampened"):
         largest /= 1 - spec["optimizer"].get("dampening", 0)

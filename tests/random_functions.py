@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from tests.faults import FAULTS, OPEN, OUTSIDE
+from tests.faults import FAULTS, OPEN, OTHER_UNIT, OUTSIDE
 from tests.random_needs import NEEDS, Array, random_spec
 from tests.random_optimizers import (
     chance,
@@ -154,6 +154,8 @@ def planted(
     changes: dict[str, Any] = {}
     factors: dict[str, float] = {}
     for cause in causes:
+        if cause == "schedule-differs":
+            changes["schedule"] = OTHER_UNIT.schedule
         if cause in OUTSIDE:
             continue
         changes |= FAULTS[cause].changes
@@ -192,7 +194,7 @@ def random_report(
     if kind < 0.7:
         return Reported("after"), frozenset({"loss-after-update"})
     decays = decays_of(spec)
-    if kind < 0.8 and spec["batch_size"] != "full":
+    if kind < 0.8 and facts.batch * spec["accumulate"] < facts.rows:
         base = "epoch" if chance(random, 0.5) else "epoch by rows"
         return Reported(base), frozenset({"loss-epoch-mean"})
     if not any(decays):

@@ -34,6 +34,7 @@ class Rule(NamedTuple):
         reduce: rows' gradients are averaged, summed, or divided by the spec's batch size.
         half, gradient, rate: factors on the loss, on its gradient, and on the lr.
         early: how many steps early the lr's schedule is.
+        schedule: other keys of it; per is `other` where it goes by epochs and not steps, or back.
         velocity: torch's, with 1 − μ on the gradient, with the lr in it, or none.
         nesterov: as the spec says, always, or never.
         first: the first step's velocity is the gradient, or dampened like all others.
@@ -74,6 +75,7 @@ class Rule(NamedTuple):
     gradient: float = 1.0
     rate: float = 1.0
     early: int = 0
+    schedule: tuple[tuple[str, Any], ...] = ()
     velocity: Literal["torch", "dampened", "lr inside", "none"] = "torch"
     nesterov: Literal["as set", "always", "never"] = "as set"
     first: Literal["gradient", "dampened"] = "gradient"
@@ -99,6 +101,14 @@ class Rule(NamedTuple):
     slope: Literal["torch", "plain"] = "torch"
     zeroed: bool = True
     order: Literal["together", "bias first"] = "together"
+
+
+def keys_of(rule: Rule, per: str) -> dict[str, Any]:
+    """Return the other keys of a schedule that goes by steps or epochs."""
+    keys = dict(rule.schedule)
+    if keys.get("per") == "other":
+        keys["per"] = "step" if per == "epoch" else "epoch"
+    return keys
 
 
 Base = Literal["none", "own", "torch", "epoch", "epoch by rows", "after"]

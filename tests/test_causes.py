@@ -165,8 +165,8 @@ NAMES = """
     penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
     penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
     penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
-    rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order schedule-shifted
-    target-broadcast update-sequential
+    rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order schedule-differs
+    schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
 
@@ -200,7 +200,8 @@ def test_changes_are_put_into_any_rule() -> None:
 
 
 def test_only_what_is_no_change_of_a_rule_has_none() -> None:
-    assert {name for name, one in CAUSES.items() if not one.changes} == UNCHANGING | IN_BATCHES
+    without = {name for name, one in CAUSES.items() if not one.changes}
+    assert without == UNCHANGING | IN_BATCHES | {"schedule-differs"}
 
 
 def test_causes_are_hidden_by_known_circumstances() -> None:
@@ -245,8 +246,9 @@ def test_stage_is_that_at_which_a_planted_bug_first_shows() -> None:
     stages = {cause: {first.stage for first in firsts} for cause, firsts in FIRSTS.items()}
 
     # Where there is a penalty too, as with the planted bugs, lr λ w shows another lr first.
-    assert stages.pop("schedule-shifted") == {"penalty"}
-    assert CAUSES["schedule-shifted"].stage == "optimizer"
+    for name in ("schedule-differs", "schedule-shifted"):
+        assert stages.pop(name) == {"penalty"}
+        assert CAUSES[name].stage == "optimizer"
     assert stages == {cause: {CAUSES[cause].stage} for cause in stages}
 
 
@@ -272,6 +274,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "where a gradient is clipped": {(1, 1)},
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
     "once a second moment becomes smaller": {(2, 2)},
+    "where the two schedules differ in the lr": {(5, 5)},
     "where the lr changes": {(4, 4), (5, 5)},
     "where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)": {(2, 1)},
 }

@@ -112,10 +112,10 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         NO_DECAY | {"optimizer": "adamw", "convention": {"decay": "gradient"}},
         OF_ADAM | PENALTY | DECOUPLED,
     ),
-    (NO_DECAY | HALVED_LR, {"schedule-shifted"}),
+    (NO_DECAY | HALVED_LR, {"schedule-differs", "schedule-shifted"}),
     (
         NO_DECAY | HALVED_LR | HEAVY,
-        MOMENTUM | {"nesterov-added", "schedule-shifted", "momentum-lr-inside"},
+        MOMENTUM | {"nesterov-added", "schedule-differs", "schedule-shifted", "momentum-lr-inside"},
     ),
     (NO_DECAY | LABELS | {"loss": "bce"}, {"bce-saturated"}),
     (NO_DECAY | LABELS | {"loss": "bce_with_logits"}, set()),

@@ -19,6 +19,7 @@ VERDICTS = {
     "mixed-precision": "equivalent",
     "penguins": "equivalent",
     "penguins-mlp": "equivalent",
+    "penguins-one-cycle": "equivalent",
     "question": "diverged",
     "question-fixed": "equivalent",
     "stackoverflow": "diverged",

@@ -199,7 +199,7 @@ def test_cause_shows_what_differs_on_both_sides() -> None:
     ]
 
 
-SAME = {"initial-parameters", "option-differs", "precision", "row-order"}
+SAME = {"initial-parameters", "option-differs", "precision", "row-order", "schedule-differs"}
 """Causes with which both sides' formulas are the same."""
 
 

@@ -15,6 +15,7 @@ import torch
 
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.formula import GENERAL
+from regcheck.rules.optimizers import asgd
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput
@@ -169,3 +170,9 @@ def test_a_letter_has_one_meaning() -> None:
 
     assert {letter: texts for letter, texts in known.items() if len(texts) > 1} == {}
     assert GENERAL.keys().isdisjoint(known)
+
+
+def test_asgd_has_no_rate_where_its_root_has_none() -> None:
+    options = {"lambd": -3.0, "alpha": 0.75}
+    assert math.isnan(asgd.rate(options, 0.5, 2))
+    assert asgd.rate(options | {"lambd": 1.5}, 0.5, 4) == pytest.approx(0.5 / 4**0.75)

@@ -10,7 +10,7 @@ import numpy as np
 
 from regcheck.user_code.problem_api import UserProblem
 from tests.reference import Training, row_losses
-from tests.rule import Array, Kept, Moment, Pair, Reported, Rows, Rule, Wrong
+from tests.rule import Array, Kept, Moment, Pair, Reported, Rows, Rule, Wrong, keys_of
 
 
 class Code(NamedTuple):
@@ -38,7 +38,7 @@ class Code(NamedTuple):
 
     def train(self, problem: UserProblem) -> Iterator[dict[str, Any]]:
         dtype = np.float32 if self.single else problem.X.dtype
-        schedule = schedule_of(self.spec, problem.steps // problem.epochs)
+        schedule = schedule_of(self.spec, problem.steps // problem.epochs, self.rule)
         training = Training(problem, self.rule, schedule, dtype, loops=self.loops, wrong=self.wrong)
         at, kept = training.start(), Kept()
         if self.start is not None:
@@ -68,11 +68,16 @@ def in_file_order(parts: list[Rows], batch: int, problem: UserProblem) -> list[R
     return found
 
 
-def schedule_of(spec: dict[str, Any], per_epoch: int) -> Callable[[int], float]:
-    """Write a spec's schedule as a function of the step, from 0 on."""
+def schedule_of(
+    spec: dict[str, Any],
+    per_epoch: int,
+    rule: Rule = Rule(),  # noqa: B008 - never changed
+) -> Callable[[int], float]:
+    """Write a spec's schedule, with a rule's other keys, as a function of the step, from 0 on."""
     lr, set_up = spec["lr"], spec.get("lr_schedule")
     if set_up is None:
         return lambda step: lr
+    set_up = set_up | keys_of(rule, set_up.get("per", "step"))
 
     def rate(step: int) -> float:
         t = step // per_epoch if set_up.get("per") == "epoch" else step

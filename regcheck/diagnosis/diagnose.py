@@ -20,6 +20,7 @@ from regcheck.diagnosis.evidence import (
 )
 from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.fits.other_numbers import with_other_numbers
+from regcheck.diagnosis.fits.other_schedules import with_other_schedule
 from regcheck.diagnosis.fits.other_settings import (
     by_entries,
     effective_settings_of,
@@ -149,7 +150,8 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
     if not found:
-        other = with_other_settings(replay) or with_other_numbers(replay)
+        ways = (with_other_settings, with_other_schedule, with_other_numbers)
+        other = next((one for one in (way(replay) for way in ways) if one), None)
         found = (other,) if other else searched(run, replay, with_another_option)
         found = found or tuple(by_entries(replay))
     if found:

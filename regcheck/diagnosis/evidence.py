@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from regcheck.compare.history import History, Record
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.other_inputs import implied_gradient
+from regcheck.diagnosis.fits.other_schedules import rates_of
 from regcheck.diagnosis.records import NO_RULE, NO_SETTINGS, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_all, fit_columns, fit_each
+from regcheck.numerics.least_squares import fit_all, fit_columns
 from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
@@ -73,35 +74,19 @@ def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
 
 
 def other_rates(replay: Replay) -> str:
-    """Describe steps that are torch's with another lr in each; empty if they are not.
-
-    S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
-    torch's momentum does not hold the lr, so that each step has its own α_t.
-    """
-    moves = Moves(replay)
-    with np.errstate(all="ignore"):
-        slope, target = moves.by_torch() / moves.limits, moves.scratch / moves.limits
-    if not (np.isfinite(slope).all() and np.isfinite(target).all()):
+    """Describe steps that are torch's with another lr in each; empty if they are not."""
+    rates = rates_of(replay, least=2)
+    if rates is None:
         return ""
-    shown = (np.abs(slope) > 1).sum(axis=1) > 1
-    slope, target = slope[shown], target[shown]
-    alpha, spread = fit_each(slope, target, 1)
-    left = np.abs(target - alpha[:, None] * slope)
-    if shown.sum() < 2 or left.max() > 1 or (alpha < 0).any():
-        return ""
-    torch = np.array([record.batch.lr for record in replay.history.records()])[moves.at][shown]
-    own = alpha * torch
-    slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
-    constant = (np.abs(own - float(np.median(own))) <= slack + slack.max()).all()
-    if constant and (torch != torch[0]).any():
+    own, torch = rates.own, rates.torch
+    if rates.constant:
         return (
             f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
             f"{listed(torch)}, is not applied."
         )
-    first = 1 + moves.at.start + int(shown.argmax())
     return (
-        f"The steps are torch's with another lr in each: from step {first:,} on {listed(own)}, "
-        f"where torch has {listed(torch)}."
+        f"The steps are torch's with another lr in each: from step {rates.steps[0]:,} on "
+        f"{listed(own)}, where torch has {listed(torch)}."
     )
 
 

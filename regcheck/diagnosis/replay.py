@@ -213,9 +213,9 @@ def gain(rule: Problem, batch: Batch) -> float:
     """
     faults, options = rule.faults, rule.scratch_settings
     found = abs(faults.lr_factor)
-    if faults.lr_shift and batch.lr:
-        shifted = rule.schedule.lr_at(batch.step + faults.lr_shift)
-        found *= max(1.0, shifted / batch.lr)
+    if (faults.lr_shift or faults.lr_schedule) and batch.lr:
+        other = rule.faulty_schedule.lr_at(batch.step + faults.lr_shift)
+        found *= max(1.0, other / batch.lr)
     if faults.zeroing == "never":
         found *= batch.step
     if options.rule.linear:

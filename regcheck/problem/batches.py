@@ -8,12 +8,12 @@ lr where it is another one (`regcheck.trainers.framework.schedulers`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate as running_sums
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regcheck.problem.lrs import scheduled_lr
 from regcheck.rules.settings import Training
@@ -133,6 +133,12 @@ class Schedule:
         by_epoch = self.lr_schedule is not None and self.lr_schedule.per == "epoch"
         count, unit = (epochs, "epoch") if by_epoch and not steps else (abs(early), "step")
         return f"{count} {unit}{'s' if count > 1 else ''} {'early' if early > 0 else 'late'}"
+
+    def with_keys(self, keys: Sequence[tuple[str, Any]]) -> Schedule:
+        """Return the schedule with other values of some keys of its lr's."""
+        if not keys or self.lr_schedule is None:
+            return self
+        return replace(self, lr_schedule=self.lr_schedule.with_keys(keys))
 
     def sizes(self) -> tuple[int, ...]:
         """Return the distinct numbers of rows of steps, the usual one first."""

@@ -85,6 +85,11 @@ class Problem:
         """The settings by which the scratch side trains: with those faults that are others."""
         return with_faults(self.settings, self.faults)
 
+    @property
+    def faulty_schedule(self) -> Schedule:
+        """The schedule with the faults in its keys; how early it is stands beside."""
+        return self.schedule.with_keys(self.faults.lr_schedule)
+
     def with_change(self, change: Change) -> Problem:
         """Return the problem with a cause's change in the scratch side's rule."""
         convention, faults = put_in(change, self.convention, self.faults)

@@ -64,6 +64,7 @@ class Faults(NamedTuple):
         zeroing: gradients are zeroed at each step, or never.
         gradient_factor, lr_factor: factors on the gradient, not on the loss, and on every lr.
         lr_shift: how many steps early the schedule is; −1 is one step late.
+        lr_schedule: other values of some keys of the lr's schedule, in pairs.
         clip_scope: the norm over all tensors, or each tensor's own.
         momentum: kept, or ignored.
         nesterov: as set, or with it or without whatever is set.
@@ -94,6 +95,7 @@ class Faults(NamedTuple):
     gradient_factor: float = 1.0
     lr_factor: float = 1.0
     lr_shift: int = 0
+    lr_schedule: tuple[tuple[str, Any], ...] = ()
     clip_scope: Literal["all", "tensor"] = "all"
     momentum: Literal["kept", "ignored"] = "kept"
     nesterov: Literal["as-set", "added", "missing"] = "as-set"

@@ -193,6 +193,7 @@ def fault_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
             and (len(training.loss_rows) > 1 or training.weighted)
         ),
         "torch's loop zeroes the gradients at each step": faults.zeroing == "never",
+        "the schedule is another": bool(faults.lr_schedule),
         "the schedule runs earlier or later": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch takes its step by the moments of that step": faults.moments != "fresh",

@@ -99,9 +99,9 @@ class NumpyTrainer:
     def rescheduled(self, batch: Batch) -> Batch:
         """Return the batch with the lr at which this rule takes it."""
         faults = self.problem.faults
-        if faults.lr_factor == 1 and faults.lr_shift == 0:
+        if faults.lr_factor == 1 and faults.lr_shift == 0 and not faults.lr_schedule:
             return batch
-        lr = self.problem.schedule.lr_at(batch.step + faults.lr_shift)
+        lr = self.problem.faulty_schedule.lr_at(batch.step + faults.lr_shift)
         return batch._replace(lr=faults.lr_factor * lr)
 
     def forward_backward(self, parameters: Parameters, batch: Batch) -> ForwardBackward:

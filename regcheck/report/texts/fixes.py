@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from regcheck.diagnosis.records import SpecFix
+from collections.abc import Sequence
+from typing import Any
+
+from regcheck.diagnosis.records import Explanation, SpecFix
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis_text import TORCHS_LOSS, factor_text, other_options
 from regcheck.report.texts.roles import roles_of
@@ -12,6 +15,7 @@ from regcheck.rules.causes.cause import put_in
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.optimizers.lr_schedules import scheduler_call
 from regcheck.rules.settings import letters, number
 from regcheck.rules.torch_call import alike, torch_call
 
@@ -41,6 +45,9 @@ def plain_fix(report: Report, cause: str) -> str:
     if cause == "option-differs":
         own = [f"{name} {number(torch)}" for name, (_, torch) in other_options(report).items()]
         return f"{fix}: {', '.join(own)}"
+    schedule = report.schedule.lr_schedule
+    if cause == "schedule-differs" and schedule is not None:
+        return f"{fix}: {', '.join(schedule.text(key) for key, _ in other_keys(best))}"
     if cause in best.fits:
         factor = factor_text(report, cause, best.fits[cause])
         fix = fix.replace("the factor c", f"the factor {factor}")
@@ -69,6 +76,8 @@ def fixes(report: Report) -> dict[str, list[str]]:
         ways[roles.matching] = [torch_call(match.settings)]
         if report.training.lr_varies and match.lr_factor != 1:
             ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
+    elif best is not None and best.causes == ("schedule-differs",):
+        ways[roles.matching] = [other_schedule_call(report, best)]
     elif changed and match is not None and report.spec.textbook is None:
         what = "lr and weight_decay" if report.training.settings.rule.linear else "settings"
         ways["in torch"] = [f"no {what} match: {match}"]
@@ -76,6 +85,19 @@ def fixes(report: Report) -> dict[str, list[str]]:
         changes = found.fix.changes.items()
         ways["in the spec"] = [f"{key}: {written(value)}" for key, value in changes]
     return ways
+
+
+def other_keys(best: Explanation) -> Sequence[tuple[str, Any]]:
+    """Return the keys of the schedule that an explanation changes, with their values."""
+    found: Any = best.change["lr_schedule"]
+    return tuple(found)
+
+
+def other_schedule_call(report: Report, best: Explanation) -> str:
+    """Write the call of torch's scheduler with the keys that the scratch side has."""
+    kind = report.schedule.with_keys(other_keys(best)).lr_schedule
+    assert kind is not None
+    return scheduler_call(kind.kind, kind.all_keys, report.schedule.lr)
 
 
 def not_written(report: Report) -> str:

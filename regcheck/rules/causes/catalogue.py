@@ -160,6 +160,13 @@ OTHER_CAUSES: dict[str, Cause] = {
         since="at the first batch of other rows",
         fix="take at each step the rows that the spec says: its order, shuffle and batch_size",
     ),
+    "schedule-differs": Cause(
+        "runs the lr schedule with another of its keys",
+        concerns=lambda training, _: training.lr_varies,
+        stage="optimizer",
+        since="where the two schedules differ in the lr",
+        fix="take the schedule's own keys",
+    ),
     "schedule-shifted": Cause(
         "runs the lr schedule a step or an epoch early or late",
         changes=({"lr_shift": 1}, {"lr_shift": -1}),

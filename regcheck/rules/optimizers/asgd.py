@@ -36,8 +36,9 @@ def init(options: Options, convention: Convention, faults: Faults, w: Array) -> 
 
 
 def rate(options: Options, lr: float, t: int) -> float:
-    """Return ηₜ₊₁ = lr/(1 + ν lr t)^γ."""
-    return float(lr / (1 + options["lambd"] * lr * t) ** options["alpha"])
+    """Return ηₜ₊₁ = lr/(1 + ν lr t)^γ; no number where a ν that is tried makes the root of none."""
+    base = 1 + options["lambd"] * lr * t
+    return math.nan if base < 0 else float(lr / base ** options["alpha"])
 
 
 def step(at: StepInput) -> tuple[Array, Memory]:

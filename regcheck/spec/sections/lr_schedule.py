@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from regcheck.rules.optimizers.lr_schedules import KEYS, KINDS, Kind
+from regcheck.rules.settings import exact
 from regcheck.spec.sections.fields import (
     Count,
     NotNegative,
@@ -18,6 +19,7 @@ from regcheck.spec.sections.fields import (
     in_range,
     raise_inside,
     shown,
+    written,
 )
 
 Share = Annotated[float, BeforeValidator(in_range), Field(ge=0.0, le=1.0)]
@@ -75,6 +77,22 @@ class LrSchedule(Section):
             if keys["pct_start"] * keys["steps"] == 1:
                 text = "pct_start times steps is 1, where OneCycleLR divides by 0: change one"
                 yield ("pct_start",) if "pct_start" in given else (), text
+
+    def with_keys(self, keys: Iterable[tuple[str, Any]]) -> LrSchedule:
+        """Return the schedule with other values of some keys."""
+        changes = {key: list(x) if isinstance(x, tuple) else x for key, x in keys}
+        return self.model_copy(update=changes)
+
+    def text(self, key: str) -> str:
+        """Write a key with its value: `every 5`."""
+        return f"{key} {self.value_text(key)}"
+
+    def value_text(self, key: str) -> str:
+        """Write a key's value as a spec does."""
+        value = self.all_keys.get(key, self.per)
+        if isinstance(value, str):
+            return value
+        return exact(value) if isinstance(value, float) else written(value, 2)
 
     @property
     def rule(self) -> Kind:

@@ -1,0 +1,206 @@
+"""The lr of each step, fitted; and a schedule of the same kind with other keys that has them.
+
+S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
+torch's momentum does not hold the lr, and no optimizer's moments do, so that each step has its own
+α_t. A schedule explains the steps where one other key gives it all those lrs: by epochs in the
+place of steps; another whole number, of all there are; another number, where the lr of the step
+that differs most is its own; other milestones, where the lr falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regcheck.diagnosis.fits.moves import Moves
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each
+from regcheck.problem.batches import Schedule
+from regcheck.problem.problem import Array
+from regcheck.spec.sections.lr_schedule import LrSchedule
+
+Keys = tuple[tuple[str, Any], ...]
+"""Other values of some keys of a schedule."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "factor": (1e-6, 4.0),
+    "floor": (1e-12, 1e3),
+    "start_factor": (1e-6, 1.0),
+    "end_factor": (1e-6, 1.0),
+    "pct_start": (1e-3, 1.0),
+    "div_factor": (1e-3, 1e6),
+    "final_div_factor": (1e-3, 1e9),
+}
+"""Where a number is looked for, from the smallest to the largest."""
+
+MAY_BE_0 = frozenset({"factor", "floor", "end_factor"})
+
+PLACES = 60
+"""Places in a range, evenly by their logarithms, between two of which a number may lie."""
+
+BISECTIONS = 100
+"""Halvings after which a number is found to its last bit."""
+
+MOST_COUNTED = 4096
+"""Whole numbers that are tried."""
+
+
+class Rates(NamedTuple):
+    """The lrs of some steps: the scratch side's, as fitted, and torch's.
+
+    Attributes:
+        steps: their numbers, from 1; those whose move shows.
+        own, torch: the lrs.
+        slack: how far another lr may be from the scratch side's.
+        earlier: the lrs before the first divergence, which are both sides'.
+    """
+
+    steps: list[int]
+    own: Array
+    torch: Array
+    slack: Array
+    earlier: Array
+
+    @property
+    def constant(self) -> bool:
+        """Whether one lr is the scratch side's in all steps, and not torch's."""
+        own, torch = (np.append(self.earlier, lrs) for lrs in (self.own, self.torch))
+        near = np.abs(own - float(np.median(self.own))) <= 2 * self.slack.max()
+        return bool(near.all() and (torch != torch[0]).any())
+
+    @property
+    def most(self) -> int:
+        """The place of the step whose lrs differ most."""
+        return int(np.argmax(np.abs(self.own - self.torch)))
+
+    def are_of(self, schedule: Schedule) -> bool:
+        """Whether a schedule has the scratch side's lrs; the step that differs most tells first."""
+        places = (self.most, *range(len(self.steps)))
+        return all(self.off(schedule, at) <= self.slack[at] for at in places)
+
+    def off(self, schedule: Schedule, at: int) -> float:
+        """Return how far a schedule's lr of a step is from the scratch side's."""
+        return abs(schedule.lr_at(self.steps[at]) - float(self.own[at]))
+
+
+def rates_of(replay: Replay, least: int = 1) -> Rates | None:
+    """Return the lr of each step from the first divergence on; None where some have none.
+
+    `least` is in how many entries a step must show, and how many steps must.
+    """
+    moves = Moves(replay)
+    with np.errstate(all="ignore"):
+        slope, target = moves.by_torch() / moves.limits, moves.scratch / moves.limits
+    if not (np.isfinite(slope).all() and np.isfinite(target).all()):
+        return None
+    shown = (np.abs(slope) > 1).sum(axis=1) >= least
+    slope, target = slope[shown], target[shown]
+    alpha, spread = fit_each(slope, target, 1)
+    left = np.abs(target - alpha[:, None] * slope)
+    if shown.sum() < least or left.max() > 1 or (alpha < 0).any():
+        return None
+    every = [record.batch for record in replay.history.records()]
+    earlier = np.array([batch.lr for batch in every[: moves.at.start]])
+    batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]
+    torch = np.array([batch.lr for batch in batches])
+    slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
+    return Rates([batch.step for batch in batches], alpha * torch, torch, slack, earlier)
+
+
+def with_other_schedule(replay: Replay) -> Explanation | None:
+    """Return whether the steps are torch's with other keys of the lr's schedule."""
+    schedule = replay.torch.problem.schedule
+    if schedule.lr_schedule is None:
+        return None
+    rates = rates_of(replay)
+    if rates is None or rates.constant:  # which is no schedule
+        return None
+    for keys in candidates(schedule, rates):
+        other = with_keys(schedule, keys)
+        if other is not None and rates.are_of(other):
+            change, note = {"lr_schedule": keys}, keys_text(schedule.lr_schedule, keys)
+            found = replay.explanation(("schedule-differs",), change, note=note)
+            if found is not None:
+                return found
+    return None
+
+
+def with_keys(schedule: Schedule, keys: Keys) -> Schedule | None:
+    """Return a schedule with other keys; None where no spec may have them."""
+    other = schedule.with_keys(keys)
+    kind = other.lr_schedule
+    return None if kind is None or next(kind.errors(), None) else other
+
+
+def keys_text(own: LrSchedule, keys: Keys) -> str:
+    """Write other values of some keys beside a schedule's own: `every 4 instead of 5`."""
+    other = own.with_keys(keys)
+    return ", ".join(f"{other.text(key)} instead of {own.value_text(key)}" for key, _ in keys)
+
+
+def candidates(schedule: Schedule, rates: Rates) -> Iterator[Keys]:
+    """Yield other keys that may have the lrs."""
+    kind = schedule.lr_schedule
+    assert kind is not None
+    yield (("per", "epoch" if kind.per == "step" else "step"),)
+    most = min(MOST_COUNTED, 4 * schedule.steps)
+    for key, own in kind.all_keys.items():
+        if key in ("every", "steps"):
+            yield from (((key, number),) for number in range(1, most + 1) if number != own)
+        elif key == "milestones":
+            yield from milestones(schedule, rates)
+        elif key in RANGES:
+            yield from (((key, number),) for number in numbers(schedule, rates, key))
+        elif key == "anneal_strategy":
+            yield ((key, "linear" if own == "cos" else "cos"),)
+        elif key == "three_phase":
+            yield ((key, not own),)
+
+
+def numbers(schedule: Schedule, rates: Rates, key: str) -> Iterator[float]:
+    """Yield the numbers by which the step that differs most has its own lr, by bisection."""
+    step, own = rates.steps[rates.most], float(rates.own[rates.most])
+
+    def off(number: float) -> float:
+        other = with_keys(schedule, ((key, number),))
+        return other.lr_at(step) - own if other is not None else math.nan
+
+    if key in MAY_BE_0:
+        yield 0.0
+    for first, last in pairwise(np.geomspace(*RANGES[key], PLACES).tolist()):
+        if not off(first) * off(last) <= 0:
+            continue
+        for _ in range(BISECTIONS):
+            middle = (first + last) / 2
+            first, last = (first, middle) if off(first) * off(middle) <= 0 else (middle, last)
+        yield from decimals(last)
+
+
+def milestones(schedule: Schedule, rates: Rates) -> Iterator[Keys]:
+    """Yield the milestones at which the lr falls, and the factor by which it does."""
+    kind = schedule.lr_schedule
+    assert kind is not None
+    unit = schedule.steps_per_epoch if kind.per == "epoch" else 1
+    known = [(step, schedule.lr_at(step), 0.0) for step in range(1, rates.steps[0])]
+    fitted = zip(rates.steps, rates.own.tolist(), rates.slack.tolist(), strict=True)
+    jumps = {
+        (step - 1) // unit: now / last
+        for (_, last, slack), (step, now, more) in pairwise((*known, *fitted))
+        if last and abs(now - last) > slack + more
+    }
+    if not jumps or [*jumps] == kind.milestones:  # by another factor alone
+        return
+    found = (("milestones", tuple(jumps)),)
+    yield found
+    for jump in jumps.values():
+        yield from ((*found, ("factor", number)) for number in decimals(jump))
+
+
+def decimals(number: float) -> Iterator[float]:
+    """Yield the decimals of a number, the shortest first."""
+    yield from dict.fromkeys(float(f"{number:.{digits}g}") for digits in range(1, 18))
