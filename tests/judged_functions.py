@@ -119,12 +119,12 @@ def is_planted(case: Case, one: Explanation) -> bool:
         if abs(fit.factor - factor) > slack * max(1, abs(factor)):
             return False
     ways = [{*case.causes}]
-    for cause in case.causes & OPEN:
-        ways += [{*case.causes} - {cause} | {name} for name in NAMED_FACTORS[cause]]
+    for cause in case.causes & OTHER_NAMES.keys():
+        ways += [{*case.causes} - {cause} | {name} for name in OTHER_NAMES[cause]]
     return any(set(one.causes) <= way for way in ways)
 
 
-NAMED_FACTORS: dict[str, tuple[str, ...]] = {
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
     # c g over its own size is g with ε/c.
     "gradient-scaled": (
         "accumulation-not-averaged",
@@ -132,7 +132,8 @@ NAMED_FACTORS: dict[str, tuple[str, ...]] = {
         "loss-summed",
         "option-differs",
     ),
-    "learning-rate-scaled": (),
+    # Few lrs are those of a schedule that is late, too.
+    "schedule-differs": ("schedule-shifted",),
     "penalty-scaled": (
         "penalty-divided-by-batch",
         "penalty-divided-by-dataset",
@@ -142,7 +143,7 @@ NAMED_FACTORS: dict[str, tuple[str, ...]] = {
         "penalty-sign-flipped",
     ),
 }
-"""The causes that an open factor may be another name for, where they make the same steps."""
+"""The causes that another may be one more name for, where they make the same steps."""
 
 
 def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:

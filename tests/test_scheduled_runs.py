@@ -226,6 +226,14 @@ def test_formula_off_by_a_millionth_is_found(kind: str, monkeypatch: pytest.Monk
     assert told(report.first_divergence).step == 4
 
 
+@pytest.mark.slow
+def test_processes_follow_a_schedule() -> None:
+    keys = {"kind": "one-cycle", "steps": 12, "div_factor": 5.0}
+    spec = BASE | {"lr_schedule": keys, "batch_size": 21, "epochs": 6}
+    alone, together = check(spec), check(spec | {"framework": {"processes": 2}})
+    assert alone.verdict == together.verdict == "equivalent"
+
+
 def test_lr_that_the_spec_gives_no_proportion_is_refused() -> None:
 
     spec = BASE | {"lr": 0.0, "lr_schedule": {"kind": "list", "values": [0.1]}}

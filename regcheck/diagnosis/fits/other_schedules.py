@@ -69,8 +69,10 @@ class Rates(NamedTuple):
     @property
     def constant(self) -> bool:
         """Whether one lr is the scratch side's in all steps, and not torch's."""
+        best = int(np.argmin(self.slack))
         own, torch = (np.append(self.earlier, lrs) for lrs in (self.own, self.torch))
-        near = np.abs(own - float(np.median(self.own))) <= 2 * self.slack.max()
+        slack = np.append(np.zeros_like(self.earlier), self.slack) + self.slack[best]
+        near = np.abs(own - self.own[best]) <= slack
         return bool(near.all() and (torch != torch[0]).any())
 
     @property
