@@ -142,6 +142,20 @@ def test_milestone_that_differs_is_named_by_any_optimizer(optimizer: str, dtype:
     assert told(found.best).note == "milestones [2, 4] instead of [2, 5]"
 
 
+def test_one_step_of_two_entries_tells_no_number() -> None:
+    """Any step that is longer is that of some factor: two entries leave one number to choose."""
+    spec: Spec = {
+        "data": {"X": [[1.0], [-2.0], [0.5]], "y": [1.0, 0.0, 2.0]},
+        "lr_schedule": {"kind": "exponential", "factor": 0.7},
+        "init": "zeros",
+        "epochs": 2,
+    }
+    found = told(
+        check(BASE | spec, scratch=code(by_lrs({"kind": "exponential", "factor": 0.6}))).diagnosis
+    )
+    assert "schedule-differs" not in found.causes
+
+
 def test_wrong_gradient_is_no_other_schedule() -> None:
     def step(at: At) -> tuple[Any, Any]:
         return at.along(at.gw + 0.1 * np.abs(at.w), at.gb, lr=at.lrs[at.t])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from regcheck.diagnosis.fits.moves import Moves
+from regcheck.diagnosis.fits.other_settings import LEAST_SHOWN
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each
@@ -58,6 +59,7 @@ class Rates(NamedTuple):
         own, torch: the lrs.
         slack: how far another lr may be from the scratch side's.
         earlier: the lrs before the first divergence, which are both sides'.
+        shown: in how many entries' steps the move shows, which must be more than the free numbers.
     """
 
     steps: list[int]
@@ -65,6 +67,7 @@ class Rates(NamedTuple):
     torch: Array
     slack: Array
     earlier: Array
+    shown: int
 
     @property
     def constant(self) -> bool:
@@ -100,7 +103,8 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
         slope, target = moves.by_torch() / moves.limits, moves.scratch / moves.limits
     if not (np.isfinite(slope).all() and np.isfinite(target).all()):
         return None
-    shown = (np.abs(slope) > 1).sum(axis=1) >= least
+    entries = (np.abs(slope) > 1).sum(axis=1)
+    shown = entries >= least
     slope, target = slope[shown], target[shown]
     alpha, spread = fit_each(slope, target, 1)
     left = np.abs(target - alpha[:, None] * slope)
@@ -111,7 +115,8 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
     batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]
     torch = np.array([batch.lr for batch in batches])
     slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
-    return Rates([batch.step for batch in batches], alpha * torch, torch, slack, earlier)
+    steps, count = [batch.step for batch in batches], int(entries[shown].sum())
+    return Rates(steps, alpha * torch, torch, slack, earlier, count)
 
 
 def with_other_schedule(replay: Replay) -> Explanation | None:
@@ -120,7 +125,7 @@ def with_other_schedule(replay: Replay) -> Explanation | None:
     if schedule.lr_schedule is None:
         return None
     rates = rates_of(replay)
-    if rates is None or rates.constant:  # which is no schedule
+    if rates is None or rates.shown < LEAST_SHOWN or rates.constant:  # which is no schedule
         return None
     for keys in candidates(schedule, rates):
         other = with_keys(schedule, keys)
