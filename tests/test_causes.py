@@ -246,9 +246,8 @@ def test_stage_is_that_at_which_a_planted_bug_first_shows() -> None:
     stages = {cause: {first.stage for first in firsts} for cause, firsts in FIRSTS.items()}
 
     # Where there is a penalty too, as with the planted bugs, lr λ w shows another lr first.
-    for name in ("schedule-differs", "schedule-shifted"):
-        assert stages.pop(name) == {"penalty"}
-        assert CAUSES[name].stage == "optimizer"
+    named = [(stages.pop(f"schedule-{it}"), f"schedule-{it}") for it in ("differs", "shifted")]
+    assert all(found == {"penalty"} and CAUSES[it].stage == "optimizer" for found, it in named)
     assert stages == {cause: {CAUSES[cause].stage} for cause in stages}
 
 

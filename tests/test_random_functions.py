@@ -53,7 +53,7 @@ def test_every_cause_of_the_update_is_planted() -> None:
 @pytest.mark.slow
 def test_random_functions_come_to_every_outcome(tmp_path: Path) -> None:
     # A generator that had nothing to find would pass all of the above.
-    outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (1, 2, 3, 15, 16)}
+    outcomes = {see(random_case(seed, tmp_path)).outcome() for seed in (1, 2, 3, 16, 369)}
 
     assert outcomes == {
         "equivalent",

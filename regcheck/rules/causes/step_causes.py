@@ -234,4 +234,20 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="divide by the root of the squares' average or sum",
         hidden_by=("zero-gradient",),
     ),
+    "schedule-differs": Cause(
+        "runs the lr schedule with another of its keys",
+        concerns=lambda training, _: training.lr_varies,
+        stage="optimizer",
+        since="where the two schedules differ in the lr",
+        fix="take the schedule's own keys",
+    ),
+    "schedule-shifted": Cause(
+        "runs the lr schedule a step or an epoch early or late",
+        changes=({"lr_shift": 1}, {"lr_shift": -1}),
+        concerns=lambda training, _: training.lr_varies,
+        stage="optimizer",
+        since="where the lr changes",
+        fix="take each step with torch's lr of it: its schedule moves on as a step or epoch ends",
+        hidden_by=("lr-unchanged",),
+    ),
 }
