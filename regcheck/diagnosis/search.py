@@ -120,7 +120,7 @@ def with_another_option(
     hypotheses = concerning(replay, training, convention, visible)
     found = (
         one
-        for cause in sorted(hypotheses.shown)
+        for cause in sorted(hypotheses.shown - hypotheses.alone)
         for change in hypotheses.changes[cause]
         for one in with_other_option(replay, (cause,), change)
     )
