@@ -63,7 +63,8 @@ def random_spec(name: str, seed: int) -> dict[str, Any]:
     for key, option in rule.options.items():
         if seed and draw.random() < 0.6:
             flag = isinstance(option.default, bool)
-            options[key] = True if flag else draw.choice((OTHER | OF_ONE.get(name, {}))[key])
+            values = [True] if flag else (OTHER | OF_ONE.get(name, {}))[key]
+            options[key] = values[0] if seed <= len(single_forms(name)) else draw.choice(values)
     forms = dict(single_forms(name)[max(0, seed - 1) : seed])
     if seed > len(single_forms(name)):
         drawn = {key: draw.choice(values) for key, values in FORMS.items() if draw.random() < 0.4}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.formula import GENERAL
@@ -21,6 +22,8 @@ from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput
 from regcheck.rules.settings import Settings
 from regcheck.spec.sections.training import Optimizer
+
+Array = NDArray[np.floating]
 
 OTHER: dict[str, Any] = {
     "alpha": 0.3,
@@ -110,6 +113,30 @@ def assert_steps_are_torchs(
             assert known.dtype == theirs.dtype
 
 
+def last_delta(name: str, gradients: Array, lr: float = 3.0) -> Array:
+    """Return what the last of some steps by torch's defaults subtracts, with a lr of its own."""
+    settings, w = Settings(lr, {}, {}, name), np.array([1.0, -2.0])
+    options = settings.rule.resolved(settings.rule.defaults, 1e-9)
+    torchs = settings._replace(options=options).torchs
+    memory, delta = settings.rule.init(options, torchs, NO_FAULTS, w), w
+    for t, g in enumerate(gradients, 1):
+        own = lr if t == len(gradients) else 3.0
+        at = StepInput(options, torchs, NO_FAULTS, own, t, w, g, memory)
+        taken = update(settings.rule, at, lambda x: 0 * x)
+        memory, delta = taken.memory, taken.delta
+    return delta
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_said_of_a_step_holds_and_only_then(name: str) -> None:
+    rule, draws = OPTIMIZERS[name], np.random.default_rng(5).normal(size=(2, 6, 2))
+    one, other = (last_delta(name, gradients) for gradients in draws)
+    twice, both = last_delta(name, draws[0], 6.0), last_delta(name, draws.sum(axis=0))
+
+    assert np.allclose(twice, 2 * one, rtol=1e-12) is rule.proportional
+    assert np.allclose(both, one + other, rtol=1e-12) is rule.linear
+
+
 @pytest.mark.parametrize("name", [name for name, rule in OPTIMIZERS.items() if rule.correction])
 def test_correction_of_the_lr_by_hand(name: str) -> None:
     correction = OPTIMIZERS[name].correction
@@ -138,6 +165,7 @@ def test_options_and_their_defaults_are_torchs(name: str) -> None:
         del own["maximize"]
 
     assert rule.defaults == own
+    assert rule.weight_decay is ("weight_decay" in theirs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
