@@ -43,6 +43,7 @@ ADAGRAD: Spec = {"optimizer": {"name": "adagrad", "lr_decay": 0.2, "eps": 0.01}}
 STARTED: Spec = {"optimizer": ADAGRAD["optimizer"] | {"initial_accumulator_value": 0.5}}
 ADADELTA: Spec = {"optimizer": {"name": "adadelta", "rho": 0.8, "eps": 0.01}}
 ADAMAX: Spec = {"optimizer": {"name": "adamax", "betas": [0.9, 0.95], "eps": 0.01}}
+FALLING_LR: Spec = {"lr_schedule": {"kind": "exponential", "factor": 0.8}}
 NEW_LR_AT_5: Spec = {"lr_schedule": {"kind": "step", "every": 4, "factor": 0.5}}
 SATURATED: Spec = {
     "data": {"X": (1000 * X).tolist(), "y": TARGETS["logistic"].tolist()},
@@ -211,8 +212,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(1, 1, "optimizer", ADAGRAD),
     ),
     "row-order": (STEP_1._replace(batches=("mini",)),),  # a full batch holds all rows in any order
-    # By epochs of several steps, the lr changes later.
-    "schedule-differs": (First(5, 5, "penalty", NEW_LR_AT_5, batches=("mini",)),),
+    # By epochs of several steps, the lr falls later than at step 2.
+    "schedule-differs": (First(2, 2, "penalty", FALLING_LR, batches=("mini",)),),
     # The lr changes at step 5: early it has done so at 4, late not yet at 5. lr λ w shows it.
     "schedule-shifted": (
         First(4, 4, "penalty", NEW_LR_AT_5),

@@ -273,7 +273,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "where a gradient is clipped": {(1, 1)},
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
     "once a second moment becomes smaller": {(2, 2)},
-    "where the two schedules differ in the lr": {(5, 5)},
+    "where the two schedules differ in the lr": {(2, 2)},
     "where the lr changes": {(4, 4), (5, 5)},
     "where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)": {(2, 1)},
 }
