@@ -42,6 +42,9 @@ def equivalent_settings(
     """
     if best is None:
         return None
+    if best.tensors:
+        differs = "differs" if len(best.tensors) == 1 else "differ"
+        return f"only {' and '.join(best.tensors)} {differs} from torch's rule"
     convention, faults = put_in(best.change, training.settings.torchs, NO_FAULTS)
     if loss == "bce_with_logits":
         faults = faults._replace(bce_slope="floored")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
+
 from regcheck.diagnosis.distinguishing import distinguishing
 from regcheck.diagnosis.evidence import (
     finite_differences,
@@ -29,7 +31,7 @@ from regcheck.diagnosis.fits.other_settings import (
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
-from regcheck.diagnosis.search import search, with_another_option
+from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -153,13 +155,32 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         ways = (with_other_settings, with_other_schedule, with_other_numbers)
         other = next((one for one in (way(replay) for way in ways) if one), None)
         found = (other,) if other else searched(run, replay, with_another_option)
-        found = found or tuple(by_entries(replay))
+        found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)
     if found:
         return found, within, None
     if run.scratch_is_reference:
         found, start = from_other_inputs(run, replay)
         return found, replay, start
     return (), replay, None
+
+
+OUT_OF_REACH = 1e200
+"""A limit that no difference reaches, of tensors that are not looked at."""
+
+
+def in_some_tensors(run: Run, replay: Replay) -> Found:
+    """Find causes that make the steps of some tensors, where all others go by torch's rule."""
+    largest = np.zeros(run.history.entries)
+    for record, after in replay.steps(run.torch):
+        largest = np.maximum(largest, replay.ratios(record, after))
+    places = run.history.slices.items()
+    strange = tuple(name for name, part in places if largest[part].max(initial=0.0) > 1)
+    rest = run.history.shapes.keys() - set(strange)
+    if not rest:
+        return ()
+    limits = run.limits | dict.fromkeys(rest, OUT_OF_REACH)
+    found = searched(run, replay_of(run, limits), single_causes)
+    return tuple(replace(one, tensors=strange) for one in found)
 
 
 def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:

@@ -135,6 +135,7 @@ class Explanation:
         weight_decay: of each tensor, where they are fitted each.
         by_entry: the numbers of each entry, where they are.
         options: the optimizer's options that are fitted, by name: betas[0].
+        tensors: those in which alone the causes act, where the others go by torch's rule.
     """
 
     causes: tuple[str, ...]
@@ -145,6 +146,7 @@ class Explanation:
     weight_decay: Mapping[str, float] | None = None
     by_entry: ByEntry | None = None
     options: Mapping[str, Fit] = field(default_factory=dict)
+    tensors: tuple[str, ...] = ()
 
 
 NO_RULE = "by no multiple of torch's gradient and of the parameters"

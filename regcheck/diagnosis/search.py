@@ -140,6 +140,14 @@ def nearest(replay: Replay, found: Found) -> Found:
     return tuple(one for one, rest in zip(found, left, strict=True) if rest <= most)
 
 
+def single_causes(
+    replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
+) -> Found:
+    """Find the causes that explain the run by themselves, with nothing left open in them."""
+    hypotheses = concerning(replay, training, convention, visible)
+    return listed(tuple(explaining(hypotheses, (), 1, fitted=False, hidden=False)), training)
+
+
 def concerning(
     replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
 ) -> Hypotheses:

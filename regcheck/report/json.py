@@ -152,6 +152,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "alternative_factors": [
             {cause: fit.factor for cause, fit in one.fits.items()} for one in others
         ],
+        "only_in": list(best.tensors) if best and best.tensors else None,
         "steps": found.steps,
         "residual_ratio": best and best.residual * report.limit_within,
         **effective_dict(report),

@@ -15,10 +15,13 @@ from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import upward
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change, put_in
-from regcheck.rules.convention import NO_FAULTS
-from regcheck.rules.formula import loss_text, rule_lines
-from regcheck.rules.settings import letters, number
+from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
+from regcheck.rules.formula import loss_text, rule_lines, update_lines
+from regcheck.rules.settings import Letters, letters, number
 from regcheck.rules.torch_call import alike
+
+MOST_TENSORS = 3
+"""Tensors that are named."""
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are printed; the JSON report has them all."""
@@ -85,13 +88,14 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
         fit = best.fits.get(cause)
         factor = "" if fit is None else f": {factor_text(report, cause, fit)}"
         text = options_text(report) if cause == "option-differs" else best.note
+        text = text or in_tensors(best)
         note = f": {text}" if text and fit is None else ""
         causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
     lines = labelled("Cause", causes)
     own = letters(report.fitted_training or report.rule_training)
     convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
-    scratch = rule_lines(convention, own, faults)
-    torch = rule_lines(own.torchs, letters(report.rule_training))
+    scratch = lines_of(best, convention, own, faults)
+    torch = lines_of(best, own.torchs, letters(report.rule_training))
     if scratch != torch:
         roles = roles_of(report.spec)
         for side, rule in ((roles.explained, scratch), (roles.reference, torch)):
@@ -100,6 +104,25 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
                 for place, text in enumerate(rule)
             ]
     return lines
+
+
+def in_tensors(best: Explanation) -> str:
+    """Say in which tensors a cause acts, where it acts in some alone."""
+    if not best.tensors:
+        return ""
+    more = len(best.tensors) - MOST_TENSORS
+    names = [*best.tensors[:MOST_TENSORS], *([f"{more} more"] if more > 0 else [])]
+    return f"in {' and '.join(names)} alone; all else follows torch's rule"
+
+
+def lines_of(
+    best: Explanation, convention: Convention, given: Letters, faults: Faults = NO_FAULTS
+) -> list[str]:
+    """Write a rule, of the biases alone or of the weights alone where others keep to torch's."""
+    kinds = {is_bias(name) for name in best.tensors}
+    if len(kinds) != 1:
+        return rule_lines(convention, given, faults)
+    return update_lines(convention, given, "bias" if True in kinds else "weight", faults)
 
 
 def factor_text(report: Report, cause: str, fit: Fit) -> str:
