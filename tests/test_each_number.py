@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
+from regcheck.diagnosis.fits.other_numbers import Number, Torch
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import Fit
+from regcheck.problem.problem import build_problem
 from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.spec import from_mapping
+from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.user_code.problem_api import UserProblem
-from tests.by_hand import LR, Spec, Train
+from tests.by_hand import BASE, LR, Spec, Train
 from tests.test_optimizers import OF_ONE, OTHER
 from tests.test_other_numbers import OPTION, best_of, found_options, gradients, run
 
@@ -81,3 +89,16 @@ def test_other_lr_is_named_for_each_optimizer(name: str) -> None:
 
     assert best_of(report).causes == ("learning-rate-scaled",)
     assert best_of(report).fits["learning-rate-scaled"].factor == pytest.approx(0.7, rel=1e-9)
+
+
+def test_no_number_is_written_out_of_its_range() -> None:
+    # β₁ = 1 − 1e-17 would be written as 1, by which no moment can be corrected.
+    trainer = NumpyTrainer(build_problem(from_mapping(BASE | {"optimizer": "adam"})))
+    own = Torch(cast("Replay", SimpleNamespace(torch=trainer)))
+    beta = Number("option", "betas[0]")
+
+    assert own.takes(beta, 0.999)
+    assert not own.takes(beta, 1.0)
+    assert own.takes(Number("option", "eps"), 0.0)
+    assert not own.takes(Number("option", "eps"), -1e-9)
+    assert own.explained({beta: Fit(1.0, 0.0)}) is None

@@ -12,7 +12,9 @@ import pytest
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import (
     Hypotheses,
+    Round,
     explaining,
+    nothing_found,
     search,
     trials,
 )
@@ -75,27 +77,47 @@ def hypotheses(stub: Any, shown: str = "abc", fitted: tuple[str, ...] = ()) -> H
     return Hypotheses(stub, training({}), changes, frozenset(shown), fitted)
 
 
+PLAIN = Round(nothing_found, ())
+HIDDEN, RARE = PLAIN._replace(hidden=True), PLAIN._replace(rare=True)
+"""Rounds of which only the kind of sets is looked at."""
+
+
 @pytest.mark.parametrize(
-    ("size", "hidden", "sets"),
+    ("size", "of", "sets"),
     [
-        (1, False, [("a",), ("b",)]),
-        (2, False, [("a", "b")]),
-        (1, True, [("c",), ("c",)]),
-        (2, True, [("a", "c"), ("a", "c"), ("b", "c"), ("b", "c")]),
+        (1, PLAIN, [("a",), ("b",)]),
+        (2, PLAIN, [("a", "b")]),
+        (1, HIDDEN, [("c",), ("c",)]),
+        (2, HIDDEN, [("a", "c"), ("a", "c"), ("b", "c"), ("b", "c")]),
     ],
 )
 def test_sets_of_so_many_causes_are_tried_once(
-    size: int, hidden: bool, sets: list[tuple[str, ...]]
+    size: int, of: Round, sets: list[tuple[str, ...]]
 ) -> None:
     stub = Stub()
-    assert not list(explaining(hypotheses(stub, "ab"), (), size, False, hidden))
+    assert not list(explaining(hypotheses(stub, "ab"), (), size, False, of))
     assert stub.sets == sets
+
+
+def test_rare_causes_are_tried_by_themselves_and_beside_others_at_last() -> None:
+    tried = {}
+    for of in (PLAIN, RARE):
+        for size, fitted in ((1, False), (2, False), (1, True)):
+            stub = Stub()
+            own = hypotheses(stub, fitted=("penalty-scaled",))._replace(rare=frozenset("a"))
+            assert not list(explaining(own, (), size, fitted, of))
+            tried[of.rare, size, fitted] = {"".join(causes)[:2] for causes in stub.sets}
+    assert tried[False, 1, False] == {"a", "b", "c"}
+    assert tried[False, 2, False] == {"bc"}
+    assert tried[True, 2, False] == {"ab", "ac"}
+    assert tried[False, 1, True] == {"cp"}  # b is a factor on the penalty itself
+    assert tried[True, 1, True] == {"ap"}
 
 
 def test_no_set_is_tried_of_which_a_part_explains_the_run() -> None:
     stub = Stub({("b", "c"): {"penalty_factor": 2.0, "lr_shift": -1}})
     found = (Explanation(("a",), {}, 0.0),)
-    (one,) = explaining(hypotheses(stub), found, 2, False, False)
+    (one,) = explaining(hypotheses(stub), found, 2, False, PLAIN)
     assert (one.causes, one.change) == (("b", "c"), {"penalty_factor": 2.0, "lr_shift": -1})
     assert stub.sets == [("b", "c")] * 2
 
@@ -103,7 +125,7 @@ def test_no_set_is_tried_of_which_a_part_explains_the_run() -> None:
 def test_set_with_an_open_factor_is_tried_with_each() -> None:
     stub = Stub()
     both = ("gradient-scaled", "penalty-scaled")
-    assert not list(explaining(hypotheses(stub, fitted=both), (), 1, True, False))
+    assert not list(explaining(hypotheses(stub, fitted=both), (), 1, True, PLAIN))
     assert stub.tried == [
         (("a", "gradient-scaled"), {"loss_factor": 0.5, "gradient_factor": 1.37}),
         (("a", "penalty-scaled"), {"loss_factor": 0.5, "penalty_factor": 1.37}),

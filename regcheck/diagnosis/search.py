@@ -45,7 +45,7 @@ class Hypotheses(NamedTuple):
         changes: of the causes that concern it and leave nothing open.
         shown: those of them that it could show: what it could not adds nothing to any set.
         fitted: the causes with an open factor.
-        alone: the causes that are looked for by themselves alone.
+        rare: the causes that are looked for beside others only at last.
     """
 
     replay: Replay
@@ -53,7 +53,7 @@ class Hypotheses(NamedTuple):
     changes: Mapping[str, Sequence[Change]]
     shown: frozenset[str]
     fitted: tuple[str, ...]
-    alone: frozenset[str] = frozenset()
+    rare: frozenset[str] = frozenset()
 
 
 class Round(NamedTuple):
@@ -63,12 +63,14 @@ class Round(NamedTuple):
         needed: whether to try them, after what was found and by the training.
         sets: how many causes that leave nothing open, and whether one more with an open factor.
         hidden: whether causes that the run could not show are among them.
+        rare: whether each set has a cause that is rare, where else none of several causes has.
         options: whether to try another value of an option after them, where no plain set is found.
     """
 
     needed: Callable[[Found, Training], bool]
     sets: tuple[tuple[int, bool], ...]
     hidden: bool = False
+    rare: bool = False
     options: bool = False
 
 
@@ -86,6 +88,7 @@ ROUNDS = (
     Round(nothing_found, ((1, False), (0, True), (2, False), (1, True)), options=True),
     Round(nothing_found, ((3, False),)),
     Round(none_plain, ((2, True),)),
+    Round(nothing_found, ((2, False), (1, True)), rare=True),
     # What torch's rule would not show, another cause may bring out.
     Round(nothing_found, ((2, False), (1, True)), hidden=True),
 )
@@ -107,7 +110,7 @@ def search(
     for one in ROUNDS:
         if one.needed(found, training):
             for size, fitted in one.sets:
-                found += tuple(explaining(hypotheses, found, size, fitted, one.hidden))
+                found += tuple(explaining(hypotheses, found, size, fitted, one))
             if one.options:
                 found += tuple(with_other_option(replay)) if none_plain(found, training) else ()
     return listed(nearest(replay, found), training)
@@ -120,7 +123,7 @@ def with_another_option(
     hypotheses = concerning(replay, training, convention, visible)
     found = (
         one
-        for cause in sorted(hypotheses.shown - hypotheses.alone)
+        for cause in sorted(hypotheses.shown - hypotheses.rare)
         for change in hypotheses.changes[cause]
         for one in with_other_option(replay, (cause,), change)
     )
@@ -145,7 +148,7 @@ def single_causes(
 ) -> Found:
     """Find the causes that explain the run by themselves, with nothing left open in them."""
     hypotheses = concerning(replay, training, convention, visible)
-    return listed(tuple(explaining(hypotheses, (), 1, fitted=False, hidden=False)), training)
+    return listed(tuple(explaining(hypotheses, (), 1, False, ROUNDS[0])), training)
 
 
 def concerning(
@@ -174,8 +177,8 @@ def concerning(
         shown = {name for name, own in changes.items() if any(map(replay.first_shown, own))}
         visible = frozenset(shown)
     fitted = tuple(name for name in causes if CAUSES[name].fitted)
-    alone = frozenset(name for name in changes if CAUSES[name].alone)
-    return Hypotheses(replay, training, changes, visible & changes.keys(), fitted, alone)
+    rare = frozenset(name for name in changes if CAUSES[name].rare)
+    return Hypotheses(replay, training, changes, visible & changes.keys(), fitted, rare)
 
 
 def is_late(replay: Replay, changes: Sequence[Change]) -> bool:
@@ -185,14 +188,14 @@ def is_late(replay: Replay, changes: Sequence[Change]) -> bool:
 
 
 def explaining(
-    hypotheses: Hypotheses, found: Found, size: int, fitted: bool, hidden: bool
+    hypotheses: Hypotheses, found: Found, size: int, fitted: bool, of: Round
 ) -> Iterator[Explanation]:
     """Yield the sets of so many causes that explain the run, where no subset does already."""
-    names: Iterable[str] = hypotheses.changes if hidden else hypotheses.shown
-    if size + fitted > 1:
-        names = [name for name in names if name not in hypotheses.alone]
+    names: Iterable[str] = hypotheses.changes if of.hidden else hypotheses.shown
     for causes in combinations(sorted(names), size):
-        if hidden and hypotheses.shown.issuperset(causes):
+        if size + fitted > 1 and hypotheses.rare.isdisjoint(causes) == of.rare:
+            continue
+        if of.hidden and hypotheses.shown.issuperset(causes):
             continue  # tried before
         for factor in hypotheses.fitted if fitted else (None,):
             together = {*causes, factor}

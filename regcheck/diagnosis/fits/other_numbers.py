@@ -141,8 +141,15 @@ class Torch:
                 return found
         return None
 
+    def takes(self, number: Number, value: float) -> bool:
+        """Whether a number is in its range; a β that is written with fewer digits may come to 1."""
+        own = self.open(number)
+        return own.least <= value < own.below
+
     def explained(self, fits: Mapping[Number, Fit]) -> Explanation | None:
         """Return some numbers as an explanation, if they make every step and torch's do not."""
+        if not all(self.takes(number, fit.factor) for number, fit in fits.items()):
+            return None
         numbers = self.numbers({number: fit.factor for number, fit in fits.items()})
         own, change = self.own, self.change(numbers)
         changed = replace(self.problem, weight_decay=dict(numbers.weight_decay))

@@ -68,7 +68,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="divide M by 1 − β₁ᵗ and S by 1 − β₂ᵗ, both of them",
         hidden_by=("zero-gradient",),
-        alone=True,
+        rare=True,
     ),
     "adam-bias-correction-swapped": Cause(
         "corrects each moment by the other's β",
@@ -78,7 +78,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="divide M by 1 − β₁ᵗ and S by 1 − β₂ᵗ",
         hidden_by=("zero-gradient",),
-        alone=True,
+        rare=True,
     ),
     "adam-epsilon-inside": Cause(
         "adds ε inside the root",
@@ -106,7 +106,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         since="from epoch 2 on",
         fix="set the moments to 0 once, before the loop over the epochs",
         hidden_by=("one-epoch", "zero-gradient"),
-        alone=True,
+        rare=True,
     ),
     "adam-steps-per-epoch": Cause(
         "corrects the moments by the number of the epoch, not of the step",
@@ -119,7 +119,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         since="from step 2 on, in an epoch of several steps",
         fix="add 1 to t at each step, not at each epoch",
         hidden_by=("one-step-epochs", "zero-gradient"),
-        alone=True,
+        rare=True,
     ),
     "adam-steps-per-tensor": Cause(
         "adds 1 to t at each tensor's update, so that a step of several tensors counts as several",
@@ -131,6 +131,6 @@ ADAM_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="add 1 to t once a step, before the loop over the tensors",
         hidden_by=("zero-gradient",),
-        alone=True,
+        rare=True,
     ),
 }

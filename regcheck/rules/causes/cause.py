@@ -65,7 +65,7 @@ class Cause(NamedTuple):
         fix_by_entry: the same where only some entries differ, which are named with their numbers.
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
-        alone: whether it is looked for by itself alone, as what seldom comes with others.
+        rare: whether it seldom comes with others, beside which it is looked for at last.
         reports: the reported loss where no change makes it, with {} for torch's.
     """
 
@@ -79,7 +79,7 @@ class Cause(NamedTuple):
     fix_by_entry: str = ""
     hidden_by: tuple[str, ...] = ()
     fitted: bool = False
-    alone: bool = False
+    rare: bool = False
     reports: str = ""
 
     @property

@@ -121,7 +121,7 @@ STEP_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="put 1 − β on what is added to each moment, as in β m + (1 − β) g",
         hidden_by=("zero-gradient",),
-        alone=True,
+        rare=True,
     ),
     "moments-stale": Cause(
         "divides by, or moves by, the moments of the step before",
@@ -189,7 +189,7 @@ STEP_CAUSES: dict[str, Cause] = {
         since="from epoch 2 on",
         fix="make the optimizer once, before the loop over the epochs",
         hidden_by=("one-epoch", "zero-gradient"),
-        alone=True,
+        rare=True,
     ),
     "option-differs": Cause(
         "has another value of an option",
