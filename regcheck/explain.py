@@ -14,8 +14,10 @@ from regcheck.rules.causes.catalogue import CAUSES, formulas_of
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
 from regcheck.rules.equivalent import NoMatchError, matching
-from regcheck.rules.examples import EXAMPLE, trainings, worked_example
-from regcheck.rules.formula import MEANINGS, loss_text, meanings, rule_lines
+from regcheck.rules.formulas.examples import EXAMPLE, trainings, worked_example
+from regcheck.rules.formulas.formula import loss_text, rule_lines
+from regcheck.rules.formulas.meanings import MEANINGS, meanings
+from regcheck.rules.formulas.torch_call import framework_call, torch_call
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
 from regcheck.rules.optimizers.lr_schedules import KINDS, scheduler_call
@@ -28,7 +30,6 @@ from regcheck.rules.settings import (
     letters,
     symbols,
 )
-from regcheck.rules.torch_call import framework_call, torch_call
 
 if TYPE_CHECKING:
     from pathlib import Path

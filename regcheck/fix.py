@@ -14,8 +14,8 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Parameters
 from regcheck.problem.row_orders import NOT_SHUFFLED
 from regcheck.rules.causes.cause import put_in
-from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.spec.sections.tolerance import ROUNDING

@@ -12,7 +12,8 @@ import numpy as np
 
 from regcheck.problem.batches import Batch, training_of
 from regcheck.problem.problem import Parameters, build_problem
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.settings import Settings, Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer

@@ -9,8 +9,9 @@ import pytest
 
 from regcheck.rules.causes.catalogue import CAUSES, formulas_of, framework_formula, scratch_formula
 from regcheck.rules.causes.cause import put_in
-from regcheck.rules.convention import NO_FAULTS, TORCH
-from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.convention import TORCH
+from regcheck.rules.faults import NO_FAULTS
+from regcheck.rules.formulas.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, symbols
 from tests.every_rule import DATA
 from tests.faults import BUGS

@@ -18,7 +18,8 @@ from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Problem, Step, build_problem
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT, put_in
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.settings import Training
 from regcheck.spec import from_mapping
 from regcheck.trainers.numpy_trainer import NumpyTrainer

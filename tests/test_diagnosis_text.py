@@ -18,7 +18,7 @@ from regcheck.report.result import Report
 from regcheck.report.terminal import report_text
 from regcheck.report.texts.diagnosis_text import diagnosis_lines
 from regcheck.rules.causes.catalogue import CAUSES
-from regcheck.rules.torch_call import attribute, decays_text
+from regcheck.rules.formulas.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import LAMBDA, LR, Spec, Train, code, descent

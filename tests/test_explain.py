@@ -17,9 +17,9 @@ from regcheck.report.output import as_text
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
-from regcheck.rules.examples import one_step
+from regcheck.rules.formulas.examples import one_step
+from regcheck.rules.formulas.torch_call import torch_call
 from regcheck.rules.optimizers.registry import OPTIMIZERS
-from regcheck.rules.torch_call import torch_call
 from tests.conftest import ROOT
 from tests.formula_cases import case_of, training
 from tests.formula_text import value_of

@@ -10,22 +10,18 @@ from typing import Any, get_args
 
 import pytest
 
-from regcheck.rules.convention import (
-    TORCH,
-    Convention,
-    Decay,
-    Faults,
-)
-from regcheck.rules.formula import (
+from regcheck.rules.convention import TORCH, Convention, Decay
+from regcheck.rules.faults import Faults
+from regcheck.rules.formulas.formula import (
     decay_text,
     delta_text,
     gradient_text,
     loss_text,
-    meanings,
     penalty_text,
     rule_lines,
     update_lines,
 )
+from regcheck.rules.formulas.meanings import meanings
 from regcheck.rules.optimizers.update_rule import bracketed
 from regcheck.rules.settings import SYMBOLIC, exact, letters, number, symbols
 from regcheck.trainers.numpy_state import State

@@ -12,8 +12,9 @@ import pytest
 
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, build_problem, with_torch_settings
-from regcheck.rules.convention import NO_FAULTS, TORCH, Convention, Decay, Faults, MomentumForm
+from regcheck.rules.convention import TORCH, Convention, Decay, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.settings import Settings
 from regcheck.spec import LoadedSpec, from_mapping
 from regcheck.spec.sections.training import Optimizer, TorchSettings, WeightDecay

@@ -15,7 +15,8 @@ from regcheck.checking import check
 from regcheck.errors import InputError
 from regcheck.explain import explain_spec
 from regcheck.report.terminal import report_text
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers import registry
 from regcheck.rules.optimizers.update_rule import (
     Array,

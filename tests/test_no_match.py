@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from regcheck.rules.convention import TORCH, Convention, Faults
+from regcheck.rules.convention import TORCH, Convention
 from regcheck.rules.equivalent import NoMatchError, matching
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.registry import OPTIMIZERS as RULES
 from tests.formula_cases import training
 from tests.test_matching import SCHEDULE, could_match, difference, loaded_spec, match_of

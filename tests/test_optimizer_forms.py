@@ -14,7 +14,7 @@ from regcheck import checking
 from regcheck.checking import check
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import put_in
-from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.optimizers.update import update
 from regcheck.rules.optimizers.update_rule import StepInput
 from regcheck.rules.settings import Settings, with_faults

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from regcheck.rules.convention import Decay
-from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.formulas.formula import loss_text, rule_lines
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import Settings, letters, symbols
 from tests.formula_cases import case_of

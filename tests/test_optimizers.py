@@ -14,8 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regcheck.rules.convention import NO_FAULTS
-from regcheck.rules.formula import GENERAL
+from regcheck.rules.faults import NO_FAULTS
+from regcheck.rules.formulas.meanings import GENERAL
 from regcheck.rules.optimizers import asgd
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update import update

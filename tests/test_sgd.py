@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Decay, MomentumForm
+from regcheck.rules.convention import Convention, Decay, MomentumForm
+from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.optimizers.sgd import BUFFER
 from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, StepInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from regcheck.diagnosis.records import Run
-from regcheck.rules.torch_call import option_text
+from regcheck.rules.formulas.torch_call import option_text
 
 
 def other_settings(run: Run) -> str:

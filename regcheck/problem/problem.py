@@ -19,7 +19,8 @@ from regcheck.problem.data.load import load_rows
 from regcheck.problem.data.preprocess import prepare
 from regcheck.problem.start import check_range, start
 from regcheck.rules.causes.cause import Change, put_in
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
+from regcheck.rules.convention import Convention, is_bias
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.losses import LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
 from regcheck.rules.models import ONE_LAYER, Architecture
 from regcheck.rules.optimizers.update_rule import Memory, Own

@@ -25,7 +25,7 @@ from regcheck.rules.causes.catalogue import CAUSES, framework_formula, scratch_f
 from regcheck.rules.causes.cause import Change
 from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
-from regcheck.rules.formula import rule_lines
+from regcheck.rules.formulas.formula import rule_lines
 from regcheck.rules.settings import letters
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias, penalized
+from regcheck.rules.convention import Convention, is_bias, penalized
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.optimizers.faulty import faulty
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.sgd import SGD

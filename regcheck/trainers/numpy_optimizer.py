@@ -83,13 +83,7 @@ class NumpyOptimizer:
             own = Own(self.settings.lr, self.settings.options)
             at = self.input_of(own, batch.lr, self.count(state, batch), w, g, memory.whole)
             whole = update(self.settings.rule, at, partial(self.penalties, decays))
-            split = self.layout.split
-            return Updates(
-                split(whole.parameter),
-                PackedMemory(self.layout, whole.memory),
-                split(whole.penalty),
-                split(whole.delta),
-            )
+            return Updates.of_vector(self.layout, whole)
         found = {}
         for name, w in state.parameters.items():
             if name in skipped:
@@ -98,13 +92,7 @@ class NumpyOptimizer:
             own, t = self.settings.of(name), self.count(state, batch, name)
             at = self.input_of(own, batch.lr, t, w, used[name], memory[name])
             found[name] = update(self.settings.rule, at, partial(self.penalty, decays[name]))
-        each = found.items()
-        return Updates(
-            {name: one.parameter for name, one in each},
-            {name: one.memory for name, one in each},
-            {name: one.penalty for name, one in each},
-            {name: one.delta for name, one in each},
-        )
+        return Updates.of_each(found)
 
     def input_of(
         self, own: Own, lr: float, t: int, w: Array, g: Array, memory: Memory

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from regcheck.numerics.losses import Array, RowLosses
 from regcheck.numerics.packing import Layout
 from regcheck.problem.problem import Parameters, Step
+from regcheck.rules.optimizers.update import TensorUpdate
 from regcheck.rules.optimizers.update_rule import Memory
 
 Decays = dict[str, float]
@@ -85,6 +86,22 @@ class Updates(NamedTuple):
     memory: Mapping[str, Memory]
     penalty: Parameters
     delta: Parameters
+
+    @classmethod
+    def of_vector(cls, layout: Layout, whole: TensorUpdate) -> Updates:
+        """Return the update of one vector as that of the tensors in it."""
+        parameter, penalty, delta = map(layout.split, (whole.parameter, whole.penalty, whole.delta))
+        return cls(parameter, PackedMemory(layout, whole.memory), penalty, delta)
+
+    @classmethod
+    def of_each(cls, each: Mapping[str, TensorUpdate]) -> Updates:
+        """Put together the updates of tensors."""
+        return cls(
+            {name: one.parameter for name, one in each.items()},
+            {name: one.memory for name, one in each.items()},
+            {name: one.penalty for name, one in each.items()},
+            {name: one.delta for name, one in each.items()},
+        )
 
     def replacing(self, other: Updates, names: Collection[str]) -> Updates:
         """Return the updates with some tensors' taken from others."""

@@ -21,7 +21,7 @@ from regcheck.numerics.bounds.rounding import Bounds, RoundingModel, allowing
 from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step, with_torch_settings
-from regcheck.rules.convention import NO_FAULTS
+from regcheck.rules.faults import NO_FAULTS
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.trainers.framework.distributed.data_parallel import DataParallelTrainer
 from regcheck.trainers.framework.distributed.processes import Processes, processes_of

@@ -21,7 +21,8 @@ from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, allow
 from regcheck.numerics.packing import finite, flat
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
-from regcheck.rules.convention import NO_FAULTS, is_bias
+from regcheck.rules.convention import is_bias
+from regcheck.rules.faults import NO_FAULTS
 from regcheck.spec import Spec
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.lockstep import Lockstep, Steps

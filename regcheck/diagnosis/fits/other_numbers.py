@@ -20,8 +20,8 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Problem
 from regcheck.rules.causes.cause import Change
+from regcheck.rules.formulas.torch_call import decays_text
 from regcheck.rules.optimizers.update_rule import Options
-from regcheck.rules.torch_call import decays_text
 
 OPTION = "option-differs"
 

@@ -43,7 +43,7 @@ from regcheck.numerics.least_squares import (
     rounded,
 )
 from regcheck.problem.problem import Array
-from regcheck.rules.torch_call import decays_text
+from regcheck.rules.formulas.torch_call import decays_text
 
 MOST_SHIFTED = 12
 """Steps, and epochs, by which a schedule may be early or late."""

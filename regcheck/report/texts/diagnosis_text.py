@@ -15,10 +15,11 @@ from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import upward
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change, put_in
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults, is_bias
-from regcheck.rules.formula import loss_text, rule_lines, update_lines
+from regcheck.rules.convention import Convention, is_bias
+from regcheck.rules.faults import NO_FAULTS, Faults
+from regcheck.rules.formulas.formula import loss_text, rule_lines, update_lines
+from regcheck.rules.formulas.torch_call import alike
 from regcheck.rules.settings import Letters, letters, number
-from regcheck.rules.torch_call import alike
 
 MOST_TENSORS = 3
 """Tensors that are named."""

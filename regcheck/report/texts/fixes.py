@@ -12,12 +12,12 @@ from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import written
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import put_in
-from regcheck.rules.convention import NO_FAULTS
 from regcheck.rules.equivalent import Matching
-from regcheck.rules.formula import loss_text, rule_lines
+from regcheck.rules.faults import NO_FAULTS
+from regcheck.rules.formulas.formula import loss_text, rule_lines
+from regcheck.rules.formulas.torch_call import alike, torch_call
 from regcheck.rules.optimizers.lr_schedules import scheduler_call
 from regcheck.rules.settings import letters, number
-from regcheck.rules.torch_call import alike, torch_call
 
 
 def fix_of(report: Report, cause: str) -> str:

@@ -10,17 +10,17 @@ from typing import NamedTuple
 from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
 from regcheck.rules.convention import Convention, differences, name_of
-from regcheck.rules.formula import (
+from regcheck.rules.formulas.formula import (
     delta_text,
     gradient_text,
     loss_text,
-    meanings,
     penalty_text,
     rule_lines,
 )
+from regcheck.rules.formulas.meanings import meanings
+from regcheck.rules.formulas.torch_call import framework_call, torch_call
 from regcheck.rules.models import ONE_LAYER
 from regcheck.rules.settings import Letters, exact, letters, symbols
-from regcheck.rules.torch_call import framework_call, torch_call
 from regcheck.spec.sections.tolerance import Tolerance
 
 WHERE = {

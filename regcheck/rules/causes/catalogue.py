@@ -13,8 +13,9 @@ from regcheck.rules.causes.adam_causes import ADAM_CAUSES
 from regcheck.rules.causes.cause import AT_ONCE, ONE_PERCENT, Cause, Change, put_in
 from regcheck.rules.causes.penalty_causes import PENALTY_CAUSES
 from regcheck.rules.causes.step_causes import STEP_CAUSES
-from regcheck.rules.convention import NO_FAULTS, Convention, is_bias
-from regcheck.rules.formula import EPOCHS, loss_text, rule_lines
+from regcheck.rules.convention import Convention, is_bias
+from regcheck.rules.faults import NO_FAULTS
+from regcheck.rules.formulas.formula import EPOCHS, loss_text, rule_lines
 from regcheck.rules.settings import Letters, Training, letters
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.settings import Training
 
 Change = Mapping[str, object]

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.optimizers.update_rule import (
     Array,
     Memory,

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.update_rule import (
     Array,
     Memory,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regcheck.rules.convention import Faults
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.update_rule import Options
 
 

@@ -12,7 +12,8 @@ Torch holds P in float32, whatever the dtype of w. `epsilon` as in Adam. `bias_c
 
 from __future__ import annotations
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.adam import (
     FIRST,
     OPTIONS,

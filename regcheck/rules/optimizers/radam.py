@@ -13,7 +13,8 @@ false: M and S in the places of M̂ and Ŝ; compounded: M̂ and Ŝ are what is r
 
 from __future__ import annotations
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.adam import (
     FIRST,
     OPTIONS,

@@ -10,7 +10,8 @@ Only the gradient's signs count, and the lr of the first step. Torch's class tak
 
 from __future__ import annotations
 
-from regcheck.rules.convention import Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.update_rule import (
     Array,
     Memory,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from regcheck.rules.convention import NO_FAULTS, Convention, Faults
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import NO_FAULTS, Faults
 
 Array = Any
 """An array of the array API standard, of one tensor's shape."""

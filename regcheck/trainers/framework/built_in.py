@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regcheck.problem.problem import Problem
+from regcheck.rules.formulas.torch_call import alike
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import ACTIVATIONS, Architecture
-from regcheck.rules.torch_call import alike
 from regcheck.trainers.framework.torch_model import EagerSGD, Module, plainly
 
 

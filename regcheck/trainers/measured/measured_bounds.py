@@ -57,7 +57,6 @@ RECENT = 0.99
 
 LEAST = 1e-300
 """A gradient's least root mean square: of a tensor that is not trained, 0 has not shrunk from 0."""
-
 Propagate = Callable[[slice, Array], Propagated]
 """What an optimizer's step makes of some entries' gradient noise."""
 

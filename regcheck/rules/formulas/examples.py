@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from regcheck.rules.convention import NAMED, Convention
-from regcheck.rules.formula import decay_text
+from regcheck.rules.formulas.formula import decay_text
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     Settings,
