@@ -208,8 +208,6 @@ def blown_up(observed: Observed) -> bool:
 def mismatched_faults(observed: Observed) -> list[str]:
     """Return what is wrong with the run of a mismatched spec: missed, late, early, wrong stage."""
     report = observed.report
-    if report.comparison.saturation is not None and "float32" in report.dtypes:
-        return []  # the effects are worked out in float64, where σ is not 1 from z = 17 on
     divergence, loss = report.first_divergence, report.first_loss_divergence
     seen = list(effects(observed))
     scales = {one.step: one.scale for one in seen}
