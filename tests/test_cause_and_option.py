@@ -91,3 +91,19 @@ def test_each_cause_that_a_run_shows_is_tried_beside_another_option() -> None:
     assert found.causes == ("penalty-doubled", "option-differs")
     halved, doubled = ({"loss_factor": 0.5}, {"penalty_factor": 2.0})
     assert tried == [(("loss-halved",), halved), (("penalty-doubled",), doubled)]
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param("linear", marks=pytest.mark.exhaustive), "logistic"]
+)
+def test_cause_that_makes_the_reported_losses_too_comes_first(model: str) -> None:
+    # Adafactor divides by the gradient's size: over B or over the spec's batch size, and summed.
+    y = (X[:, 0] > 0).astype(float)
+    data = SPEC["data"] if model == "linear" else {"X": X.tolist(), "y": y.tolist()}
+    spec = SPEC | {"data": data, "model": model, "optimizer": "adafactor", "batch_size": 5}
+    report = check(spec | {"epochs": 2, "convention": {"loss_reduction": "sum"}})
+
+    assert report.diagnosis is not None
+    told = [one.causes for one in report.diagnosis.explanations]
+    assert told == [("loss-summed",), ("last-batch-divisor",)]
+    assert report.diagnosis.causes == ("loss-summed",)
