@@ -15,11 +15,12 @@ TOKEN = re.compile(
     r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
     r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
     r"|rows|columns|mean|RMS|sign|min|max|abs|[βε][₁₂]|[μη]ₜ(?:₊₁)?|η[₊₋]|Δmin|Δmax|N∞"
-    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτψŜ])(?:₋₁)?|ᵗ⁺¹|[()+−·/√²ᵗʲᵉ^,])"
+    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²ᵗʲᵉ^,])"
 )
-SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/", ",": ",", "²": "**2", "ᵗ": "**values['t']"}
-SIGNS |= {"ʲ": "**values['j']", "ᵉ": "**values['e']", "ᵗ⁺¹": "**(values['t'] + 1)", "^": "**"}
-POWERS = ("²", "ᵗ", "ʲ", "ᵉ", "ᵗ⁺¹")
+POWERS = {"²": "**2"}
+for sign, count in zip("ᵗʲᵉ", "tje", strict=True):
+    POWERS |= {sign: f"**values['{count}']", f"{sign}⁺¹": f"**(values['{count}'] + 1)"}
+SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/", ",": ",", "^": "**"} | POWERS
 OF_ARRAYS: Values = {
     "√": np.sqrt,
     "abs": np.abs,
