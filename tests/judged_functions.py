@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from regcheck.diagnosis.records import Explanation
-from regcheck.rules.causes.catalogue import CAUSES
 from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly
 from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.judged_losses import faults_of_losses
@@ -82,8 +81,6 @@ def is_telling(seen: Seen, one: Explanation) -> bool:
 def must_be_named(seen: Seen) -> bool:
     """Whether a run tells its causes from mistakes that have no name."""
     spec, causes = seen.case.spec, seen.case.causes
-    if len(causes) > 1 and any(CAUSES[cause].alone for cause in causes):
-        return False  # which are looked for by themselves alone
     if "precision" in causes and spec["loss"] == "bce":
         return False  # in float32 the slope fades out from z = 16 on, which is no rounding
     if "float32" in str(spec["dtype"]) and spec["loss"] == "bce" and len(causes) > 1:
