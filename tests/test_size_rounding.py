@@ -12,7 +12,7 @@ import torch
 
 from regcheck.checking import check
 from regcheck.numerics.bounds.size_rounding import powers, root_of
-from tests.test_optimizer_rounding import OPTIMIZERS, along
+from tests.optimizer_steps import OPTIMIZERS, along
 
 
 @pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.9, 0.5), (0.5, 0.5), (0.0, 0.9)])
