@@ -125,7 +125,7 @@ LARGEST: list[Any] = [
 ]
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize(
     ("tensor", "value"), [("weight", math.nan), ("bias", math.inf), ("weight", -math.inf)]
 )

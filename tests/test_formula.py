@@ -35,7 +35,7 @@ WRITTEN = [letters, symbols]
 """With numbers, and with letters."""
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_text_is_what_the_trainer_does(decay: str) -> None:
@@ -113,7 +113,7 @@ def changed_lines(spec: dict[str, Any], faults: Faults) -> int:
     return changed
 
 
-@pytest.mark.sampled(every=9)
+@pytest.mark.sampled(every=18)
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", EACH, ids=str)
 def test_text_with_a_fault_is_what_the_trainer_does(faults: Faults) -> None:

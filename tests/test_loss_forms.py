@@ -124,6 +124,7 @@ def line(rows: int, size: float, noise: float, dtype: str = "float64") -> Spec:
     }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("rows", [1, 7, 100, 3000])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])

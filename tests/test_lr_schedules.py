@@ -85,6 +85,7 @@ TORCHS: dict[str, tuple[dict[str, st.SearchStrategy[Any]], Make]] = {
 }
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, derandomize=True)

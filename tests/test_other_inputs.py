@@ -106,7 +106,7 @@ MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_batches_of_another_step_are_named(name: str) -> None:
@@ -143,6 +143,7 @@ SHIFTED: dict[str, tuple[Spec, int, str]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", SHIFTED)
 def test_schedule_that_is_late_is_named_with_how_late(name: str) -> None:
     spec, steps, note = SHIFTED[name]

@@ -119,7 +119,7 @@ CASES: list[tuple[Spec, Train, dict[str, float]]] = [
 ]
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "train", "options"), CASES)
 def test_other_value_of_an_option_is_named(

@@ -75,7 +75,7 @@ def run(kind: str, other: Spec, **spec: Any) -> Report:
     return check(BASE | TWO | {"lr_schedule": keys} | spec, scratch=code(by_lrs(keys | other)))
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=9)
 @pytest.mark.parametrize(("kind", "other", "note"), OTHERS, ids=str)
 def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec, note: str) -> None:
     report = run(kind, other)
@@ -111,6 +111,7 @@ def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     assert any("another lr in each: from step 2 on 0.02, 0.04" in one for one in found.evidence)
 
 
+@pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adadelta"])

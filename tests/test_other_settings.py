@@ -30,7 +30,7 @@ FITTED: dict[str, Callable[[float], Step]] = {
 }
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", FITTED)
 @pytest.mark.parametrize("c", [0.137, 7.77])

@@ -94,7 +94,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled(every=12)
+@pytest.mark.sampled(every=24)
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "mistake", "kind"), CASES)
 def test_mistake_is_named_and_nothing_else_is(optimizer: str, mistake: str, kind: str) -> None:
@@ -155,6 +155,7 @@ def test_several_mistakes_are_named_together(mistakes: tuple[str, ...], told: bo
     assert sorted(found) == sorted(MISTAKES["AdamW"][mistake] for mistake in mistakes)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["no correction", "coupling", "eps first", "by batch"])
 def test_mistake_is_named_in_float32(mistake: str) -> None:
@@ -183,7 +184,7 @@ GROUPS: dict[str, tuple[Made, Rule]] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize(
     "mistake", ["", "coupling", "no correction", "eps inside", "by batch", "swapped betas"]
@@ -209,6 +210,7 @@ def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     assert report.diagnosis.best.note == note
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",

@@ -103,7 +103,7 @@ def judged_spec(seed: int, folder: Path) -> tuple[Spec, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=12, whole=300)
+@pytest.mark.search(sample=8, whole=300)
 def test_what_is_hidden_is_just_what_passes_once_it_is_planted(seed: int, tmp_path: Path) -> None:
     spec, rows = judged_spec(seed, tmp_path)
     report = check(spec) if rows else None
@@ -154,7 +154,7 @@ SAME = {
 """What is the same rule as a cause in the training here, in one of its ways at least."""
 
 
-@pytest.mark.sampled(every=9)
+@pytest.mark.sampled(every=18)
 @pytest.mark.parametrize(
     "dtype", ["float64", pytest.param("float32", marks=pytest.mark.exhaustive)]
 )

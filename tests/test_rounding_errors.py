@@ -80,7 +80,7 @@ SATURATED = [-200.0, -104.0, -90.0, -40.0, -28.0, -27.0, -15.0, 0.0, 8.0, 14.0, 
 SATURATED += [20.0, 27.0, 28.0, 35.0, 37.0, 50.0, 90.0, 101.0, 200.0, 710.0, 750.0, -710.0, -750.0]
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("dtype", ["float64", "float32", MIXED], ids=str)

@@ -93,7 +93,7 @@ def as_code(bug: Plant, spec: Spec, *, tells_loss: bool) -> Callable[[Any], Any]
     return train
 
 
-@pytest.mark.sampled(every=12)
+@pytest.mark.sampled(every=36)
 @pytest.mark.parametrize(("cause", "bug", "first", "settings"), list(planted()))
 def test_planted_cause_is_caught_at_its_own_first_step(
     scratch: Use, cause: str, bug: Plant, first: First, settings: tuple[str, ...]
@@ -152,7 +152,7 @@ def test_every_cause_has_its_sabotage() -> None:
     assert set(BUGS) == set(FIRSTS) == set(CAUSES)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize("model", TARGETS)

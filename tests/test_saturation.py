@@ -64,7 +64,7 @@ def test_the_question_with_its_fix_on_raw_data(tmp_path: Any) -> None:
     assert check(fixed).verdict == "equivalent"
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize(
     ("factor", "cause"),
     [

@@ -85,6 +85,7 @@ def plain_script(
             scheduler.step()
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -184,6 +185,7 @@ def by_schedule(keys: Spec, unit: int = 1) -> Any:
     return code(step)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_schedule_is_found_at_its_first_other_step(kind: str) -> None:
     keys = {"kind": kind, **KINDS[kind][0]}
@@ -226,7 +228,7 @@ def test_formula_off_by_a_millionth_is_found(kind: str, monkeypatch: pytest.Monk
     assert told(report.first_divergence).step == 4
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_processes_follow_a_schedule() -> None:
     keys = {"kind": "one-cycle", "steps": 12, "div_factor": 5.0}
     spec = BASE | {"lr_schedule": keys, "batch_size": 21, "epochs": 6}

@@ -152,6 +152,7 @@ def one_entry(moment: Moment) -> Pair:
     return moment.gradient[0] * np.array([1, 1, 1 + 1e-10]), moment.gradient[1]
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", TARGETS)
 @pytest.mark.parametrize("batches", BATCHES)

@@ -175,6 +175,7 @@ def test_rounding_tolerance_is_on_single_steps_and_not_on_the_drift() -> None:
     assert verdict(spec, {"atol": 1e-3}) == "diverged"
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @DIFFERING
 def test_rounding_tolerance_is_the_ratio_that_a_step_may_reach(case: str) -> None:

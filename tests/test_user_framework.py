@@ -77,6 +77,7 @@ def test_float32_module_widens_what_rounding_may_do() -> None:
 # --- what trains by other settings ----------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("train", [None, code(TORCHS)], ids=["built in", "own code"])
 @pytest.mark.parametrize(
     ("own", "cause", "matching"),

@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
 }
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> None:
