@@ -77,9 +77,8 @@ def random_spec(name: str, seed: int) -> dict[str, Any]:
         "optimizer": {"name": name} | options,
         "convention": forms,
         "weight_decay": draw.choice([0.3, 0.0]) if rule.weight_decay else 0.0,
-        "batch_size": draw.choice([2, 3, 7]),
+        **draw.choice([{"batch_size": 3, "epochs": 2}, {"batch_size": 7, "epochs": 4}]),
         "lr_schedule": draw.choice(["none", {"kind": "exponential", "factor": 0.8}]),
-        "epochs": 3,
     } | draw.choice([{}, {"clip_norm": 0.5}])
 
 
