@@ -57,7 +57,7 @@ def value_of(text: str, values: Values) -> Value:
 def chosen_of(text: str, values: Values, none: Value) -> Value:
     """Evaluate what has conditions, entry by entry; where none of them holds it is another value.
 
-    >>> chosen_of("2 w where w > 1, w² where w < 0, else 5", {"w": np.array([3, -3, 1])}, 0)
+    >>> chosen_of("2 w where w > 1, w² where w < 0, else 5", {"w": np.array([3.0, -3.0, 1.0])}, 0)
     array([6., 9., 5.])
     """
     found, open_entries = none, True

@@ -201,14 +201,15 @@ def test_what_a_denormal_loses_is_multiplied_by_the_learning_rate() -> None:
 
 
 def test_errors_of_z_above_one_reach_the_steepest_slope() -> None:
-    # z = 1e9, known to ±100 in float32: that it is far from 0 now says nothing of its neighbours.
-    start = {"weight": [2e9, -1.25e9], "bias": 0.0}
-    settings = {"model": "logistic", "loss": "bce_with_logits", "init": start, "dtype": "float32"}
-    _, step, bounds = first_step(problem_of(**settings))
-
-    assert abs(told(step.outputs)[0].item()) > 1e8
-    assert bounds.outputs[0].item() > 100
-    assert bounds.gradient["bias"].item() > bounds.outputs[0].item() / 5
+    # z = 0, known to more than ±100 in float32: that its slope is steep says nothing of its
+    # neighbours', and of z = 1e9 ± 2400 it is 0 whatever z is.
+    settings = {"model": "logistic", "loss": "bce_with_logits", "dtype": "float32"}
+    for weight, z in (([4e9, -3e9], 0.0), ([2e9, -1.25e9], 1e9)):
+        _, step, bounds = first_step(problem_of(init={"weight": weight, "bias": 0.0}, **settings))
+        assert told(step.outputs)[0].item() == z
+        assert bounds.outputs[0].item() > 100
+        reaches = bounds.gradient["bias"].item() > bounds.outputs[0].item() / 5
+        assert reaches == (z == 0)
 
 
 @pytest.mark.parametrize("z", [-30.0, -35.0])
