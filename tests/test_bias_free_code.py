@@ -77,6 +77,7 @@ def test_function_that_yields_nothing_is_shown_what_to_yield() -> None:
     assert '`yield {"weight": ..}` once after each update' in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [1, 3])
 def test_own_framework_has_one_weight(features: int) -> None:
     data = {"X": X[:, :features].tolist(), "y": TARGETS["linear"].tolist()}
@@ -106,6 +107,7 @@ def test_explanation_has_no_bias(tmp_path: Path) -> None:
     assert not re.search(r"\bb\b|Σb|bias", " ".join(lines))
 
 
+@pytest.mark.slow
 def test_spec_with_the_fix_has_one_decay_and_agrees(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -182,6 +182,7 @@ def test_decoupled_with_momentum_is_told() -> None:
 TIGHT: list[Any] = ["exact", {"rtol": 1e-16}, {"atol": 1e-17}, {"weight": "exact"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", TIGHT, ids=repr)
 @pytest.mark.parametrize("train", [code(TORCHS), None], ids=["own code", "built in"])
 def test_divergence_by_rounding_alone_has_no_cause(tolerance: Any, train: Train | None) -> None:
@@ -194,6 +195,7 @@ def test_divergence_by_rounding_alone_has_no_cause(tolerance: Any, train: Train 
     assert found["fixed_spec"] == {"tolerance": {"rounding": 8}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [*TIGHT, {"rtol": 1e-9, "atol": 1e-12}], ids=repr)
 def test_cause_is_found_whatever_the_tolerance(tolerance: Any) -> None:
     found = found_by(code(descent(2 * LAMBDA)), tolerance=tolerance)

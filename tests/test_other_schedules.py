@@ -75,6 +75,7 @@ def run(kind: str, other: Spec, **spec: Any) -> Report:
     return check(BASE | TWO | {"lr_schedule": keys} | spec, scratch=code(by_lrs(keys | other)))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=9)
 @pytest.mark.parametrize(("kind", "other", "note"), OTHERS, ids=str)
 def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec, note: str) -> None:
@@ -96,6 +97,7 @@ def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec,
     assert check(fixed, scratch=code(by_lrs(keys | other))).verdict == "equivalent"
 
 
+@pytest.mark.slow
 def test_report_says_what_to_write_on_either_side() -> None:
     text = " ".join(report_text(run("multistep", {"milestones": [3, 5]})).split())
     assert "take the schedule's own keys: milestones [2, 5]" in text
@@ -104,6 +106,7 @@ def test_report_says_what_to_write_on_either_side() -> None:
     assert "lr_schedule: {kind: multistep, milestones: [3, 5], factor: 0.1, per: step}" in text
 
 
+@pytest.mark.slow
 def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     report = run("list", {"values": [0.03, 0.02, 0.04]})
     found = told(report.diagnosis)
@@ -143,6 +146,7 @@ def test_milestone_that_differs_is_named_by_any_optimizer(optimizer: str, dtype:
     assert told(found.best).note == "milestones [2, 4] instead of [2, 5]"
 
 
+@pytest.mark.slow
 def test_one_step_of_two_entries_tells_no_number() -> None:
     """Any step that is longer is that of some factor: two entries leave one number to choose."""
     spec: Spec = {
@@ -157,6 +161,7 @@ def test_one_step_of_two_entries_tells_no_number() -> None:
     assert "schedule-differs" not in found.causes
 
 
+@pytest.mark.slow
 def test_wrong_gradient_is_no_other_schedule() -> None:
     def step(at: At) -> tuple[Any, Any]:
         return at.along(at.gw + 0.1 * np.abs(at.w), at.gb, lr=at.lrs[at.t])

@@ -130,6 +130,7 @@ def test_connection_is_closed_once_its_other_end_is() -> None:
     ours.close()
 
 
+@pytest.mark.slow
 def test_message_that_nobody_reads_does_not_wait_for_ever() -> None:
     ours, theirs = Pipe()
     with ours, theirs:

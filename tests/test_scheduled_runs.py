@@ -185,6 +185,7 @@ def by_schedule(keys: Spec, unit: int = 1) -> Any:
     return code(step)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_schedule_is_found_at_its_first_other_step(kind: str) -> None:

@@ -68,6 +68,7 @@ def momentum_of_weight_alone(problem: Any) -> Iterator[Spec]:
         yield {"weight": w, "bias": b, "loss": float(np.mean(r**2))}
 
 
+@pytest.mark.slow
 def test_rule_is_written_of_the_biases_where_they_alone_differ() -> None:
     report = check(BASE | MOMENTUM, scratch=momentum_of_weight_alone)
 
@@ -87,6 +88,7 @@ def test_mistake_in_all_tensors_is_no_matter_of_some(mistake: str) -> None:
     assert report.to_dict()["diagnosis"]["only_in"] is None
 
 
+@pytest.mark.slow
 def test_what_no_cause_explains_in_some_tensors_stays_unexplained() -> None:
     def train(problem: Any) -> Iterator[Spec]:
         for step, told in enumerate(by_hand(KINDS["mlp"].gradients, Rule())(problem)):
