@@ -229,6 +229,7 @@ def test_interruption_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (done.code, done.out.strip(), done.err) == (130, "", "\ninterrupted\n")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> None:
     catching = "try: time.sleep(0.01)\n            except BaseException: pass"

@@ -95,6 +95,7 @@ def found(report: Spec) -> Spec:
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_one_and_two_threads_find_the_same(tmp_path: Path) -> None:
     specs: list[Spec] = [

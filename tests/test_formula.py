@@ -113,7 +113,7 @@ def changed_lines(spec: dict[str, Any], faults: Faults) -> int:
     return changed
 
 
-@pytest.mark.sampled(every=18)
+@pytest.mark.sampled(every=24)
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", EACH, ids=str)
 def test_text_with_a_fault_is_what_the_trainer_does(faults: Faults) -> None:

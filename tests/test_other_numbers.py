@@ -230,7 +230,7 @@ def test_all_numbers_together_are_fitted() -> None:
 # --- a gradient that is scaled --------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=8)
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "write"), [(ADAM, adam), (ADAMW, adamw)])
 @pytest.mark.parametrize("c", [7.7, 0.03])

@@ -73,6 +73,7 @@ def test_killed_rank_is_an_error_and_the_others_end(
     assert left(started) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_rank_that_raises_is_an_error_with_what_it_printed(started: list[Processes]) -> None:
     problem = build_problem(from_mapping(spec_of("logistic", 2)))

@@ -112,7 +112,7 @@ def wrong_factor(seen: Seen, one: Explanation) -> list[str]:
     ]
 
 
-@pytest.mark.search(sample=6, whole=200)
+@pytest.mark.search(sample=4, whole=200)
 def test_factor_near_one_is_named_as_what_it_is(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
@@ -135,6 +135,7 @@ def test_random_factors_come_to_every_place_and_outcome(tmp_path: Path) -> None:
     assert {see(cases[seed]).outcome() for seed in (0, 14)} == {"equivalent", "explained"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_factor_that_is_taken_for_one_is_caught(tmp_path: Path) -> None:
     # As where a billionth of the factor was its slack: then sets of others were found for it.

@@ -28,7 +28,7 @@ Record = Callable[[str, object], None]
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=24, whole=400)
+@pytest.mark.search(sample=20, whole=400)
 def test_planted_cause_is_named_and_no_other_alone(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:

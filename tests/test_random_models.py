@@ -120,7 +120,7 @@ PLANTED: dict[str, Spec] = {
 }
 
 
-@pytest.mark.search(sample=6, whole=200)
+@pytest.mark.search(sample=4, whole=200)
 def test_fault_planted_in_a_random_model_is_named(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:

@@ -232,6 +232,7 @@ def test_weight_decay_that_rounding_swallows_is_told() -> None:
     )
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.001, 1 - 1e-9])
 def test_small_share_of_the_lr_shows(factor: float) -> None:
