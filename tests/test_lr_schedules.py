@@ -85,7 +85,7 @@ TORCHS: dict[str, tuple[dict[str, st.SearchStrategy[Any]], Make]] = {
 }
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -229,6 +229,7 @@ def test_formula_that_is_not_torchs_gives_way_to_it(kind: str) -> None:
         ours.step(batch)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_million_steps_are_within_their_rounding() -> None:
     one = schedule(1.0, 334_000, kind="exponential", factor=1 - 1e-6)

@@ -98,6 +98,7 @@ def test_taken_port_is_an_error(monkeypatch: pytest.MonkeyPatch, started: list[P
     assert left(started) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_processes_leave_when_regcheck_is_killed(write_spec: Callable[..., Path]) -> None:
     path = write_spec(**spec_of("logistic", 2, epochs=10_000))

@@ -93,7 +93,7 @@ def as_code(bug: Plant, spec: Spec, *, tells_loss: bool) -> Callable[[Any], Any]
     return train
 
 
-@pytest.mark.sampled(every=24)
+@pytest.mark.sampled(every=48)
 @pytest.mark.parametrize(("cause", "bug", "first", "settings"), list(planted()))
 def test_planted_cause_is_caught_at_its_own_first_step(
     scratch: Use, cause: str, bug: Plant, first: First, settings: tuple[str, ...]

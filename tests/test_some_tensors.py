@@ -37,7 +37,7 @@ NO_NUMBERS = sorted(
 """Mistakes that are no other lr or weight decay, which each tensor may have of its own."""
 
 
-@pytest.mark.sampled(every=14)
+@pytest.mark.sampled(every=30)
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", [("last.weight",), LAST, ("first.bias",)])
 @pytest.mark.parametrize("mistake", [one for one in NO_NUMBERS if one != "no decay of biases"])

@@ -106,6 +106,7 @@ def test_trainer_is_the_bare_script_in_every_combination() -> None:
             assert step.loss == pytest.approx(loss, rel=1e-13), combination
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_numpy_by_torchs_convention_agrees_in_every_quantity(dtype: str) -> None:
