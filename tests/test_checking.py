@@ -129,6 +129,7 @@ def test_sample_is_step_1_where_nothing_diverges(small: Spec) -> None:
     assert told(report.comparison.sample).step == report.to_dict()["sample"]["step"] == 1
 
 
+@pytest.mark.slow
 def test_check_works_where_gradients_are_switched_off_and_puts_settings_back(small: Spec) -> None:
     threads = torch.get_num_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -109,6 +109,7 @@ def test_without_an_expectation_the_verdict_decides(
     assert "s expected" not in run(capsys, path)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judged", [["loss"], ["loss", "parameters"]], ids=str)
 def test_step_of_a_divergence_is_of_what_is_judged(judged: list[str]) -> None:
     # The parameters differ at step 1 already, the loss at step 2.

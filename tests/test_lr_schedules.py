@@ -85,6 +85,7 @@ TORCHS: dict[str, tuple[dict[str, st.SearchStrategy[Any]], Make]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)

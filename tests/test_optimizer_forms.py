@@ -240,6 +240,7 @@ def test_form_is_what_others_do(name: str) -> None:
         assert taken.delta[0] == pytest.approx(expected, rel=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=16)
 @pytest.mark.parametrize("name", [name for name, form in FORMS.items() if form.cause])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

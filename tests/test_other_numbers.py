@@ -271,6 +271,7 @@ def test_no_gradient_is_scaled_absurdly_to_explain_what_is_wrong(spec: Spec) -> 
     assert told["matching"] is None
 
 
+@pytest.mark.slow
 def test_too_few_steps_tell_no_option() -> None:
     # β₁ and β₂ show from step 2 on, and one entry's step tells no number.
     spec = {"epochs": 2, "bias": False, "data": {"X": [[1.0], [2.0]], "y": [1.0, 0.0]}}

@@ -243,6 +243,7 @@ def test_groups_keep_their_proportion_to_a_schedule(schedule: Spec) -> None:
     assert causes(report) == ("adam-bias-correction-missing",)
 
 
+@pytest.mark.slow
 def test_momentum_of_groups_is_named() -> None:
     def train(problem: Any) -> Iterator[Spec]:
         P: Tensors = dict(problem.initial)

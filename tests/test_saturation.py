@@ -134,6 +134,7 @@ def test_floor_of_a_users_own_torch_side_is_named_too() -> None:
 # --- what is told of it -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_report_says_where_the_floor_is_met_and_what_to_do() -> None:
     report = check(RAW, scratch=code())
     told, ways = " ".join(remarks(report)), fixes(report)
