@@ -20,6 +20,9 @@ from regcheck.report.terminal import report_text
 from regcheck.trainers import sides
 from regcheck.trainers.framework.distributed.processes import Processes
 
+# Else each process that a test starts, of which there are many, compiles the whole package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl
     import torch
