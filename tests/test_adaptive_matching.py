@@ -57,7 +57,7 @@ FORMS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_torch_with_matched_settings_trains_as_an_optimizer_with_a_convention(name: str) -> None:

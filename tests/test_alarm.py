@@ -43,7 +43,7 @@ def endless(act: str) -> str:
     return stepping(act, "import subprocess, threading, time")
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_step_is_ended(tmp_path: Path, name: str) -> None:
     before = time.monotonic()

@@ -172,7 +172,7 @@ def code_with(cause: str) -> tuple[Spec, Code]:
     return spec, Code(spec, rule)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", sorted(set(OF_SGD) - BIASED - {"option-differs"}))
 def test_cause_in_a_users_code_is_named(cause: str) -> None:
@@ -217,6 +217,7 @@ def test_small_problem_that_tells_rules_apart_has_no_bias() -> None:
 # --- what a spec says -----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", NAMED)
 def test_named_conventions_are_usable_without_their_word_on_the_bias(name: str) -> None:
     report = check(spec_of(convention=name))

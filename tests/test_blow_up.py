@@ -20,7 +20,7 @@ BLOW_UPS: dict[str, Spec] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @single_dtype
 @pytest.mark.parametrize("name", BLOW_UPS)
 def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_is_judged(
@@ -49,7 +49,7 @@ def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_i
     assert f"From step {last} on the numbers are infinite" in in_one_line(other)
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @single_dtype
 @pytest.mark.parametrize("name", ["slowly", "momentum"])
@@ -79,7 +79,7 @@ def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     ) in text
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.slow
 @mixed_dtypes
 @pytest.mark.parametrize("name", BLOW_UPS)

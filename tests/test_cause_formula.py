@@ -114,7 +114,7 @@ def in_order(line: str) -> int:
     return ASSIGNED.index(line.split(": ")[-1].split(" ← ")[0])
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize(("name", "way"), UPDATING)
 def test_formula_of_a_cause_is_what_its_change_does(name: str, way: int) -> None:
     case = concerned_case(name, way)

@@ -131,7 +131,7 @@ def changed_by(cause: str, way: int) -> list[Problem]:
     ]
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.parametrize(("cause", "way"), PAIRS)
 def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
     acted, concerned = 0, changed_by(cause, way)

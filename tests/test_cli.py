@@ -189,6 +189,7 @@ def test_pipe_that_closes_early_leaves_no_traceback(write_spec: Write) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_output_without_a_terminal_has_no_colour_in_any_encoding(

@@ -139,6 +139,7 @@ def test_each_named_convention_has_its_causes() -> None:
     assert NAMED.keys() - NAMED_CAUSES.keys() == {"pytorch", "decoupled"}
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", NAMED_CAUSES)
 @pytest.mark.parametrize("spec", [BATCHES, BATCHES | LOGISTIC], ids=["linear", "logistic"])
 def test_named_convention_is_told_by_its_causes(name: str, spec: Spec) -> None:
@@ -152,6 +153,7 @@ def test_named_convention_that_comes_to_torchs_rule_is_equivalent(name: str) -> 
     assert check(BASE | BATCHES | {"convention": name}).verdict == "equivalent"
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("convention", "causes", "factor"),
     [
@@ -212,6 +214,7 @@ def test_divergence_by_the_dtypes_alone_is_precision() -> None:
 # --- what a spec expects ------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("step", "expect", "as_expected"),
     [

@@ -166,7 +166,7 @@ def test_fix_of_a_cause_with_an_open_factor_has_a_place_for_it(cause: str) -> No
     assert "the factor c" in CAUSES[cause].fix
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("factor", [2.0, 0.5, 4.0, 0.25, 3.0])
 @pytest.mark.parametrize("key", ["rate", "gradient"])
 def test_number_is_written_once_where_its_name_is_that_number(key: str, factor: float) -> None:

@@ -66,7 +66,7 @@ HIDDEN = {
 """Numbers that do not show in these runs, and why."""
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize(("name", "number", "value"), list(each_number()))
 def test_other_value_of_each_number_is_named_for_each_optimizer(
     name: str, number: str, value: float
@@ -79,7 +79,7 @@ def test_other_value_of_each_number_is_named_for_each_optimizer(
     assert found_options(report) == {number: pytest.approx(value, rel=1e-9)}
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_other_lr_is_named_for_each_optimizer(name: str) -> None:

@@ -93,7 +93,7 @@ CASES: dict[str, tuple[Spec, str, str]] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("cause", CASES)
@@ -153,7 +153,7 @@ NOT_EXPLAINED: dict[str, Spec] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOT_EXPLAINED)
 def test_what_is_no_rule_of_entries_is_not_explained(name: str) -> None:
@@ -188,7 +188,7 @@ SUMS: dict[str, tuple[Callable[[Any, Any, int], tuple[Any, Any]], str]] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("name", SUMS)

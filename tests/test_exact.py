@@ -35,6 +35,7 @@ def bits_differ(scratch: Any, framework: Any) -> bool:
     )
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     "spec",
     [*(SMALL | case for case in CASES.values()), ONE_ROW, ONE_ROW | {"dtype": "float32"}],
@@ -125,7 +126,7 @@ LARGEST: list[Any] = [
 ]
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize(
     ("tensor", "value"), [("weight", math.nan), ("bias", math.inf), ("weight", -math.inf)]
 )

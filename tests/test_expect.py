@@ -77,7 +77,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     return code, captured.out
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.parametrize(("outcome", "expect", "instead"), EXPECTED, ids=str)
 def test_expectation_decides_the_exit_code_and_is_put_in_words(
     outcome: str,
@@ -181,6 +181,7 @@ SHOWS_ALL: Spec = {"weight_decay": 0, "epochs": 2}
 BLIND: Spec = {"init": "zeros", "epochs": 1}
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("changes", "code", "strict"),
     [

@@ -69,7 +69,7 @@ def near(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", FIXES)
 def test_spec_with_the_fix_is_equivalent(name: str, folder: Folder) -> None:
     lines, changes, text = FIXES[name]
@@ -149,6 +149,7 @@ NOT_WRITTEN: dict[str, tuple[list[str], int, str]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", NOT_WRITTEN)
 def test_nothing_is_written_where_no_fix_is_known(name: str, folder: Folder) -> None:
     lines, code, text = NOT_WRITTEN[name]

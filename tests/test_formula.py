@@ -113,7 +113,7 @@ def changed_lines(spec: dict[str, Any], faults: Faults) -> int:
     return changed
 
 
-@pytest.mark.sampled(every=24)
+@pytest.mark.sampled(every=48)
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", EACH, ids=str)
 def test_text_with_a_fault_is_what_the_trainer_does(faults: Faults) -> None:
@@ -121,7 +121,7 @@ def test_text_with_a_fault_is_what_the_trainer_does(faults: Faults) -> None:
     assert sum(changed_lines(spec, faults) for spec in faulty_specs(draw, 40)) >= 2
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_text_with_any_faults_together_is_what_the_trainer_does(seed: int) -> None:

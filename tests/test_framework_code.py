@@ -112,6 +112,7 @@ BUILDS: dict[str, tuple[str, int, list[str]]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", BUILDS)
 def test_what_own_framework_code_does_besides_is_no_harm_or_is_told(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

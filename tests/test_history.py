@@ -75,7 +75,7 @@ def test_start_from_elsewhere_is_given_up_at_the_first_step_that_refutes_it() ->
     assert many - few < 20 * (35 - 15)
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "kept"), [(1, 8), (5, 12), (30, 37)])
 def test_steps_to_the_first_divergence_and_some_from_it_on_are_kept(first: int, kept: int) -> None:

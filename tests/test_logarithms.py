@@ -66,6 +66,7 @@ SAID = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("loss", ["bce", "bce_with_logits"])
 @pytest.mark.parametrize("floor", [1e-3, 1e-7, 1e-12, 1e-15, float(np.finfo(float).eps)])
 @pytest.mark.parametrize("form", SAID)

@@ -86,7 +86,7 @@ TORCHS: dict[str, tuple[dict[str, st.SearchStrategy[Any]], Make]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -88,7 +88,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -104,6 +104,7 @@ def test_models_of_every_kind(name: str, dtype: torch.dtype) -> None:
     assert (wrong.first_divergence.step, wrong.first_divergence.at.tensor) == (1, last)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 100.0])
 def test_a_clipped_norm_is_in_the_noise(clip: float) -> None:
@@ -115,6 +116,7 @@ def test_a_clipped_norm_is_in_the_noise(clip: float) -> None:
         assert run(build, spec=spec, clip=1.01 * clip).verdict == "diverged"
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("single", ["scratch", "framework"])
 def test_two_dtypes(single: str) -> None:

@@ -132,7 +132,7 @@ PLANTED: dict[str, Spec] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", PLANTED)
 def test_faults_in_the_penguins_mlp_are_named(cause: str) -> None:

@@ -235,6 +235,7 @@ SPECS: list[SpecDict] = [
 ]
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
 def test_both_sides_agree(spec: SpecDict) -> None:
     assert check(spec).verdict == "equivalent"

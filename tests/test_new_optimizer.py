@@ -101,6 +101,7 @@ def test_new_optimizer_is_compared_with_torchs_class(options: Spec, dtype: str) 
     assert "torch.optim.Lion(lr=0.01" in report_text(report)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("changes", "cause"),
     [

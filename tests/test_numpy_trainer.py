@@ -92,7 +92,7 @@ def flat(parameters: Parameters) -> list[float]:
     return [*parameters["weight"][0].tolist(), *parameters["bias"].tolist()]
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", get_args(Decay))
 def test_every_convention_is_the_reference(decay: str) -> None:

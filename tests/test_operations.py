@@ -44,7 +44,7 @@ BINARY: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("dtype", NUMBERS, ids=str)
 @pytest.mark.parametrize("name", BINARY)
 @given(data=st.data())

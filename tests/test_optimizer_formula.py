@@ -82,7 +82,7 @@ def random_spec(name: str, seed: int) -> dict[str, Any]:
     } | draw.choice([{}, {"clip_norm": 0.5}])
 
 
-@pytest.mark.search(sample=5, whole=30)
+@pytest.mark.search(sample=3, whole=30)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_formula_of_an_optimizer_is_what_the_trainer_does(name: str, seed: int) -> None:
     case = case_of(random_spec(name, seed))

@@ -37,6 +37,7 @@ def test_every_rule_is_tried() -> None:
     assert tried == FORMULAS.keys()
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "share",
@@ -67,7 +68,7 @@ def test_an_error_of_the_gradient_stays_within_the_bound(name: str, share: float
 OTHERS = [n for n in OPTIMIZERS if "without memory" not in n and not n.startswith("rprop")]
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize("name", OTHERS)
 def test_in_ordinary_cases_the_bound_is_at_most_some_ten_times_the_worst(name: str) -> None:
     # Gradients of one size, off by a thousandth: the largest difference of 30 runs with all kinds

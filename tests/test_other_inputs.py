@@ -66,7 +66,7 @@ ROUNDED: dict[str, tuple[Step, Spec, str]] = {
 }
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROUNDED)
 def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
@@ -106,7 +106,7 @@ MOVED: dict[str, tuple[Callable[[int, int], int], str]] = {
 }
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED)
 def test_batches_of_another_step_are_named(name: str) -> None:
@@ -154,6 +154,7 @@ def test_schedule_that_is_late_is_named_with_how_late(name: str) -> None:
     assert (found.best.change, found.best.note) == ({"lr_shift": steps}, note)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(("epochs", "note"), [(1, "1 epoch early"), (2, "2 epochs early")])
 def test_schedule_that_is_epochs_early_is_named(epochs: int, note: str) -> None:
     every_third = {"kind": "step", "every": 3, "factor": 0.5, "per": "epoch"}
@@ -179,6 +180,7 @@ def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
     assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.evidence)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0, 0.9])
 def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:

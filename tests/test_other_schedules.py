@@ -75,7 +75,7 @@ def run(kind: str, other: Spec, **spec: Any) -> Report:
     return check(BASE | TWO | {"lr_schedule": keys} | spec, scratch=code(by_lrs(keys | other)))
 
 
-@pytest.mark.sampled(every=9)
+@pytest.mark.sampled(every=18)
 @pytest.mark.parametrize(("kind", "other", "note"), OTHERS, ids=str)
 def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec, note: str) -> None:
     report = run(kind, other)

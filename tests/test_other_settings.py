@@ -92,6 +92,7 @@ KNOWN_RULES: dict[str, tuple[Step, dict[str, float], dict[str, float]]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", KNOWN_RULES)
 def test_effective_lr_and_weight_decay_are_those_of_the_rule(name: str) -> None:
     step, rates, decays = KNOWN_RULES[name]

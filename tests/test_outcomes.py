@@ -56,7 +56,7 @@ LITTLE: dict[str, Spec] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @every_dtype
 @pytest.mark.parametrize("name", LITTLE)
 def test_little_data_agree_where_the_rules_do_and_diverge_where_they_do_not(

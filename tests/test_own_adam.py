@@ -69,6 +69,7 @@ def by(kind: Any, **settings: Any) -> Build:
     return user(optimizer=lambda _, model: kind(model.parameters(), **({"lr": 0.1} | settings)))
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("epochs", [10, 100])
 @pytest.mark.parametrize(
     ("own", "train"),
@@ -156,6 +157,7 @@ REPORTED = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_ADAMS)
 def test_reported_adams_diverge_at_once_and_are_named(name: str) -> None:

@@ -94,7 +94,7 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled(every=24)
+@pytest.mark.sampled(every=48)
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "mistake", "kind"), CASES)
 def test_mistake_is_named_and_nothing_else_is(optimizer: str, mistake: str, kind: str) -> None:
@@ -108,7 +108,7 @@ def test_mistake_is_named_and_nothing_else_is(optimizer: str, mistake: str, kind
     assert others <= ({("penalty-scaled",)} if mistake == "decay unscaled" else set())
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["amsgrad", "stale"])
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW"])
@@ -120,7 +120,7 @@ def test_mistake_beside_amsgrad_is_named(optimizer: str, mistake: str) -> None:
     assert causes(run(rule, made, "embedding")) == (expected[mistake],)
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -133,7 +133,7 @@ def test_right_code_agrees_for_300_steps(kind: str, dtype: Any, coupled: bool) -
     assert (report.verdict, report.comparison.compared) == ("equivalent", 300)
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mistakes",
@@ -184,7 +184,7 @@ GROUPS: dict[str, tuple[Made, Rule]] = {
 }
 
 
-@pytest.mark.sampled(every=12)
+@pytest.mark.sampled(every=24)
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize(
     "mistake", ["", "coupling", "no correction", "eps inside", "by batch", "swapped betas"]
@@ -210,7 +210,7 @@ def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     assert report.diagnosis.best.note == note
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",

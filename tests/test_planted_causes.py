@@ -154,7 +154,7 @@ SAME = {
 """What is the same rule as a cause in the training here, in one of its ways at least."""
 
 
-@pytest.mark.sampled(every=18)
+@pytest.mark.sampled(every=36)
 @pytest.mark.parametrize(
     "dtype", ["float64", pytest.param("float32", marks=pytest.mark.exhaustive)]
 )
@@ -178,6 +178,7 @@ def explains(spec: Spec, cause: str) -> bool | None:
 BY_BATCH: Spec = {"convention": "divided-by-batch"}
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("changes", "cause", "explained"),
     [

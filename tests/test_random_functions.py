@@ -28,7 +28,7 @@ Record = Callable[[str, object], None]
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=20, whole=400)
+@pytest.mark.search(sample=12, whole=400)
 def test_planted_cause_is_named_and_no_other_alone(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
@@ -88,7 +88,7 @@ def test_code_without_a_cause_is_exactly_torchs_rule(tmp_path: Path) -> None:
         assert max(step.update for step in exactly(seen, Rule())) < 0.5
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "cause", ["penalty-divided-by-batch", "decay-after-update", "loss-halved", "nesterov-added"]

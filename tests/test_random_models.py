@@ -95,7 +95,7 @@ def random_spec(seed: int, folder: Path) -> Spec:
     return without_some_biases(spec, seed)
 
 
-@pytest.mark.search(sample=10, whole=300)
+@pytest.mark.search(sample=6, whole=300)
 def test_random_model_raises_no_alarm(seed: int, tmp_path: Path, record_property: Record) -> None:
     report = check(random_spec(seed, tmp_path))
     record_property("specs of softmax and the mlp", report.verdict)
@@ -120,7 +120,7 @@ PLANTED: dict[str, Spec] = {
 }
 
 
-@pytest.mark.search(sample=4, whole=200)
+@pytest.mark.search(sample=3, whole=200)
 def test_fault_planted_in_a_random_model_is_named(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:

@@ -23,7 +23,7 @@ INCONCLUSIVE = {110}
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=7, whole=300)
+@pytest.mark.search(sample=5, whole=300)
 def test_random_module_is_neither_blamed_nor_passed_wrongly(
     seed: int, record_property: Record
 ) -> None:
@@ -85,7 +85,7 @@ CLASSES = Case(
 )
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize(
     ("cast", "fault"),
     [

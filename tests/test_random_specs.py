@@ -16,7 +16,7 @@ from tests.random_specs import matched_spec, mismatched_spec
 Record = Callable[[str, object], None]
 
 
-@pytest.mark.search(sample=20, whole=500)
+@pytest.mark.search(sample=12, whole=500)
 def test_matched_spec_raises_no_alarm(seed: int, tmp_path: Path, record_property: Record) -> None:
     spec = matched_spec(seed, tmp_path)
     observed = observe(spec)
@@ -30,7 +30,7 @@ def test_matched_spec_raises_no_alarm(seed: int, tmp_path: Path, record_property
     assert comparison.compared + (comparison.first_unjudged is not None) == len(observed.rows)
 
 
-@pytest.mark.search(sample=20, whole=500)
+@pytest.mark.search(sample=12, whole=500)
 def test_mismatched_spec_diverges_at_its_first_clear_step(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:

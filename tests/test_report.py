@@ -133,6 +133,7 @@ SAYS: dict[str, tuple[Spec, list[str], list[str]]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", SAYS)
 def test_report_says(name: str, small: Spec) -> None:
     changes, says, not_said = SAYS[name]
@@ -159,6 +160,7 @@ def test_report_has_both_terms_with_formula_and_value(small: Spec) -> None:
     assert float(there) == pytest.approx(4 * float(here), rel=1e-8)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     "changes",
     [

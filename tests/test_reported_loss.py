@@ -74,6 +74,7 @@ REPORTS: dict[str, tuple[Callable[[At], float | None], Spec, str, int]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", REPORTS)
 def test_reported_loss_is_told_from_the_training(name: str) -> None:
     loss, spec, cause, first = REPORTS[name]

@@ -96,6 +96,7 @@ def test_saturated_sigmoid_is_no_divergence(kind: tuple[str, str], dtype: Any) -
         )
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("y", [0.0, 0.5, 1.0])
 def test_errors_of_a_saturated_sigmoid_are_within_the_bounds(

@@ -93,7 +93,7 @@ def as_code(bug: Plant, spec: Spec, *, tells_loss: bool) -> Callable[[Any], Any]
     return train
 
 
-@pytest.mark.sampled(every=48)
+@pytest.mark.sampled(every=96)
 @pytest.mark.parametrize(("cause", "bug", "first", "settings"), list(planted()))
 def test_planted_cause_is_caught_at_its_own_first_step(
     scratch: Use, cause: str, bug: Plant, first: First, settings: tuple[str, ...]
@@ -152,7 +152,7 @@ def test_every_cause_has_its_sabotage() -> None:
     assert set(BUGS) == set(FIRSTS) == set(CAUSES)
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", BATCHES)
 @pytest.mark.parametrize("model", TARGETS)
@@ -205,6 +205,7 @@ def test_norm_that_is_not_guarded_is_caught_at_zero(scratch: Use) -> None:
     assert math.isnan(told(report.first_divergence).at.scratch)
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "stage"), [("zeros", "gradient"), ("elsewhere", "forward")])
 def test_other_rows_are_caught_in_mini_batches(scratch: Use, start: str, stage: str) -> None:

@@ -41,7 +41,7 @@ def test_raw_data_agree_where_both_sides_have_the_floor(dtype: str) -> None:
 # --- the cause ----------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_p_minus_y_on_raw_data_names_the_floor_and_nothing_else(sigma: str, dtype: str) -> None:
@@ -64,7 +64,7 @@ def test_the_question_with_its_fix_on_raw_data(tmp_path: Any) -> None:
     assert check(fixed).verdict == "equivalent"
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.parametrize(
     ("factor", "cause"),
     [
@@ -100,6 +100,7 @@ def some_rows(low: float, high: float, y: float) -> Spec:
     }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("low", "high", "dtype"),
     [

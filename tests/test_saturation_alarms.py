@@ -49,7 +49,7 @@ def saturated_spec(random: Generator, windows: Windows = WINDOWS) -> Spec:
 MIXED = {"scratch": "float64", "framework": "float32"}
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_saturated_rows_raise_no_alarm(seed: int) -> None:
@@ -63,7 +63,7 @@ def test_saturated_rows_raise_no_alarm(seed: int) -> None:
         )
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=8)
 @pytest.mark.parametrize("seed", range(40))
 def test_users_code_with_torchs_floor_raises_no_alarm(seed: int) -> None:
     random = np.random.default_rng([seed, 10])
@@ -81,6 +81,7 @@ class OneByOne(nn.Module):
         return 1 / (1 + torch.exp(-z))
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("seed", range(40))
 def test_users_own_sigmoid_in_torch_raises_no_alarm(seed: int) -> None:
     random = np.random.default_rng([seed, 11])

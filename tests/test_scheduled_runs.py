@@ -85,7 +85,7 @@ def plain_script(
             scheduler.step()
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,7 +186,7 @@ def by_schedule(keys: Spec, unit: int = 1) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_schedule_is_found_at_its_first_other_step(kind: str) -> None:
     keys = {"kind": kind, **KINDS[kind][0]}
@@ -198,6 +198,7 @@ def test_other_schedule_is_found_at_its_first_other_step(kind: str) -> None:
     assert told(report.first_divergence).step == first
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("per", ["step", "epoch"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,6 +272,7 @@ def accumulated(weigh: str) -> Any:
 BY_EPOCH: Spec = {"kind": "multistep", "milestones": [2, 4], "factor": 0.1, "per": "epoch"}
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("weigh", "drop_last", "first"),
     [

@@ -56,6 +56,7 @@ def test_adadeltas_bound_is_finite_where_its_gradients_are_rounding_alone() -> N
     assert np.isfinite(found.bound).all()
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("rows", [3, 7])
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Frozen(Mlp):
         self.first.bias.requires_grad_(False)
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("mistake", ["", "coupling", "eps inside", "by batch"])
 @pytest.mark.parametrize("left_out", [False, True], ids=["frozen", "not the optimizer's"])
 def test_frozen_tensors_are_left_alone(mistake: str, left_out: bool) -> None:
@@ -119,6 +119,7 @@ def tied(P: Tensors, X: Any, y: Any) -> tuple[float, Tensors]:
     }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("mistake", ["", "coupling", "no correction"])
 def test_shared_tensors_have_one_step(mistake: str) -> None:
     report = check(

@@ -59,7 +59,7 @@ def lowered(tolerance: dict[str, dict[str, float]], kind: str) -> Iterator[tuple
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=5, whole=40)
+@pytest.mark.search(sample=3, whole=40)
 def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(seed: int) -> None:
     spec = any_spec(seed)
     report = check(spec)
@@ -81,7 +81,7 @@ def test_smallest_tolerance_put_into_the_spec_passes_and_a_smaller_one_does_not(
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=3, whole=30)
+@pytest.mark.search(sample=2, whole=30)
 @pytest.mark.parametrize("kind", ["rtol", "atol"])
 def test_smallest_rtol_and_atol_are_those_beside_the_spec_s_other_one(seed: int, kind: str) -> None:
     spec = any_spec(seed)
@@ -145,7 +145,7 @@ def test_smallest_tolerance_as_printed_passes_as_a_spec_s_own(seed: int, tmp_pat
     assert kinds == {"rounding", "rtol", "atol"} or forms == ["exact"]
 
 
-@pytest.mark.search(sample=6, whole=60)
+@pytest.mark.search(sample=4, whole=60)
 def test_verdict_json_and_text_agree_on_whether_the_tolerance_is_kept(seed: int) -> None:
     random = np.random.default_rng(seed)
     kind = ("rounding", "rtol", "atol")[seed % 3]

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     "arguments",
     [

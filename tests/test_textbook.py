@@ -54,7 +54,7 @@ def explanations(report: Report) -> list[tuple[str, ...]]:
 # --- right optimizers -----------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
@@ -69,6 +69,7 @@ def test_torchs_own_optimizer_is_the_textbooks(name: str, decay: float) -> None:
     assert report.comparison.drift.largest < 1e-10
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_right_optimizer_is_equivalent_for_300_steps(dtype: str) -> None:
@@ -87,6 +88,7 @@ CIRCUMSTANCES: dict[str, Spec] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
 @pytest.mark.parametrize("mistake", ["", "no correction"])
 def test_formula_takes_what_torch_gives_the_optimizer(circumstance: str, mistake: str) -> None:
@@ -160,7 +162,7 @@ NAMED: dict[str, list[tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("mistake", NAMED)
 def test_mistake_of_an_optimizer_is_named(mistake: str) -> None:
     report = adamw(mistake)

@@ -193,6 +193,7 @@ def test_rounding_tolerance_is_the_ratio_that_a_step_may_reach(case: str) -> Non
 # --- one for each -------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("loose", "strict"),
     [

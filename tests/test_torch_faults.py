@@ -142,7 +142,7 @@ BUGS: dict[type[TorchTrainer], Caught] = {
 }
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_bug_on_torchs_side_is_caught_at_its_own_first_step(

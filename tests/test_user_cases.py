@@ -129,6 +129,7 @@ def ended(report: Report, side: str) -> list[float]:
     return [*final["weight"][0], *final["bias"]]
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", CASES)
 def test_users_code_has_its_cause_and_the_settings_that_match(name: str) -> None:
     case = CASES[name]
@@ -167,6 +168,7 @@ CONVENTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_convention_of_the_spec_comes_to_the_same_numbers(name: str) -> None:
     case = CASES[name]

@@ -43,6 +43,7 @@ SAME: dict[str, tuple[Spec, Build]] = {
 }
 
 
+@pytest.mark.sampled(every=2)
 @pytest.mark.parametrize("name", SAME)
 def test_same_training_is_the_built_in_framework_side_bit_for_bit(name: str) -> None:
     spec, own = SAME[name]
@@ -77,7 +78,7 @@ def test_float32_module_widens_what_rounding_may_do() -> None:
 # --- what trains by other settings ----------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("train", [None, code(TORCHS)], ids=["built in", "own code"])
 @pytest.mark.parametrize(
     ("own", "cause", "matching"),

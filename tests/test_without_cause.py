@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
 }
 
 
-@pytest.mark.sampled(every=6)
+@pytest.mark.sampled(every=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_code_is_not_explained_and_what_is_known_is_told(name: str) -> None:
@@ -153,7 +153,7 @@ def flipped(at: At) -> tuple[Any, Any]:
     return -at.gw, at.gb
 
 
-@pytest.mark.sampled(every=2)
+@pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("grad", "stage", "clue"),
