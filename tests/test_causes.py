@@ -149,7 +149,6 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 
 
 # --- the table itself ---------------------------------------------------------------------------
-
 NAMES = """
     accumulation-not-averaged accumulation-over-rows adadelta-lr-inside
     adagrad-accumulator-initial adagrad-lr-decay-early adagrad-lr-decay-missing
