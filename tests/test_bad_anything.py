@@ -51,6 +51,7 @@ GOOD_MAPPING: dict[str, Any] = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @QUICK
 @given(st.dictionaries(KEYS, VALUES_OF_ANY_KIND, max_size=5))

@@ -191,6 +191,7 @@ def test_lr_and_weight_decay_are_fitted_behind_a_root(
     assert_fix_makes_the_sides_agree(report, train, spec)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.sampled(every=3)
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "write"), [(ADAM, adam), (ADAMW, adamw)])

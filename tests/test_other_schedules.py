@@ -113,7 +113,7 @@ def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     assert any("another lr in each: from step 2 on 0.02, 0.04" in one for one in found.evidence)
 
 
-@pytest.mark.sampled(every=20)
+@pytest.mark.sampled(every=60)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adadelta"])

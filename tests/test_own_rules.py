@@ -199,6 +199,7 @@ def test_mistake_is_named_beside_groups_of_parameters(groups: str, mistake: str)
         assert report.verdict == "equivalent"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_lr_that_one_group_alone_has_is_named_with_its_tensors() -> None:
     report = run(Rule(), grouped(*LAST, lr=0.01))

@@ -103,7 +103,7 @@ def judged_spec(seed: int, folder: Path) -> tuple[Spec, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.search(sample=4, whole=300)
+@pytest.mark.search(sample=2, whole=300)
 def test_what_is_hidden_is_just_what_passes_once_it_is_planted(seed: int, tmp_path: Path) -> None:
     spec, rows = judged_spec(seed, tmp_path)
     report = check(spec) if rows else None

@@ -86,6 +86,7 @@ def test_ranks_take_the_scratch_sides_steps(
     see_equivalent(spec_of(model, count, optimizer=optimizer, dtype=dtype))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_ranks_follow_a_users_code(started: list[Processes]) -> None:
     def train(problem: Any) -> Iterator[Mapping[str, Any]]:

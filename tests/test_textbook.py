@@ -190,6 +190,7 @@ def test_mistake_is_named_in_float32(mistake: str) -> None:
     assert explanations(adamw(mistake, dtype=torch.float32)) == NAMED[mistake]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_what_is_no_known_mistake_is_in_the_optimizer() -> None:
     report = adamw("noise")
