@@ -47,11 +47,11 @@ class NumpyOptimizer:
         state = state._replace(
             memory=self.init(self.layout.split(self.layout.vector(state.parameters)))
         )
-        return state if kept == "zeroed" else state._replace(missed={}, before=batch.step - 1)
+        return state if kept == "zeroed" else state._replace(missed={}, steps_before=batch.step - 1)
 
     def count(self, state: State, batch: Batch, name: str | None = None) -> int:
         """Return the number of a tensor's step, from 1; a correction may count it otherwise."""
-        faults, t = self.problem.faults, batch.step - state.before
+        faults, t = self.problem.faults, batch.step - state.steps_before
         t -= 0 if name is None else state.missed.get(name, 0)
         if "counts_from" not in self.settings.rule.keys:
             return t

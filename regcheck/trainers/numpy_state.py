@@ -42,15 +42,15 @@ class State(NamedTuple):
     """Where a training is: its parameters, and what its optimizer remembers.
 
     `unzeroed` is the sum of all gradients so far, kept only where they are never zeroed; `missed`
-    counts the steps in which a tensor was skipped, and `before` those before the optimizer was
-    made.
+    counts the steps in which a tensor was skipped, and `steps_before` those before the optimizer
+    was made.
     """
 
     parameters: Parameters
     memory: Mapping[str, Memory]
     unzeroed: Parameters | None = None
     missed: Mapping[str, int] = MappingProxyType({})
-    before: int = 0
+    steps_before: int = 0
 
 
 class ForwardBackward(NamedTuple):

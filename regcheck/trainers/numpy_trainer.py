@@ -93,7 +93,7 @@ class NumpyTrainer:
             missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
             unzeroed = gradients if self.problem.faults.zeroing == "never" else None
             missed = {**state.missed, **missed}
-            state = State(step.after, step.memory, unzeroed, missed, state.before)
+            state = State(step.after, step.memory, unzeroed, missed, state.steps_before)
         return Update(state, step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:
