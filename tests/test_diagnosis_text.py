@@ -142,10 +142,10 @@ def test_call_in_a_report_makes_the_optimizer_that_matches() -> None:
 # --- factors --------------------------------------------------------------------------------------
 
 FACTORS: dict[str, tuple[Train, Spec, str]] = {
-    "gradient-scaled, named": (trained(gradient=0.25), MINI, "leave the factor 0.25 = 1/B out"),
-    "gradient-scaled, odd": (trained(gradient=0.3), {}, "leave the factor 0.3 out"),
-    "learning-rate-scaled": (trained(rate=2), {}, "leave the factor 2 out: step by torch's own lr"),
-    "penalty-scaled": (trained(decay=(0.13, 0.13)), {}, "leave the factor 1.3 out: add λ w"),
+    "gradient-scaled, named": (trained(gradient=0.25), MINI, "remove the factor 0.25 = 1/B:"),
+    "gradient-scaled, odd": (trained(gradient=0.3), {}, "remove the factor 0.3:"),
+    "learning-rate-scaled": (trained(rate=2), {}, "remove the factor 2: use torch's lr"),
+    "penalty-scaled": (trained(decay=(0.13, 0.13)), {}, "remove the factor 1.3: add λ w"),
 }
 
 

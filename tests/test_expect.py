@@ -223,7 +223,7 @@ def test_strict_says_why_in_words(write_spec: Write, capsys: pytest.CaptureFixtu
     line = run(capsys, "--strict", "--quiet", path)[1]
     assert "INCONCLUSIVE: the sides agree, but this run cannot tell " in line
     text = run(capsys, "--strict", path)[1]
-    assert "because what is penalized stays 0" in " ".join(text.split())
+    assert "because all parameters with weight_decay stay 0" in " ".join(text.split())
     assert "EQUIVALENT" not in text
 
 

@@ -243,14 +243,14 @@ def test_cause_is_explained_as_a_student_reads_it() -> None:
         "w weight, b bias, g gradient of the batch's mean loss, without the penalty,",
         "lr learning rate, λ weight_decay, B rows of the step's batch",
         "",
-        "penalty-divided-by-batch  the scratch side divides λ by the rows of the batch",
+        "penalty-divided-by-batch  the scratch side divides the weight decay by the batch size",
         "    torch    w ← w − lr (g + λ w), b likewise",
         "    scratch  w ← w − lr (g + λ/B w), b likewise",
         "    Shows: once the weights are not 0.",
         "    Fix: add λ w to the mean gradient, not to the sum before it is divided by",
-        "    the batch's rows.",
-        "    A run cannot show it where weight_decay is 0, or what is penalized stays 0,",
-        "    or each step sees one row.",
+        "    the number of samples.",
+        "    A run cannot show it where weight_decay is 0, or all parameters with",
+        "    weight_decay stay 0, or each step has one sample.",
         "    A run that lists it in `not_distinguished` could not have shown it.",
     ]
 

@@ -149,8 +149,8 @@ def test_report_says_both_values_and_how_to_call_torch() -> None:
     report = run(adam(Numbers(beta1=0.95)), **ADAM)
 
     [cause] = report.to_dict()["diagnosis"]["causes"]
-    assert cause["title"] == "has another value of an option"
-    assert cause["fix"] == "take torch's value: betas[0] 0.9"
+    assert cause["title"] == "uses another value of an optimizer option"
+    assert cause["fix"] == "use torch's value: betas[0] 0.9"
     assert "M ← 0.95 M + (1 − 0.95) G" in cause["scratch_formula"]
     assert "M ← 0.9 M + (1 − 0.9) G" in cause["framework_formula"]
     ways = fixes(report)

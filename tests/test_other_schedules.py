@@ -87,7 +87,7 @@ def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec,
     )
     assert (told(found.best).note, len(found.explanations)) == (note, 1)
     text = " ".join(report_text(report).split())
-    assert f"with another of its keys: {note}" in text
+    assert f"another value in the lr schedule: {note}" in text
     fix = found.fix
     assert isinstance(fix, SpecFix)
     fixed = BASE | TWO | fix.changes
@@ -99,7 +99,7 @@ def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec,
 @pytest.mark.slow
 def test_report_says_what_to_write_on_either_side() -> None:
     text = " ".join(report_text(run("multistep", {"milestones": [3, 5]})).split())
-    assert "take the schedule's own keys: milestones [2, 5]" in text
+    assert "use the spec's value: milestones [2, 5]" in text
     call = "torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 5], gamma=0.1)"
     assert call in text
     assert "lr_schedule: {kind: multistep, milestones: [3, 5], factor: 0.1, per: step}" in text

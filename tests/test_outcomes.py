@@ -80,7 +80,7 @@ def test_little_data_agree_where_the_rules_do_and_diverge_where_they_do_not(
             data(np.zeros((4, 2)), np.zeros(4)) | {"init": "zeros"},
             {"penalty-constant"},  # it is added even to what is 0
             {
-                "penalty-doubled": "what is penalized stays 0",
+                "penalty-doubled": "all parameters with weight_decay stay 0",
                 "loss-summed": "the gradient stays 0",
             },
         ),

@@ -55,8 +55,8 @@ SAYS: dict[str, tuple[Spec, list[str], list[str]]] = {
         [
             "the reported loss; the training itself agrees.",
             "Loss penalty-in-loss: ",
-            "To make them match in the scratch code report the loss of the data alone; the",
-            "its penalty reports mean ℓ in the spec",
+            "To make them match in the scratch code report the loss without the weight-decay",
+            "in the update reports mean ℓ in the spec",
         ],
         [],
     ),

@@ -25,16 +25,16 @@ def test_report_speaks_of_the_optimizer_and_the_textbook() -> None:
     verdict = text[text.index("DIVERGED") :]
     assert max(map(len, verdict.splitlines())) <= 80
     assert "NumPy, the textbook adamw: torch.optim.AdamW(lr=0.03, betas=(0.9," in words
-    assert "penalty-coupled: your optimizer adds λ w to the gradient, where the textbook " in words
+    assert "penalty-coupled: your optimizer adds λ w to the gradient; the textbook's " in words
     assert "yours G ← g + 0.1 w" in words
     assert "textbook M ← 0.9 M + (1 − 0.9) g" in words
     assert "with it in the textbook's rule all 12 steps agree" in words
-    assert "in your optimizer leave λ w out of the gradient" in words
+    assert "in your optimizer do not add λ w to the gradient" in words
     assert "as it stands torch.optim.Adam(lr=0.03" in words
     assert "Both sides take the gradient that torch has: the update alone is compared." in words
     assert "scratch side" not in words
     (cause,) = report.to_dict()["diagnosis"]["causes"]
-    assert cause["title"].endswith("where the textbook adamw shrinks w apart from it")
+    assert cause["title"].endswith("the textbook's weight decay is decoupled")
     assert report.to_dict()["diagnosis"]["fixed_spec"] is None
 
 
@@ -77,7 +77,7 @@ def build(problem):
     )
 
     assert cli.exit_code(["run", str(path)]) == 0
-    assert "your optimizer has ½ λ w" in capsys.readouterr().out
+    assert "your optimizer halves the weight decay" in capsys.readouterr().out
 
 
 # --- specs ----------------------------------------------------------------------------------------
