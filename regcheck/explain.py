@@ -158,7 +158,8 @@ def key_entry(name: str) -> Entry:
     """Explain one key of a convention: its values, and each one's update."""
     title, values = KEYS[name]
     lines = [f"{value}: {meaning}" for value, meaning in values.items()]
-    return Entry(name, "key", title, lines, [f"torch's own, and the default: {next(iter(values))}"])
+    default = f"torch's value, and the default: {next(iter(values))}"
+    return Entry(name, "key", title, lines, [default])
 
 
 def cause_entry(name: str) -> Entry:
@@ -175,7 +176,7 @@ def cause_entry(name: str) -> Entry:
         reasons = ", or ".join(HIDING[name] for name in cause.hidden_by)
         sentences.append(f"A run cannot show it where {reasons}.")
     if cause.fitted:
-        sentences.append(f"The factor may be anything; it is tried with {ONE_PERCENT:g}.")
+        sentences.append(f"The factor is fitted; a run must show {ONE_PERCENT:g} to show it.")
     if cause.changes:
         sentences.append("A run that lists it in `not_distinguished` could not have shown it.")
     # They fit into 80 columns below the entry's title.
@@ -183,7 +184,7 @@ def cause_entry(name: str) -> Entry:
     return Entry(name, "cause", f"the scratch side {cause.title}", lines or [SAME_RULE], notes)
 
 
-SAME_RULE = "both     by the same rule: no formula differs"
+SAME_RULE = "both     the same rule: no formula differs"
 
 
 def matching_lines(convention: Convention, training: Training) -> list[str]:
@@ -193,7 +194,7 @@ def matching_lines(convention: Convention, training: Training) -> list[str]:
     except NoMatchError as reason:
         return [f"No lr and weight_decay make torch match: {reason}."]
     if match.settings == training.settings:
-        return ["Both sides train by the same rule as it is."]
+        return ["Both sides already train by the same rule."]
     lines = ["torch matches the scratch side with", f"  {torch_call(match.settings)}"]
     if training.lr_varies:
         lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
@@ -249,12 +250,13 @@ def schedules_entry() -> Entry:
 
 
 OF_SCHEDULES = (
-    "t counts steps from 0, or by per: epoch epochs: scheduler.step() comes after",
+    "t counts steps, or with per: epoch epochs, from 0: scheduler.step() comes after",
     "each optimizer.step(), or after an epoch's last one. Keys left out are torch's",
     "defaults: floor 0, start_factor 1/3, end_factor 1, pct_start 0.3,",
     "anneal_strategy cos, div_factor 25, final_div_factor 1e4, three_phase false.",
-    "From t = steps on torch's cosine rises again, and its OneCycleLR raises; here",
-    "both stay. The momentum stays too: cycle_momentum=False is not its default.",
+    "From t = steps on torch's cosine rises again, and its OneCycleLR raises an error;",
+    "here both keep the last lr. The momentum is constant: cycle_momentum=False, which",
+    "is not torch's default.",
 )
 
 
@@ -264,8 +266,8 @@ def argument(letter: str | tuple[str, ...]) -> str:
 
 
 OF_DECAY = (
-    "weight_decay acts on every parameter passed, biases included; parameter groups give",
-    "each its own. The penalty is never in the loss that torch reports.",
+    "weight_decay acts on every parameter, biases included; parameter groups can set",
+    "others. The loss that torch reports never contains the weight-decay term.",
 )
 
 TORCHS_OWN = (

@@ -97,7 +97,8 @@ class ByText:
 
     def counts(self, batch: Batch, tensor: str) -> Values:
         """Return the numbers of a step, of a tensor's update and of an epoch."""
-        t = batch.batch if "each epoch begins with step 1" in self.lines[tensor] else batch.step
+        renewed = "each epoch starts with a new optimizer" in self.lines[tensor]
+        t = batch.batch if renewed else batch.step
         names = list(self.now)
         return {"t": t, "j": len(names) * (t - 1) + names.index(tensor) + 1, "e": batch.epoch}
 
@@ -117,7 +118,7 @@ class ByText:
 
     def carry_out(self, name: str, values: Values, batch: Batch) -> Tensor:
         """Carry out a tensor's assignments, one after the other."""
-        anew = any(line.startswith("each epoch begins") for line in self.lines[name])
+        anew = any(line.startswith("each epoch starts") for line in self.lines[name])
         first = batch.step == 1 or (anew and batch.batch == 1)
         w, found = self.now[name].w, (self.start if first else self.now)[name].old()
         for line in self.lines[name]:

@@ -133,16 +133,16 @@ def test_match_by_hand(
 @pytest.mark.parametrize(
     ("reason", "optimizer", "changes"),
     [
-        ("where ε enters the divisor", "adam", {"epsilon": "inside"}),
-        ("are corrected for it", "adamw", {"bias_correction": False}),
-        ("the sum of squared gradients starts at", "rmsprop", {"accumulator_start": 0.1}),
-        ("has the other sign", "adam", {"loss_factor": -1.0}),
+        ("where ε is added", "adam", {"epsilon": "inside"}),
+        ("moments are bias-corrected", "adamw", {"bias_correction": False}),
+        ("the start of the sum of squared gradients", "rmsprop", {"accumulator_start": 0.1}),
+        ("has the opposite sign", "adam", {"loss_factor": -1.0}),
         ("the gradient is 0", "adam", {"loss_factor": 0.0}),
         ("no negative weight decay", "adam", {"penalty_factor": -1.0}),
         ("no negative weight decay", "adamw", {"penalty_factor": -1.0}),
         ("an lr of its own", "adamw", {"decay": "after-update", "penalize_bias": False}),
-        ("RMSprop has no weight decay apart from it", "rmsprop", {"decay": "decoupled"}),
-        ("no options of torch's make up for it", "adadelta", {"loss_factor": 0.5}),
+        ("RMSprop has no decoupled weight decay", "rmsprop", {"decay": "decoupled"}),
+        ("no option of torch's compensates for it", "adadelta", {"loss_factor": 0.5}),
         ("no constant multiple of w", "adamw", {"penalty_norm": "unsquared"}),
     ],
 )

@@ -155,15 +155,15 @@ def test_spec_is_explained_with_its_numbers_and_the_match() -> None:
 
 def test_spec_of_one_rule_is_told_so() -> None:
     text = plain_text(explain_spec(ROOT / "configs" / "penguins.yaml"))
-    assert "273 training rows, batches of 32 and 17" in text
-    assert "Both sides train by the same rule" in text
+    assert "273 training samples, batches of 32 and 17" in text
+    assert "Both sides already train by the same rule." in text
 
 
 def test_spec_that_nothing_matches_is_told_why(write_spec: Callable[..., Path]) -> None:
     path = write_spec(batch_size=3, convention="divided-by-batch")
     text = plain_text(explain_spec(path))
     assert "No lr and weight_decay make torch match: " in text
-    assert "differ in rows" in text
+    assert "differ in size" in text
 
 
 def test_spec_counts_rows_of_every_source(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_spec_counts_rows_of_every_source(tmp_path: Path) -> None:
     for rows, source in sources.items():
         path = tmp_path / "s.yaml"
         path.write_text(f"data: {source}\nmodel: linear\nlr: 0.1\n", encoding="utf-8")
-        assert f"{rows} training rows" in plain_text(explain_spec(path))
+        assert f"{rows} training samples" in plain_text(explain_spec(path))
 
 
 def test_cause_shows_what_differs_on_both_sides() -> None:
@@ -235,13 +235,13 @@ def test_cause_that_acts_in_two_ways_tells_both() -> None:
         "or       w ← w − lr₋₁ (g + λ w), b likewise",
     ]
     text = plain_text(explain_name("schedule-shifted")).replace("\n", " ")
-    assert "lr₊₁ lr of the next step, lr₋₁ lr of the step before, at step 1 its own" in text
+    assert "lr₊₁ lr of the next step, lr₋₁ lr of the previous step (at step 1, of step 1)" in text
 
 
 def test_cause_is_explained_as_a_student_reads_it() -> None:
     assert plain_text(explain_name("penalty-divided-by-batch")).splitlines() == [
-        "w weight, b bias, g gradient of the batch's mean loss, without the penalty,",
-        "lr learning rate, λ weight_decay, B rows of the step's batch",
+        "w weight, b bias, g gradient of the batch's mean loss, without weight decay,",
+        "lr learning rate, λ weight_decay, B samples in the step's batch",
         "",
         "penalty-divided-by-batch  the scratch side divides the weight decay by the batch size",
         "    torch    w ← w − lr (g + λ w), b likewise",
@@ -261,4 +261,4 @@ def test_cause_of_any_factor_says_so() -> None:
         in explain_name("learning-rate-scaled").entries[0].formulas
     )
     (entry,) = explain_name("penalty-scaled").entries
-    assert "The factor may be anything; it is tried with 1.01." in entry.notes
+    assert "The factor is fitted; a run must show 1.01 to show it." in entry.notes

@@ -21,15 +21,15 @@ VARYING = {"lr_schedule": SCHEDULE}
 
 REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("old parameters", {}, {"update_order": "bias-first"}),
-    ("differ in rows, so their sum", {"batch_size": 3}, {"loss_reduction": "sum"}),
-    ("differ in rows, so their sum", {"batch_size": 3, "accumulate": 2}, {"loss_reduction": "sum"}),
+    ("differ in size, so the sum", {"batch_size": 3}, {"loss_reduction": "sum"}),
+    ("differ in size, so the sum", {"batch_size": 3, "accumulate": 2}, {"loss_reduction": "sum"}),
     ("clipping acts", {"clip_value": 0.2}, {"loss_factor": 0.5}),
     ("dampened velocity", NESTEROV, {"momentum_form": "dampened"}),
     ("does not dampen the first step", DAMPENED, {"momentum_form": "dampened"}),
-    ("does not hold the lr", MOMENTUM | VARYING, {"momentum_form": "lr-inside"}),
-    ("counts nothing", DECAYING, {"loss_factor": 0.0}),
+    ("does not contain the lr", MOMENTUM | VARYING, {"momentum_form": "lr-inside"}),
+    ("only the weight decay acts", DECAYING, {"loss_factor": 0.0}),
     ("no constant multiple of w", DECAYING, {"penalty_norm": "unsquared"}),
-    ("λ/B is no constant", DECAYING | {"batch_size": 3}, {"divide_penalty_by": "batch"}),
+    ("λ/B is not constant", DECAYING | {"batch_size": 3}, {"divide_penalty_by": "batch"}),
     ("clips before", DECAYING | {"clip_norm": 0.1}, {"decay": "before-clipping"}),
     ("with momentum", DECAYING | MOMENTUM, {"decay": "after-momentum"}),
     ("with momentum", DECAYING | MOMENTUM, {"decay": "decoupled"}),
@@ -38,7 +38,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("does not change with it", DECAYING | VARYING, {"decay": "decoupled-unscaled"}),
     ("does not change with it", DECAYING | VARYING, {"decay": "after-update"}),
     ("an lr of its own", {"weight_decay": {"weight": 0.3, "bias": 0.1}}, {"decay": "after-update"}),
-    ("ends at zero", {"weight_decay": 2.0, "lr": 0.5}, {"decay": "after-update"}),
+    ("sets the weights to 0", {"weight_decay": 2.0, "lr": 0.5}, {"decay": "after-update"}),
     ("no negative lr", {}, {"loss_factor": -1.0}),
     ("no negative lr", {"weight_decay": 4.0, "lr": 0.5}, {"decay": "after-update"}),
     ("no negative weight decay", DECAYING, {"penalty_factor": -1.0}),
@@ -59,17 +59,17 @@ def test_refusal_names_its_reason_and_nothing_would_match(
 @pytest.mark.parametrize(
     ("reason", "changes", "faults"),
     [
-        ("no multiple of w", {}, Faults(penalty_form="constant")),
-        ("no target", {}, Faults(target="batch-mean")),
+        ("no constant multiple of w", {}, Faults(penalty_form="constant")),
+        ("own target", {}, Faults(target="batch-mean")),
         ("`loss: bce_with_logits` .* or scaled features", {}, Faults(bce_slope="plain")),
-        ("last batch", {"batch_rows": (4, 2)}, Faults(batch_divisor="batch-size")),
+        ("smaller batch's or share's", {"batch_rows": (4, 2)}, Faults(batch_divisor="batch-size")),
         ("numbers of micro-batches", {"batch_rows": (4, 2)}, Faults(accumulation="sum")),
-        ("differ in rows", {"micro_rows": (3, 2)}, Faults(accumulation="over-rows")),
+        ("differ in size", {"micro_rows": (3, 2)}, Faults(accumulation="over-rows")),
         ("zeroes the gradients", {}, Faults(zeroing="never")),
-        ("earlier or later", {"lr_varies": True}, Faults(lr_shift=1)),
+        ("early or late", {"lr_varies": True}, Faults(lr_shift=1)),
         ("by one norm", {}, Faults(clip_scope="tensor")),
         ("does not dampen", {}, Faults(first_step="dampened")),
-        ("dampening of its own", {"dampening": 0.5}, Faults(nesterov="added")),
+        ("no Nesterov momentum with dampening", {"dampening": 0.5}, Faults(nesterov="added")),
         ("clipping acts", {"clipped": True}, Faults(gradient_factor=2.0)),
         ("clipping acts", {"clipped": True, "micro_rows": (4,)}, Faults(accumulation="sum")),
     ],
@@ -97,7 +97,7 @@ def test_a_scaled_gradient_is_matched_by_each_optimizers_own_options(
     }
     loaded = loaded_spec(spec)
     if known.scaling is None:
-        with pytest.raises(NoMatchError, match="no options of torch's make up for it"):
+        with pytest.raises(NoMatchError, match="no option of torch's compensates for it"):
             match_of(loaded)
         return
     # As above; ASGD holds its own lr in float32, whose rounding is another at half of it.

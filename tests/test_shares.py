@@ -262,15 +262,15 @@ def test_settings_that_match_keep_the_processes(small: Spec, in_one_process: Non
 def test_report_says_how_many_processes_there_are(in_one_process: None) -> None:
     text = in_one_line(check(UNEVEN))
     assert "batches of 7 rows, the last of an epoch 4, each shared by 2 processes" in text
-    assert "g: 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without the penalty" in text
+    assert "g: 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without weight decay" in text
     assert "torch.optim.SGD(lr=0.1, weight_decay=0.5), DistributedDataParallel" in text
 
 
 def test_formulas_of_a_spec_have_the_mean_over_ranks(write_spec: Callable[..., Path]) -> None:
     explained = explain_spec(write_spec(**TWO, convention={"loss_reduction": "sum"}))
     text = " ".join(written(explained).split())
-    assert "batches of 4 2 processes, each with a share of 2 rows" in text
-    assert "g 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without the penalty" in text
+    assert "batches of 4 2 processes, each with a share of 2 samples" in text
+    assert "g 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without weight decay" in text
     uneven = written(explain_spec(write_spec(framework={"processes": 3}, accumulate=2)))
     uneven = " ".join(uneven.split())
-    assert "3 processes, each with a share of 2 or 1 rows" in uneven
+    assert "3 processes, each with a share of 2 or 1 samples" in uneven

@@ -57,38 +57,38 @@ class Key(NamedTuple):
 
 KEYS: dict[str, Key] = {
     "accumulator_start": Key(
-        "what the sum of squared gradients starts at",
-        {"0": "as torch's initial_accumulator_value", "NUMBER": "Keras and optax start at 0.1"},
+        "the start of the sum of squared gradients",
+        {"0": "torch's initial_accumulator_value", "NUMBER": "Keras and optax start at 0.1"},
     ),
     "bias_correction": Key(
-        "whether moments that start at 0 are corrected for it",
+        "whether the moments are bias-corrected",
         {
             "true": "M̂ = M/(1 − β₁ᵗ), Ŝ = S/(1 − β₂ᵗ)",
-            "false": "M and S as they are",
-            "compounded": "M̂ and Ŝ are remembered in the places of M and S",
+            "false": "M and S, uncorrected",
+            "compounded": "M̂ and Ŝ are stored in place of M and S",
         },
     ),
     "decay": Key(
-        "where λ·w enters the step",
+        "where λ w enters the step",
         {
-            "gradient": "added to the gradient, so that momentum sees it: g ← g + λ w",
-            "after-momentum": "added behind the momentum buffer: w ← w − lr (v + λ w)",
-            "decoupled": "shrinks w by 1 − lr·λ before the update",
-            "decoupled-unscaled": "shrinks w by 1 − λ before the update: not times lr",
-            "after-update": "shrinks w by 1 − lr·λ after the update",
-            "before-clipping": "added to the gradient before clipping, which then acts on both",
+            "gradient": "added to the gradient, and so to the momentum: g ← g + λ w",
+            "after-momentum": "added after the momentum buffer: w ← w − lr (v + λ w)",
+            "decoupled": "w ← (1 − lr·λ) w before the update",
+            "decoupled-unscaled": "w ← (1 − λ) w before the update, without the lr",
+            "after-update": "w ← (1 − lr·λ) w after the update",
+            "before-clipping": "added to the gradient before clipping, so that both are clipped",
         },
     ),
     "divide_penalty_by": Key(
         "what λ is divided by",
         {
-            "nothing": "λ as it stands",
-            "batch": "λ/B, with B the rows of this step's batch",
-            "dataset": "λ/n, with n the training rows",
+            "nothing": "λ itself",
+            "batch": "λ/B, with B the samples in this step's batch",
+            "dataset": "λ/n, with n the training samples",
         },
     ),
     "epsilon": Key(
-        "where ε enters the divisor",
+        "where ε is added",
         {
             "outside": "√Ŝ + ε",
             "uncorrected": "√S + ε, before the bias correction",
@@ -97,44 +97,44 @@ KEYS: dict[str, Key] = {
     ),
     "loss_factor": Key(
         "a factor on the loss, and so on its gradient",
-        {"1": "the loss as it stands", "NUMBER": "0.5 makes the squared error the half one"},
+        {"1": "the loss itself", "NUMBER": "0.5 takes half the squared error"},
     ),
     "loss_reduction": Key(
-        "how the rows' losses become one number",
+        "how the samples' losses are reduced to one number",
         {"mean": "their mean over the batch", "sum": "their sum: the gradient is B times larger"},
     ),
     "momentum_form": Key(
-        "how the velocity is built",
+        "how the velocity is computed",
         {
             "torch": "v ← μ v + g",
-            "dampened": "v ← μ v + (1 − μ) g, the first step included, in the place of τ",
+            "dampened": "v ← μ v + (1 − μ) g, also at step 1, in place of the dampening τ",
             "lr-inside": "v ← μ v + lr·g, then w ← w − v; differs from torch only where lr changes",
         },
     ),
     "penalize_bias": Key(
-        "whether the penalty acts on the bias",
-        {"true": "weights and bias alike, as torch does", "false": "on the weights only"},
+        "whether weight decay acts on the bias",
+        {"true": "on weights and bias, as in torch", "false": "on the weights only"},
     ),
     "penalty_factor": Key(
-        "a factor on λ·w",
-        {"1": "the penalty is λ/2 Σw²", "NUMBER": "2 makes it λ Σw², without the ½"},
+        "a factor on λ w",
+        {"1": "the weight-decay term is λ/2 Σw²", "NUMBER": "2 makes it λ Σw², without the ½"},
     ),
     "penalty_in_loss": Key(
-        "whether the reported loss holds the penalty; the training is the same",
+        "whether the reported loss holds the weight-decay term; the training is the same",
         {"false": "the loss of the data alone, as torch reports it", "true": "with λ/2 Σw² added"},
     ),
     "penalty_norm": Key(
-        "which norm the penalty takes",
+        "which norm the weight-decay term has",
         {
             "squared": "λ/2 ‖w‖², whose gradient is λ w",
             "unsquared": "λ ‖w‖, whose gradient is λ w/‖w‖",
         },
     ),
     "update_order": Key(
-        "when each tensor's gradient is taken",
+        "when each tensor's gradient is computed",
         {
             "simultaneous": "both at the old parameters",
-            "bias-first": "the weight's only after the bias has moved",
+            "bias-first": "the weight's after the bias is updated",
         },
     ),
 }
@@ -155,34 +155,35 @@ class NamedConvention(NamedTuple):
 
 NAMED: dict[str, NamedConvention] = {
     "bias-free": NamedConvention(
-        "as torch, but the bias is not penalized", Convention(penalize_bias=False)
+        "as torch, but without weight decay on the bias", Convention(penalize_bias=False)
     ),
     "coursera": NamedConvention(
-        "Ng's course: λ/(2n) Σw² in the loss, the bias free",
+        "Ng's course: λ/(2n) Σw² in the loss, not for the bias",
         Convention(divide_penalty_by="dataset", penalize_bias=False, penalty_in_loss=True),
     ),
     "decoupled": NamedConvention(
-        "AdamW's decay: w shrinks by lr·λ, apart from the gradient", Convention(decay="decoupled")
+        "AdamW's weight decay: lr·λ w is subtracted apart from the gradient",
+        Convention(decay="decoupled"),
     ),
     "divided-by-batch": NamedConvention(
-        "λ·w added to the summed gradient, all divided by the batch's rows",
+        "λ w added to the summed gradient, and all divided by the batch size",
         Convention(divide_penalty_by="batch", penalty_in_loss=True),
     ),
     "divided-by-dataset": NamedConvention(
-        "λ divided by the training rows", Convention(divide_penalty_by="dataset")
+        "λ divided by the number of training samples", Convention(divide_penalty_by="dataset")
     ),
     "doubled": NamedConvention(
-        "the penalty is λ Σw², without the ½", Convention(penalty_factor=2.0)
+        "the weight-decay term is λ Σw², without the ½", Convention(penalty_factor=2.0)
     ),
     "keras-l2": NamedConvention(
-        "keras.regularizers.L2 as kernel_regularizer: l2 Σw² in the loss, the bias free",
+        "keras.regularizers.L2 as kernel_regularizer: l2 Σw² in the loss, not for the bias",
         Convention(penalty_factor=2.0, penalize_bias=False, penalty_in_loss=True),
     ),
     "pytorch": NamedConvention(
         "torch.optim.SGD(weight_decay=λ) with a mean-reduced loss", Convention()
     ),
     "sklearn-mlp": NamedConvention(
-        "sklearn's MLPClassifier(alpha=λ): λ/(2B) Σw² in the loss, the bias free",
+        "sklearn's MLPClassifier(alpha=λ): λ/(2B) Σw² in the loss, not for the bias",
         Convention(divide_penalty_by="batch", penalize_bias=False, penalty_in_loss=True),
     ),
 }

@@ -106,7 +106,7 @@ def adaptive_matching(
     dampened = convention.momentum_form == "dampened" and "momentum_form" in settings.rule.keys
     lr_factor = 1 - settings.momentum if dampened else 1.0
     refuse(forms_that_torch_has_not(convention, training))
-    refuse({"the gradient is 0, or has the other sign": c <= 0})
+    refuse({"the gradient is 0, or has the opposite sign": c <= 0})
     if any(decays.values()):
         refuse(decay_obstacles(convention, training))
         coupled = convention.decay in ("gradient", "before-clipping")
@@ -125,7 +125,7 @@ def adaptive_matching(
         settings = settings.with_options(**{start: convention.accumulator_start})
     if c != 1:
         no_options = settings.rule.scaling is None
-        refuse({"the gradient is scaled, and no options of torch's make up for it": no_options})
+        refuse({"the gradient is scaled, and no option of torch's compensates for it": no_options})
         powers = dict(settings.rule.scaling or {})
         lr_factor *= c ** -powers.pop("lr", 0)
         scaled = {key: divided(settings.options[key], c**power) for key, power in powers.items()}
@@ -138,7 +138,7 @@ def forms_that_torch_has_not(convention: Convention, training: Training) -> dict
     rule, torchs = training.settings.rule, training.settings.torchs
     matched = MATCHED | ({"accumulator_start"} if rule.start_option else set())
     return {
-        f"torch.optim.{rule.torch} has no option that says {KEYS[key].title}": (
+        f"torch.optim.{rule.torch} has no option for {KEYS[key].title}": (
             getattr(convention, key) != getattr(torchs, key)
         )
         for key in sorted((rule.keys & set(Convention._fields)) - matched)
@@ -158,8 +158,8 @@ def other_class(settings: Settings) -> Settings:
         own = {key: value for key, value in options.items() if key != flag}
         return settings._replace(optimizer="adamw", options=own)
     if flag not in options:
-        apart = "in the gradient" if settings.torchs.decay == "decoupled" else "apart from it"
-        raise NoMatchError(f"torch.optim.{settings.rule.torch} has no weight decay {apart}")
+        form = "coupled" if settings.torchs.decay == "decoupled" else "decoupled"
+        raise NoMatchError(f"torch.optim.{settings.rule.torch} has no {form} weight decay")
     return settings.with_options(**{flag: not options[flag]})
 
 
@@ -186,7 +186,7 @@ def common_shrink(lr: float, decays: Mapping[str, float]) -> float:
     refuse(
         {
             "each tensor would need an lr of its own": bool(others),
-            "lr·λ is 1: each step ends at zero": shrink == 0,
+            "lr·λ is 1: each step sets the weights to 0": shrink == 0,
         }
     )
     return shrink
@@ -202,20 +202,20 @@ def gradient_obstacles(convention: Convention, training: Training, c: float) -> 
         "torch takes all gradients at the old parameters": (
             convention.update_order != "simultaneous"
         ),
-        "the batches differ in rows, so their sum is no constant multiple": (
+        "the batches differ in size, so the sum is no constant multiple of the mean": (
             convention.loss_reduction == "sum" and uneven
         ),
-        "the batches differ in the weights of their classes, by which torch divides": (
+        "the batches differ in their total class weight, by which torch divides": (
             convention.loss_reduction == "sum" and training.weighted
         ),
         "clipping acts on the scaled gradient": training.clipped and c != 1,
-        "Nesterov's step of a dampened velocity is no multiple of torch's": (
+        "the Nesterov step with a dampened velocity is no multiple of torch's": (
             dampened and training.settings.nesterov
         ),
         "torch does not dampen the first step, and dampens by another factor": (
             dampened and training.settings.dampening != 0
         ),
-        "the lr changes, and torch's velocity does not hold the lr": (
+        "the lr changes, and torch's velocity does not contain the lr": (
             lr_inside and training.lr_varies
         ),
     }
@@ -227,28 +227,28 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
     inside = convention.decay in ("gradient", "before-clipping")
     unscaled = convention.decay == "decoupled-unscaled"
     return {
-        "the loss counts nothing, only the penalty acts": c == 0,
+        "the factor on the loss is 0: only the weight decay acts": c == 0,
         "λ w/‖w‖ is no constant multiple of w": convention.penalty_norm == "unsquared",
-        "the batches differ in rows, so λ/B is no constant": divided_unevenly,
-        "torch clips before it adds the penalty": (
+        "the batches differ in size, so λ/B is not constant": divided_unevenly,
+        "torch clips before it adds λ w": (
             convention.decay == "before-clipping" and training.clipped
         ),
-        "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD": (
+        "torch.optim.SGD with momentum has no weight decay outside the gradient": (
             not inside and bool(training.settings.momentum)
         ),
-        "the lr changes, and this decay does not change with it as torch's does": (
+        "the lr changes, and this weight decay does not change with it as torch's does": (
             training.lr_varies and (unscaled or convention.decay == "after-update")
         ),
-        "the lr is 0, where torch decays nothing": unscaled and training.settings.lr == 0,
+        "the lr is 0, where torch has no weight decay": unscaled and training.settings.lr == 0,
     }
 
 
 def decay_obstacles(convention: Convention, training: Training) -> dict[str, bool]:
     """Return what keeps the penalty of an optimizer that is not linear from matching."""
     common = penalty_obstacles(convention, training, 1.0)
-    of_sgd = "with momentum, decay outside the gradient is no weight decay of torch.optim.SGD"
+    of_sgd = "torch.optim.SGD with momentum has no weight decay outside the gradient"
     return {reason: stands for reason, stands in common.items() if reason != of_sgd} | {
-        "torch decays before the update, and its step is not proportional to the lr": (
+        "torch decays before the update, whose size is not proportional to the lr": (
             convention.decay == "after-update" and not training.settings.rule.proportional
         ),
     }

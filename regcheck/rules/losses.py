@@ -38,7 +38,7 @@ LOSSES: dict[str, Loss] = {
         "torch.nn.BCELoss of a sigmoid, p = σ(z)",
         ["ℓ = −y log p − (1 − y) log(1 − p)", "dℓ/dz = p − y"],
         [
-            "torch takes no logarithm below -100, and the slope fades out where",
+            "torch takes no logarithm below -100, and the gradient vanishes where",
             "p (1 − p) < 1e-12.",
         ],
         steepest={"logistic": 0.25},
@@ -50,7 +50,7 @@ LOSSES: dict[str, Loss] = {
         {"logistic": "Identity"},
         "torch.nn.BCEWithLogitsLoss",
         ["ℓ = max(z, 0) − z y + log(1 + e^(−|z|))", "dℓ/dz = σ(z) − y"],
-        ["The same loss as bce, without its limits where p is nearly 0 or 1."],
+        ["The same loss as bce, also exact where p is nearly 0 or 1."],
         steepest={"logistic": 0.25},
         tail=1.0,
         logarithms="has no floor, as it takes z",
@@ -66,8 +66,8 @@ LOSSES: dict[str, Loss] = {
         ],
         [
             "ε is label_smoothing, 0 unless given, and w the classes' weight, all 1 unless given.",
-            "With weights torch's mean is Σ ℓ/Σ w_y: it divides by the weights of the targets,",
-            "not by the rows.",
+            "With weights torch's mean is Σ ℓ/Σ w_y: it divides by the targets' class weights,",
+            "not by the number of samples.",
         ],
         steepest={},
         tail=0.0,

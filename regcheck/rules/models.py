@@ -107,7 +107,7 @@ MODELS: dict[str, ModelText] = {
             "forward   z_k = a_(k−1) W_kᵀ + b_k,  a_0 = X,  a_k = f(z_k)",
             "          the last z goes to the head: linear, logistic or softmax",
             "backward  δ_(k−1) = (δ_k W_k) ∘ f′(z_(k−1)),  from the last δ = ∂L/∂z",
-            "          ∂L/∂W_k = δ_kᵀ a_(k−1),  ∂L/∂b_k = Σ δ_k over the rows",
+            "          ∂L/∂W_k = δ_kᵀ a_(k−1),  ∂L/∂b_k = Σ δ_k over the samples",
             *(f"{name:<9} {one.formula}" for name, one in ACTIVATIONS.items()),
         ],
     ),

@@ -97,11 +97,11 @@ class Training(NamedTuple):
     def rows_lines(self, name: str) -> list[str]:
         """Say how many rows there are in a spec, and what they are divided into."""
         sizes = " and ".join(f"{size:,}" for size in self.batch_rows)
-        lines = [f"{name}: {self.train_rows:,} training rows, batches of {sizes}"]
+        lines = [f"{name}: {self.train_rows:,} training samples, batches of {sizes}"]
         if self.processes > 1:
             *more, last = (f"{size:,}" for size in self.micro_rows)
             shares = f"{', '.join(more)} or {last}" if more else last
-            lines.append(f"{self.processes} processes, each with a share of {shares} rows")
+            lines.append(f"{self.processes} processes, each with a share of {shares} samples")
         return lines
 
     @property
@@ -110,16 +110,16 @@ class Training(NamedTuple):
         if not self.micro_rows:
             return {}
         if self.processes == 1:
-            return {"g": "average gradient of the micro-batches' mean losses, without the penalty"}
+            return {"g": "average gradient of the micro-batches' mean losses, without weight decay"}
         parts = f"1/{self.processes} Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss"
         if self.micro_batches > self.processes:
             parts = f"average gradient of the mean losses of {self.processes} ranks' shares"
         return {
-            "g": f"{parts}, without the penalty",
-            "m": "rows of a rank's share",
-            "mᵢ": "rows of share i",
+            "g": f"{parts}, without weight decay",
+            "m": "samples in a rank's share",
+            "mᵢ": "samples in share i",
             "k": "shares in a step",
-            "batch_size": "rows of every share but smaller ones",
+            "batch_size": "samples in every share except smaller ones",
         }
 
     def with_decays(self, weight_decay: Mapping[str, float]) -> Training:

@@ -43,7 +43,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         hidden_by=("one-step", "zero-gradient"),
     ),
     "adam-bias-correction-late": Cause(
-        "corrects the bias with t one too large (t = 2 at step 1)",
+        "bias-corrects with t one too large (t = 2 at step 1)",
         changes=({"counts_from": 2},),
         concerns=obeys("counts_from"),
         stage="optimizer",
@@ -61,7 +61,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         hidden_by=("zero-gradient",),
     ),
     "adam-bias-correction-partial": Cause(
-        "corrects the bias of only one of the two moments",
+        "bias-corrects only one of the two moments",
         changes=({"correction": "first"}, {"correction": "second"}),
         concerns=obeys("correction"),
         stage="optimizer",
@@ -71,7 +71,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         rare=True,
     ),
     "adam-bias-correction-swapped": Cause(
-        "corrects the bias of each moment with the other's β",
+        "bias-corrects each moment with the other moment's β",
         changes=({"correction": "swapped"},),
         concerns=obeys("correction"),
         stage="optimizer",
@@ -109,7 +109,7 @@ ADAM_CAUSES: dict[str, Cause] = {
         rare=True,
     ),
     "adam-steps-per-epoch": Cause(
-        "corrects the bias with the number of epochs, not of steps",
+        "counts epochs, not steps, in the bias correction",
         changes=({"counted": "epochs"},),
         concerns=lambda training, convention: (
             obeys("counts_from")(training, convention)

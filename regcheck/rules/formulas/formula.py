@@ -80,9 +80,9 @@ COUNTS = {"steps": "ᵗ", "tensors": "ʲ", "epochs": "ᵉ"}
 """The number in a correction's power, by what is counted."""
 
 EPOCHS = {
-    "kept": "each epoch goes on with what is remembered",
-    "zeroed": "each epoch begins with moments of 0",
-    "renewed": "each epoch begins with step 1",
+    "kept": "each epoch keeps the optimizer's state",
+    "zeroed": "each epoch starts with moments 0",
+    "renewed": "each epoch starts with a new optimizer",
 }
 """What happens to an optimizer's state between two epochs."""
 

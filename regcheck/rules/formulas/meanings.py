@@ -11,27 +11,27 @@ from regcheck.rules.settings import Training
 GENERAL = {
     "w": "weight",
     "b": "bias",
-    "g": "gradient of the batch's mean loss, without the penalty",
+    "g": "gradient of the batch's mean loss, without weight decay",
     "Σg": "sum of the gradients of all steps so far",
-    "p−y": "in the place of BCELoss's slope (p−y) q/max(q, 1e-12) with q = p (1−p)",
-    "ȳ": "mean of the batch's targets, in the place of each",
-    "clip": "clipping, by the norm of all tensors together where it is by a norm",
+    "p−y": "with p − y in place of BCELoss's slope (p−y) q/max(q, 1e-12), q = p (1−p)",
+    "ȳ": "mean of the batch's targets, in place of each target",
+    "clip": "clipping (by norm: the norm over all tensors)",
     "clip_w": "clipping by the norm of this tensor alone",
-    "ℓ": "loss of a row",
-    "ℓᵢⱼ": "loss of row i's output against row j's target",
-    "j": "number of the tensor's update, each tensor's own counted as one more",
+    "ℓ": "loss of one sample",
+    "ℓᵢⱼ": "loss of sample i's output against sample j's target",
+    "j": "number of the update, where each tensor's update counts as one",
     "e": "number of the epoch, from 1",
     "lr": "learning rate",
     "lr₊₁": "lr of the next step",
-    "lr₋₁": "lr of the step before, at step 1 its own",
-    "c": "a factor that may be anything",
+    "lr₋₁": "lr of the previous step (at step 1, of step 1)",
+    "c": "a constant factor",
     "λ": "weight_decay",
-    "B": "rows of the step's batch",
-    "m": "rows of a micro-batch",
-    "mᵢ": "rows of micro-batch i",
-    "k": "micro-batches of the step",
-    "batch_size": "rows of every batch but a smaller last one",
-    "n": "training rows",
+    "B": "samples in the step's batch",
+    "m": "samples in a micro-batch",
+    "mᵢ": "samples in micro-batch i",
+    "k": "micro-batches in the step",
+    "batch_size": "samples in every batch except a smaller last one",
+    "n": "training samples",
 }
 """What each letter of a formula stands for, whatever the optimizer."""
 
@@ -53,7 +53,7 @@ def meanings(
     """Return the meanings of those of some letters that occur in formulas, of a training's.
 
     >>> meanings(["w ← w − lr g"], ["g", "v", "lr"])
-    ["g gradient of the batch's mean loss, without the penalty", 'lr learning rate']
+    ["g gradient of the batch's mean loss, without weight decay", 'lr learning rate']
     """
     known = MEANINGS | (training.meanings if training else {})
     text = " ".join(lines)

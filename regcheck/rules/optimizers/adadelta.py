@@ -80,10 +80,10 @@ ADADELTA = UpdateRule(
     step=step,
     written=written,
     meanings={
-        "G": "the gradient with all that joins it",
+        "G": "gradient after any clipping and coupled weight decay",
         "S": "second moment of the gradient, 0 before step 1",
         "D": "second moment of d, 0 before step 1",
-        "d": "the step before the lr",
+        "d": "step without the lr",
         "ρ": "rho, the decay of both moments",
         "ε": "eps",
     },

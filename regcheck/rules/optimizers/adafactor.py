@@ -107,11 +107,11 @@ ADAFACTOR = UpdateRule(
     step=step,
     written=written,
     meanings={
-        "G": "the gradient with all that joins it",
+        "G": "gradient after any clipping and coupled weight decay",
         "R": "mean square of each row, 0 before step 1",
         "C": "mean square of each column, 0 before step 1",
         "V": "second moment of the gradient",
-        "Y": "the gradient over its size",
+        "Y": "gradient divided by its size",
         "RMS": "root mean square",
         "t": "number of the step, from 1",
         "ζ": "beta2_decay",

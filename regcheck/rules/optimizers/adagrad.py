@@ -71,7 +71,7 @@ ADAGRAD = UpdateRule(
     step=step,
     written=written,
     meanings={
-        "G": "the gradient with all that joins it",
+        "G": "gradient after any clipping and coupled weight decay",
         "Q": "sum of the squared gradients, 0 before step 1",
         "q": "initial_accumulator_value",
         "t": "number of the step, from 1",

@@ -130,7 +130,7 @@ OPTIONS = {
 }
 
 MEANINGS = {
-    "G": "the gradient with all that joins it",
+    "G": "gradient after any clipping and coupled weight decay",
     "M": "first moment of the gradient, 0 before step 1",
     "S": "second moment of the gradient, 0 before step 1",
     "A": "largest second moment so far",

@@ -78,9 +78,9 @@ ADAMAX = UpdateRule(
     step=step,
     written=written,
     meanings={
-        "G": "the gradient with all that joins it",
+        "G": "gradient after any clipping and coupled weight decay",
         "M": "first moment of the gradient, 0 before step 1",
-        "U": "largest size of the gradient, fading by β₂, 0 before step 1",
+        "U": "largest |g| so far, decayed by β₂, 0 before step 1",
         "t": "number of the step, from 1",
         "β₁": "decay of the first moment, betas[0]",
         "β₂": "decay of the second moment, betas[1]",

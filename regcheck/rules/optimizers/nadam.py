@@ -122,7 +122,7 @@ NADAM = UpdateRule(
     meanings={letter: text for letter, text in OF_ADAM.items() if letter != "A"}
     | {
         "μₜ": "momentum of step t, μₜ₊₁ that of the next",
-        "P": "product of the momenta of all steps so far",
+        "P": "product of all momenta so far",
         "ψ": "momentum_decay",
     },
     examples={"plain": {}},

@@ -120,9 +120,9 @@ RADAM = UpdateRule(
     meanings={letter: text for letter, text in OF_ADAM.items() if letter != "A"}
     | {
         "N": "length of the second moment's average",
-        "N∞": "what it tends to, 2/(1 − β₂) − 1",
+        "N∞": "its limit, 2/(1 − β₂) − 1",
         "r": "rectification",
-        "d": "the step before the lr",
+        "d": "step without the lr",
     },
     examples={"plain": {}},
     torchs=lambda options: (

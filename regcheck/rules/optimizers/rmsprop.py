@@ -113,7 +113,7 @@ RMSPROP = UpdateRule(
     step=step,
     written=written,
     meanings={
-        "G": "the gradient with all that joins it",
+        "G": "gradient after any clipping and coupled weight decay",
         "S": "second moment of the gradient, 0 before step 1",
         "M": "first moment of the gradient, 0 before step 1",
         "v": "velocity, 0 before step 1",
