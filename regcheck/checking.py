@@ -144,11 +144,11 @@ def conclusion(spec: Spec, found: Comparison) -> tuple[Verdict, str]:
     if found.losses.divergence is not None and "loss" in judged:
         return "diverged", ""
     if found.steps == 0:
-        return "inconclusive", "there is no step: drop_last leaves out every row"
+        return "inconclusive", "there is no step: drop_last leaves out every sample"
     if "parameters" not in judged and not found.losses.reported:
         return (
             "inconclusive",
-            "`compare` names the loss alone, and at no step do both sides report one",
+            "`compare` names the loss alone, and at no step do both sides report a loss",
         )
     stops = found.stops(judged)
     if stops:
@@ -161,8 +161,8 @@ def conclusion(spec: Spec, found: Comparison) -> tuple[Verdict, str]:
 
 
 RANDOM = (
-    "the framework side's model is random: it gave two different results for the same rows, so "
-    "that no step of it can be compared. Call model.eval() or set the dropout's p to 0, or call "
+    "the framework side's model is random: it gave two different results for the same samples, "
+    "so that its steps cannot be compared. Call model.eval(), set the dropout's p to 0, or call "
     "torch.manual_seed(..) in forward"
 )
 """Why a model with dropout or noise in it is not judged."""
@@ -174,5 +174,5 @@ def strict(report: Report) -> Report:
         return report
     causes = [hidden.cause for hidden in report.not_distinguished]
     which = " and ".join(causes) if len(causes) < 3 else f"{len(causes)} causes"
-    reason = f"the sides agree, but this run cannot tell {which} from torch's rule"
+    reason = f"the sides agree, but this run cannot distinguish {which} from torch's rule"
     return replace(report, verdict="inconclusive", reason=reason)

@@ -21,7 +21,7 @@ from regcheck.spec import Spec
 from regcheck.spec.sections.tolerance import ROUNDING
 from regcheck.user_code.problem_api import plain_decay
 
-CHANGE_THE_CODE = "nothing in the spec fixes it: change the code"
+CHANGE_THE_CODE = "no change of the spec fixes it: change the code"
 
 
 def with_fix(found: Diagnosis, run: Run) -> Diagnosis:
@@ -72,7 +72,7 @@ def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
         matched = matched.with_change({"lr_factor": match.lr_factor})
         replay = Replay(run.history, run.torch.by(matched), run.limits, sees_rows=True)
         if replay.residual({"bce_slope": "plain"} if saturated else {}) > 1:
-            return "the settings that match are lost to rounding: change the code"
+            return "no settings match to rounding: change the code"
     return fix
 
 
@@ -116,11 +116,11 @@ def fix_of(
                 return "no settings of torch's match your code: change the code"
             if spec.processes > 1:
                 framework["processes"] = spec.processes
-            fixes["torch is given what matches your code"] = {"framework": framework}
+            fixes["torch has settings that match your code"] = {"framework": framework}
         if not fixes:
             return CHANGE_THE_CODE
     if other_loss:
-        text = "the losses are left out, since your code reports another one"
+        text = "the losses are not compared, since your code reports another one"
         fixes[text] = {"compare": ["parameters"]}
     changes = {key: value for fix in fixes.values() for key, value in fix.items()}
     return SpecFix(changes, "; ".join(fixes)) if changes else CHANGE_THE_CODE
@@ -158,22 +158,22 @@ def update_fixes(
     fixes: dict[str, dict[str, Any]] = {}
     if "precision" in best.causes:
         dtype = {"scratch": "float32", "framework": spec.dtype.framework}
-        fixes["it says that the scratch side computes in float32"] = {"dtype": dtype}
+        fixes["the scratch side computes in float32"] = {"dtype": dtype}
         if spec.tolerance.on_drift:
             tolerance = {"rounding": ROUNDING}
             fixes["the tolerance allows for its rounding"] = {"tolerance": tolerance}
     if start is not None:
         one = spec.architecture is None or spec.architecture.is_one_vector
         init = {name: (np.ravel(w) if one else w).tolist() for name, w in start.items()}
-        fixes["both sides start where your code does"] = {"init": init}
+        fixes["both sides start from your code's parameters"] = {"init": init}
     if best.note == NOT_SHUFFLED:
-        fixes["the rows keep their order, as your code has it"] = {"shuffle": False}
+        fixes["the samples are not shuffled, as in your code"] = {"shuffle": False}
     keys: Any = best.change.get("lr_schedule")
     if keys is not None and spec.lr_schedule is not None:
         other, text = spec.lr_schedule.with_keys(keys), "the lr schedule is that of your code"
         fixes[text] = {"lr_schedule": other.model_dump(mode="json", exclude_none=True)}
     if best.change.get("bce_slope") == "plain":
-        text = "torch takes the loss whose slope is p − y however large the outputs are"
+        text = "torch has the loss whose gradient is p − y, however large the outputs are"
         fixes[text] = {"loss": "bce_with_logits"}
     return fixes
 

@@ -35,7 +35,7 @@ def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_i
     assert found.compared == last - 1 == len(found.trace) - 1
     assert found.first_by_stage == {}
     assert report.verdict_step == last
-    out_of_range = f"from step {last} on the numbers are infinite, or too near it to be judged"
+    out_of_range = f"from step {last} on the numbers are not finite, or too large to be judged"
     assert report.reason == out_of_range
     assert f"; steps 1 to {last - 1} agree." in in_one_line(report)
     # Every step before is judged, by a number.
@@ -46,7 +46,7 @@ def test_blow_up_of_both_sides_is_inconclusive_from_there_and_what_came_before_i
     other = check(spec | {"convention": "doubled", "epochs": BLOW_UPS[name]["epochs"]})
     assert (other.verdict, step_of(other.first_divergence)) == ("diverged", 1)
     last = other.comparison.first_unjudged
-    assert f"From step {last} on the numbers are infinite" in in_one_line(other)
+    assert f"From step {last} on the numbers are not finite" in in_one_line(other)
 
 
 @pytest.mark.sampled(every=4)
@@ -75,7 +75,7 @@ def test_blow_up_has_losses_that_leave_the_range_first(dtype: str) -> None:
     assert f"; steps 1 to {loss - 1} agree." in text
     assert (
         f"from step {loss} on the reported losses are out of range, and from step {step} on the "
-        "numbers are infinite"
+        "numbers are not finite"
     ) in text
 
 

@@ -62,7 +62,11 @@ def test_the_share_is_the_smallest_of_all_entries_that_move_and_of_all_steps() -
 
 @pytest.mark.parametrize(
     ("limit", "reason"),
-    [(SHARE * 0.999, ""), (SHARE * 1.001, "% of the step of w"), (np.inf, "the step of w itself")],
+    [
+        (SHARE * 0.999, ""),
+        (SHARE * 1.001, "% of the update of w"),
+        (np.inf, "the update of w itself"),
+    ],
 )
 def test_a_tensor_is_judged_from_a_hundredth_on(limit: float, reason: str) -> None:
     found = taken(PowerMeter({"w": limit}), [9.0, 0.5, 0.5]).reason()
@@ -74,7 +78,7 @@ def test_a_tensor_is_judged_from_a_hundredth_on(limit: float, reason: str) -> No
 def test_a_bound_that_is_no_number_shows_nothing() -> None:
     power = taken(PowerMeter({"w": 8.0}), [np.nan, np.nan, 0.0])
 
-    assert "as large as the step of w itself" in power.reason()
+    assert "as large as the update of w itself" in power.reason()
 
 
 def test_a_tensor_that_does_not_move_is_not_asked() -> None:
@@ -98,7 +102,7 @@ def test_a_tensor_whose_gradient_is_rounding_alone_does_not_count_beside_others(
     power = meter.result()
 
     assert power.swallowed == {"b": 8.0}
-    assert ("b" in power.clear) is ("the step of b itself" in power.reason()) is counts
+    assert ("b" in power.clear) is ("the update of b itself" in power.reason()) is counts
     assert bool(power.reason()) is counts
 
 
@@ -112,11 +116,11 @@ def test_but_where_all_are_swallowed_that_is_the_reason() -> None:
 @pytest.mark.parametrize(
     ("share", "text"),
     [
-        (0.04, "as large as 4 % of the step of w; a wrong lr of 4 % would pass"),
-        (0.00042, "as large as 0.00042 of the step of w; a wrong lr of 0.00042 would pass"),
-        (0.999, "as large as 1e+02 % of the step of w"),
-        (1.0, "as large as the step of w itself, so that any lr or gradient would pass"),
-        (np.nan, "as large as the step of w itself"),
+        (0.04, "as large as 4 % of the update of w; an lr error of 4 % would pass"),
+        (0.00042, "as large as 0.00042 of the update of w; an lr error of 0.00042 would pass"),
+        (0.999, "as large as 1e+02 % of the update of w"),
+        (1.0, "as large as the update of w itself, so that any lr or gradient would pass"),
+        (np.nan, "as large as the update of w itself"),
     ],
 )
 def test_the_reason_names_the_share(share: float, text: str) -> None:

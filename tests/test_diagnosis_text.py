@@ -256,8 +256,8 @@ def test_loss_of_ones_own_is_not_called_the_mean() -> None:
 @pytest.mark.parametrize(
     ("settings", "step", "expected"),
     [
-        ({"init": "zeros"}, 1, "a start away from zero"),
-        ({"init": {"weight": [1, 2, 3], "bias": [0]}}, 2, "a start away from zero"),
+        ({"init": "zeros"}, 1, "nonzero initial parameters"),
+        ({"init": {"weight": [1, 2, 3], "bias": [0]}}, 2, "nonzero initial parameters"),
         ({"init": {"constant": 1}}, 2, "other data"),
         ({"init": {"constant": 1}}, 5, "more steps"),
         ({"init": "zeros"}, 5, "more steps"),
@@ -273,7 +273,7 @@ def test_run_away_from_zero_is_not_told_to_start_there() -> None:
     # In one step from w, any factor on the lr is one on gradient and penalty together.
     spec = BASE | {"epochs": 1, "init": {"constant": 1}}
     for train in (trained(rate=0.5), trained(gradient=0.5, decay=(0.05, 0.05))):
-        assert "a start away from zero" not in text_of(check(spec, scratch=train))
+        assert "nonzero initial parameters" not in text_of(check(spec, scratch=train))
 
 
 @pytest.mark.slow

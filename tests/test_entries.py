@@ -73,12 +73,12 @@ CASES: dict[str, tuple[Spec, str, str]] = {
     "penalty-missing": (
         {"decay": np.array([LAMBDA, LAMBDA, LAMBDA, 0, LAMBDA])},
         "penalty",
-        "weight[0, 3]: no penalty",
+        "weight[0, 3]: no weight decay",
     ),
     "penalty-scaled": (
         {"decay": np.array([0.3, LAMBDA, 0.3, LAMBDA, 0])},
         "penalty",
-        "bias: no penalty; weight[0, 0] and weight[0, 2]: weight_decay 0.3 instead of 0.1",
+        "bias: no weight decay; weight[0, 0] and weight[0, 2]: weight_decay 0.3 instead of 0.1",
     ),
     "learning-rate-scaled": (
         {"rate": np.array([LR, 0.05, 0.05, LR, LR])},
@@ -198,7 +198,7 @@ def test_sum_that_is_added_to_every_entry_is_told_as_a_penalty(name: str, spec: 
 
     assert not found.explained
     assert found.stage == "penalty"
-    (clue,) = (one for one in found.evidence if "one number added" in one)
+    (clue,) = (one for one in found.evidence if "with one number" in one)
     assert text in clue
     assert "multiply λ by each weight, not by their sum" in clue
 
@@ -245,7 +245,9 @@ def test_entries_of_a_module_of_ones_own_are_named() -> None:
     report = check(spec, scratch=by_hand("0.weight", decay), framework=framework)
     found = told(report.diagnosis)
     assert found.causes == ("penalty-missing",)
-    assert told(found.best).note == "0.weight[2, 1:4]: no penalty; all else follows torch's rule"
+    assert (
+        told(found.best).note == "0.weight[2, 1:4]: no weight decay; all else follows torch's rule"
+    )
     assert "0.weight[2, 1:4]" in report_text(report)
 
 

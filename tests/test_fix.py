@@ -30,27 +30,27 @@ FIXES: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "settings that match own code": (
         ["scratch: mine.py:divided\n"],
         {"framework": {"weight_decay": 0.125}},
-        "torch is given what matches your code",
+        "torch has settings that match your code",
     ),
     "own code that reports another loss": (
         ["scratch: mine.py:with_penalty\n"],
         {"compare": ["parameters"]},
-        "the losses are left out, since your code reports another one",
+        "the losses are not compared, since your code reports another one",
     ),
     "both": (
         ["scratch: mine.py:both\n"],
         {"framework": {"weight_decay": 0.125}, "compare": ["parameters"]},
-        "torch is given what matches your code; the losses are left out",
+        "torch has settings that match your code; the losses are not compared",
     ),
     "the order of the rows": (
         ["scratch: mine.py:in_order\n", SHUFFLED],
         {"shuffle": False},
-        "the rows keep their order, as your code has it",
+        "the samples are not shuffled, as in your code",
     ),
     "a start": (
         ["scratch: mine.py:elsewhere\n"],
         {"init": {"weight": [0.75, -0.05], "bias": [0.2]}},
-        "both sides start where your code does",
+        "both sides start from your code's parameters",
     ),
     "a tolerance that rounding exceeds": (
         ["scratch: mine.py:right\n", "tolerance: exact\n"],
@@ -102,7 +102,7 @@ def test_original_stays_and_comments_are_kept(folder: Folder) -> None:
     assert original == SPEC + "scratch: mine.py:divided  # our loop\n"
     head, _, rest = fixed.read_text(encoding="utf-8").partition("\n")
     assert head.startswith("# Written by `regcheck run --write-fixed` from ")
-    assert head.endswith("spec.yaml: torch is given what matches your code.")
+    assert head.endswith("spec.yaml: torch has settings that match your code.")
     assert rest == original + "framework: {weight_decay: 0.125}\n"
 
 
@@ -138,7 +138,7 @@ NOT_WRITTEN: dict[str, tuple[list[str], int, str]] = {
     "rows that no spec takes": (
         ["scratch: mine.py:all_rows\n", SHUFFLED],
         1,
-        "row-order: nothing in the spec fixes it: change the code",
+        "row-order: no change of the spec fixes it: change the code",
     ),
     "a loss that is not explained": (
         ["scratch: mine.py:doubled_and_odd\n"],

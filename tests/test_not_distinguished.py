@@ -83,10 +83,10 @@ def test_every_cause_and_what_may_hide_it_is_in_some_run() -> None:
 # --- what hides a cause ---------------------------------------------------------------------------
 
 REASONS = HIDING | {
-    "loss-alone": "`compare` leaves the parameters out",
-    "no-effect": "the effect is 0 here",
+    "loss-alone": "`compare` does not include the parameters",
+    "no-effect": "its effect is 0 in this run",
     "no-step": "no step was compared",
-    "small": "the effect stays within the tolerance (…)",
+    "small": "its effect stays within the tolerance (…)",
 }
 
 ALL = PENALTY | BIAS | ALWAYS

@@ -177,7 +177,7 @@ def test_schedule_that_is_not_applied_is_told_and_named_by_no_shift() -> None:
 
     assert not found.explained
     assert found.stage == "optimizer"
-    assert any("an lr of 0.05 in each" in one and "is not applied" in one for one in found.evidence)
+    assert any("the constant lr 0.05" in one and "is not applied" in one for one in found.evidence)
 
 
 @pytest.mark.sampled(every=2)
@@ -192,7 +192,7 @@ def test_lr_of_each_step_is_told_where_it_is_any(momentum: float) -> None:
 
     found = found_in(step, optimizer={"name": "sgd", "momentum": momentum})
 
-    (clue,) = (one for one in found.evidence if "another lr in each" in one)
+    (clue,) = (one for one in found.evidence if "with other lrs" in one)
     # Step 1 agrees: the first that does not is step 2.
     assert "from step 2 on 0.025, 0.0166667, 0.0125, 0.01, 0.00833333, 0.00714286, .." in clue
     assert "where torch has 0.05, 0.05" in clue

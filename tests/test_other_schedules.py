@@ -110,7 +110,7 @@ def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     report = run("list", {"values": [0.03, 0.02, 0.04]})
     found = told(report.diagnosis)
     assert not found.explained
-    assert any("another lr in each: from step 2 on 0.02, 0.04" in one for one in found.evidence)
+    assert any("other lrs: from step 2 on 0.02, 0.04" in one for one in found.evidence)
 
 
 @pytest.mark.sampled(every=60)

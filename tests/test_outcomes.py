@@ -134,11 +134,11 @@ def test_denormal_numbers_raise_no_alarm(changes: Spec, dtype: Any) -> None:
     report = check(SMALL | changes | {"dtype": dtype})
     assert (report.verdict == "diverged", report.comparison.compared) == (False, 3)
     if report.verdict == "inconclusive":  # nothing but rounding is left of these
-        assert "rounding here may be as large as" in report.reason
+        assert "rounding may be as large as" in report.reason
     assert report.comparison.drift.amplification is None
     assert math.isfinite(report.comparison.drift.largest)
     if "weight_decay" in changes:
-        assert hidden(report)["penalty-doubled"].startswith("the effect ")
+        assert hidden(report)["penalty-doubled"].startswith("its effect ")
 
 
 @single_dtype
@@ -196,7 +196,7 @@ def test_huge_data_whose_gradients_are_out_of_range_are_inconclusive_at_once(
     found = report.comparison
     assert (report.verdict, found.compared, found.first_unjudged) == ("inconclusive", 0, 1)
     text = in_one_line(report)
-    out_of_range = "from step 1 on the numbers are infinite, or too near it to be judged."
+    out_of_range = "from step 1 on the numbers are not finite, or too large to be judged."
     assert f"INCONCLUSIVE: {out_of_range}" in text
     # Nothing is claimed.
     assert "agree" not in text

@@ -163,7 +163,7 @@ def test_nor_does_a_step_of_which_rounding_is_some_percent() -> None:
     report = run(2e-6, dtype="float32")
 
     assert report.verdict == "inconclusive"
-    assert "% of the step of weight; a wrong lr of" in report.reason
+    assert "% of the update of weight; an lr error of" in report.reason
     # And so it is.
     share = report.comparison.power.shares["weight"]
     assert 0.01 < share < 1

@@ -127,7 +127,7 @@ def test_weight_decay_of_weights_alone_is_the_formulas_too() -> None:
     report = check(spec("mlp", **ADAMW), framework=made)
     assert explanations(report) == [("bias-not-penalized",)]
     text = " ".join(printed(report).split())
-    assert "made with other settings than the spec's: weight_decay 0 where the spec has" in text
+    assert "settings are not the spec's: weight_decay 0 where the spec has" in text
 
 
 def test_model_of_the_spec_has_the_specs_start() -> None:
@@ -209,7 +209,7 @@ def test_other_options_than_the_specs_are_pointed_out() -> None:
 
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    told = "Your optimizer is made with other settings than the spec's: "
+    told = "Your optimizer's settings are not the spec's: "
     told += "weight_decay 0.01 where the spec has 0.1, "
     told += "betas (0.8, 0.99) where the spec has (0.9, 0.99)."
     assert report.diagnosis.evidence[:1] == (told,)

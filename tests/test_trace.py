@@ -99,7 +99,7 @@ def test_trace_without_room_says_what_to_do(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     monkeypatch.setattr(trace_module, "MOST_NUMBERS", 1)
-    with pytest.raises(StorageError, match=r"cannot be kept there: No space left .* TMPDIR"):
+    with pytest.raises(StorageError, match=r"cannot be stored there: No space left .* TMPDIR"):
         check(small)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(small))

@@ -59,42 +59,45 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         {},
         1,
         "gradient",
-        ["weight goes by torch's rule.", "bias goes by a wrong sign: −1 times torch's gradient."],
+        [
+            "weight is updated by torch's rule.",
+            "bias is updated by a wrong sign: −1 times torch's gradient.",
+        ],
     ),
     "all signs": (
         uphill,
         {},
         1,
         "gradient",
-        ["weight and bias go by −1 times torch's step: a sign is wrong."],
+        ["weight and bias are updated by −1 times torch's update: a sign is wrong."],
     ),
     "the gradient of the step before": (
         stale,
         BATCHES,
         2,
         "gradient",
-        ["Each step is made from the gradient of the step before: take the predictions"],
+        ["Each update uses the gradient of the previous step: compute the predictions"],
     ),
     "a derivative": (
         wrong_derivative,
         {},
         1,
         "gradient",
-        ["Finite differences of the loss side with torch: at step 1, its gradient is off by at"],
+        ["Finite differences of the loss confirm torch's gradient: at step 1 they differ from it"],
     ),
     "a sum in one tensor": (
         lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (ROWS * at.gb)),
         {},
         1,
         "gradient",
-        ["weight goes by torch's rule.", "bias goes by 40 times torch's gradient"],
+        ["weight is updated by torch's rule.", "bias is updated by 40 times torch's gradient"],
     ),
     "an L1 penalty": (
         absolute,
         {},
         1,
         "penalty",
-        ["The steps are torch's with a penalty of 0.1 sign(w), as an L1 penalty of λ Σ|w| has"],
+        ["The updates are torch's with weight decay whose gradient is 0.1 sign(w), as of an L1"],
     ),
 }
 
@@ -128,9 +131,9 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert found is not None
     assert (first.step, first.stage, found.explained) == (1, "gradient", False)
     told = " ".join(found.evidence)
-    assert "0.weight and 0.bias go by no multiple of torch's gradient" in told
-    assert "2.weight and 2.bias go by torch's rule." in told
-    assert "Finite differences of the loss side with torch" in told
+    assert "0.weight and 0.bias are updated by no combination of torch's gradient" in told
+    assert "2.weight and 2.bias are updated by torch's rule." in told
+    assert "Finite differences of the loss confirm torch's gradient" in told
 
 
 # --- the gradient that the code yields ------------------------------------------------------------
@@ -159,9 +162,9 @@ def flipped(at: At) -> tuple[Any, Any]:
     ("grad", "stage", "clue"),
     [
         (None, "gradient", "If your code yields its gradient too"),
-        (own, "optimizer", "The gradient that your code yields is torch's, to rounding"),
-        (with_penalty, "optimizer", "The gradient that your code yields is torch's, to rounding"),
-        (flipped, "gradient", "The gradient that your code yields is not torch's."),
+        (own, "optimizer", "Your code's gradient is torch's, to rounding"),
+        (with_penalty, "optimizer", "Your code's gradient is torch's, to rounding"),
+        (flipped, "gradient", "Your code's gradient is not torch's."),
     ],
     ids=["none", "data gradient", "with the penalty", "wrong"],
 )
@@ -173,7 +176,7 @@ def test_gradient_that_is_yielded_decides_the_stage(
     assert not found.explained
     assert (told(report.first_divergence).stage, found.stage) == (stage, stage)
     assert sum(one.startswith(clue) for one in found.evidence) == 1
-    assert sum(one.startswith("The gradient that your code yields") for one in found.evidence) == (
+    assert sum(one.startswith("Your code's gradient is") for one in found.evidence) == (
         grad is not None
     )
 

@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
 
 
-OUT_OF_RANGE = "the numbers are infinite, or too near it to be judged"
+OUT_OF_RANGE = "the numbers are not finite, or too large to be judged"
 """What ends a run before its last step."""
 
 LOST = "the scratch side's own training is not finite, though every step agrees"

@@ -87,13 +87,13 @@ def swallowed_text(name: str, share: float) -> str:
     """Describe how large rounding may be beside a tensor's step."""
     if not share < 1:
         return (
-            f"rounding here may be as large as the step of {name} itself, so that any lr or "
+            f"rounding may be as large as the update of {name} itself, so that any lr or "
             "gradient would pass"
         )
     size = f"{share:.2g}" if share < 0.001 else f"{100 * share:.2g} %"
     return (
-        f"rounding here may be as large as {size} of the step of {name}; "
-        f"a wrong lr of {size} would pass"
+        f"rounding may be as large as {size} of the update of {name}; "
+        f"an lr error of {size} would pass"
     )
 
 

@@ -151,14 +151,14 @@ class Trial:
         if steps == 0:
             return "no step was compared"
         if "parameters" not in spec.compare and cause.kind == "update":
-            return "`compare` leaves the parameters out"
+            return "`compare` does not include the parameters"
         for name in (*cause.hidden_by, "lr-zero"):
             if name in self.holding:
                 return HIDING[name]
         if self.largest <= 0:
-            return "the effect is 0 here"
+            return "its effect is 0 in this run"
         share = f"at most {self.largest:.0%}" if self.largest >= 0.01 else "less than 1%"
-        return f"the effect stays within the tolerance ({share} of it)"
+        return f"its effect stays within the tolerance ({share} of it)"
 
 
 class Trials:

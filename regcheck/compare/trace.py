@@ -162,9 +162,9 @@ def room() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{tempfile.gettempdir()}: the steps of this run cannot be kept there: "
-            f"{error.strerror or error}; make room, or name another folder in the environment "
-            "variable TMPDIR"
+            f"{tempfile.gettempdir()}: the steps of this run cannot be stored there: "
+            f"{error.strerror or error}; free some space, or name another folder in the "
+            "environment variable TMPDIR"
         ) from None
 
 

@@ -41,20 +41,19 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS
 Found = tuple[Explanation, ...]
 
 KEEPS_TO_IT = (
-    "The scratch side makes the steps of torch's rule, by the settings of the framework side's "
-    "optimizer; it is the framework side that does not. Look for what else changes its parameters: "
-    "a hook, a clamp, a constraint, tied weights."
+    "The scratch side follows torch's rule with the settings of the framework side's optimizer; "
+    "the framework side does not. Look for what else changes its parameters: a hook, a clamp, a "
+    "constraint, tied weights."
 )
 
 GRADIENT = {
-    True: "The gradient that your code yields is torch's, to rounding: what differs is what the "
-    "step makes of it.",
-    False: "The gradient that your code yields is not torch's.",
+    True: "Your code's gradient is torch's, to rounding: the difference is in the update.",
+    False: "Your code's gradient is not torch's.",
 }
 
 YIELD_GRADIENT = (
     'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-    "..}}, regcheck says whether that is off, or what the step makes of it."
+    "..}}, regcheck says whether the gradient or the update differs."
 )
 
 
@@ -74,7 +73,7 @@ def unknown_rule(optimizer: object) -> Diagnosis:
         name = f"torch.optim.{kind.__name__} with `maximize`"
     text = (
         f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)}, "
-        "going downhill."
+        "without `maximize`."
     )
     return Diagnosis(explained=False, evidence=(text,))
 
@@ -215,7 +214,7 @@ def without_cause(
     record = run.history.record(run.first)
     if record is None:
         kept = len(run.history)
-        text = f"Only the first {kept:,} steps are kept and could be replayed."
+        text = f"Only the first {kept:,} steps are stored and could be replayed."
         return [*evidence, text], "update"
     known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
     if known:

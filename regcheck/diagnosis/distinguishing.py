@@ -45,7 +45,7 @@ def unlike(torch: Problem, step: int) -> str:
     if step > torch.schedule.steps:
         return "more steps"
     if not all(map(np.any, torch.initial.values())):
-        return "a start away from zero"
+        return "nonzero initial parameters"
     return "other data"
 
 

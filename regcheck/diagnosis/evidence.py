@@ -44,8 +44,8 @@ def late_evidence(run: Run) -> list[str]:
     if run.first is None or run.first <= LATE:
         return []
     text = (
-        f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, like "
-        "an lr, an epoch, or the branch of an `if`."
+        f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, such "
+        "as the lr, the epoch, or the branch of an `if`."
     )
     return [text]
 
@@ -58,8 +58,9 @@ def not_finite(run: Run, record: Record) -> str:
     place = int(lost.argmax())
     return (
         f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in "
-        f"{run.history.tensor_at(place)}, from numbers from which torch gives numbers: look for a "
-        "division by 0, a logarithm of 0, or an exponential that overflows."
+        f"{run.history.tensor_at(place)}, where torch's step gives finite "
+        "numbers from the same parameters: look for a division by 0, a logarithm of 0, or an "
+        "exponential that overflows."
     )
 
 
@@ -81,11 +82,11 @@ def other_rates(replay: Replay) -> str:
     own, torch = rates.own, rates.torch
     if rates.constant:
         return (
-            f"The steps are torch's with an lr of {own[0]:.6g} in each: the schedule, which has "
-            f"{listed(torch)}, is not applied."
+            f"The updates are torch's with the constant lr {own[0]:.6g}: the lr schedule "
+            f"({listed(torch)}) is not applied."
         )
     return (
-        f"The steps are torch's with another lr in each: from step {rates.steps[0]:,} on "
+        f"The updates are torch's with other lrs: from step {rates.steps[0]:,} on "
         f"{listed(own)}, where torch has {listed(torch)}."
     )
 
@@ -137,13 +138,13 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
         return added
 
     every = np.ones_like(weights)
-    shape = "The steps are torch's with a penalty of {} %s in its gradient."
+    shape = "The updates are torch's with weight decay whose gradient is {} %s."
     number = (
-        "The steps are torch's with one number added to the gradient of each entry, {} %s, in the "
-        "place of a penalty: multiply λ by each weight, not by their sum."
+        "The updates are torch's with one number, {} %s, added to each entry of the gradient as "
+        "weight decay: multiply λ by each weight, not by their sum."
     )
     return {
-        shape % "sign(w), as an L1 penalty of λ Σ|w| has,": lambda record: np.sign(record.before),
+        shape % "sign(w), as of an L1 term λ Σ|w|": lambda record: np.sign(record.before),
         shape % "w³": lambda record: record.before**3,
         shape % "|w|": lambda record: np.abs(record.before),
         number % "Σw": sums(weights, by_row=False),
@@ -163,8 +164,8 @@ def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Train
         rules.setdefault(one.rule(training.settings.weight_decay.get(name, 0.0)), []).append(name)
     if not rules.keys() - {NO_RULE, NO_SETTINGS}:
         return []
-    verbs = {text: "go" if len(names) > 1 else "goes" for text, names in rules.items()}
-    return [f"{few(names)} {verbs[text]} {text}." for text, names in rules.items()]
+    verbs = {text: "are" if len(names) > 1 else "is" for text, names in rules.items()}
+    return [f"{few(names)} {verbs[text]} updated {text}." for text, names in rules.items()]
 
 
 def few(names: list[str]) -> str:
@@ -195,19 +196,16 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
         return PREVIOUS_GRADIENT, "gradient"
     if not momentum:
         return "", "gradient"
-    terms = {"g": now, "times the last g": last, "times the last step": kept, "w": decay}
+    terms = {"g": now, "times the previous g": last, "times the previous update": kept, "w": decay}
     least = 1e-9 * (abs(now) + abs(last))
     shown = " + ".join(f"{value:.6g} {what}" for what, value in terms.items() if abs(value) > least)
-    text = (
-        f"The steps are those of an optimizer all the same, which subtracts {shown}; "
-        f"torch's momentum is {momentum:g}."
-    )
+    text = f"Each update subtracts {shown}; torch's momentum is {momentum:g}."
     return text, "optimizer"
 
 
 PREVIOUS_GRADIENT = (
-    "Each step is made from the gradient of the step before: take the predictions and the "
-    "gradient anew, from the parameters as they are."
+    "Each update uses the gradient of the previous step: compute the predictions and the "
+    "gradient anew, from the current parameters."
 )
 
 
@@ -231,8 +229,8 @@ def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
     if not torch_off < NEARER * scratch_off < math.inf:
         return []
     text = (
-        f"Finite differences of the loss side with torch: at step {record.batch.step}, its "
-        f"gradient is off by at most {torch_off:.1e}, and the one behind your step by "
+        f"Finite differences of the loss confirm torch's gradient: at step {record.batch.step} "
+        f"they differ from it by at most {torch_off:.1e}, and from the gradient of your update by "
         f"{scratch_off:.1e}, most in {run.history.tensor_at(int(order[0]))}."
     )
     return [text]

@@ -149,10 +149,10 @@ class Explanation:
     tensors: tuple[str, ...] = ()
 
 
-NO_RULE = "by no multiple of torch's gradient and of the parameters"
+NO_RULE = "by no combination of torch's gradient and the parameters"
 """How a tensor goes that no effective settings fit."""
 
-NO_SETTINGS = "otherwise than torch's rule does by any lr and weight_decay"
+NO_SETTINGS = "not by torch's rule, whatever its lr and weight_decay"
 """The same where a step is no linear function of the gradient."""
 
 
@@ -193,14 +193,14 @@ class EffectiveSettings(NamedTuple):
         if alpha.is_near(1.0) and own:
             return "by torch's rule"
         if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
-            return "by −1 times torch's step: a sign is wrong"
+            return "by −1 times torch's update: a sign is wrong"
         factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
         if alpha.is_near(-1.0):
             factor = "a wrong sign: −1 times "
         penalty = ""
         if decay is not None and not own:
-            penalty = f", and a penalty of {decay.factor:.6g} w"
-            penalty = ", and no penalty" if decay.is_near(0.0) else penalty
+            penalty = f" and a weight decay of {decay.factor:.6g} w"
+            penalty = ", without weight decay" if decay.is_near(0.0) else penalty
         return f"by {factor}torch's gradient{penalty}"
 
     def other_settings(self, weight_decay: float) -> str:
@@ -211,7 +211,7 @@ class EffectiveSettings(NamedTuple):
         other = [] if alpha.is_near(1.0) else [f"{alpha.factor:.6g} times the lr"]
         if decay is not None and not decay.is_near(weight_decay):
             text = f"a weight_decay of {decay.factor:.6g}"
-            other.append("no penalty" if decay.is_near(0.0) else text)
+            other.append("no weight decay" if decay.is_near(0.0) else text)
         return "by torch's rule" + (f" with {' and '.join(other)}" if other else "")
 
 

@@ -258,8 +258,8 @@ def logarithm_evidence(run: Run, *, explained: bool) -> str:
         outputs = run.outputs(record) if record is not None else []
         if any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs):
             return (
-                f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on: there "
-                "some p is 0 or 1 to rounding, and its logarithm is infinite. Take it of z: "
+                f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on: some "
+                "p rounds to 0 or 1 there, and its logarithm is infinite. Compute the loss from z: "
                 f"{OF_Z}."
             )
         return "" if explained or not reported.any() else floor_of(run, reported)
@@ -291,6 +291,6 @@ def floor_of(run: Run, reported: NDArray[np.bool_]) -> str:
     return (
         f"the scratch side's loss has {', or '.join(said)}; "
         f"torch's {torch.torch} {torch.logarithms}. With that in torch's formula the losses of all "
-        f"{int(reported.sum()):,} steps agree. Take both losses of z, {OF_Z} (BCEWithLogitsLoss), "
-        "or `compare: [parameters]`."
+        f"{int(reported.sum()):,} steps agree. Compute both losses from z, {OF_Z} "
+        "(BCEWithLogitsLoss), or set `compare: [parameters]`."
     )

@@ -26,7 +26,7 @@ def other_settings(run: Run) -> str:
                 found[f"{key} {text} where the spec has {option_text(value)}"] = None
     if not found:
         return ""
-    return f"Your optimizer is made with other settings than the spec's: {', '.join(found)}."
+    return f"Your optimizer's settings are not the spec's: {', '.join(found)}."
 
 
 def plain(value: Any) -> Any:

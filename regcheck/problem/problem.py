@@ -233,9 +233,9 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
         "mini-batches with a smaller last one": replace(base, schedule=replace(own, batch_size=5)),
         "another lr": replace(base, schedule=replace(own, lr=0.7 * own.lr)),
         "another weight_decay": replace(base, weight_decay=decays),
-        "an lr that changes": replace(base, schedule=varying),
+        "an lr schedule": replace(base, schedule=varying),
         "momentum": momentum,
-        "momentum and an lr that changes": replace(momentum, schedule=varying),
+        "momentum and an lr schedule": replace(momentum, schedule=varying),
     }
 
 

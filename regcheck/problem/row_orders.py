@@ -26,14 +26,14 @@ def other_orders(schedule: Schedule) -> dict[str, Iterator[Batch]]:
         orders: dict[str, Order] = {
             NOT_SHUFFLED: lambda _: np.arange(rows),
             "in the first epoch's order in every epoch": lambda _: shuffled(schedule, 1),
-            "in the order of the epoch before": lambda epoch: shuffled(schedule, epoch - 1),
-            "in the order of the epoch after": lambda epoch: shuffled(schedule, epoch + 1),
+            "in the previous epoch's order": lambda epoch: shuffled(schedule, epoch - 1),
+            "in the next epoch's order": lambda epoch: shuffled(schedule, epoch + 1),
         }
         found = {note: taken(schedule, order) for note, order in orders.items()}
     others = other_steps(schedule.steps, schedule.steps_per_epoch)
     found |= {note: taken(schedule, schedule.order, other) for note, other in others.items()}
     found["in the reverse order"] = taken(schedule, lambda epoch: shuffled(schedule, epoch)[::-1])
-    found["all rows at every step"] = (
+    found["all samples at every step"] = (
         batch._replace(micro_batches=(slice(0, rows),), size=rows) for batch in schedule.batches()
     )
     found["the first batch at every step"] = taken(schedule, lambda _: None, lambda _: 1)

@@ -262,7 +262,7 @@ def note_of(replay: Replay, family: Family, groups: Sequence[Places], values: Ar
         lr, *others = {settings.of(replay.history.tensor_at(int(place))).lr for place in places}
         value, own = float(values[places[0]]), float(family.own[places[0]])
         if family.what == "weight_decay":
-            number = f"weight_decay {instead_of(value, own)}" if value else "no penalty"
+            number = f"weight_decay {instead_of(value, own)}" if value else "no weight decay"
         elif family.what == "lr" and schedule.lr_schedule is None and not others:
             number = f"lr {instead_of(value * lr, lr)}"
         else:
