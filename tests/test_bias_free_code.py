@@ -43,7 +43,7 @@ def line(problem: UserProblem, *, bias: bool = False) -> tuple[Any, Any, Any]:
 
 def test_bias_goes_with_a_model() -> None:
     spec = {"data": spec_of()["data"], "lr": 0.1, "bias": False}
-    with pytest.raises(InputError, match="spec: bias: goes with a model; leave it out where"):
+    with pytest.raises(InputError, match="spec: bias: needs a `model`; leave it out where"):
         check(spec, scratch=divided, framework=line)
 
 
@@ -66,9 +66,9 @@ def test_bias_that_is_yielded_is_refused() -> None:
     def both(problem: UserProblem) -> Iterator[Spec]:
         yield from ({**step, "bias": 0.0} for step in divided(problem))
 
-    with pytest.raises(UserCodeError, match="there is no 'bias' here") as told:
+    with pytest.raises(UserCodeError, match="unknown name 'bias'") as told:
         check(spec_of(), scratch=both)
-    assert "It must hold `weight`, besides `loss`" in str(told.value)
+    assert "It must have `weight`, optionally `loss`" in str(told.value)
 
 
 def test_function_that_yields_nothing_is_shown_what_to_yield() -> None:

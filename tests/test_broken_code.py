@@ -25,22 +25,22 @@ def defined(*lines: str) -> str:
 AT_1 = "mine.py:train: step 1 of 6: "
 AT_3 = "mine.py:train: step 3 of 6: "
 TO_FIX = "Your own code raised it: fix it there."
-SIX = "mine.py:train: must yield 6 times, and "
+SIX = "mine.py:train: must yield 6 times, but "
 ENDED = "tried to end the program, with sys.exit(), quit() or the like"
-TOO_LONG = "took longer than 0.5 seconds, and was ended"
+TOO_LONG = "took longer than 0.5 seconds, and was stopped"
 
 REFUSED: dict[str, tuple[str, ...]] = {
     # No generator, or one that yields too little, too much or something else
     "returns a dict": (
         defined("return {'weight': [0, 0], 'bias': 0}"),
-        "mine.py:train: must be a generator, and returned a dict",
+        "mine.py:train: must be a generator, but returned a dict",
         'Put `yield {"weight": .., "bias": ..}` after each update',
     ),
     "is a class of no iterators": (
         "class train:\n    def __init__(self, problem): pass",
-        "must be a generator, and returned a train",
+        "must be a generator, but returned a train",
     ),
-    "async generator": ("async " + defined("yield {}"), "write `def` for `async def`"),
+    "async generator": ("async " + defined("yield {}"), "write `def` instead of `async def`"),
     "coroutine": ("async " + defined("pass"), "is an async function"),
     "no parameter": (
         "def train():\n    yield {}\n",
@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     "two parameters": (
         "def train(X, y): yield {}",
-        "its parameters are (X, y) (missing a required argument: 'y'): give further ones a default",
+        "its parameters are (X, y) (missing a required argument: 'y'); give the others defaults",
     ),
     "too few yields": (
         loop(give=f"if t > 4: return\n        {YIELD}"),
@@ -155,19 +155,19 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "MemoryError",
         "np.zeros(10**15)",
     ),
-    "waits for input": (loop("input('? ')"), AT_1 + "raised EOFError", "leave out input()"),
+    "waits for input": (loop("input('? ')"), AT_1 + "raised EOFError", "remove input()"),
     "changes the problem": (
         loop("problem.X = 2 * problem.X"),
         AT_1 + "raised dataclasses.FrozenInstanceError",
-        "The problem's fields stay as they are: use names of your own",
+        "The problem's fields cannot be changed: use variables of your own",
     ),
     "deletes from the problem": (
         loop("del problem.y"),
         AT_1 + "raised dataclasses.FrozenInstanceError: cannot delete field 'y'",
-        "stay as they are: leave that out",
+        "cannot be deleted: remove that line",
     ),
     # Ending the program, or never ending
-    "sys.exit(0)": (loop("sys.exit(0)"), AT_1 + ENDED, "leave it out", "sys.exit(0)"),
+    "sys.exit(0)": (loop("sys.exit(0)"), AT_1 + ENDED, "remove it", "sys.exit(0)"),
     "never ends": (
         loop("while t == 3: pass"),
         AT_3 + TOO_LONG,
@@ -238,7 +238,7 @@ def test_code_that_catches_everything_is_ended_with_regcheck(tmp_path: Path) -> 
         run_apart(tmp_path),
         AT_1 + TOO_LONG,
         'mine.py", line ',
-        "catches every exception, so regcheck has to end itself with it",
+        "catches every exception, so regcheck has to exit with it",
     )
 
 

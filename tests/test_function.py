@@ -73,12 +73,12 @@ FILES = {
         ("mine.py:a b", "must be a Python file and a function in it"),
         ("mien.py:train", r"there is no file .*mien\.py\n  .*did you mean `mine\.py`"),
         ("nowhere/mine.py:train", "There is no folder .*nowhere; .*relative to the spec"),
-        ("empty/mine.py:train", "holds no Python file"),
+        ("empty/mine.py:train", "has no Python file"),
         ("empty:train", "empty is a folder; name the Python file in it"),
-        ("notes.txt:train", r"notes\.txt is no Python file; its name must end in \.py"),
+        ("notes.txt:train", r"notes\.txt is not a Python file; its name must end in \.py"),
         ("mine.py:trian", "has no function `trian`; did you mean `train`"),
-        ("mine.py:RATE", "`RATE` is no function but a float"),
-        ("mine.py:NOTHING", "`NOTHING` is no function but None"),
+        ("mine.py:RATE", "`RATE` is not a function but a float"),
+        ("mine.py:NOTHING", "`NOTHING` is not a function but None"),
         ("mine.py:hidden", "has no function `hidden`;(.|\n)*`if __name__ == .__main__.:` is not"),
         ("none.py:train", "has no function `train`; it defines no function"),
         ("syntax.py:train", r"syntax\.py:2:\d+: .*fix it there\n    def train\(:"),
@@ -86,7 +86,7 @@ FILES = {
         ("latin.py:train", r"latin\.py.*utf-8"),
         ("fails.py:train", r"at its import: raised NameError(.|\n)*fails\.py., line 2"),
         ("relative.py:train", "relative import(.|\n)*write `from helper import f`"),
-        ("lacks.py:train", "No module named 'no_such_thing'(.|\n)*beside your file"),
+        ("lacks.py:train", "No module named 'no_such_thing'(.|\n)*your file's folder"),
         ("chain.py:train", r"at its import: raised SyntaxError(.|\n)*broken\.py., line 1"),
         ("leaves.py:train", "at its import: tried to end the program(.|\n)*__main__"),
     ],
@@ -151,7 +151,7 @@ def test_library_code_without_a_frame_of_the_users_is_reported_in_its_own_lines(
 def test_missing_steps_are_reported_with_their_epochs(epochs: int, words: str) -> None:
     given = replace(problem(), epochs=epochs)
     steps = ScratchSteps(UserFunction(lambda problem: iter(()), "f"), given, SHAPES, STEPS)
-    with pytest.raises(UserCodeError, match=f"f: must yield 4 times, and (.|\n)*{words}"):
+    with pytest.raises(UserCodeError, match=f"f: must yield 4 times, but (.|\n)*{words}"):
         steps.next()
 
 

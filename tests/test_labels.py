@@ -134,7 +134,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "the three": ((MODEL, nn.MSELoss(), None), "got a tuple; it must be a function"),
     "a list": ([MODEL], "got a list; it must be a function"),
     "a number": (3, "got an int; it must be a function"),
-    "a class that needs arguments": (Needs, "no object can be made without arguments: they are ("),
+    "a class that needs arguments": (
+        Needs,
+        "cannot be instantiated without arguments: its parameters are (",
+    ),
     "a class of nothing": (Nothing, "cannot be called with the problem alone"),
     "other arguments": (lambda model, X: None, "its parameters are (model, X) (missing"),
 }

@@ -67,8 +67,8 @@ def test_killed_rank_is_an_error_and_the_others_end(
     printed = capsys.readouterr()
     assert printed.err == (
         f"{path}: framework.processes: rank 1 of 2 was ended by signal 9 (SIGKILL) in step 3, and "
-        "the others were ended\n"
-        "  The system kills processes when memory runs out: fewer of them need less.\n"
+        "the others were stopped\n"
+        "  The system kills processes when memory runs out: use fewer processes.\n"
     )
     assert left(started) == []
 
@@ -80,7 +80,7 @@ def test_rank_that_raises_is_an_error_with_what_it_printed(started: list[Process
     with processes_of(problem, 20.0) as ranks, pytest.raises(ProcessError) as error:
         ranks.ask((0, None, "no batch"), "in step 7")
     first, *lines = str(error.value).splitlines()
-    assert "of 2 ended with exit code 1 in step 7, and the others were ended" in first
+    assert "of 2 ended with exit code 1 in step 7, and the others were stopped" in first
     assert "    AttributeError: 'str' object has no attribute '_replace'" in lines
     assert lines[-1].startswith("  Run it again; ")
     assert left(started) == []
@@ -93,7 +93,7 @@ def test_taken_port_is_an_error(monkeypatch: pytest.MonkeyPatch, started: list[P
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setenv("MASTER_PORT", str(port))
-        with pytest.raises(ProcessError, match=rf"port {port}, which .* MASTER_PORT .*, is taken"):
+        with pytest.raises(ProcessError, match=rf"port {port}, which .* MASTER_PORT .*, is in use"):
             check(spec_of("logistic", 2))
     assert left(started) == []
 
@@ -162,7 +162,7 @@ def test_rank_that_hangs_is_an_error(started: list[Processes], launcher_too: boo
     ("executable", "message"),
     [
         ("/nowhere/python", "framework.processes: cannot be started: .*No such file"),
-        ("false", "torch's launcher ended with exit code 1 before the 2 ranks were there"),
+        ("false", "torch's launcher ended with exit code 1 before the 2 ranks had started"),
     ],
 )
 def test_launcher_that_does_not_start_is_an_error(

@@ -35,27 +35,27 @@ def giving(*changed: Any, place: int | None = None) -> Build:
 RETURNS = "it must return (model, loss_function, optimizer)"
 
 BAD: dict[str, tuple[Any, list[str]]] = {
-    "nothing": (giving(None), ["gave None; " + RETURNS]),
-    "two things": (giving(1, 2), ["gave 2 things; " + RETURNS]),
-    "four things": (giving(1, 2, 3, 4), ["gave 4 things; " + RETURNS]),
-    "a dict": (giving({"model": 1}), ["gave a dict; " + RETURNS]),
-    "a generator": (code(TORCHS), ["gave a generator; " + RETURNS]),
+    "nothing": (giving(None), ["returned None; " + RETURNS]),
+    "two things": (giving(1, 2), ["returned 2 things; " + RETURNS]),
+    "four things": (giving(1, 2, 3, 4), ["returned 4 things; " + RETURNS]),
+    "a dict": (giving({"model": 1}), ["returned a dict; " + RETURNS]),
+    "a generator": (code(TORCHS), ["returned a generator; " + RETURNS]),
     "no model": (
         giving(np.zeros(3), place=0),
-        ["gave a ndarray in the place of the model, a torch.nn.Module; " + RETURNS],
+        ["returned a ndarray in place of the model, a torch.nn.Module; " + RETURNS],
     ),
-    "no loss": (giving(0.5, place=1), ["gave a float in the place of the loss_function"]),
+    "no loss": (giving(0.5, place=1), ["returned a float in place of the loss_function"]),
     "no optimizer": (
         giving(0.05, place=2),
-        ["gave a float in the place of the optimizer, a torch.optim.Optimizer; " + RETURNS],
+        ["returned a float in place of the optimizer, a torch.optim.Optimizer; " + RETURNS],
     ),
     "a loss not made": (
         giving(nn.MSELoss, place=1),
-        ["gave the class MSELoss in the place of the loss_function; make one of it: MSELoss(..)"],
+        ["returned the class MSELoss as the loss_function; return an instance: MSELoss(..)"],
     ),
     "an optimizer not made": (
         giving(torch.optim.SGD, place=2),
-        ["gave the class SGD in the place of the optimizer; make one of it: SGD(..)"],
+        ["returned the class SGD as the optimizer; return an instance: SGD(..)"],
     ),
     "another model's optimizer": (
         user(optimizer=lambda problem, _: sgd(problem, line(problem))),
@@ -79,11 +79,11 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "elsewhere": (
         user(lambda _: nn.Linear(3, 1, device="meta")),
-        ["weight is on meta; regcheck trains on the CPU: leave out .to(device)"],
+        ["weight is on meta; regcheck trains on the CPU: remove .to(device)"],
     ),
     "an optimizer that needs a closure": (
         user(optimizer=lambda _, model: torch.optim.LBFGS(model.parameters())),
-        ["torch.optim.LBFGS takes the loss several times in one step", "torch.optim.SGD"],
+        ["torch.optim.LBFGS computes the loss several times per step", "torch.optim.SGD"],
     ),
     "no function of the problem": (
         lambda: None,
@@ -91,15 +91,15 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     ),
     "a loss cut off": (
         user(loss=lambda z, y: ((z.detach() - y) ** 2).mean()),
-        ["gave a tensor of shape (), cut off", "that torch can differentiate"],
+        ["returned a tensor of shape (), cut off", "that torch can differentiate"],
     ),
     "a loss as a number": (
         user(loss=lambda z, y: ((z - y) ** 2).mean().item()),
-        ["It must give one number that torch can differentiate"],
+        ["It must return one number that torch can differentiate"],
     ),
     "a loss of each row": (
         user(loss=nn.MSELoss(reduction="none")),
-        ["loss_function(model(X), y) gave a tensor of shape (40,)", "the mean of the rows' losses"],
+        ["loss_function(model(X), y) returned a tensor of shape (40,)", "the mean of the losses"],
     ),
 }
 
@@ -219,7 +219,7 @@ def test_function_that_makes_another_model_each_time_is_refused() -> None:
         hidden = next(widths)
         return nn.Sequential(nn.Linear(3, hidden), nn.Linear(hidden, 1), nn.Flatten(0)).double()
 
-    with pytest.raises(UserCodeError, match="let it make the same model each time"):
+    with pytest.raises(UserCodeError, match="return the same model each time"):
         check(NO_MODEL, framework=user(model), scratch=code(TORCHS))
 
 
@@ -233,5 +233,5 @@ def test_rows_changed_in_place_are_pointed_out(spec: Spec) -> None:
         def forward(self, X: torch.Tensor) -> Any:
             return self.model(X.mul_(2))
 
-    with pytest.raises(UserCodeError, match="changes the X or y that it is given in place"):
+    with pytest.raises(UserCodeError, match="changes X or y in place"):
         check(BASE | spec, framework=user(lambda problem: Doubling(flat_line(problem))))

@@ -278,7 +278,7 @@ def clone_of(trainer: TorchTrainer, build_again: Callable[[], Module] | None) ->
         raise UserCodeError(
             "framework: the loss function uses the model's parameters, and the model is the same "
             "one each time the function is called\n  Make the model inside the function, so that "
-            "each call gives a new one."
+            "each call returns a new one."
         )
     return same
 

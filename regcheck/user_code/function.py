@@ -64,7 +64,7 @@ class UserFunction:
         if mismatch:
             raise UserCodeError(
                 f"{self.label}: cannot be called with the problem alone: its parameters are "
-                f"{mismatch}: give further ones a default; {WANTED[self.side]}"
+                f"{mismatch}; give the others defaults: {WANTED[self.side]}"
             )
         return function(problem)
 
@@ -81,8 +81,8 @@ class UserFunction:
         mismatch = misfit(code)
         if mismatch:
             raise UserCodeError(
-                f"{self.label}: is a class of which no object can be made without arguments: they "
-                f"are {mismatch}\n  Give an object of it, or defaults to its arguments."
+                f"{self.label}: is a class that cannot be instantiated without arguments: its "
+                f"parameters are {mismatch}\n  Give an instance of it, or give them defaults."
             )
         made: Callable[..., Any] = code()
         return made
@@ -151,18 +151,20 @@ def locate(reference: str, folder: Path) -> tuple[Path, str]:
     if not file.is_file():
         raise UserCodeError(f"{reference}: there is no file {file}\n  {nearby(file)}")
     if file.suffix != ".py":
-        raise UserCodeError(f"{reference}: {file.name} is no Python file; its name must end in .py")
+        raise UserCodeError(
+            f"{reference}: {file.name} is not a Python file; its name must end in .py"
+        )
     return file, name
 
 
 def nearby(file: Path) -> str:
     """Suggest which Python file may have been meant."""
     if not file.parent.is_dir():
-        return f"There is no folder {file.parent}; a relative path is relative to the spec."
+        return f"There is no folder {file.parent}; paths are relative to the spec."
     names = sorted(path.name for path in file.parent.glob("*.py"))
     if not names:
-        return "That folder holds no Python file; a relative path is relative to the spec."
-    return f"In that folder, {suggest(file.name, names)}; a path is relative to the spec."
+        return "That folder has no Python file; paths are relative to the spec."
+    return f"{suggest(file.name, names)} (paths are relative to the spec)"
 
 
 def load_standard_module(name: str) -> None:
@@ -213,10 +215,10 @@ def function_of(module: ModuleType, name: str, label: str) -> Callable[..., Any]
     ]
     if not hasattr(module, name):
         known = suggest(name, functions) if functions else "it defines no function"
-        todo = 'What stands under `if __name__ == "__main__":` is not run.'
+        todo = 'Code under `if __name__ == "__main__":` is not run.'
         raise UserCodeError(f"{label}: the file has no function `{name}`; {known}\n  {todo}")
     value: Any = getattr(module, name)
     if not callable(value):
         known = f"; {suggest(name, functions)}" if functions else ""
-        raise UserCodeError(f"{label}: `{name}` is no function but {kind_of(value)}{known}")
+        raise UserCodeError(f"{label}: `{name}` is not a function but {kind_of(value)}{known}")
     return value  # type: ignore[no-any-return]

@@ -75,11 +75,11 @@ class ScratchSteps:
         if isinstance(made, Coroutine):
             made.close()
         if isinstance(made, AsyncIterable | Coroutine):
-            text = "is an async function; write `def` for `async def`, and\n"
+            text = "is an async function; write `def` instead of `async def`, and\n"
             raise UserCodeError(f"{self.function.label}: {text}  `{self.pattern}` in it")
         raise UserCodeError(
-            f"{self.function.label}: must be a generator, and returned {kind_of(made)}\n"
-            f"  Put `{self.pattern}` after each update, in place of what it returns at the end."
+            f"{self.function.label}: must be a generator, but returned {kind_of(made)}\n"
+            f"  Put `{self.pattern}` after each update, instead of returning at the end."
         )
 
     def advance(self) -> Yielded:
@@ -111,6 +111,6 @@ class ScratchSteps:
         epochs = self.problem.epochs
         of_all = f"over all {epochs:,} epochs" if epochs > 1 else "which are those of the one epoch"
         return UserCodeError(
-            f"{self.function.label}: must yield {self.steps} times, and {found}\n"
+            f"{self.function.label}: must yield {self.steps} times, but {found}\n"
             f"  There is one step for each of problem.batches, {of_all}:\n  {todo}"
         )

@@ -94,7 +94,7 @@ class Guard:
 
     def end_program(self) -> None:
         """End the program: the code catches even what is raised to end it."""
-        more = "It catches every exception, so regcheck has to end itself with it."
+        more = "It catches every exception, so regcheck has to exit with it."
         self.surroundings.swap_out()
         with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stdout.flush()

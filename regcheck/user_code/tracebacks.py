@@ -29,13 +29,13 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
     (
         SystemExit,
         "",
-        'regcheck goes on after it: leave it out, or put it under `if __name__ == "__main__":`.',
+        'regcheck goes on after it: remove it, or put it under `if __name__ == "__main__":`.',
     ),
-    (EOFError, "", "There is nothing to read here: leave out input() and what waits for keys."),
+    (EOFError, "", "There is no input to read: remove input() and whatever waits for keys."),
     (
         ImportError,
         "relative import",
-        "The file is not part of a package here: write `from helper import f` for `.helper`.",
+        "The file is not part of a package here: write `from helper import f`, without the dot.",
     ),
     (
         ValueError,
@@ -45,13 +45,13 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
     (
         AttributeError,
         "to field '",
-        "The problem's fields stay as they are: use names of your own, as in `X = 2 * problem.X`.",
+        "The problem's fields cannot be changed: use variables of your own: `X = 2 * problem.X`.",
     ),
-    (AttributeError, "delete field '", "The problem's fields stay as they are: leave that out."),
+    (AttributeError, "delete field '", "The problem's fields cannot be deleted: remove that line."),
     (
         ModuleNotFoundError,
         "",
-        "Modules beside your file can be imported, and what is installed where regcheck is.",
+        "Modules in your file's folder and packages in regcheck's environment can be imported.",
     ),
     (BaseException, "", "Your own code raised it: fix it there."),
 )
@@ -88,7 +88,7 @@ def timeout_text(
     last = own_frames(stack or traceback.StackSummary(), folder)[-1:]
     return "\n".join(
         [
-            f"{where}: took longer than {timeout:g} seconds, and was ended",
+            f"{where}: took longer than {timeout:g} seconds, and was stopped",
             "  Does a loop never end, or wait for something? If it only needs more time, give it",
             "  more with `--timeout SECONDS` on the command line, or `timeout=` in Python.",
             *(["It was at"] if last else []),

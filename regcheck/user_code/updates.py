@@ -102,7 +102,7 @@ def read_loss(value: object) -> float | None:
     array = numbers(value, "loss")
     if array.size != 1:
         text = f"`loss` has shape {array.shape}, {array.size:,} numbers; expected one number"
-        raise Refused(f"{text}\n  Yield the mean (or the sum) over the rows, as the spec has it.")
+        raise Refused(f"{text}\n  Yield the mean (or the sum) over the batch's samples.")
     return float(array.reshape(()))
 
 
@@ -139,13 +139,13 @@ def check_names(
     faults = [f"`{name}` is missing" for name in expected if name not in value]
     for key in value:
         if key not in allowed:
-            near = suggest(key, allowed) if isinstance(key, str) else "a name is a string"
-            faults.append(f"there is no {shortened(one_line(repr(key)))} here ({near})")
+            near = suggest(key, allowed) if isinstance(key, str) else "names are strings"
+            faults.append(f"unknown name {shortened(one_line(repr(key)))} ({near})")
     if faults:
         needed = ", ".join(f"`{name}`" for name in expected)
-        more = "" if inside else ", besides `loss` and `grad` if you like"
+        more = "" if inside else ", optionally `loss` and `grad`"
         found = f"in what it yielded{inside}, " + "; ".join(faults)
-        raise Refused(f"{found}\n  It must hold {needed}{more}, and nothing else.")
+        raise Refused(f"{found}\n  It must have {needed}{more}, and nothing else.")
 
 
 def numbers(value: Any, name: str) -> np.ndarray[Any, Any]:
@@ -154,11 +154,13 @@ def numbers(value: Any, name: str) -> np.ndarray[Any, Any]:
     plain = detach() if callable(detach) else value
     masked = type(plain) is not np.ndarray and isinstance(plain, np.ma.MaskedArray)
     if masked and np.ma.is_masked(plain):
-        raise Refused(f"`{name}` has masked entries\n  Fill them: a parameter has all its numbers.")
+        raise Refused(
+            f"`{name}` has masked entries\n  Fill them: every entry of a parameter is a number."
+        )
     try:
         array = np.asarray(plain)
     except (TypeError, ValueError) as error:
-        found = f", of which NumPy makes no numbers: {one_line(str(error))}"
+        found = f", which NumPy cannot convert to numbers: {one_line(str(error))}"
     else:
         if array.dtype.kind in "fiu":
             return array
@@ -176,7 +178,7 @@ def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Ar
     count = math.prod(shape)
     if alike and array.size == count:
         return np.asarray(array, np.float64).reshape(shape)
-    todo = f"; ({count},) and ({count}, 1) will do too" if len(squeezed) < 2 else ""
+    todo = f"; ({count},) and ({count}, 1) are accepted too" if len(squeezed) < 2 else ""
     if given == squeezed[::-1]:
         todo = "\n  Transpose it: yield `W.T`."
     raise Refused(

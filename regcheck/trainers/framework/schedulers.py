@@ -100,8 +100,8 @@ class GroupSchedulers:
         if schedule.lr == 0 and any(lr != 0 for lr in lrs):
             raise UserCodeError(
                 f"framework: the optimizer has lr {max(map(float, lrs)):g} where the spec has lr 0 "
-                "and a schedule of it\n  A group's own lr keeps its proportion to the spec's: give "
-                "the spec the lr that most parameters have."
+                "and an lr schedule\n  The schedule scales each group's lr as the spec's: set the "
+                "spec's lr to that of most parameters."
             )
         self.of_lr = {float(lr): LrScheduler(self.own(lr)) for lr in lrs}
 

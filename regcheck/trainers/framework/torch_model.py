@@ -57,7 +57,7 @@ class Module:
             raise UserCodeError(
                 f"framework: the model, the loss function or the optimizer cannot be copied "
                 f"({type(error).__name__}: {error})\n  Make all three inside the function, so that "
-                "each call gives new ones."
+                "each call returns new ones."
             ) from error
         return same
 
@@ -128,8 +128,8 @@ def dense(name: str, gradient: torch.Tensor) -> Array:
     """
     if gradient.is_sparse:
         raise UserCodeError(
-            f"framework: the gradient of {name} is sparse; regcheck compares all entries: leave "
-            "out `sparse=True`, which changes no step of torch.optim.SGD"
+            f"framework: the gradient of {name} is sparse; regcheck compares all entries: remove "
+            "`sparse=True`, which does not change the updates of torch.optim.SGD"
         )
     found: Array = gradient.numpy()
     return found

@@ -39,7 +39,7 @@ def wrap_user_module(
     returns = f"it must return (model, loss_function, optimizer), like{EXAMPLES['framework']}"
     if not isinstance(made, tuple | list) or len(made) != 3:
         found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
-        raise UserCodeError(f"{label}: gave {found}; {returns}")
+        raise UserCodeError(f"{label}: returned {found}; {returns}")
     model, loss, optimizer = made
     wanted = {
         "model, a torch.nn.Module": isinstance(model, nn.Module),
@@ -48,11 +48,11 @@ def wrap_user_module(
     }
     for (what, right), one in zip(wanted.items(), made, strict=True):
         if isinstance(one, type):
-            text = f"gave the class {one.__name__} in the place of the {what.partition(',')[0]}"
-            raise UserCodeError(f"{label}: {text}; make one of it: {one.__name__}(..)")
+            text = f"returned the class {one.__name__} as the {what.partition(',')[0]}"
+            raise UserCodeError(f"{label}: {text}; return an instance: {one.__name__}(..)")
         if not right:
-            found = f"gave {kind_of(one)} in the place of the {what}"
-            raise UserCodeError(f"{label}: {found}; {returns}")
+            found = f"{kind_of(one)} in place of the {what}"
+            raise UserCodeError(f"{label}: returned {found}; {returns}")
     tensors = named_tensors(model, label, problem)
     check_tensors(tensors, optimizer, label)
     return Module(model, loss, optimizer, tensors, False, guard, outputs_are_z=False)
@@ -119,7 +119,7 @@ def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, lab
         if tensor.device.type != "cpu":
             raise UserCodeError(
                 f"{label}: {name} is on {tensor.device}; regcheck trains on the CPU: "
-                "leave out .to(device)"
+                "remove .to(device)"
             )
         if tensor.dtype not in (torch.float32, torch.float64):
             raise UserCodeError(
@@ -133,8 +133,8 @@ def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, lab
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserCodeError(
-            f"{label}: torch.optim.LBFGS takes the loss several times in one step; regcheck takes "
-            "optimizers of one gradient a step, such as torch.optim.SGD"
+            f"{label}: torch.optim.LBFGS computes the loss several times per step; regcheck takes "
+            "optimizers with one gradient per step, such as torch.optim.SGD"
         )
 
 
@@ -200,8 +200,8 @@ def check_loss(module: Module, X: Tensor, y: Tensor) -> None:
         if not found.requires_grad:
             text += ", cut off from the parameters (by detach, no_grad or item)"
     raise UserCodeError(
-        f"framework: loss_function(model(X), y) gave {text}\n"
-        "It must give one number that torch can differentiate, like the mean of the rows' losses"
+        f"framework: loss_function(model(X), y) returned {text}\n"
+        "  It must return one number that torch can differentiate, like the mean of the losses"
     )
 
 
@@ -263,9 +263,9 @@ def unchanging(function: Callable[..., Any], *tensors: Tensor) -> Any:
     result = function(*tensors)
     if versions != [tensor._version for tensor in tensors]:
         raise UserCodeError(
-            "framework: the model or the loss function changes the X or y that it is given in "
-            "place, so that the next step finds others\n  Make new ones: `x = x * 2` for "
-            "`x *= 2` or `x.mul_(2)`."
+            "framework: the model or the loss function changes X or y in place, so that the next "
+            "step has other data\n  Make new tensors: `x = x * 2` instead of `x *= 2` or "
+            "`x.mul_(2)`."
         )
     return result
 
@@ -281,9 +281,9 @@ def take_state(module: Module, other: Module) -> None:
     wanted = {name: tuple(value.shape) for name, value in others.items()}
     if shapes != wanted:
         raise UserCodeError(
-            f"framework: gave another model when it was called again, with {shapes} where it had "
-            f"{wanted}\n  regcheck calls it once for each training: let it make the same model "
-            "each time."
+            f"framework: returned another model when it was called again, with {shapes} instead "
+            f"of {wanted}\n  regcheck calls it once for each training: return the same model each "
+            "time."
         )
     with torch.no_grad():
         for name, value in others.items():

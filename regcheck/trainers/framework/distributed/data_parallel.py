@@ -110,6 +110,6 @@ def check_alike(answers: Sequence[Answer], moment: str) -> None:
         if one.digest != answers[0].digest:
             raise process_error(
                 f"rank {rank} has other parameters than rank 0 {moment}",
-                todo="All ranks are given one gradient, and must take one step: is this machine, "
-                "or its torch, in order?",
+                todo="All ranks have one gradient, and must make the same update: check this "
+                "machine, and its torch.",
             )

@@ -107,24 +107,24 @@ class Launcher:
         if code is not None and code < 0:
             how = f"was ended by signal {-code} ({signal.Signals(-code).name})"
             if code == -signal.SIGKILL:
-                todo = "The system kills processes when memory runs out: fewer of them need less."
+                todo = "The system kills processes when memory runs out: use fewer processes."
         elif code is not None:
             how = f"ended with exit code {code}"
-        what = f"rank {rank} of {self.count} {how} {moment}, and the others were ended"
+        what = f"rank {rank} of {self.count} {how} {moment}, and the others were stopped"
         return process_error(what, self.printed(rank), todo)
 
     def start_error(self) -> ProcessError:
         """Make the error that it has ended before its ranks were there."""
         if "EADDRINUSE" in text_of(self.log):
-            what = f"port {self.port}, which the environment's MASTER_PORT names, is taken"
+            what = f"port {self.port}, which the environment's MASTER_PORT names, is in use"
             return process_error(
-                what, todo="Unset it, and any free port is taken; or name another."
+                what, todo="Unset it, so that any free port is used, or set another."
             )
         failed = list(self.exit_codes())
         if failed:  # it prints last which was the first
             return self.rank_error(failed[-1], "at the start")
         ended = f"torch's launcher ended with exit code {self.process.returncode}"
-        what = f"{ended} before the {self.count} ranks were there"
+        what = f"{ended} before the {self.count} ranks had started"
         todo = "`python -m torch.distributed.run` must work here; one process does without it."
         return process_error(what, last_lines(self.log), todo)
 
