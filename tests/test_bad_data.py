@@ -17,9 +17,9 @@ __all__ = ["refused"]  # a fixture
 CSV_FILES = cases("""
 ↵↵ => rows.csv: empty; a header and at least one row are needed
 a,b,y↵ => rows.csv: has a header but no rows
-a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2↵ => rows.csv:5: row 4 has 2 cells, the header 3
-a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2,3,4↵ => rows.csv:5: row 4 has 4 cells, the header 3
-a,a,y↵1,2,0↵ => rows.csv:1: the column `a` is there twice
+a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2↵ => rows.csv:5: row 4 has 2 cells, and the header 3
+a,b,y↵1,2,0↵3,4,1↵5,6,1↵1,2,3,4↵ => rows.csv:5: row 4 has 4 cells, and the header 3
+a,a,y↵1,2,0↵ => rows.csv:1: the column name `a` occurs twice
 ,b,y↵1,2,0↵ => rows.csv:1: column 1 has no name; name it, or list the
 a;b;y↵1;2;0↵3;4;1↵5;6;1↵ => rows.csv:1: the header has one column only; separ
 a,b,y↵"1,5",2,0↵3,4,1↵
@@ -35,7 +35,7 @@ a,b,y↵1e400,2,0↵ => rows.csv:2: row 1, column `a`: must be a finite
 a,b,y↵1_000,2,0↵ => rows.csv:2: row 1, column `a`: must be a finite
 a,b,y↵x,u,0↵z,v,1↵ => rows.csv:1: no column but the target is nume
 a,b,y↵1,2,cat↵3,4,dog↵
-    spec.yaml:1:31: data.target: holds labels (cat, dog); say which one is 1 with `positive:
+    spec.yaml:1:31: data.target: holds labels (cat, dog); name the one that is 1 with
 a,b,y↵1,2,0↵3,4,no↵ => rows.csv:3: row 2, column `y`: must be a finite
 a,b,y↵1,2,-1↵3,4,1↵ => spec.yaml:1:31: data.target: the model logist
 a,b,y↵1,2,1↵3,4,2↵ => spec.yaml:1:31: data.target: the model logistic

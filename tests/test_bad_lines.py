@@ -25,7 +25,7 @@ weight_decay: .nan => 6:15: weight_decay: must be a number ≥ 0, got nan
 weight_decay: .inf => 6:15: weight_decay: must be a number ≥ 0, got inf
 weight_decay: true => 6:15: weight_decay: must be a number ≥ 0, or {
 weight_decay: {weight: 0.1}
-    6:1: weight_decay.bias: is required: 0 leaves the bias without a penalty
+    6:1: weight_decay.bias: is required: 0 means no weight decay on the bias
 weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
@@ -60,12 +60,12 @@ init: {normal: {std: 1, seed: -1}} => 6:31: init.normal.seed: must be a whole nu
 init: {weight: [1, 2]} => 6:7: init: must give both weight and bias; bias
 init: {weight: [1, 2, 3], bias: [0]}
     6:16: init.weight: must have 2 numbers, one for each feature, got 3
-init: {weight: [1, 2], bias: [0, 1]} => 6:30: init.bias: must hold at mo
+init: {weight: [1, 2], bias: [0, 1]} => 6:30: init.bias: must have at mo
 init: {weight: [1, a], bias: 0} => 6:20: init.weight[1]: must be a num
 init: {constnt: 1} => 6:8: init.constnt: unknown key; did you mean `constant`?
 loss: mae => 6:7: loss: must be one of bce, bce_with_logits, cross_entropy, mse, got 'mae'
-loss: cross_entropy => 6:7: loss: cross_entropy does not go with the model
-shuffle: true => 6:10: shuffle: must name its seed: {seed: 0}
+loss: cross_entropy => 6:7: loss: cross_entropy does not fit the model
+shuffle: true => 6:10: shuffle: needs a seed, like {seed: 0}
 shuffle: 5 => 6:10: shuffle: must be false or {seed: 0}, got 5
 shuffle: {} => 6:1: shuffle.seed: is required
 shuffle: {seed: -1} => 6:17: shuffle.seed: must be a whole number
@@ -85,7 +85,7 @@ lr_schedule: {kind: cosine, T_max: 5} => 6:29: lr_schedule.T_max: unknown key; d
 lr_schedule: {kind: one-cycle, steps: 5, max_lr: 1}
     6:42: lr_schedule.max_lr: unknown key; the largest lr is `lr` itself
 lr_schedule: {kind: one-cycle, steps: 5, cycle_momentum: true}
-    6:42: lr_schedule.cycle_momentum: unknown key; the momentum is the optimizer's, at each step
+    6:42: lr_schedule.cycle_momentum: unknown key; the momentum stays the optimizer's at each
 lr_schedule: {kind: one-cycle} => 6:14: lr_schedule: the kind one-cycle needs steps
 lr_schedule: {kind: one-cycle, steps: 4, pct_start: 0.25}
     6:53: lr_schedule.pct_start: pct_start times steps is 1, where OneCycleLR divides by 0
@@ -94,7 +94,7 @@ lr_schedule: {kind: one-cycle, steps: 4, div_factor: 0} => must be a number > 0,
 lr_schedule: {kind: one-cycle, steps: 4, anneal_strategy: cosine}
     6:59: lr_schedule.anneal_strategy: must be one of cos, linear, got 'cosine'
 lr_schedule: {kind: multistep, milestones: [5, 3], factor: 0.1}
-    6:44: lr_schedule.milestones: must rise from one to the next, got [5, 3]
+    6:44: lr_schedule.milestones: must increase, got [5, 3]
 lr_schedule: {kind: multistep, milestones: [0], factor: 0.1}
     6:45: lr_schedule.milestones[0]: must be a whole number ≥ 1, got 0
 lr_schedule: {kind: multistep, milestones: 5} => 6:44: lr_schedule.milestones: must be a list, got 5
@@ -121,11 +121,11 @@ convention: {decay: coupled}
 compare: [] => 6:10: compare: must not be empty, got []
 compare: [weights] => 6:11: compare[0]: must be one of parameters, loss,
 compare: loss => 6:10: compare: must be a list, got 'loss'
-compare: [loss, loss] => 6:10: compare: must name each of parameters and
+compare: [loss, loss] => 6:10: compare: must contain parameters and
 tolerance: 8 => 6:12: tolerance: must be {rounding: 8}, {rtol
 tolerance: {} => 6:12: tolerance: must be {rounding: 8}, {rtol
 tolerance: {rounding: 8, atol: 1}
-    6:12: tolerance: takes either rounding, on one step, or rtol and atol, on the drift
+    6:12: tolerance: takes either rounding, for one step, or rtol and atol
 tolerance: {exact: true} => 6:12: tolerance: must be {rounding: 8}
 tolerance: {rtol: -1} => 6:19: tolerance.rtol: must be a number ≥ 0
 tolerance: {rtoll: 1} => 6:13: tolerance.rtoll: unknown key; did you mean `rtol`?
@@ -133,7 +133,7 @@ tolerance: {weigth: exact} => 6:13: tolerance.weigth: unknown key; did you mean 
 tolerance: {weight: close}
     6:21: tolerance.weight: must be {rounding: 8}, {rtol: 1e-5, atol: 1e-8} or exact
 tolerance: {bias: {rounding: 1, rtol: 1}}
-    6:19: tolerance.bias: takes either rounding, on one step, or rtol and atol
+    6:19: tolerance.bias: takes either rounding, for one step, or rtol and atol
 tolerance: {rounding: 0} => 6:23: tolerance.rounding: must be a number > 0
 scratch: 3
     6:10: scratch: must be a Python file and a function in it, like my_train.py:train, or an opt
@@ -141,8 +141,8 @@ scratch: my.py => 6:10: scratch: must be a Python file and a function
 scratch: my.py:3f => 6:10: scratch: must be a Python file and
 scratch: my.py:f:g => 6:10: scratch: must be a Python file and
 framework: torch
-    a function in it, like my_train.py:train, or a mapping like {lr: 0.2} of what torch alone
-framework: {} => 6:12: framework: must hold lr, weight_decay, optimizer or processes
+    a function in it, like my_train.py:train, or a mapping like {lr: 0.2} of settings for
+framework: {} => 6:12: framework: must have lr, weight_decay, optimizer or processes
 framework: {processes: 1} => 6:24: framework.processes: must be a whole number ≥ 2, got 1
 framework: {processes: 2.5} => 6:24: framework.processes: must be a whole number, got 2.5
 framework: {lrr: 1} => 6:13: framework.lrr: unknown key; did you m
@@ -153,12 +153,12 @@ framework: {lr: 1, lr: 2} => 6:20: framework.lr: is given twice, first in line 6
 framework: {weight_decay: {weight: a, bias: 0}}
     6:36: framework.weight_decay.weight: must be a number, got 'a'
 framework: {weight_decay: {weight: 1}}
-    6:13: framework.weight_decay.bias: is required: 0 leaves the bias without a penalty
+    6:13: framework.weight_decay.bias: is required: 0 means no weight decay on the bias
 framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon computes in bfloat16
 framework: {optimizer: {name: sgd, momentm: 1}}
     6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?
 expect: diverged => 6:9: expect: must be {verdict: diverged, step: 2
-expect: {} => 6:9: expect: must hold verdict, step or cause
+expect: {} => 6:9: expect: must have verdict, step or cause
 expect: {verdict: diverge}
     6:19: expect.verdict: must be one of equivalent, diverged, inconclusive, got 'diverge'
 expect: {step: 0} => 6:16: expect.step: must be a whole number ≥ 1, got 0
@@ -176,12 +176,12 @@ learning_rate: 1 => 6:1: learning_rate: unknown key; did you mean `lr`
 zzz: 1 => 6:1: zzz: unknown key; known here: data, model, loss, bias
 3: 1 => 6:1: 3: unknown key; known here: data, model
 lr: 0.2 => 6:1: lr: is given twice, first in line 5; keep one of them
-? [a, b]↵: 1 => 6:3: a key must be a word
-epochs: &a 1 => 6:9: anchors and aliases have no use in a spec
-epochs: *a => 6:9: anchors and aliases have no use in a spec
-compare: [&a loss] => 6:11: anchors and aliases have no use in a spec
-epochs: ! 1 => 6:9: tags have no use in a spec; remove it
-epochs: !!python/object:os.system x => 6:9: tags have no use in a spec; remove it
+? [a, b]↵: 1 => 6:3: a key must be a string
+epochs: &a 1 => 6:9: a spec takes no anchors or aliases
+epochs: *a => 6:9: a spec takes no anchors or aliases
+compare: [&a loss] => 6:11: a spec takes no anchors or aliases
+epochs: ! 1 => 6:9: a spec takes no tags; remove it
+epochs: !!python/object:os.system x => 6:9: a spec takes no tags; remove it
 <<: {lr: 1} => 6:1: '<<': unknown key
 ---↵lr: 1 => 6:1: not valid YAML: expected a single document in the stream
 epochs:5 => 7:1: not valid YAML: while scanning a simple key, could

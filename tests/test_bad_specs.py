@@ -28,7 +28,7 @@ model: Logistic
     4:8: model: must be one of linear, logistic, mlp, softmax, got 'Logistic'; did you mean
 model: [logistic] => 4:8: model: must be one of linear, logistic, mlp, softmax, got ['logis
 model: linear↵loss: bce
-    5:7: loss: bce does not go with the model linear; it takes mse; for labels 0 and 1, say
+    5:7: loss: bce does not fit the model linear, which takes mse; for labels 0 and 1, use
 data: [1] => 1:7: data: must be a mapping with one source: csv, npz, synthetic
 data: {} => 1:7: data: must have one source: csv, npz, synthetic, or X and y
 data: {cvs: a.csv, target: y} => 1:7: data: must have one source: csv, npz, s
@@ -37,12 +37,12 @@ data: {csv: a.csv, target: y, npz: b.npz}
 data: {csv: a.csv, target: y, X: [[1]]}
     1:7: data: must have exactly one source, got csv and inline X, y
 data: {X: [[1.0]]} => 1:1: data.y: is required: with one number for each row
-data: {y: [1.0]} => 1:1: data.X: is required: with one list for each row
+data: {y: [1.0]} => 1:1: data.X: is required: with one list of numbers
 data: {X: [1, 2], y: [1, 0]} => 1:11: data.X: must be a list of rows, like [[2.0]
 data: {X: [], y: [1]} => 1:11: data.X: must not be empty, got []
 data: {X: [[]], y: [1]} => 1:12: data.X[0]: must not be empty, got []
 data: {X: [[1, 2], [1]], y: [1, 0]}
-    1:20: data.X[1]: must have 2 numbers as the first row has, got 1
+    1:20: data.X[1]: must have 2 numbers like the first row, got 1
 data:↵  X:↵    - [1, 2]↵    - [3, 4]↵    - [5, 6]↵    - [7, a]↵  y: [1, 1, 1, 1]
     6:11: data.X[3][1]: must be a number, got 'a'
 data: {X: [[1], [.inf]], y: [0, 1]} => 1:18: data.X[1][0]: must be a finite
@@ -54,7 +54,7 @@ data: {X: [[1], [2]], y: [0]}
 data: {X: [[1]], y: [[1]]} => 1:22: data.y[0]: must be a number, got [1]
 data: {X: [[1]], y: [null]} => 1:22: data.y[0]: has no value
 data: {X: [[1], [2]], y: [-1, 1]}
-    1:26: data.y: the model logistic needs targets from 0 to 1, got -1 in row 1; turn -1 and
+    1:26: data.y: the model logistic needs targets from 0 to 1, got -1 in row 1; replace -1
 data: {X: [[1], [2]], y: [0, 2]} => 1:26: data.y: the model logistic needs targets
 data: {X: [[1]], y: [0], standardise: true}
     1:26: data.standardise: unknown key; did you mean `standardize`?
@@ -62,22 +62,22 @@ data: {X: [[1]], y: [0], standardize: yes} => 1:39: data.standardize: mus
 data: {X: [[1]], y: [0], standardize: {ddof: 2}}
     1:46: data.standardize.ddof: must be a whole number ≤ 1, got 2
 data: {X: [[1]], y: [0], standardize: {ddof: 1}}
-    1:39: data.standardize: ddof 1 needs at least 2 training rows, got 1
+    1:39: data.standardize: ddof 1 needs at least 2 training samples, got 1
 data: {X: [[1e308], [-1e308]], y: [0, 1], standardize: true} => 1:56: data.standardize: overflows
 data: {X: [[1]], y: [0], test: 0} => 1:32: data.test: must be a share above 0
 data: {X: [[1]], y: [0], test: half} => 1:32: data.test: must be a share above
 data: {X: [[1]], y: [0], test: {seed: 1}} => 1:26: data.test.share: is req
 data: {X: [[1], [2]], y: [0, 1], test: 0.9}
-    1:40: data.test: holds out all 2 rows, and none is left to train on
+    1:40: data.test: holds out all 2 samples, and none is left to train on
 data: {synthetic: {rows: 0, features: 4}}
     1:26: data.synthetic.rows: must be a whole number ≥ 1, got 0
 data: {synthetic: 5} => 1:19: data.synthetic: must be a mapping, got 5
 data: {synthetic: {rows: 1e9, features: 1e6}}
-    1:19: data.synthetic: 1,000,000,000 × 1,000,000 numbers; at most 500,000,000 can be made
+    1:19: data.synthetic: 1,000,000,000 × 1,000,000 numbers are too many; at most
 data: {csv: no.csv, target: y}
     1:13: data.csv: no.csv: no such file; paths are relative to the spec
 data: {csv: ., target: y} => 1:13: data.csv:
-data: {csv: 5, target: y} => 1:13: data.csv: must be a word, got 5
+data: {csv: 5, target: y} => 1:13: data.csv: must be a string, got 5
 data: {csv: "", target: y} => 1:13: data.csv: must not be empty, got ''
 data: {csv: a.csv} => 1:1: data.target: is required: the column that holds
 data: {csv: a, target: y, features: a} => 1:37: data.features: must be a l
@@ -86,25 +86,28 @@ data: {csv: a, target: y, features: [a, b, a]} => 1:44: data.features[2]: `a` is
 data: {csv: a, target: y, features: [a, y]}
     1:41: data.features[1]: `y` is the target, and cannot be a feature
 data: {csv: a, target: y, positive: true}
-    1:37: data.positive: must be a word, got true; quote it as the file has it: 'True'
+    1:37: data.positive: must be a string, got true; quote it as in the file: 'True'
 data: {npz: no.npz} => 1:13: data.npz: no.npz: no such file
-data: {npz: a.npz, X: 5} => 1:23: data.X: must be a word, got 5
+data: {npz: a.npz, X: 5} => 1:23: data.X: must be a string, got 5
 """) | {
     'data: {csv: "a\\0", target: y}': "1:13: data.csv: must be a file's name",
-    'data: {csv: "\\ud800", target: y}': "1:13: data.csv: must hold no half of",
+    'data: {csv: "\\ud800", target: y}': "1:13: data.csv: must be Unicode text",
     f"data: {{csv: {'a' * 5000}, target: y}}": "1:13: data.csv: aaa",
 }
 
 FILES = {
-    "empty": (b"", ": a spec is a mapping with data, model, lr, ..; this file is empty"),
+    "empty": (b"", ": a spec must be a mapping of data, model, lr and more; this file is empty"),
     "comment-only": (
         b"# nothing\n",
-        ": a spec is a mapping with data, model, lr, ..; this file is",
+        ": a spec must be a mapping of data, model, lr and more; this file is",
     ),
-    "word-only": (b"hello", ":1:1: a spec is a mapping with data, model, lr, ..; this file holds"),
+    "word-only": (
+        b"hello",
+        ":1:1: a spec must be a mapping of data, model, lr and more; this file holds",
+    ),
     "list-only": (
         b"- a\n",
-        ":1:1: a spec is a mapping with data, model, lr, ..; this file holds ['a",
+        ":1:1: a spec must be a mapping of data, model, lr and more; this file holds ['a",
     ),
     "latin-1": (GOOD.encode() + "é: 1".encode("latin-1"), ":6:1: not UTF-8 text (byte 0xe9); save"),
     "utf-16": (GOOD.encode("utf-16"), ":1:1: not UTF-8 text (byte 0xff); save the file as UTF-8"),
@@ -138,7 +141,7 @@ RPROP = {
 @pytest.mark.parametrize("lines", RPROP, ids=short)
 def test_run_weight_decay_where_torch_takes_none(lines: str, refused: Refused) -> None:
     message = refused.message(spec_yaml=f"{GOOD}{lines}\n".encode())
-    text = "torch.optim.Rprop takes no weight decay; leave it out, or say 0"
+    text = "torch.optim.Rprop takes no weight decay; leave it out, or set it to 0"
     assert message.startswith(f"spec.yaml:{RPROP[lines]}: {text}")
 
 

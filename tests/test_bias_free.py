@@ -278,7 +278,7 @@ def test_bias_is_true_or_false(value: object) -> None:
 
 
 def test_with_a_bias_both_are_needed_as_before() -> None:
-    told = "weight_decay.bias: is required: 0 leaves the bias without a penalty"
+    told = "weight_decay.bias: is required: 0 means no weight decay on the bias"
     with pytest.raises(InputError, match=told):
         check(spec_of(bias=True, init="zeros"))
     with pytest.raises(InputError, match="init: must give both weight and bias; bias is missing"):

@@ -257,9 +257,9 @@ def test_labels_that_yaml_reads_as_truth_values_are_asked_for_in_quotes(
     data: dict[str, object] = {"csv": "flags.csv", "target": "flag"}
     settings = {"model": "logistic", "init": "zeros"}
     assert cli.exit_code(["run", str(write_spec(data=data, **settings))]) == 2
-    assert "holds labels ('False', 'True'); say which one is 1" in capsys.readouterr().err
+    assert "holds labels ('False', 'True'); name the one that is 1" in capsys.readouterr().err
     assert cli.exit_code(["run", str(write_spec(data=data | {"positive": False}, **settings))]) == 2
-    assert "quote it as the file has it: 'False'" in capsys.readouterr().err
+    assert "quote it as in the file: 'False'" in capsys.readouterr().err
     assert (
         cli.exit_code(["run", str(write_spec(data=data | {"positive": "True"}, **settings))]) == 0
     )

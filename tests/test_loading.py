@@ -73,7 +73,7 @@ def test_parse(text: str, expected: object) -> None:
     assert content(text) == expected
 
 
-NO_VALUE = "x: has no value; give it one, or leave an optional key out"
+NO_VALUE = "x: has no value; give it one, or remove the key"
 DIGITS = "x: must be a finite number, got 5,000 digits"
 TWICE = "a.b: is given twice, first in line 1; keep one of them"
 

@@ -64,10 +64,10 @@ WRONG: dict[str, tuple[Spec, str]] = {
     ),
     "head and loss": (
         MLP | {"model": {"mlp": {"hidden": [4], "head": "linear"}}},
-        "loss: cross_entropy does not go with an mlp with the head linear; it takes mse; for class",
+        "loss: cross_entropy does not fit an mlp with the head linear, which takes mse; for class",
     ),
-    "model and loss": (SOFTMAX | {"loss": "mse"}, "mse does not go with the model softmax"),
-    "options": (SOFTMAX | {"loss": {"mse": {}}}, "loss: only cross_entropy has options; write"),
+    "model and loss": (SOFTMAX | {"loss": "mse"}, "mse does not fit the model softmax"),
+    "options": (SOFTMAX | {"loss": {"mse": {}}}, "loss: only cross_entropy takes options; write"),
     "smoothing": (
         SOFTMAX | {"loss": {"cross_entropy": {"label_smoothing": 1.5}}},
         "loss.cross_entropy.label_smoothing: must be a number ≤ 1, got 1.5",
@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[Spec, str]] = {
     ),
     "no weight": (
         SOFTMAX | {"loss": {"cross_entropy": {"weight": [0, 0, 0]}}},
-        "loss.cross_entropy.weight: must have a number above 0 for some class",
+        "loss.cross_entropy.weight: must have a number above 0 for at least one class",
     ),
     "init name": (
         MLP | {"init": {"layers.0.wieght": [[1.0]]}},
@@ -110,15 +110,15 @@ WRONG: dict[str, tuple[Spec, str]] = {
     ),
     "half a label": (
         SOFTMAX | {"data": {"X": [[1.0], [2.0]], "y": [0, 0.5]}},
-        "data.y: the labels of classes are 0, 1, 2, .., got 0.5 in row 2",
+        "data.y: class labels must be 0, 1, 2, .., got 0.5 in row 2",
     ),
     "negative label": (
         SOFTMAX | {"data": {"X": [[1.0], [2.0]], "y": [0, -1]}},
-        "data.y: the labels of classes are 0, 1, 2, .., got -1 in row 2",
+        "data.y: class labels must be 0, 1, 2, .., got -1 in row 2",
     ),
     "from 1": (
         SOFTMAX | {"data": {"X": [[1.0], [2.0]], "y": [1, 2]}},
-        "data.y: the labels of 2 classes are 0 to 1, got 2, and none is 0",
+        "data.y: the labels of 2 classes must be 0 to 1, got 2, and none is 0",
     ),
     "a logistic head": (
         MLP | {"loss": "bce"},

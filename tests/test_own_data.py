@@ -75,8 +75,8 @@ def test_integers_are_float64_for_a_built_in_model_and_from_other_sources(tmp_pa
 @pytest.mark.parametrize(
     ("X", "y", "text"),
     [
-        (np.ones((2, 3)), np.ones(3), "must have a row for each sample, .*got .2, 3. and .3,."),
-        (np.float64(1), np.ones(1), r"must have a row for each sample, .*got \(\) and \(1,\)"),
+        (np.ones((2, 3)), np.ones(3), "must have one entry for each sample, .*got .2, 3. and .3,."),
+        (np.float64(1), np.ones(1), r"must have one entry for each sample, .*got \(\) and \(1,\)"),
         (np.ones((2, 0, 3)), np.ones(2), r"`X` holds no numbers: its shape is \(2, 0, 3\)"),
         (np.where(IMAGES == 21, np.nan, IMAGES), np.ones(3), r"`X`\[2, 0, 1, 1\]: missing or inf"),
     ],

@@ -72,10 +72,10 @@ def test_prepare_rows_are_contiguous_for_both_trainers() -> None:
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"test": 0.9}, "data.test: holds out all 4 rows, and none is left to train on"),
+        ({"test": 0.9}, "data.test: holds out all 4 samples, and none is left to train on"),
         (
             {"test": 0.75, "standardize": {"ddof": 1}},
-            "data.standardize: ddof 1 needs at least 2 training rows, got 1",
+            "data.standardize: ddof 1 needs at least 2 training samples, got 1",
         ),
     ],
 )

@@ -92,9 +92,9 @@ def test_start_that_does_not_fit_the_data_is_refused(weight: list[float]) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", {"scratch": "float64", "framework": "float32"}])
 def test_numbers_that_float32_cannot_hold_are_refused(dtype: Any) -> None:
-    with pytest.raises(InputError, match=r"cannot hold the data, whose largest number is 1e\+39"):
+    with pytest.raises(InputError, match=r"cannot hold the data, with a number of size 1e\+39"):
         problem_of(dtype=dtype, model="linear", data={"X": [[-1e39], [1.0]], "y": [0.0, 1.0]})
-    with pytest.raises(InputError, match=r"cannot hold the start, whose largest number is"):
+    with pytest.raises(InputError, match=r"cannot hold the initial parameters, with a number"):
         # Seed 3 starts with 2.04 and -2.56 standard deviations.
         problem_of(dtype=dtype, init={"normal": {"std": 3e38, "seed": 3}})
 

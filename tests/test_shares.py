@@ -101,13 +101,13 @@ def test_training_holds_the_shares(small: Spec) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"batch_size": 3}, "the last batch of each epoch, number 2, has 1 row for 2 processes"),
+        ({"batch_size": 3}, "the last batch of each epoch, number 2, has 1 sample for 2 processes"),
         (
             {"batch_size": 3, "accumulate": 2},
-            "the last micro-batch of each epoch, number 2, has 1 row for 2 processes",
+            "the last micro-batch of each epoch, number 2, has 1 sample for 2 processes",
         ),
-        ({"batch_size": 1}, "each batch has 1 row for 2 processes"),
-        ({"framework": {"processes": 5}}, "each batch has 4 rows for 5 processes"),
+        ({"batch_size": 1}, "each batch has 1 sample for 2 processes"),
+        ({"framework": {"processes": 5}}, "each batch has 4 samples for 5 processes"),
     ],
     ids=str,
 )

@@ -215,7 +215,7 @@ def test_from_mapping_takes_none_for_what_is_not_given(tmp_path: Path) -> None:
 
 
 def test_from_mapping_with_a_key_that_is_no_word_is_refused() -> None:
-    with pytest.raises(InputError, match="a key must be a word, got 5"):
+    with pytest.raises(InputError, match="a key must be a string, got 5"):
         from_mapping({"data": {"X": [[1.0]], "y": [0]}, "model": "linear", "lr": 1, 5: 1})  # type: ignore[dict-item]
 
 

@@ -60,7 +60,7 @@ def test_read_spec_takes_what_python_gives_in_the_place_of_the_files(tmp_path: P
 
 MODELLESS = "data: {X: [[1.0], [2.0]], y: [0, 1]}\nlr: 0.1\n"
 MODELS = "one of linear, logistic, mlp, softmax"
-FRAMEWORK = f"the built-in framework side is {MODELS}; or name a function for `framework` too"
+FRAMEWORK = f"the built-in framework side needs {MODELS}; or name a function for `framework` too"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ FRAMEWORK = f"the built-in framework side is {MODELS}; or name a function for `f
         ("scratch: my.py:train\nframework: {lr: 0.2}\n", FRAMEWORK),
         (
             "framework: my.py:build\n",
-            f"the built-in scratch side is {MODELS}; or give `scratch` too",
+            f"the built-in scratch side needs {MODELS}; or give `scratch` too",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_spec_without_a_model_tells_its_other_mistakes_too(tmp_path: Path) -> No
 def test_spec_loss_without_a_model_is_refused(tmp_path: Path) -> None:
     text = MODELLESS + "loss: mse\nscratch: my.py:train\nframework: my.py:build\n"
     assert complaints(tmp_path, text) == [
-        "spec.yaml:3:7: loss: goes with a model; leave it out where the framework side is your own"
+        "spec.yaml:3:7: loss: needs a `model`; leave it out where the framework side is your own"
     ]
 
 
@@ -100,7 +100,7 @@ def test_spec_loss_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_spec_convention_beside_scratch_code_is_refused(tmp_path: Path, convention: str) -> None:
     text = f"{GOOD}convention: {convention}\nscratch: my.py:train\n"
     (found,) = complaints(tmp_path, text)
-    assert found.startswith("spec.yaml:5:10: scratch: your own code does what it does, and conv")
+    assert found.startswith("spec.yaml:5:10: scratch: convention is for the built-in scratch side")
     assert found.endswith("leave convention out")
     assert read(tmp_path, text.replace(convention, "pytorch")).scratch == "my.py:train"
     # Beside settings of torch's own, it is what the built-in scratch side does.

@@ -99,11 +99,11 @@ OWN = "framework: my.py:build\n"
         ),
         (
             OWN + "scratch: adamw\nconvention: doubled\n",
-            "adamw is the textbook rule, and ",
+            "is the textbook rule adamw; leave convention out",
         ),
         (
             OWN + "scratch: adamw\ncompare: [loss]\n",
-            "must name parameters: `scratch: adamw`",
+            "must contain parameters: `scratch: adamw`",
         ),
     ],
 )

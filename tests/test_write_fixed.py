@@ -69,7 +69,7 @@ def test_foreign_file_is_not_overwritten(foreign: str, folder: Folder) -> None:
     there.write_text(foreign, encoding="utf-8")
     done, _ = folder.fix("scratch: mine.py:divided\n")
     assert done.code == 2
-    assert f"{there}: is there already; `--write-fixed` does not overwrite it" in done.err
+    assert f"{there}: exists already; `--write-fixed` does not overwrite it" in done.err
     assert there.read_text(encoding="utf-8") == foreign
 
 
@@ -84,8 +84,8 @@ def test_spec_itself_is_not_overwritten(folder: Folder) -> None:
     [
         ("nowhere/fixed.yaml", "cannot be written: No such file or directory"),
         ("mine.py/fixed.yaml", "cannot be written: Not a directory"),
-        (".", "is no ordinary file"),
-        ("pipe", "is no ordinary file"),
+        (".", "is not a regular file"),
+        ("pipe", "is not a regular file"),
         ("x" * 300, "cannot be read: File name too long"),
     ],
 )

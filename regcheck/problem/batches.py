@@ -212,8 +212,8 @@ def check_shares(loaded: LoadedSpec, train_rows: int) -> None:
     drop = "; `drop_last: true` leaves it out" if last and count > 1 else ""
     raise loaded.error(
         ("framework", "processes"),
-        f"{which} has {rows} row{'s' if rows > 1 else ''} for {schedule.processes} processes, each "
-        f"of which needs one; take fewer processes or another batch_size{drop}",
+        f"{which} has {rows} sample{'s' if rows > 1 else ''} for {schedule.processes} processes, "
+        f"each of which needs one; use fewer processes or another batch_size{drop}",
     )
 
 

@@ -57,8 +57,8 @@ def check_range(loaded: LoadedSpec, X: Array, y: Array, initial: Parameters) -> 
     """Refuse data and a start that overflow in float32 where a side uses it."""
     if "float32" not in (loaded.spec.dtype.scratch, loaded.spec.dtype.framework):
         return
-    for name, arrays in {"data": (X, y), "start": tuple(initial.values())}.items():
+    for name, arrays in {"data": (X, y), "initial parameters": tuple(initial.values())}.items():
         largest = max(float(np.abs(numbers).max()) for numbers in arrays)
         if largest > float(np.finfo(np.float32).max):
-            text = f"float32 cannot hold the {name}, whose largest number is {largest:.3g}"
+            text = f"float32 cannot hold the {name}, with a number of size {largest:.3g}"
             raise loaded.error(("dtype",), f"{text}; use float64")

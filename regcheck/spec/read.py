@@ -73,7 +73,7 @@ def validate(document: Document) -> Spec:
     """
     if not isinstance(document.content, Mapping):
         found = "is empty" if document.content is None else f"holds {shown(document.content)}"
-        text = f"a spec is a mapping with data, model, lr, ..; this file {found}"
+        text = f"a spec must be a mapping of data, model, lr and more; this file {found}"
         raise InputError([Complaint(document.place(()), text)])
     complaints = list(document.complaints)
     try:
@@ -96,12 +96,12 @@ REASONS = {
     "float_type": "must be a number",
     "int_from_float": "must be a whole number",
     "int_type": "must be a whole number",
-    "invalid_key": "a key must be a word",
+    "invalid_key": "a key must be a string",
     "list_type": "must be a list",
     "string_too_short": "must not be empty",
-    "string_type": "must be a word",
-    "string_unicode": "must hold no half of a surrogate pair",
-    "too_long": "must hold at most {max_length:,} number",
+    "string_type": "must be a string",
+    "string_unicode": "must be Unicode text without lone surrogates",
+    "too_long": "must have at most {max_length:,} number",
     "too_short": "must not be empty",
 }
 """Kinds of pydantic's errors, in plain words."""
@@ -116,13 +116,13 @@ LIMITS = {
 
 REQUIRED: dict[SpecPath, str] = {
     ("data",): f"with {ONE_SOURCE}",
-    ("data", "X"): "with one list for each row",
+    ("data", "X"): "with one list of numbers for each sample",
     ("data", "target"): "the column that holds y",
     ("data", "y"): "with one number for each row of X",
-    ("framework", "weight_decay", "bias"): "0 leaves the bias without a penalty",
+    ("framework", "weight_decay", "bias"): "0 means no weight decay on the bias",
     ("lr",): "the learning rate",
     ("model",): "one of " + ", ".join(MODELS),
-    ("weight_decay", "bias"): "0 leaves the bias without a penalty",
+    ("weight_decay", "bias"): "0 means no weight decay on the bias",
 }
 """What a missing key is for, where that helps."""
 
@@ -136,7 +136,7 @@ SYNONYMS: dict[SpecPath, dict[str, str]] = {
 
 NO_KEYS: dict[SpecPath, str] = {
     ("lr_schedule", "max_lr"): "the largest lr is `lr` itself",
-    ("lr_schedule", "cycle_momentum"): "the momentum is the optimizer's, at each step",
+    ("lr_schedule", "cycle_momentum"): "the momentum stays the optimizer's at each step",
 }
 """What other tools have a key for, and what is here in its place."""
 

@@ -28,12 +28,12 @@ def write_fixed(
     """
     try:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: is no ordinary file; `--write-fixed` writes a new one")
+            raise UsageError(f"{path}: is not a regular file; `--write-fixed` writes a new one")
         there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     if there.strip() and not there.startswith(WRITTEN):
-        raise UsageError(f"{path}: is there already; `--write-fixed` does not overwrite it")
+        raise UsageError(f"{path}: exists already; `--write-fixed` does not overwrite it")
     changes = {**relocated(loaded, path), **changes}
     if loaded.spec.expect is not None:
         changes["expect"] = {"verdict": "equivalent"}

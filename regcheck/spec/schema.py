@@ -117,7 +117,7 @@ class Spec(Section):
     def with_a_model(cls, value: object, info: ValidationInfo) -> object:
         given = value is not None if info.field_name == "loss" else not value
         if given and info.data.get("model", "") is None:
-            raise wrong("goes with a model; leave it out where the framework side is your own")
+            raise wrong("needs a `model`; leave it out where the framework side is your own")
         return value
 
     @field_validator("loss")
@@ -131,9 +131,8 @@ class Spec(Section):
         convention, optimizer = info.data.get("convention"), info.data.get("optimizer")
         textbook = textbook_of(scratch)
         if scratch is not None and convention not in (None, ConventionKeys()):
-            text = "your own code does what it does"
-            text = f"{textbook} is the textbook rule" if textbook else text
-            text += ", and convention is what the built-in scratch side does"
+            own = f"is the textbook rule {textbook}" if textbook else "is your own code"
+            text = f"convention is for the built-in scratch side, and this one {own}"
             raise wrong(f"{text}; leave convention out")
         if textbook and isinstance(optimizer, Optimizer) and optimizer.name != textbook:
             raise wrong(
@@ -155,9 +154,9 @@ class Spec(Section):
     def each_once(cls, compare: list[str], info: ValidationInfo) -> list[str]:
         textbook = textbook_of(info.data.get("scratch"))
         if textbook and "parameters" not in compare:
-            raise wrong(f"must name parameters: `scratch: {textbook}` has no loss of its own")
+            raise wrong(f"must contain parameters: `scratch: {textbook}` reports no loss")
         if len(set(compare)) < len(compare):
-            raise wrong("must name each of parameters and loss once at most")
+            raise wrong("must contain parameters and loss at most once each")
         return compare
 
     @field_validator("clip_value")
@@ -190,10 +189,10 @@ class Spec(Section):
         models = ", ".join(MODELS)
         text = f"is required: one of {models}"
         if scratch is not None:
-            text = f"is required: the built-in framework side is one of {models}; "
+            text = f"is required: the built-in framework side needs one of {models}; "
             text += "or name a function for `framework` too"
         elif own:
-            text = f"is required: the built-in scratch side is one of {models}; "
+            text = f"is required: the built-in scratch side needs one of {models}; "
             text += "or give `scratch` too"
         return {**content, "model": wrong(text)}
 
@@ -220,7 +219,7 @@ class Spec(Section):
             ("framework",): (torchs.optimizer or self.optimizer, decay),
         }
         errors: list[tuple[Path, str]] = [
-            (path, f"torch.optim.{rule.torch} takes no weight decay; leave it out, or say 0")
+            (path, f"torch.optim.{rule.torch} takes no weight decay; leave it out, or set it to 0")
             for path, (optimizer, decays) in sides.items()
             if not (rule := rule_of(optimizer.name)).weight_decay and (decays.weight or decays.bias)
         ]

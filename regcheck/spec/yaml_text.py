@@ -72,7 +72,7 @@ class Document:
             key = key_node.value
             inner = (*path, key)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.complaints.append(Complaint(self.at(key_node), "a key must be a word"))
+                self.complaints.append(Complaint(self.at(key_node), "a key must be a string"))
             elif key in found:
                 text = f"is given twice, first in line {self.places[inner][0].line}"
                 text = f"{dotted(inner)}: {text}; keep one of them"
@@ -85,7 +85,7 @@ class Document:
         """Read a number, a word or a truth value; a missing value is complained about."""
         text: str = node.value
         kinds = (kind for pattern, kind in SCALARS if pattern.fullmatch(text))
-        problem = "has no value; give it one, or leave an optional key out"
+        problem = "has no value; give it one, or remove the key"
         try:
             value = next(kinds, str)(text) if node.style is None else text
         except ValueError:  # Python reads no whole number of more than 4,300 digits
@@ -146,9 +146,9 @@ class SpecLoader(yaml.BaseLoader):
         event = self.peek_event()  # type: ignore[no-untyped-call]
         text = ""
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            text = "anchors and aliases have no use in a spec; write the value out"
+            text = "a spec takes no anchors or aliases; write the value itself"
         elif getattr(event, "tag", None):
-            text = "tags have no use in a spec; remove it"
+            text = "a spec takes no tags; remove it"
         elif self.depth == MAX_DEPTH:
             text = "nested too deeply for a spec"
         if text:

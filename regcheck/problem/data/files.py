@@ -110,7 +110,7 @@ def survey(path: Path) -> int:
         if len(cells) != len(header):
             bad += 1
             if len(ragged) < MOST_COMPLAINTS:
-                text = f"row {count} has {len(cells)} cells, the header {len(header)}"
+                text = f"row {count} has {len(cells)} cells, and the header {len(header)}"
                 ragged.append(Complaint(Place(str(path), line), text))
     if not count:
         raise refused(path, None, "has a header but no rows")
@@ -125,7 +125,7 @@ def check_header(path: Path, header: list[str]) -> None:
         raise refused(path, 1, "the header has one column only; separate columns with commas")
     repeated = [name for index, name in enumerate(header) if name and name in header[:index]]
     if repeated:
-        text = f"the column `{shortened(repeated[0])}` is there twice; give each its own name"
+        text = f"the column name `{shortened(repeated[0])}` occurs twice; make the names unique"
         raise refused(path, 1, text)
 
 

@@ -32,7 +32,7 @@ def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | Non
         if head == "logistic" and columns.is_text(index):
             present = sorted(one for one in labels_in(path, index) if not is_missing(one))
             some = ", ".join(map(in_yaml, present[:5])) + (", .." if len(present) > 5 else "")
-            text = f"holds labels ({some}); say which one is 1 with `positive: LABEL`"
+            text = f"holds labels ({some}); name the one that is 1 with `positive: LABEL`"
             raise loaded.error(("data", "target"), text)
         return column
     if head != "logistic":
@@ -88,7 +88,7 @@ def numbered_classes(
     target = ("data", "target" if of_csv else "y")
     odd = np.flatnonzero((y < 0) | (y != np.round(y)))
     if len(odd):
-        text = f"the labels of classes are 0, 1, 2, .., got {y[odd[0]]:g} in row {odd[0] + 1}"
+        text = f"class labels must be 0, 1, 2, .., got {y[odd[0]]:g} in row {odd[0] + 1}"
         raise loaded.error(target, text)
     present = np.unique(y)
     classes = names or tuple(map(str, range(len(present))))
@@ -96,7 +96,7 @@ def numbered_classes(
         classes = tuple(map(str, range(len(weight))))
     elif present[-1] >= len(present):
         absent = next(label for label in range(len(present)) if present[label] != label)
-        text = f"the labels of {len(present)} classes are 0 to {len(present) - 1}"
+        text = f"the labels of {len(present)} classes must be 0 to {len(present) - 1}"
         text += f", got {present[-1]:g}, and none is {absent}"
         raise loaded.error(target, text)
     if weight is not None and len(weight) != len(classes):
@@ -114,7 +114,7 @@ def check_labels(loaded: LoadedSpec, y: Numbers) -> None:
     found = f"got {y[first]:g} in row {first + 1}"
     hint = "; name the label that is 1 with `positive`" if of_csv else ""
     if set(np.unique(y)) <= {-1.0, 1.0}:
-        hint = "; turn -1 and 1 into 0 and 1"
+        hint = "; replace -1 and 1 by 0 and 1"
     model = loaded.spec.model
     who = f"the model {model}" if isinstance(model, str) else "a logistic head"
     text = f"{who} needs targets from 0 to 1, {found}{hint}"

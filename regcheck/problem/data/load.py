@@ -169,7 +169,7 @@ def from_npz(loaded: LoadedSpec, data: NpzData) -> Rows:
         X, y = read_array(path, archive, data.X), read_array(path, archive, data.y)
     if loaded.spec.model is None:
         fit = X.ndim >= 1 and y.ndim >= 1
-        expected = f"`{data.X}` and `{data.y}` must have a row for each sample, (n, ..) both"
+        expected = f"`{data.X}` and `{data.y}` must have one entry for each sample, (n, ..) both"
     else:
         X, y = X.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
         X = X[:, None] if X.ndim == 1 else X
@@ -190,7 +190,7 @@ def synthetic(loaded: LoadedSpec, data: Synthetic) -> Rows:
     logistic: y is 1 with probability σ(Xw + b); softmax: `softmax_labels`.
     """
     if data.rows * data.features > MOST_NUMBERS:
-        text = f"{data.rows:,} × {data.features:,} numbers; at most {MOST_NUMBERS:,} can be made"
+        text = f"{data.rows:,} × {data.features:,} numbers are too many; at most {MOST_NUMBERS:,}"
         raise loaded.error(("data", "synthetic"), text)
     random = np.random.default_rng(data.seed)
     X = random.normal(size=(data.rows, data.features))

@@ -71,7 +71,7 @@ def read_shape(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...
         read_header = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
         shape, _, dtype = read_header(member)
     if dtype.hasobject:
-        text = f"`{key}` holds Python objects, which are never loaded; save plain numeric arrays"
+        text = f"`{key}` holds Python objects, which are never loaded; save numeric arrays"
         raise refused(path, None, text)
     if dtype.kind not in "biuf":
         found = npy.dtype_to_descr(dtype)

@@ -36,7 +36,7 @@ def prepare(loaded: LoadedSpec, rows: Rows) -> Split:
     if data.test is not None:
         train -= held_out(len(y), data.test.share)
         if train < 1:
-            text = f"holds out all {len(y)} rows, and none is left to train on; lower the share"
+            text = f"holds out all {len(y)} samples, and none is left to train on; lower the share"
             raise loaded.error(("data", "test"), text)
         if data.test.seed is not None:
             order = np.random.default_rng(data.test.seed).permutation(len(y))
@@ -56,7 +56,7 @@ def standardized(loaded: LoadedSpec, X: Numbers, train: int, ddof: int) -> Numbe
         text = f"standardizes the columns of X (n, d), and X is {X.shape}; do it before you save X"
         raise loaded.error(("data", "standardize"), text)
     if train <= ddof:
-        text = f"ddof {ddof} needs at least {ddof + 1} training rows, got {train}"
+        text = f"ddof {ddof} needs at least {ddof + 1} training samples, got {train}"
         raise loaded.error(("data", "standardize"), text)
     with np.errstate(over="ignore", invalid="ignore"):
         mean = X[:train].mean(axis=0)

@@ -26,7 +26,7 @@ from regcheck.spec.sections.fields import (
 def label(value: object) -> object:
     """Take a column's name or a label as the text that a data file holds."""
     if isinstance(value, bool):
-        raise wrong(f"must be a word, got {shown(value)}; quote it as the file has it: '{value}'")
+        raise wrong(f"must be a string, got {shown(value)}; quote it as in the file: '{value}'")
     return str(value) if is_number(value) else value
 
 
@@ -137,7 +137,7 @@ class InlineData(Source):
     def rectangular(cls, X: list[list[float]]) -> list[list[float]]:
         width = len(X[0])
         raise_inside(
-            ((index,), f"must have {width} numbers as the first row has, got {len(row)}")
+            ((index,), f"must have {width} numbers like the first row, got {len(row)}")
             for index, row in enumerate(X)
             if len(row) != width
         )

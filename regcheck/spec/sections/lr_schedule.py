@@ -71,11 +71,13 @@ class LrSchedule(Section):
             yield (), f"the kind {self.kind} needs {' and '.join(missing)}"
         milestones = self.milestones or []
         if any(late <= early for early, late in pairwise(milestones)):
-            yield ("milestones",), f"must rise from one to the next, got {shown(milestones)}"
+            yield ("milestones",), f"must increase, got {shown(milestones)}"
         if self.kind == "one-cycle" and not missing:
             keys = self.all_keys
             if keys["pct_start"] * keys["steps"] == 1:
-                text = "pct_start times steps is 1, where OneCycleLR divides by 0: change one"
+                text = (
+                    "pct_start times steps is 1, where OneCycleLR divides by 0; change one of them"
+                )
                 yield ("pct_start",) if "pct_start" in given else (), text
 
     def with_keys(self, keys: Iterable[tuple[str, Any]]) -> LrSchedule:

@@ -48,7 +48,9 @@ class CrossEntropy(Section):
     @classmethod
     def some_weight(cls, weight: list[float] | None) -> list[float] | None:
         if weight is not None and not any(weight):
-            raise wrong("must have a number above 0 for some class: the mean divides by them")
+            raise wrong(
+                "must have a number above 0 for at least one class: the mean divides by their sum"
+            )
         return weight
 
 
@@ -78,7 +80,7 @@ def loss_form(value: object) -> object:
         if name == "cross_entropy":
             return CrossEntropyLoss.model_validate(value)
         if name in LOSSES:
-            raise wrong(f"only cross_entropy has options; write the name alone: {name}")
+            raise wrong(f"only cross_entropy takes options; write `loss: {name}`")
     return value if value is None or isinstance(value, CrossEntropyLoss) else one_of(LOSSES, value)
 
 
@@ -130,9 +132,9 @@ def fitting_loss(loss: str | CrossEntropyLoss | None, info: ValidationInfo) -> A
         what = f"the model {model}" if isinstance(model, str) else f"an mlp with the head {head}"
         hint = ""
         if head == "linear":
-            hint = "; for labels 0 and 1, say `model: logistic`"
-            hint = "; for classes, say `model: softmax`" if name == "cross_entropy" else hint
-        raise wrong(f"{name} does not go with {what}; it takes {', '.join(known)}{hint}")
+            hint = "; for labels 0 and 1, use `model: logistic`"
+            hint = "; for classes, use `model: softmax`" if name == "cross_entropy" else hint
+        raise wrong(f"{name} does not fit {what}, which takes {', '.join(known)}{hint}")
     return loss or known[0]
 
 

@@ -68,7 +68,7 @@ def framework_form(value: object, info: ValidationInfo) -> object:
         return TorchSettings.model_validate(value, context={"bias": has_bias(info)})
     if isinstance(value, TorchSettings):
         return value
-    forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of what torch alone is given"
+    forms = f"{FUNCTION}, or a mapping like {{lr: 0.2}} of settings for torch alone"
     return user_code(forms, value)
 
 
@@ -77,7 +77,7 @@ def own_optimizer_needed(textbook: str) -> PydanticCustomError:
     return wrong(
         f"`scratch: {textbook}` is the textbook rule for an optimizer of your own: name the "
         "function that makes it, like `framework: my_optimizer.py:build`; to compare the built-in "
-        f"sides, say `optimizer: {textbook}` and leave scratch out"
+        f"sides, set `optimizer: {textbook}` and leave scratch out"
     )
 
 

@@ -60,7 +60,9 @@ class Tolerance(Kinds):
     @model_validator(mode="after")
     def one_kind(self) -> Tolerance:
         if self.rounding is not None and self.on_drift:
-            raise wrong("takes either rounding, on one step, or rtol and atol, on the drift")
+            raise wrong(
+                "takes either rounding, for one step, or rtol and atol, for all steps so far"
+            )
         return self
 
     @property
@@ -156,7 +158,7 @@ class Expect(Section):
     @model_validator(mode="after")
     def possible(self) -> Expect:
         if self.verdict is None and self.step is None and self.cause is None:
-            raise wrong("must hold verdict, step or cause")
+            raise wrong("must have verdict, step or cause")
         if self.verdict == "equivalent" and (self.step or self.cause):
             raise wrong("an equivalent run has no step and no cause; expect the verdict alone")
         if self.verdict == "inconclusive" and self.cause:

@@ -174,7 +174,7 @@ class Shuffle(Section):
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
         if value is True:
-            raise wrong("must name its seed: {seed: 0}; both sides see the same order")
+            raise wrong("needs a seed, like {seed: 0}, so that both sides use the same order")
         return value
 
 
@@ -236,5 +236,5 @@ class TorchSettings(Section):
     def something(self) -> TorchSettings:
         if not self.model_fields_set or all(value is None for _, value in self):
             *names, last = type(self).model_fields
-            raise wrong(f"must hold {', '.join(names)} or {last}: what torch alone is given")
+            raise wrong(f"must have {', '.join(names)} or {last}, for torch alone")
         return self
