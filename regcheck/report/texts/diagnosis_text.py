@@ -31,16 +31,16 @@ TORCHS_LOSS = "torch's loss"
 
 UNEXPLAINED = (
     "not explained: no known cause, no pair of causes, no factor on the lr, the gradient or the "
-    "penalty and no other value of an option reproduces these steps."
+    "weight decay and no other value of an option reproduces these steps."
 )
 
 UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
 
 UNEXPLAINED_STAGES = {
-    "gradient": "in the data gradient, as far as the steps show: check the forward pass, the "
-    "loss's derivative, and which rows are used.",
+    "gradient": "in the gradient of the loss, as far as the steps show: check the forward pass, the "
+    "loss's derivative, and which samples are used.",
     "optimizer": "in the optimizer: how the step uses the gradient.",
-    "penalty": "in the penalty: the data gradient is torch's.",
+    "penalty": "in the weight decay: the gradient of the loss is torch's.",
 }
 """Where to look if no cause explains a divergence."""
 
@@ -64,15 +64,19 @@ def diagnosis_lines(report: Report) -> list[Line]:
     if found.best is not None:
         lines += cause_lines(report, found.best)
         lines.append(Line("Proof", proof(report, found, found.best)))
-        lines += alternative_lines(report, found)
+        lines += labelled("Or", alternatives(report, found))
     elif report.first_divergence is not None:
         lines.append(Line("Cause", UNEXPLAINED))
-        if found.stage in UNEXPLAINED_STAGES:
-            lines.append(Line("Where", UNEXPLAINED_STAGES[found.stage]))
+        lines += labelled("Where", where_to_look(found))
     lines += labelled("Known", found.evidence)
     lines += loss_lines(report, found) + fitted_lines(report, found)
     roles = roles_of(report.spec)
     return [one if one.formula else one._replace(text=roles.worded(one.text)) for one in lines]
+
+
+def where_to_look(found: Diagnosis) -> list[str]:
+    """Say where to look for what no cause explains, where the stage is known."""
+    return [UNEXPLAINED_STAGES[found.stage]] if found.stage in UNEXPLAINED_STAGES else []
 
 
 def labelled(label: str, texts: Iterable[str]) -> list[Line]:
@@ -84,19 +88,12 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
     """Describe the causes: what the scratch side does, and both rules where they differ."""
     if not best.causes:
         return [Line("Cause", "none: the sides differ by rounding alone")]
-    causes = []
-    for cause in best.causes:
-        fit = best.fits.get(cause)
-        factor = "" if fit is None else f": {factor_text(report, cause, fit)}"
-        text = options_text(report) if cause == "option-differs" else best.note
-        text = text or in_tensors(best)
-        note = f": {text}" if text and fit is None else ""
-        causes.append(f"{cause}: the scratch side {CAUSES[cause].title}{factor}{note}")
+    notes = cause_notes(report, best)
+    causes = [
+        f"{cause}: the scratch side {note}" for cause, note in zip(best.causes, notes, strict=True)
+    ]
     lines = labelled("Cause", causes)
-    own = letters(report.fitted_training or report.rule_training)
-    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
-    scratch = lines_of(best, convention, own, faults)
-    torch = lines_of(best, own.torchs, letters(report.rule_training))
+    scratch, torch = explained_rules(report, best)
     if scratch != torch:
         roles = roles_of(report.spec)
         for side, rule in ((roles.explained, scratch), (roles.reference, torch)):
@@ -105,6 +102,27 @@ def cause_lines(report: Report, best: Explanation) -> list[Line]:
                 for place, text in enumerate(rule)
             ]
     return lines
+
+
+def cause_notes(report: Report, best: Explanation) -> list[str]:
+    """Say of each cause what the scratch side does, with its number where it has one."""
+    notes = []
+    for cause in best.causes:
+        fit = best.fits.get(cause)
+        text = options_text(report) if cause == "option-differs" else best.note
+        text = text or in_tensors(best)
+        if fit is not None:
+            text = factor_text(report, cause, fit)
+        notes.append(CAUSES[cause].title + (f": {text}" if text else ""))
+    return notes
+
+
+def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[str]]:
+    """Write torch's rule with the causes put into it, and torch's own."""
+    own = letters(report.fitted_training or report.rule_training)
+    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
+    scratch = lines_of(best, convention, own, faults)
+    return scratch, lines_of(best, own.torchs, letters(report.rule_training))
 
 
 def in_tensors(best: Explanation) -> str:
@@ -134,6 +152,12 @@ def factor_text(report: Report, cause: str, fit: Fit) -> str:
     return text if same or named is None else f"{text} = {named.text}"
 
 
+def factor_name(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor by its name if it has one: `1/B`."""
+    named = name_of_factor(cause, fit, report.training)
+    return fitted_text(fit) if named is None else named.text
+
+
 def fitted_text(fit: Fit) -> str:
     """Write a fitted number, with its deviation where that shows in ten digits."""
     shows = fit.deviation >= 1e-10 * abs(fit.factor)
@@ -157,15 +181,21 @@ def options_text(report: Report) -> str:
 
 
 def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
-    """Say what putting the causes into torch's rule makes of the difference."""
+    """Say what putting the causes into torch's rule makes of the difference, and what is left."""
+    limit = report.limit_within
+    left = f"{upward(best.residual * limit)} rounding bounds, of {limit:g} allowed"
+    what = verified(report, found, best)
+    if best.causes == ("precision",) and not best.note:
+        return f"{what}, to the rounding of float32."
+    return f"{what}; the largest remaining difference is {left}."
+
+
+def verified(report: Report, found: Diagnosis, best: Explanation) -> str:
+    """Say which steps agree once the causes are in torch's rule."""
     steps = "the one step agrees" if found.steps == 1 else f"all {found.steps:,} steps agree"
     if found.steps < report.comparison.compared:
         steps = f"all {found.steps:,} kept steps of {report.comparison.compared:,} agree"
-    limit = report.limit_within
-    left = f"{upward(best.residual * limit)} rounding bounds, of {limit:g} allowed"
-    if best.causes == ("precision",) and not best.note:
-        return f"no formula differs: {steps}, to the rounding of float32."
-    if not best.causes:
+    if not best.causes or (best.causes == ("precision",) and not best.note):
         changed = "no formula differs:"
     elif found.start is not None:
         name, start = next(iter(found.start.items()))
@@ -174,26 +204,28 @@ def proof(report: Report, found: Diagnosis, best: Explanation) -> str:
     elif not best.change and best.weight_decay is None:
         changed = "from the same parameters" if "initial-parameters" in best.causes else "then"
     else:
-        changed = f"with {'it' if len(best.causes) == 1 else 'these'} in torch's rule"
-    return f"{changed} {steps}; the largest remaining difference is {left}."
+        changed = f"with {'this' if len(best.causes) == 1 else 'these'} in torch's rule"
+    return f"{changed} {steps}"
 
 
-def alternative_lines(report: Report, found: Diagnosis) -> list[Line]:
-    """Describe the explanations that are as good, and the runs that would distinguish them."""
-    texts = []
+def alternatives(report: Report, found: Diagnosis) -> list[str]:
+    """Describe the explanations that are as good, with the runs that would distinguish them."""
+    by_run: dict[str, list[str]] = {}
     for one, run in zip(found.explanations[1:], found.distinguished_by[1:], strict=True):
         causes = [
-            f"{cause} by {factor_text(report, cause, one.fits[cause])}"
+            f"{cause} by {factor_name(report, cause, one.fits[cause])}"
             if cause in one.fits
             else cause
             for cause in sorted(one.causes, key=lambda cause: cause in one.fits)
         ]
-        how = f"a run with {run} would tell them apart" if run else SAME_RULE
-        texts.append(f"{' with '.join(causes)} explains it just as well ({how})")
-    if len(texts) > MOST_ALTERNATIVES:
-        rest = len(texts) - MOST_ALTERNATIVES
-        texts[MOST_ALTERNATIVES:] = [f"and {rest} more, in the JSON report"]
-    return labelled("Or", texts)
+        by_run.setdefault(run, []).append(" with ".join(causes))
+    texts = []
+    for run, names in by_run.items():
+        if len(names) > MOST_ALTERNATIVES:
+            names = [*names[:MOST_ALTERNATIVES], f"{len(names) - MOST_ALTERNATIVES} more"]
+        how = f"a run with {run} would distinguish them" if run else SAME_RULE
+        texts.append(f"equally possible: {', or '.join(names)}; {how}")
+    return texts
 
 
 def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
@@ -212,6 +244,20 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
     lines.append(Line("", f"scratch  {formula}", formula=True))
     return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
+
+
+def loss_texts(report: Report, found: Diagnosis) -> list[str]:
+    """Say in short what explains the reported losses."""
+    reporting = found.reporting
+    if not found.loss_diverged or reporting is None:
+        return [one.text for one in loss_lines(report, found)]
+    formula = reported_formula(report, reporting, found.best)
+    causes = " and ".join(reporting.causes) or "follows from the update"
+    reports = f"the scratch side reports {formula}"
+    if formula == TORCHS_LOSS:
+        reports = " and ".join(CAUSES[cause].title for cause in reporting.causes)
+    evidence = [found.loss_evidence] if found.loss_evidence else []
+    return [f"{causes}: {reports}", *evidence]
 
 
 def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:

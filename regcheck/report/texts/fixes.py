@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from regcheck.diagnosis.records import Explanation, SpecFix
+from regcheck.diagnosis.records import Diagnosis, Explanation, SpecFix
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis_text import TORCHS_LOSS, factor_text, other_options
 from regcheck.report.texts.roles import roles_of
@@ -59,32 +59,79 @@ def fixes(report: Report) -> dict[str, list[str]]:
     found = report.diagnosis
     if found is None or not (found.best or found.reporting):
         return {}
-    best, match = found.best, found.matching
-    given = letters(report.rule_training)
-    lines = [fix_of(report, cause) for cause in found.causes]
-    changed = best is not None and bool(best.change or best.weight_decay)
-    if best is not None and changed and set(best.change) != {"bce_slope"}:
+    roles = roles_of(report.spec)
+    lines = [*scratch_fixes(report, found), *fixed_rule(report, found)]
+    ways = {roles.fix: lines} if lines else {}
+    calls, matches = torch_fixes(report, found)
+    if calls:
+        ways[roles.matching if matches else "in torch"] = calls
+    if isinstance(found.fix, SpecFix):
+        ways["in the spec"] = spec_fixes(found.fix)
+    return ways
+
+
+def short_fixes(report: Report) -> dict[str, tuple[str, ...]]:
+    """Return the same in short: by whom, and without the rule that the scratch side then has."""
+    found = report.diagnosis
+    if report.verdict != "diverged" or found is None or not (found.best or found.reporting):
+        return {}
+    roles = roles_of(report.spec)
+    ways = {
+        roles.explained: scratch_fixes(report, found),
+        roles.reference: torch_fixes(report, found)[0],
+        "spec": spec_fixes(found.fix) if isinstance(found.fix, SpecFix) else [],
+    }
+    return {label: tuple(lines) for label, lines in ways.items() if lines}
+
+
+def scratch_fixes(report: Report, found: Diagnosis) -> list[str]:
+    """Say what to change in the scratch code, a sentence for each cause."""
+    return [fix_of(report, cause) for cause in found.causes]
+
+
+def fixed_rule(report: Report, found: Diagnosis) -> list[str]:
+    """Write the rule and the loss that the scratch code then has."""
+    best, given = found.best, letters(report.rule_training)
+    lines: list[str] = []
+    if best is not None and changes_rule(best) and set(best.change) != {"bce_slope"}:
         _, faults = put_in(best.change, given.torchs, NO_FAULTS)
         lines += rule_lines(given.torchs, given, NO_FAULTS._replace(bce_slope=faults.bce_slope))
     if found.reporting is not None and found.reporting.causes:
         own = f"{TORCHS_LOSS}, as your loss function has it"
         loss = loss_text(given.torchs, given) if report.spec.own_framework is None else own
         lines.append(f"reports  {loss}")
-    roles = roles_of(report.spec)
-    ways = {roles.fix: lines} if lines else {}
-    if changed and isinstance(match, Matching):
-        ways[roles.matching] = [torch_call(match.settings)]
+    return lines
+
+
+def changes_rule(best: Explanation) -> bool:
+    """Whether an explanation changes torch's rule at all."""
+    return bool(best.change or best.weight_decay)
+
+
+def torch_fixes(report: Report, found: Diagnosis) -> tuple[list[str], bool]:
+    """Write torch's call that trains as the scratch side does; or say why there is none.
+
+    Returns the lines, and whether they are such a call.
+    """
+    best, match = found.best, found.matching
+    if best is None:
+        return [], False
+    if changes_rule(best) and isinstance(match, Matching):
+        calls = [torch_call(match.settings)]
         if report.training.lr_varies and match.lr_factor != 1:
-            ways[roles.matching].append(f"and every lr of the schedule times {match.lr_factor!r}")
-    elif best is not None and best.causes == ("schedule-differs",):
-        ways[roles.matching] = [other_schedule_call(report, best)]
-    elif changed and match is not None and report.spec.textbook is None:
+            calls.append(f"and every lr of the schedule times {match.lr_factor!r}")
+        return calls, True
+    if best.causes == ("schedule-differs",):
+        return [other_schedule_call(report, best)], True
+    if changes_rule(best) and match is not None and report.spec.textbook is None:
         what = "lr and weight_decay" if report.training.settings.rule.linear else "settings"
-        ways["in torch"] = [f"no {what} match: {match}"]
-    if isinstance(found.fix, SpecFix):
-        changes = found.fix.changes.items()
-        ways["in the spec"] = [f"{key}: {written(value)}" for key, value in changes]
-    return ways
+        return [f"no {what} match: {match}"], False
+    return [], False
+
+
+def spec_fixes(fix: SpecFix) -> list[str]:
+    """Write the keys of the spec that change, with their values."""
+    return [f"{key}: {written(value)}" for key, value in fix.changes.items()]
 
 
 def other_keys(best: Explanation) -> Sequence[tuple[str, Any]]:

@@ -35,8 +35,30 @@ def kind_of(spec: Spec) -> list[str]:
     return [name, loss]
 
 
+def short_size(report: Report) -> str:
+    """Count the samples and the steps, and say how large the batches are."""
+    training, steps = report.training, report.comparison.steps
+    batch = max(training.batch_rows, default=0)
+    batches = f" in batches of {batch:,}" if batch < training.train_rows else ""
+    return f"{count(training.train_rows, 'sample')}{batches}, {count(steps, 'step')}"
+
+
 def training_size(report: Report) -> str:
-    """Describe the rows, the steps and the batches."""
+    """Describe the samples, the steps and the batches."""
+    shape = report.row_shape
+    if len(shape) == 1:
+        row = count(shape[0], "feature")
+    else:
+        row = " x ".join(map(str, shape)) + " numbers" if shape else "1 number"
+    rows = count(report.training.train_rows, "training sample")
+    if report.classes:
+        row += f", {classes_text(report)}"
+    epochs, steps = count(report.spec.epochs, "epoch"), count(report.comparison.steps, "step")
+    return f"{rows} of {row}, {epochs}, {steps}, {batches_text(report)}"
+
+
+def batches_text(report: Report) -> str:
+    """Describe the batches, and how they are divided."""
     spec, training, steps = report.spec, report.training, report.comparison.steps
     batch, *rest = training.batch_rows
     if steps == 0:
@@ -44,21 +66,13 @@ def training_size(report: Report) -> str:
     elif batch == training.train_rows and not rest:
         batches = "full batch"
     else:
-        last = f", the last of an epoch {rest[0]}" if rest else ""
-        batches = f"batches of {batch:,} rows{last}"
+        last = f" (the last of an epoch {rest[0]})" if rest else ""
+        batches = f"batches of {batch:,}{last}"
     if spec.accumulate > 1:
         batches += f", in micro-batches of {spec.batch_size}"
     if spec.processes > 1:
         batches += f", each shared by {spec.processes} processes"
-    shape = report.row_shape
-    if len(shape) == 1:
-        row = count(shape[0], "feature")
-    else:
-        row = " x ".join(map(str, shape)) + " numbers" if shape else "1 number"
-    rows = count(training.train_rows, "training row")
-    if report.classes:
-        row += f", {classes_text(report)}"
-    return f"{rows} of {row}, {count(spec.epochs, 'epoch')}, {count(steps, 'step')}, {batches}"
+    return batches
 
 
 def classes_text(report: Report) -> str:

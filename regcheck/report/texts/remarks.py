@@ -40,6 +40,21 @@ def remarks(report: Report) -> list[str]:
     return [remark for group in groups for remark in group(report)]
 
 
+def short_remarks(report: Report) -> list[str]:
+    """Return those remarks that limit the verdict, in the order of reading."""
+    groups = (left_out, symmetry, saturation, unjudged, masked, drift, hidden_causes)
+    return [remark for group in groups for remark in group(report)]
+
+
+def hidden_causes(report: Report) -> Iterator[str]:
+    """Name the causes that a run which agrees could not have shown."""
+    diverged = report.verdict == "diverged" or report.first_divergence
+    if diverged or not report.comparison.compared or not report.not_distinguished:
+        return
+    causes = [hidden.cause for hidden in report.not_distinguished]
+    yield f"This run cannot distinguish torch's rule from {any_of(causes)}."
+
+
 def overflow(report: Report) -> Iterator[str]:
     """Say that one side's numbers end before the other's, where that is why they differ."""
     divergence, (scratch, framework) = report.first_divergence, report.dtypes
@@ -59,13 +74,13 @@ def hidden_before(report: Report) -> Iterator[str]:
     if divergence.stage == "penalty" and not previous.framework.before[tensor].any():
         earlier = f"Step {divergence.step - 1:,}"
         was = "the bias was" if is_bias(tensor) else "the weights were"
-        yield f"{earlier} could not show it: {was} still zero, and so was the penalty."
+        yield f"{earlier} agrees: {was} still zero, so weight decay had no effect."
     elif (
         divergence.stage == "optimizer"
         and divergence.step == 2
         and report.training.settings.momentum
     ):
-        yield "Step 1 could not show it: there was no velocity from earlier steps."
+        yield "Step 1 agrees: there was no velocity from earlier steps."
 
 
 def left_out(report: Report) -> Iterator[str]:
@@ -168,7 +183,7 @@ def masked(report: Report) -> Iterator[str]:
     if report.spec.tolerance.on_drift:
         yield (
             f"The rules differ nevertheless, {' and '.join(stages)}, by more than rounding: the "
-            "tolerance allows the drift that results."
+            "tolerance allows the accumulated difference that results."
         )
     else:
         yield f"The sides differ {' and '.join(stages)}, but no parameter shows it."
@@ -181,7 +196,7 @@ def drift(report: Report) -> Iterator[str]:
         return
     if amplified is not None:
         yield (
-            f"The drift is amplified rounding: each step agrees, and the training amplifies the "
+            f"The accumulated difference is amplified rounding: each step agrees, and the training amplifies the "
             f"rounding errors, from step {amplified.first_step:,} on. After step "
             f"{amplified.step:,} the trajectories are {short(amplified.drift)} apart, "
             f"{short(amplified.factor)} times the sum of the rounding errors so far. A smaller "
@@ -208,7 +223,7 @@ def conventions(report: Report) -> Iterator[str]:
     if keys and diverged:
         yield f"The spec's convention differs in {keys}."
     if keys and report.verdict == "equivalent" and not shown:
-        yield f"The spec's convention differs in {keys}; nothing in this run tells the two apart."
+        yield f"The spec's convention differs in {keys}; nothing in this run distinguishes the two."
     if diverged or report.first_divergence or not report.comparison.compared:
         return
     by_reason: dict[str, list[str]] = {}
@@ -216,7 +231,7 @@ def conventions(report: Report) -> Iterator[str]:
         by_reason.setdefault(hidden.reason, []).append(hidden.cause)
     found = [f"from {any_of(causes)} because {reason}" for reason, causes in by_reason.items()]
     if found:
-        yield f"This run cannot tell torch's rule {'; nor '.join(found)}."
+        yield f"This run cannot distinguish torch's rule {'; nor '.join(found)}."
 
 
 def any_of(names: list[str]) -> str:

@@ -2,57 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from regcheck.compare.trace import TraceRow
+from regcheck.compare.trace import TensorTrace, TraceRow
 from regcheck.report.result import Report
-from regcheck.report.texts.text import WHERE, count, short
+from regcheck.report.texts.numbers import power
+from regcheck.report.texts.text import WHERE, count
 
-LEGEND = "drift: each side on its own · local: one step from the same parameters"
+LEGEND = "accumulated: each side by itself · one-step: both from the same parameters"
 
 Line = list[tuple[str, str]]
 """Pieces of text, each with its style as rich has them."""
 
 
-class Widths(NamedTuple):
-    """Column widths of the table."""
+class Column(NamedTuple):
+    """A column: its head, the blanks before it, and which columns go before it for want of width.
 
-    step: int
-    epoch: int
-    loss: int
-    tensor: int
+    `goes` counts from 1; a column of 0 stays.
+    """
+
+    head: str
+    gap: int
+    goes: int = 0
+    left: bool = False
 
 
-def table_lines(report: Report, rows: int | None) -> list[Line]:
-    """Write a header and `rows` steps, None for all; the first divergence is marked with `>`."""
+class Cells(NamedTuple):
+    """A line of the table: a text and a style for each column, and a remark below it."""
+
+    texts: tuple[str, ...]
+    styles: tuple[str, ...]
+    remark: str = ""
+
+
+def columns(report: Report) -> tuple[Column, ...]:
+    """Return the columns from left to right; where the width is short, the least needed go first."""
+    return (
+        Column("", 0),
+        Column("step", 1),
+        Column("epoch", 1, goes=1),
+        Column("batch", 1, goes=1),
+        Column("loss scratch", 2, goes=2),
+        Column("", 1, goes=2),
+        Column("torch", 1, goes=2),
+        Column("tensor", 2, left=True),
+        Column("accumulated", 2, goes=3),
+        Column("one-step", 2),
+        Column(ratio_head(report), 2),
+        Column("", 1),
+    )
+
+
+def table_lines(
+    report: Report, rows: int | None, width: int, *, worst_alone: bool = False
+) -> list[Line]:
+    """Write a header and `rows` steps, None for all; the first divergence is marked with `>`.
+
+    A step has a line for each tensor. With `worst_alone` it has one, for the tensor that exceeds
+    its limit most, and nothing else has a line.
+    """
     trace = report.comparison.trace
     shown = chosen(report, rows)
-    losses = [
-        loss_number(loss)
-        for index in shown
-        for loss in (trace[index].scratch_loss, trace[index].framework_loss)
-    ]
-    widths = Widths(
-        step=max(4, len(str(trace[-1].step))),
-        epoch=max(5, len(str(trace[-1].epoch))),
-        loss=max(map(len, losses)),
-        tensor=max(6, *map(len, trace.tensors)),
-    )
-    header = (
-        f"  {'step':>{widths.step}} {'epoch':>{widths.epoch}} batch"
-        f" {'loss scratch':>{widths.loss + 2}}   {'torch':>{widths.loss}}"
-        f"  {'tensor':<{widths.tensor}} {'drift':>7} {'local':>7} {ratio_head(report):>7}"
-    )
-    lines = [[(header, "bold")]]
+    found: list[Cells | str] = []
     previous = -1
     for index in [*shown, len(trace)]:
-        if index > previous + 1:
-            left_out = count(index - previous - 1, "step")
-            lines.append([(f"  {'…':>{widths.step}} {left_out} not shown", "dim")])
+        if index > previous + 1 and not worst_alone:
+            found.append(f"… {count(index - previous - 1, 'step')} not shown")
         if index < len(trace):
-            lines += step_lines(report, trace[index], widths)
+            found += step_cells(report, trace[index], worst_alone)
         previous = index
-    return lines
+    return list(laid_out(columns(report), found, width))
+
+
+def laid_out(all_columns: Sequence[Column], found: list[Cells | str], width: int) -> Iterator[Line]:
+    """Align the cells in those columns that the width has room for."""
+    wide = [
+        max(len(column.head), *(len(one.texts[at]) for one in found if isinstance(one, Cells)))
+        for at, column in enumerate(all_columns)
+    ]
+    kept = list(range(len(all_columns)))
+    for going in (1, 2, 3):
+        if sum(wide[at] + all_columns[at].gap for at in kept) <= width:
+            break
+        kept = [at for at in kept if all_columns[at].goes != going]
+
+    def line(texts: Sequence[str], styles: Sequence[str]) -> Line:
+        pieces = []
+        for at in kept:
+            side = "<" if all_columns[at].left else ">"
+            text = " " * all_columns[at].gap + f"{texts[at]:{side}{wide[at]}}"
+            pieces.append((text, styles[at]))
+        return pieces
+
+    yield line([column.head for column in all_columns], ["bold"] * len(all_columns))
+    for one in found:
+        if isinstance(one, str):
+            yield [(" " * (1 + wide[1]) + one, "dim")]
+            continue
+        yield line(one.texts, one.styles)
+        if one.remark:
+            yield [(" " * (1 + wide[1]) + "^ " + one.remark, "bold red")]
 
 
 def chosen(report: Report, rows: int | None) -> list[int]:
@@ -73,35 +123,43 @@ def chosen(report: Report, rows: int | None) -> list[int]:
     return sorted(found)
 
 
-def step_lines(report: Report, row: TraceRow, widths: Widths) -> list[Line]:
-    """Write one step: a line for each tensor, and a line below that says what begins here."""
+def step_cells(report: Report, row: TraceRow, worst_alone: bool) -> list[Cells]:
+    """Write one step; the remark says what begins here."""
     begins = beginnings(report, row.step)
     beyond = row.loss_judged > report.spec.tolerance.of("loss").limit
     own = loss_number(row.scratch_loss) if report.comparison.losses.reported else "-"
-    step = (
-        f"{'>' if begins else ' '} {row.step:>{widths.step}} "
-        f"{row.epoch:>{widths.epoch}} {row.batch:>5}   "
-    )
-    losses = (
-        f"{own:>{widths.loss}} {'≠' if beyond else ' '} "
-        f"{loss_number(row.framework_loss):>{widths.loss}}  "
-    )
-    start = [(step, ""), (losses, "red" if beyond else "")]
+    at = [">" if begins else "", str(row.step), str(row.epoch), str(row.batch)]
+    losses = [own, "≠" if beyond else "", loss_number(row.framework_loss)]
+    of_loss = "red" if beyond else ""
+    tensors = list(row.tensors.items())
+    if worst_alone:
+        tensors = [max(tensors, key=lambda one: excess(report, *one))]
     lines = []
-    for name, tensor in row.tensors.items():
-        tolerance = report.spec.tolerance.of(name)
-        exceeds = tensor.judged > tolerance.limit
-        ratio = ("≠" if exceeds else "=") if tolerance.exact else short(tensor.judged)
-        numbers = " ".join(
-            f"{text:>7}" for text in (short(tensor.drift), short(tensor.local), ratio)
-        )
-        judged = (numbers + (" !" if exceeds else ""), "red" if exceeds else "")
-        lines.append([*start, (f"{name:<{widths.tensor}} ", ""), judged])
-        start = [(" " * len(step + losses), "")]
-    if begins:
-        lines.append([(f"  {'^':>{widths.step}} {'; '.join(begins)}", "")])
-        lines = [[("".join(text for text, _ in line), "bold red")] for line in lines]
+    for place, (name, tensor) in enumerate(tensors):
+        exceeds = tensor.judged > report.spec.tolerance.of(name).limit
+        of_tensor = "red" if exceeds else ""
+        start = ["" for _ in (*at, *losses)] if place else [*at, *losses]
+        texts = (*start, name, *tensor_numbers(report, name, tensor), "!" if exceeds else "")
+        styles = ("",) * 4 + (of_loss,) * 3 + ("", "", "") + (of_tensor,) * 2
+        lines.append(Cells(texts, ("bold red",) * len(texts) if begins else styles))
+    if begins and not worst_alone:
+        lines[-1] = lines[-1]._replace(remark="; ".join(begins))
     return lines
+
+
+def excess(report: Report, name: str, tensor: TensorTrace) -> float:
+    """Return how much of what its tolerance allows a tensor's difference is; NaN counts as 0."""
+    limit = report.spec.tolerance.of(name).limit
+    share = tensor.judged / limit if limit else tensor.judged
+    return 0.0 if share != share else share
+
+
+def tensor_numbers(report: Report, name: str, tensor: TensorTrace) -> tuple[str, str, str]:
+    """Write a tensor's accumulated and one-step difference, and the ratio that is judged."""
+    ratio = power(tensor.judged)
+    if report.spec.tolerance.of(name).exact:
+        ratio = "≠" if tensor.judged > 0 else "="
+    return power(tensor.drift), power(tensor.local), ratio
 
 
 def beginnings(report: Report, step: int) -> list[str]:
@@ -138,13 +196,13 @@ def ratio_legend(report: Report) -> list[str]:
     for name in (*tensors, *([] if same else report.spec.judged(["loss"]))):
         tolerance = tolerances.of(name)
         if tolerance.exact:
-            text = "drift, which must be exactly 0"
+            text = "accumulated difference, which must be exactly 0"
         elif tolerance.on_drift:
             allowed = f"{tolerance.atol or 0:g} + {tolerance.rtol or 0:g} |torch's|"
-            text = f"drift over {allowed}; a step diverges above 1"
+            text = f"accumulated over {allowed}; diverges above 1"
         else:
-            over = "local over the bound on rounding"
-            text = f"{over}; a step diverges above {tolerance.limit:g}"
+            over = "one-step over what rounding could cause"
+            text = f"{over}; diverges above {tolerance.limit:g}"
         limits.setdefault(text, []).append(name)
     head = ratio_head(report)
     if len(limits) == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import NamedTuple
 
@@ -26,8 +26,8 @@ from regcheck.spec.sections.tolerance import Tolerance
 WHERE = {
     "initial": "at the start",
     "forward": "in the forward pass",
-    "gradient": "in the data gradient",
-    "penalty": "in the penalty",
+    "gradient": "in the gradient of the loss",
+    "penalty": "in the weight decay",
     "optimizer": "in the optimizer",
     "update": "in the update",
 }
@@ -128,10 +128,9 @@ def code_name(code: object) -> str:
     return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
-def letter_meanings(report: Report) -> list[str]:
-    """Say what those letters of the sides' rules mean that a spec has not, with its settings."""
+def letter_meanings(report: Report, lines: Sequence[str]) -> list[str]:
+    """Say what those letters of some rules mean that a spec has not, with its settings."""
     spec = report.spec
-    lines = [line for side in sides(report) for line in side.update]
     unsaid = ("g", *report.training.settings.rule.meanings, "lr", "B", "m", "mᵢ")
     found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid, report.training))
     if spec.lr_schedule is not None:
@@ -144,54 +143,6 @@ def letter_meanings(report: Report) -> list[str]:
     if spec.clip_value is not None:
         found["clip"] = f"each entry of g to at most {spec.clip_value:g} in size"
     return [f"{letter}: {meaning}" for letter, meaning in found.items()]
-
-
-def sentence(report: Report) -> str:
-    """Say the verdict in one sentence."""
-    judged, compared = report.spec.compare, report.comparison
-    if report.verdict == "equivalent":
-        what = "" if "parameters" in judged else " in the reported loss"
-        return f"EQUIVALENT{what} over {count(compared.compared, 'step')}: {kept(report)}"
-    if report.verdict == "inconclusive":
-        before = min(compared.stops(judged).values(), default=1) - 1
-        until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
-        agree = f"; {until}" if before else ""
-        return f"INCONCLUSIVE: {report.reason}{agree}"
-    divergence, loss = report.first_divergence, report.first_loss_divergence
-    if divergence is not None and "parameters" in judged:
-        where = divergence_place(report, divergence)
-        return f"DIVERGED at step {divergence.step:,} of {compared.steps:,}: {where}"
-    assert loss is not None
-    agree = "; the training itself agrees" if divergence is None else ""
-    return f"DIVERGED at step {loss.step:,} of {compared.steps:,}, in the reported loss{agree}"
-
-
-def kept(report: Report) -> str:
-    """Say how well a run that agrees keeps its tolerances."""
-    names = report.spec.judged([*report.comparison.trace.tensors, "loss"])
-    tolerances = [report.spec.tolerance.of(name) for name in names]
-    if any(tolerance.on_drift for tolerance in tolerances):
-        texts = {tolerance_text(tolerance) for tolerance in tolerances}
-        return f"every step satisfies {' and '.join(sorted(texts))}"
-    ratio = report.smallest_tolerance().rounding
-    if ratio == 0:
-        return "no step differs"
-    limits = sorted({tolerance.limit for tolerance in tolerances})
-    allowed = " or ".join(f"{limit:g}" for limit in limits)
-    return f"the largest local difference is {upward(ratio)} rounding bounds, of {allowed} allowed"
-
-
-def divergence_place(report: Report, divergence: Divergence) -> str:
-    """Name the entry and the stage of a divergence: `weight[0, 2] (x3), in the penalty`."""
-    at = divergence.at
-    tolerance, where = report.spec.tolerance.of(at.tensor), entry(report, at.tensor, at.index)
-    if not tolerance.on_drift or divergence.stage != "update":
-        where += f", {WHERE[divergence.stage]}"
-    if not tolerance.on_drift:
-        return where
-    if tolerance.exact:
-        return f"{where}: the drift is not exactly 0"
-    return f"{where}: the drift exceeds {tolerance_text(tolerance)}"
 
 
 def entry(report: Report, tensor: str, index: tuple[int, ...]) -> str:

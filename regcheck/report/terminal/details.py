@@ -1,30 +1,24 @@
-"""A report for people: what was compared, the table of steps, the verdict and its terms.
-
-Colour supports the words and marks, and never replaces them. Only this module imports rich.
-"""
+"""All that a report has to say: what was compared, the table of steps, the verdict and its terms."""
 
 from __future__ import annotations
 
 import math
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from io import StringIO
 
 import numpy as np
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
+from regcheck.report.terminal.console import STYLES, captured
 from regcheck.report.texts import text
 from regcheck.report.texts.diagnosis_text import diagnosis_lines
 from regcheck.report.texts.fixes import fixes
 from regcheck.report.texts.heading import subject, training_size
+from regcheck.report.texts.headline import sentence
 from regcheck.report.texts.remarks import expectation, first_remarks, remarks
 from regcheck.report.texts.step_table import LEGEND, ratio_legend, table_lines
 
@@ -34,14 +28,10 @@ ROWS = 9
 ENTRIES = 8
 """Entries of the final parameters that are listed."""
 
-STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
-
-TRAILING_BLANKS = re.compile(r"[ ]+((?:\x1b\[0m)?)$", re.MULTILINE)
-
 
 def print_report(report: Report, console: Console, rows: int | None) -> None:
     """Print a report; `rows` is how many steps the table shows, None for all."""
-    with console.capture() as capture:
+    with captured(console):
         print_heading(report, console)
         if len(report.comparison.trace):
             console.print()
@@ -51,24 +41,6 @@ def print_report(report: Report, console: Console, rows: int | None) -> None:
         if report.comparison.compared:
             console.print()
             print_final(report, console)
-    # rich fills its lines with blanks; in a file or a pipe they are only in the way.
-    console.file.write(TRAILING_BLANKS.sub(r"\1", capture.get()))
-
-
-def terminal() -> Console:
-    """Return the console that standard output is."""
-    return Console(soft_wrap=False)
-
-
-def print_line(report: Report, console: Console) -> None:
-    """Print a report's verdict alone, in one line."""
-    line = Text(f"{report.name}: ")
-    line.append(text.sentence(report), STYLES[report.verdict])
-    if report.diagnosis is not None:
-        line.append(f". Cause: {', '.join(report.diagnosis.causes) or 'not explained'}")
-    if report.spec.expect:
-        line.append(f". {expectation(report)}")
-    console.print(line, soft_wrap=True)
 
 
 def report_text(report: Report, rows: int | None = ROWS) -> str:
@@ -90,13 +62,14 @@ def print_heading(report: Report, console: Console) -> None:
             grid.add_row("", Text(line, "cyan"))
         grid.add_row("", Text(f"reports  {side.loss}"))
     console.print(grid)
-    for meaning in text.letter_meanings(report):
+    lines = [line for side in text.sides(report) for line in side.update]
+    for meaning in text.letter_meanings(report, lines):
         console.print(f" {meaning}", style="dim", highlight=False)
 
 
 def print_table(report: Report, console: Console, rows: int | None) -> None:
     """Print the table of steps, and what its columns hold."""
-    for line in table_lines(report, rows):
+    for line in table_lines(report, rows, console.width):
         console.print(Text.assemble(*line), no_wrap=True, overflow="ignore", crop=False)
     for legend in (LEGEND, *ratio_legend(report)):
         console.print(legend, style="dim", highlight=False)
@@ -104,7 +77,7 @@ def print_table(report: Report, console: Console, rows: int | None) -> None:
 
 def print_verdict(report: Report, console: Console) -> None:
     """Print the verdict, the terms that differ, the diagnosis, and what to change."""
-    console.print(Text(text.sentence(report) + ".", STYLES[report.verdict]))
+    console.print(Text(sentence(report) + ".", STYLES[report.verdict]))
     if report.spec.expect:
         style = "bold green" if report.expected else "bold red"
         console.print(Text(expectation(report), style))
@@ -206,39 +179,3 @@ def print_final(report: Report, console: Console) -> None:
 def difference(left: float, right: float) -> tuple[str, str, str]:
     """Write two numbers and their difference."""
     return f"{left:.9g}", f"{right:.9g}", text.short(abs(left - right))
-
-
-@contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error while steps are compared, if it is a terminal.
-
-    It comes up after half a second, so that a short run shows none.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _step, _total: None
-        return
-    bar = Progress(
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    task = bar.add_task(label)
-    due = time.monotonic() + 0.5
-
-    def update(step: int, total: int) -> None:
-        nonlocal due
-        now = time.monotonic()
-        if now >= due:
-            bar.start()
-            bar.update(task, completed=step, total=total)
-            due = now + 0.1
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()

@@ -1,0 +1,218 @@
+"""The default report: verdict, rules, the first divergence, the fix, in at most 40 lines of 80.
+
+Colour supports the words and marks, and never replaces them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import NamedTuple
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from regcheck.report.result import Report
+from regcheck.report.summary import Rule, Summary, summary
+from regcheck.report.terminal.console import STYLES, captured
+from regcheck.report.texts.numbers import in_columns, power
+from regcheck.report.texts.step_table import ratio_legend, table_lines
+from regcheck.report.texts.text import count
+from regcheck.report.texts.values import FinalValues, Value, Values
+
+MOST_LINES = {"diverged": 40, "inconclusive": 40, "equivalent": 20}
+"""Lines that a report has at most at 80 columns, so that the verdict stays on the screen."""
+
+PLAIN = "NumPy, pytorch"
+"""The title of a scratch side that goes by torch's own rule."""
+
+WIDE = 120
+"""Columns from which on the two sides' rules stand beside each other."""
+
+
+class Extent(NamedTuple):
+    """How much is shown: steps of the table, lines that both rules share, remarks, end values."""
+
+    steps: int
+    shared: int
+    remarks: int
+    ends: int
+
+
+EXTENTS = (
+    Extent(steps=5, shared=20, remarks=20, ends=9),
+    Extent(steps=4, shared=20, remarks=3, ends=6),
+    Extent(steps=3, shared=6, remarks=2, ends=5),
+    Extent(steps=3, shared=0, remarks=2, ends=5),
+    Extent(steps=3, shared=0, remarks=2, ends=4),
+    Extent(steps=2, shared=0, remarks=2, ends=4),
+    Extent(steps=2, shared=0, remarks=1, ends=3),
+    Extent(steps=2, shared=0, remarks=1, ends=0),
+    Extent(steps=0, shared=0, remarks=0, ends=0),
+)
+"""From the most to the least; the first that fits is taken."""
+
+
+def print_short(report: Report, console: Console, rows: int | None = 0) -> None:
+    """Print a report in short; with `rows` the table has so many steps, with all their tensors."""
+    found = summary(report)
+    most = MOST_LINES[report.verdict]
+    for extent in EXTENTS:
+        shown = Group(*sections(report, found, console.width, extent))
+        if len(console.render_lines(shown)) <= most:
+            break
+    with captured(console):
+        console.print(shown)
+
+
+def short_text(report: Report, width: int = 80) -> str:
+    """Return the short report as plain text."""
+    stream = StringIO()
+    print_short(report, Console(file=stream, width=width, color_system=None))
+    return stream.getvalue()
+
+
+def sections(
+    report: Report, found: Summary, width: int, extent: Extent
+) -> Iterator[RenderableType]:
+    """Yield the sections from top to bottom, a blank line between them."""
+    yield Text(found.subject, "dim")
+    yield ""
+    yield Text(found.headline, STYLES[report.verdict])
+    if found.expectation:
+        yield Text(found.expectation, "bold green" if report.expected else "bold red")
+    yield ""
+    yield from rules(found, width, extent.shared)
+    if extent.steps and len(report.comparison.trace):
+        yield ""
+        yield from steps(report, width, extent.steps)
+    if found.values is not None:
+        yield from values(found.values)
+        yield from (Padding(Text(line), (0, 0, 0, 2)) for line in found.before)
+    said = remarks(found, extent.remarks)
+    if said.row_count:
+        yield ""
+        yield said
+    if found.final is not None and extent.ends:
+        yield ""
+        yield final(found.final, extent.ends)
+    yield more(report)
+
+
+def rules(found: Summary, width: int, shared: int) -> Iterator[RenderableType]:
+    """Yield both update rules: beside each other, or one below the other without what they share."""
+    grid = Table.grid(padding=(0, 2))
+    known = [rule for rule in found.rules if rule.lines]
+    if width >= WIDE and len(known) > 1:
+        grid.add_row(*(Text.assemble((f" {one.side}  ", "bold"), one.title) for one in known))
+        grid.add_row(*(formulas([f"   {line}" for line in one.lines]) for one in known))
+        yield grid
+    else:
+        common = shared_lines(known) if len(known) > 1 else []
+        alike = common if len(common) <= shared else [f"{count(len(common), 'line')} alike"]
+        sides = [
+            Rule(one.side, one.title, tuple(line for line in one.lines if line not in common), "")
+            for one in found.rules
+        ]
+        if common and not any(one.lines for one in sides) and sides[0].title == PLAIN:
+            sides = [sides[1]._replace(side="both", lines=tuple(alike))]
+        elif common:
+            grid.add_row(Text(" both", "bold"), Text("\n".join(alike), "cyan"))
+        for side in sides:
+            for line in labelled_rule(side, width):
+                grid.add_row(*line)
+        yield grid
+    if shared or width >= WIDE or any(one.lines not in ((), known[0].lines) for one in known):
+        yield from (Text(f" {letter}", "dim") for letter in found.letters[: max(1, shared)])
+
+
+def labelled_rule(rule: Rule, width: int) -> Iterator[tuple[Text, Text]]:
+    """Yield a side's lines, its title beside the first if there is room, or else above."""
+    title = rule.title.removeprefix("NumPy, ").removeprefix("torch.optim.")
+    first, *others = rule.lines or ("",)
+    label = Text(f" {rule.side}", "bold")
+    if len(first) + len(title) + 14 <= width:
+        yield label, Text.assemble((f"{first}   " if first else "", "cyan"), (title, "dim"))
+    else:
+        yield label, Text(title, "dim")
+        others = [*rule.lines]
+    for line in others:
+        yield Text(), Text(line, "cyan")
+
+
+def shared_lines(both: Sequence[Rule]) -> list[str]:
+    """Return the lines that stand in all rules, in their order."""
+    first, *others = both
+    return [line for line in first.lines if all(line in other.lines for other in others)]
+
+
+def formulas(lines: Sequence[str], indent: str = "") -> Group:
+    """Return some formulas, one below the other."""
+    return Group(*(Text(indent + line, "cyan") for line in lines))
+
+
+def steps(report: Report, width: int, rows: int) -> Iterator[RenderableType]:
+    """Yield the table of steps, with the tensor that is farthest from its limit in each."""
+    for line in table_lines(report, rows, width, worst_alone=True):
+        yield Text.assemble(*line, no_wrap=True, overflow="ignore")
+    yield from (Text(f" {legend}", "dim") for legend in ratio_legend(report))
+
+
+def values(found: Values) -> Iterator[RenderableType]:
+    """Yield the terms of the entry that diverges first."""
+    yield Text(f"  {found.place}")
+    table = number_table("", found.values)
+    table.add_row(f"    {found.allowed_by}", "", "", power(found.allowed))
+    yield table
+
+
+def number_table(head: str, found: Sequence[Value]) -> Table:
+    """Return a table of what both sides have and how far apart it is, a format for each column."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(head, overflow="fold")
+    for name in ("scratch", "torch", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    plain = [one for one in found if not one.unit]
+    texts = in_columns([one.scratch for one in plain], [one.torch for one in plain])
+    for one, scratch, torch in zip(plain, *texts, strict=True):
+        table.add_row(f"    {one.what}", scratch, torch, power(one.difference))
+    for one in (one for one in found if one.unit):
+        both = (f"{side:.2f} {one.unit}" for side in (one.scratch, one.torch))
+        table.add_row(f"    {one.what}", *both, f"{one.difference:.2f} points")
+    return table
+
+
+def remarks(found: Summary, most: int) -> Table:
+    """Return what was verified, what is equally possible, what else is known, and the fixes."""
+    grid = Table.grid(padding=(0, 2))
+    groups = [
+        ("Verified", [found.verified] if found.verified else []),
+        ("But", found.ambiguous),
+        ("Loss", found.loss),
+        ("Known", found.known),
+        ("Note", found.notes[:most]),
+    ]
+    sides = enumerate(found.fixes.items())
+    groups += [(f"{'or' if place else 'Fix'} {side}", lines) for place, (side, lines) in sides]
+    for label, lines in groups:
+        for place, line in enumerate(lines):
+            style = "cyan" if label.startswith(("Fix", "or")) else ""
+            grid.add_row(Text("" if place else f" {label}", "bold"), Text(line, style))
+    return grid
+
+
+def final(found: FinalValues, most: int) -> Table:
+    """Return where both sides ended: the parameter farthest apart, the results, more parameters."""
+    first, *others = found.parameters
+    results = found.results[: max(0, most - 1)]
+    more = others[: most - 1 - len(results)] if most > 1 + len(results) else []
+    return number_table(f" After step {found.step:,}", [first, *more, *results])
+
+
+def more(report: Report) -> Text:
+    """Say where there is more."""
+    causes = report.diagnosis.causes if report.diagnosis else ()
+    named = f" · regcheck explain {causes[0]}" if causes else ""
+    return Text(f"More: --details{named}", "dim")

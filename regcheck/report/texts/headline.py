@@ -1,0 +1,85 @@
+"""The verdict in one sentence: the step, and the cause in words or the place."""
+
+from __future__ import annotations
+
+from regcheck.compare.steps import Divergence
+from regcheck.report.result import Report
+from regcheck.report.texts.diagnosis_text import cause_notes
+from regcheck.report.texts.roles import roles_of
+from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upward
+from regcheck.rules.causes.catalogue import CAUSES
+
+
+def headline(report: Report) -> str:
+    """Say the verdict, the step, and the cause in words; the place where there is no cause."""
+    found = report.diagnosis
+    if report.verdict != "diverged" or found is None:
+        return sentence(report)
+    step = f"DIVERGED at step {report.verdict_step:,}"
+    in_parameters = report.first_divergence is not None and "parameters" in report.spec.compare
+    if not in_parameters:
+        reported = found.reporting.causes if found.reporting else ()
+        if not reported:
+            return f"{sentence(report)}; no known cause explains it"
+        does = " and ".join(CAUSES[cause].title for cause in reported)
+        return f"{step}, in the reported loss alone: {who(report)} {does}"
+    if found.best is None:
+        return f"{sentence(report)}; no known cause explains it"
+    if not found.best.causes:
+        return f"{step}: the sides differ by rounding alone"
+    return f"{step}: {who(report)} {' and '.join(cause_notes(report, found.best))}"
+
+
+def who(report: Report) -> str:
+    """Name the side that a diagnosis explains."""
+    return roles_of(report.spec).worded("the scratch side").removeprefix("the ").removesuffix(" side")
+
+
+def sentence(report: Report) -> str:
+    """Say the verdict in one sentence."""
+    judged, compared = report.spec.compare, report.comparison
+    if report.verdict == "equivalent":
+        what = "" if "parameters" in judged else " in the reported loss"
+        return f"EQUIVALENT{what} over {count(compared.compared, 'step')}: {kept(report)}"
+    if report.verdict == "inconclusive":
+        before = min(compared.stops(judged).values(), default=1) - 1
+        until = f"steps 1 to {before:,} agree" if before > 1 else "step 1 agrees"
+        agree = f"; {until}" if before else ""
+        return f"INCONCLUSIVE: {report.reason}{agree}"
+    divergence, loss = report.first_divergence, report.first_loss_divergence
+    if divergence is not None and "parameters" in judged:
+        where = divergence_place(report, divergence)
+        return f"DIVERGED at step {divergence.step:,} of {compared.steps:,}: {where}"
+    assert loss is not None
+    agree = "; the training itself agrees" if divergence is None else ""
+    return f"DIVERGED at step {loss.step:,} of {compared.steps:,}, in the reported loss{agree}"
+
+
+def kept(report: Report) -> str:
+    """Say how well a run that agrees keeps its tolerances."""
+    names = report.spec.judged([*report.comparison.trace.tensors, "loss"])
+    tolerances = [report.spec.tolerance.of(name) for name in names]
+    if any(tolerance.on_drift for tolerance in tolerances):
+        texts = {tolerance_text(tolerance) for tolerance in tolerances}
+        return f"every step satisfies {' and '.join(sorted(texts))}"
+    ratio = report.smallest_tolerance().rounding
+    if ratio == 0:
+        return "no step differs"
+    limits = sorted({tolerance.limit for tolerance in tolerances})
+    allowed = " or ".join(f"{limit:g}" for limit in limits)
+    return f"the largest one-step difference is {upward(ratio)} rounding bounds, of {allowed} allowed"
+
+
+def divergence_place(report: Report, divergence: Divergence) -> str:
+    """Name the entry and the stage of a divergence: `weight[0, 2] (x3), in the penalty`."""
+    at = divergence.at
+    tolerance, where = report.spec.tolerance.of(at.tensor), entry(report, at.tensor, at.index)
+    if not tolerance.on_drift or divergence.stage != "update":
+        where += f", {WHERE[divergence.stage]}"
+    if not tolerance.on_drift:
+        return where
+    if tolerance.exact:
+        return f"{where}: the accumulated difference is not exactly 0"
+    return f"{where}: the accumulated difference exceeds {tolerance_text(tolerance)}"
+
+
