@@ -116,7 +116,6 @@ PLANNED: dict[str, Planned] = {
         (),
     ),
     "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
-    "option": Planned("`{}`", ("--report",)),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regcheck.checking import Code, check
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 
 
 def assert_equivalent(

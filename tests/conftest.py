@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from regcheck import checking
+from regcheck.report.files.envelope import run_chunks
+from regcheck.report.record import record_of
 from regcheck.report.result import Report
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.trainers import sides
 from regcheck.trainers.framework.distributed.processes import Processes
 
@@ -121,6 +123,11 @@ def agrees(report: Report) -> bool:
             and report.reason == report.comparison.power.reason() != ""
         )
     return report.verdict == "equivalent"
+
+
+def json_text(report: Report) -> str:
+    """Return a report as the JSON file has it, without the envelope."""
+    return "".join(run_chunks(record_of(report)))
 
 
 def in_one_line(report: Report) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from regcheck.checking import check
-from regcheck.report.terminal import print_report
+from regcheck.report.terminal.details import print_report
 
 Spec = dict[str, Any]
 

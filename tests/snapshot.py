@@ -22,7 +22,7 @@ from pathlib import Path
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from tests import judged_modules, random_functions, random_modules, random_specs
 
 CONFIGS = Path("configs")

@@ -20,7 +20,7 @@ from regcheck.numerics.models import gradient, predict
 from regcheck.numerics.packing import flat
 from regcheck.problem.problem import build_problem, small_problem
 from regcheck.report.result import Report
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.convention import NAMED
 from regcheck.spec import from_mapping

@@ -15,7 +15,7 @@ from regcheck.compare.history import History
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import Spec, told
 

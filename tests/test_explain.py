@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 
 from regcheck import cli
+from regcheck.cli.explanations import EXPLANATION_FORMATS as FORMATS
+from regcheck.cli.explanations import as_text
 from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
-from regcheck.report.output import EXPLANATION_FORMATS as FORMATS
-from regcheck.report.output import as_text
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm

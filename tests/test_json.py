@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.json import json_chunks, plain
-from tests.conftest import Spec
+from regcheck.report.json import plain
+from tests.conftest import Spec, json_text
 
 KEYS = [
     "regcheck",
@@ -39,7 +39,7 @@ def strict(text: str) -> Any:
 
 def test_json_text_is_the_report_as_data(small: Spec) -> None:
     report = check(small | {"convention": "divided-by-batch"})
-    assert strict("".join(json_chunks(report))) == report.to_dict()
+    assert strict(json_text(report)) == report.to_dict()
 
 
 def test_json_has_the_keys_that_programs_rely_on(small: Spec) -> None:
@@ -83,7 +83,7 @@ def test_json_divergence_agrees_with_its_row(small: Spec) -> None:
 
 def test_json_keeps_full_precision(small: Spec) -> None:
     report = check(small)
-    read = strict("".join(json_chunks(report)))
+    read = strict(json_text(report))
     final = report.comparison.final["framework"]
     assert np.array_equal(
         np.array(read["final"]["framework"]["weight"]), final.parameters["weight"]
@@ -92,7 +92,7 @@ def test_json_keeps_full_precision(small: Spec) -> None:
 
 
 def test_json_of_a_blow_up_has_words_for_what_is_no_number(small: Spec) -> None:
-    read = strict("".join(json_chunks(check(small | {"lr": 1e6, "epochs": 100}))))
+    read = strict(json_text(check(small | {"lr": 1e6, "epochs": 100})))
     assert read["verdict"] == "inconclusive"
     assert read["compared"] < 100
     last = read["rows"][-1]["tensors"]["weight"]

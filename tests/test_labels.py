@@ -14,7 +14,7 @@ from torch import nn
 
 from regcheck.checking import check
 from regcheck.errors import InputError, UserCodeError
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.user_code.problem_api import UserProblem
 from regcheck.user_code.updates import EXAMPLES
 from tests.conftest import Spec

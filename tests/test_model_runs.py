@@ -17,11 +17,10 @@ from regcheck.errors import UserCodeError
 from regcheck.numerics.losses import cross_entropy
 from regcheck.numerics.models import model_of
 from regcheck.problem.problem import build_problem, small_problem, small_problems
-from regcheck.report.json import json_chunks
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.spec import from_mapping, read_spec
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-from tests.conftest import ROOT, in_one_line, told
+from tests.conftest import ROOT, in_one_line, json_text, told
 
 Spec = dict[str, Any]
 
@@ -56,7 +55,7 @@ def test_report_names_classes_and_entries(tmp_path: Path) -> None:
     assert "bias[1]" in written
     assert "accuracy, train" in written
     assert told(report.diagnosis).causes == ("penalty-doubled",)
-    data = json.loads("".join(json_chunks(report)))
+    data = json.loads(json_text(report))
     assert data["classes"] == ["cat", "wolf"]
     assert data["final"]["scratch"]["accuracy"]["train"] == 1.0
 

@@ -12,7 +12,7 @@ from regcheck.checking import check
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from tests.by_hand import BASE, LAMBDA, LR, TORCHS, At, Spec, Step, code, same, silent
 from tests.conftest import told
 

@@ -11,7 +11,7 @@ import pytest
 from regcheck.checking import check
 from regcheck.diagnosis.records import SpecFix
 from regcheck.report.result import Report
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, LAMBDA, LR, At, Spec, Step, code
 from tests.conftest import told

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from regcheck.checking import check
-from regcheck.report import terminal
-from regcheck.report.terminal import print_line, print_report
+from regcheck.report.terminal import console
+from regcheck.report.terminal.console import print_line
+from regcheck.report.terminal.details import print_report
 from regcheck.report.texts.text import short
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from tests.printed import Spec, printed
@@ -252,7 +253,7 @@ def test_progress_shows_a_bar_on_a_terminal_after_half_a_second(
     seconds = itertools.count()
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
-    with terminal.progress("long.yaml") as advance:
+    with console.progress_bar("long.yaml") as advance:
         advance(2, 3)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -263,10 +264,10 @@ def test_progress_shows_a_bar_on_a_terminal_after_half_a_second(
 def test_progress_shows_nothing_for_a_short_run_or_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with terminal.progress("short.yaml") as advance:
+    with console.progress_bar("short.yaml") as advance:
         advance(1, 1)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
-    with terminal.progress("short.yaml") as advance:
+    with console.progress_bar("short.yaml") as advance:
         advance(1, 1)
     assert capsys.readouterr() == ("", "")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.json import json_chunks
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from tests.by_hand import (
     BASE,
     BATCHES,
@@ -24,7 +23,7 @@ from tests.by_hand import (
     code,
     descent,
 )
-from tests.conftest import told
+from tests.conftest import json_text, told
 
 
 def squares(at: At) -> tuple[float, float]:
@@ -154,6 +153,6 @@ def test_expected_cause_of_the_reported_loss() -> None:
 
 def test_causes_in_json_have_words_and_formulas() -> None:
     train = code(descent(LAMBDA / ROWS), REPORTS["the penalty"][0])
-    found = json.loads("".join(json_chunks(check(BASE, scratch=train))))["diagnosis"]
+    found = json.loads(json_text(check(BASE, scratch=train)))["diagnosis"]
     for cause in found["causes"]:
         assert all(cause[key] for key in ("id", "title", "fix", "scratch_formula"))

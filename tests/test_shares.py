@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from regcheck.checking import check
+from regcheck.cli.explanations import EXPLANATION_FORMATS
 from regcheck.diagnosis.records import SpecFix
 from regcheck.errors import InputError
 from regcheck.explain import explain_spec
 from regcheck.numerics.bounds.rounding import averaging
 from regcheck.problem.batches import schedule_of, shares, training_of
 from regcheck.problem.problem import build_problem
-from regcheck.report.output import EXPLANATION_FORMATS
 from regcheck.spec import from_mapping
 from regcheck.trainers import sides
 from regcheck.trainers.numpy_trainer import NumpyTrainer

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from regcheck.report.terminal import print_report
+from regcheck.report.terminal.details import print_report
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from tests.by_hand import BASE
 from tests.own_optimizers import OwnAdamW, OwnSGD, build

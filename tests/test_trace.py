@@ -15,12 +15,12 @@ import yaml
 
 from regcheck import cli
 from regcheck.checking import check
+from regcheck.cli import one_run
 from regcheck.compare import trace as trace_module
 from regcheck.compare.differences import Difference
 from regcheck.compare.trace import Trace
 from regcheck.errors import StorageError
-from regcheck.report.json import json_chunks
-from tests.conftest import told
+from tests.conftest import json_text, told
 
 
 def test_trace_gives_back_what_was_compared(small: dict[str, Any]) -> None:
@@ -103,14 +103,14 @@ def test_trace_without_room_says_what_to_do(
         check(small)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(small))
-    assert cli.exit_code(["run", str(path)]) == cli.UNUSABLE
+    assert cli.exit_code(["run", str(path)]) == one_run.UNUSABLE
 
 
 def test_json_of_a_trace_in_a_file_is_that_of_one_in_memory(
     monkeypatch: pytest.MonkeyPatch, small: dict[str, Any]
 ) -> None:
-    held = "".join(json_chunks(check(small | {"batch_size": 1})))
+    held = json_text(check(small | {"batch_size": 1}))
     monkeypatch.setattr(trace_module, "MOST_NUMBERS", 40)
     filed = check(small | {"batch_size": 1})
     assert filed.comparison.trace.filed
-    assert "".join(json_chunks(filed)) == held
+    assert json_text(filed) == held

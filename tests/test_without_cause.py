@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.terminal import report_text
+from regcheck.report.terminal.details import report_text
 from tests.by_hand import (
     BASE,
     BATCHES,

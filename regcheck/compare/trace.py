@@ -121,6 +121,19 @@ class Trace:
             numbers.frombytes(self.file.read(count * self.width * NUMBER))
         return numbers
 
+    def __getstate__(self) -> tuple[tuple[str, ...], array[float]]:
+        """Return all rows, for another process: a file is of its process alone."""
+        numbers = self.taken_back(0, self.filed) if self.filed else array("d")
+        return self.tensors, numbers + self.numbers
+
+    def __setstate__(self, state: tuple[tuple[str, ...], array[float]]) -> None:
+        """Take all rows in memory, and put them away where they are many."""
+        tensors, numbers = state
+        self.__init__(tensors)  # type: ignore[misc]
+        self.numbers = numbers
+        if len(numbers) >= MOST_NUMBERS:
+            self.put_away()
+
     def __len__(self) -> int:
         return self.filed + len(self.numbers) // self.width
 

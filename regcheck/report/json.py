@@ -1,14 +1,15 @@
 """A report as plain data in full precision, and as JSON text.
 
 JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf", which Python's
-`float` reads. Rows are written one at a time, so that a long run's text is never held whole.
+`float` reads.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from regcheck.compare.trace import Sample, TraceRow
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.result import Report
+from regcheck.report.summary import summary
 from regcheck.report.texts.diagnosis_text import other_options
 from regcheck.report.texts.fixes import fix_of
 from regcheck.report.texts.roles import roles_of
@@ -27,17 +29,6 @@ from regcheck.rules.convention import differences
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.formulas.formula import rule_lines
 from regcheck.rules.settings import letters
-
-
-def json_chunks(report: Report) -> Iterator[str]:
-    """Yield a report's JSON text in pieces: a readable head, then one line a row."""
-    text = json.dumps(report_head(report), indent=1, ensure_ascii=False)
-    yield text.removesuffix("\n}") + ',\n "rows": ['
-    separator = "\n  "
-    for row in report.comparison.trace:
-        yield separator + row_text(row)
-        separator = ",\n  "
-    yield "\n ]\n}"
 
 
 def report_dict(report: Report) -> dict[str, Any]:
@@ -90,8 +81,26 @@ def report_head(report: Report) -> dict[str, Any]:
         }
         | {"max_drift": found.drift.largest},
         "environment": report.environment,
+        "summary": summary_dict(report),
     }
     return {key: plain(value) for key, value in head.items()}
+
+
+def summary_dict(report: Report) -> dict[str, Any]:
+    """Return the report in short, in words: what every other form of it is written from."""
+    found: dict[str, Any] = as_dict(summary(report))
+    return found
+
+
+def as_dict(value: Any) -> Any:
+    """Return records, also within others, as mappings of their fields."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: as_dict(one) for key, one in value._asdict().items()}
+    if is_dataclass(value):
+        return {field.name: as_dict(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: as_dict(one) for key, one in value.items()}
+    return [as_dict(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def pick(record: Any, *names: str) -> dict[str, Any]:

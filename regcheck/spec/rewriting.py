@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from regcheck.errors import InputError, UsageError, one_line
 from regcheck.spec.read import LoadedSpec
 from regcheck.spec.yaml_text import SpecLoader, parse
+from regcheck.writing import write_whole
 
 WRITTEN = "# Written by `regcheck run --write-fixed`"
 """How a file begins that may be overwritten."""
@@ -39,14 +39,7 @@ def write_fixed(
         changes["expect"] = {"verdict": "equivalent"}
     head = one_line(f"{WRITTEN} from {loaded.name}: {why}.") + "\n"
     content = head + rewritten(text.removeprefix("\ufeff"), changes)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content.encode("utf-8", "backslashreplace"))
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    write_whole(path, [content])
 
 
 def relocated(loaded: LoadedSpec, path: Path) -> dict[str, Any]:

@@ -20,11 +20,6 @@ STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "b
 TRAILING_BLANKS = re.compile(r"[ ]+((?:\x1b\[0m)?)$", re.MULTILINE)
 
 
-def terminal() -> Console:
-    """Return the console that standard output is."""
-    return Console(soft_wrap=False)
-
-
 @contextmanager
 def captured(console: Console) -> Iterator[None]:
     """Print at once what is printed within, without the blanks that rich fills its lines with."""
@@ -45,7 +40,7 @@ def print_line(report: Report, console: Console) -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on standard error while steps are compared, if it is a terminal.
 
     It comes up after half a second, so that a short run shows none.
@@ -78,3 +73,9 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def without_progress(label: str) -> Iterator[Callable[[int, int], None]]:  # noqa: ARG001
+    """Show nothing: another process counts the specs."""
+    yield lambda _step, _total: None

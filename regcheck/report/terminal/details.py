@@ -1,4 +1,4 @@
-"""All that a report has to say: what was compared, the table of steps, the verdict and its terms."""
+"""All that a report has to say: what was compared, the steps, the verdict and its terms."""
 
 from __future__ import annotations
 

@@ -33,9 +33,12 @@ WIDE = 120
 
 
 class Extent(NamedTuple):
-    """How much is shown: steps of the table, lines that both rules share, remarks, end values."""
+    """How much is shown: steps of the table, lines that both rules share, remarks, end values.
 
-    steps: int
+    None stands for all steps.
+    """
+
+    steps: int | None
     shared: int
     remarks: int
     ends: int
@@ -55,14 +58,24 @@ EXTENTS = (
 """From the most to the least; the first that fits is taken."""
 
 
-def print_short(report: Report, console: Console, rows: int | None = 0) -> None:
-    """Print a report in short; with `rows` the table has so many steps, with all their tensors."""
+def print_short(report: Report, console: Console, rows: int | str | None = "") -> None:
+    """Print a report in short.
+
+    Args:
+        report: what was found.
+        console: where it is printed.
+        rows: how many steps the table shows, with all their tensors, None for all steps; where it
+            is no number, the table is as short as the report must be.
+    """
     found = summary(report)
     most = MOST_LINES[report.verdict]
     for extent in EXTENTS:
         shown = Group(*sections(report, found, console.width, extent))
         if len(console.render_lines(shown)) <= most:
             break
+    if not isinstance(rows, str):
+        chosen = extent._replace(steps=rows)
+        shown = Group(*sections(report, found, console.width, chosen, worst_alone=False))
     with captured(console):
         console.print(shown)
 
@@ -75,7 +88,7 @@ def short_text(report: Report, width: int = 80) -> str:
 
 
 def sections(
-    report: Report, found: Summary, width: int, extent: Extent
+    report: Report, found: Summary, width: int, extent: Extent, *, worst_alone: bool = True
 ) -> Iterator[RenderableType]:
     """Yield the sections from top to bottom, a blank line between them."""
     yield Text(found.subject, "dim")
@@ -85,9 +98,11 @@ def sections(
         yield Text(found.expectation, "bold green" if report.expected else "bold red")
     yield ""
     yield from rules(found, width, extent.shared)
-    if extent.steps and len(report.comparison.trace):
+    if extent.steps != 0 and len(report.comparison.trace):
         yield ""
-        yield from steps(report, width, extent.steps)
+        for line in table_lines(report, extent.steps, width, worst_alone=worst_alone):
+            yield Text.assemble(*line, no_wrap=True, overflow="ignore")
+        yield from (Text(f" {legend}", "dim") for legend in ratio_legend(report))
     if found.values is not None:
         yield from values(found.values)
         yield from (Padding(Text(line), (0, 0, 0, 2)) for line in found.before)
@@ -102,7 +117,7 @@ def sections(
 
 
 def rules(found: Summary, width: int, shared: int) -> Iterator[RenderableType]:
-    """Yield both update rules: beside each other, or one below the other without what they share."""
+    """Yield both rules: beside each other, or one below the other with what they share once."""
     grid = Table.grid(padding=(0, 2))
     known = [rule for rule in found.rules if rule.lines]
     if width >= WIDE and len(known) > 1:
@@ -151,13 +166,6 @@ def shared_lines(both: Sequence[Rule]) -> list[str]:
 def formulas(lines: Sequence[str], indent: str = "") -> Group:
     """Return some formulas, one below the other."""
     return Group(*(Text(indent + line, "cyan") for line in lines))
-
-
-def steps(report: Report, width: int, rows: int) -> Iterator[RenderableType]:
-    """Yield the table of steps, with the tensor that is farthest from its limit in each."""
-    for line in table_lines(report, rows, width, worst_alone=True):
-        yield Text.assemble(*line, no_wrap=True, overflow="ignore")
-    yield from (Text(f" {legend}", "dim") for legend in ratio_legend(report))
 
 
 def values(found: Values) -> Iterator[RenderableType]:

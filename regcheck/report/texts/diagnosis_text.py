@@ -37,8 +37,8 @@ UNEXPLAINED = (
 UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
 
 UNEXPLAINED_STAGES = {
-    "gradient": "in the gradient of the loss, as far as the steps show: check the forward pass, the "
-    "loss's derivative, and which samples are used.",
+    "gradient": "in the gradient of the loss, as far as the steps show: check the forward pass, "
+    "the loss's derivative, and which samples are used.",
     "optimizer": "in the optimizer: how the step uses the gradient.",
     "penalty": "in the weight decay: the gradient of the loss is torch's.",
 }

@@ -32,7 +32,9 @@ def headline(report: Report) -> str:
 
 def who(report: Report) -> str:
     """Name the side that a diagnosis explains."""
-    return roles_of(report.spec).worded("the scratch side").removeprefix("the ").removesuffix(" side")
+    return (
+        roles_of(report.spec).worded("the scratch side").removeprefix("the ").removesuffix(" side")
+    )
 
 
 def sentence(report: Report) -> str:
@@ -67,7 +69,9 @@ def kept(report: Report) -> str:
         return "no step differs"
     limits = sorted({tolerance.limit for tolerance in tolerances})
     allowed = " or ".join(f"{limit:g}" for limit in limits)
-    return f"the largest one-step difference is {upward(ratio)} rounding bounds, of {allowed} allowed"
+    return (
+        f"the largest one-step difference is {upward(ratio)} rounding bounds, of {allowed} allowed"
+    )
 
 
 def divergence_place(report: Report, divergence: Divergence) -> str:
@@ -81,5 +85,3 @@ def divergence_place(report: Report, divergence: Divergence) -> str:
     if tolerance.exact:
         return f"{where}: the accumulated difference is not exactly 0"
     return f"{where}: the accumulated difference exceeds {tolerance_text(tolerance)}"
-
-

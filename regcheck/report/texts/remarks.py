@@ -196,8 +196,8 @@ def drift(report: Report) -> Iterator[str]:
         return
     if amplified is not None:
         yield (
-            f"The accumulated difference is amplified rounding: each step agrees, and the training amplifies the "
-            f"rounding errors, from step {amplified.first_step:,} on. After step "
+            "The accumulated difference is amplified rounding: each step agrees, and the training "
+            f"amplifies the rounding errors, from step {amplified.first_step:,} on. After step "
             f"{amplified.step:,} the trajectories are {short(amplified.drift)} apart, "
             f"{short(amplified.factor)} times the sum of the rounding errors so far. A smaller "
             "lr may keep them together."

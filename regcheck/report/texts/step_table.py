@@ -37,7 +37,7 @@ class Cells(NamedTuple):
 
 
 def columns(report: Report) -> tuple[Column, ...]:
-    """Return the columns from left to right; where the width is short, the least needed go first."""
+    """Return the columns from left to right, and which go first where the width is short."""
     return (
         Column("", 0),
         Column("step", 1),

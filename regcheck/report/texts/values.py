@@ -1,4 +1,4 @@
-"""The numbers of the short report: one entry at the first divergence, and where both sides ended."""
+"""The numbers of the short report: an entry at the first divergence, and where the sides ended."""
 
 from __future__ import annotations
 
@@ -64,7 +64,11 @@ class FinalValues(NamedTuple):
 def values_at(report: Report) -> Values | None:
     """Return the terms of the entry that diverges first; None where no parameter does."""
     divergence, sample = report.first_divergence, report.comparison.sample
-    if report.verdict != "diverged" or divergence is None or "parameters" not in report.spec.compare:
+    if (
+        report.verdict != "diverged"
+        or divergence is None
+        or "parameters" not in report.spec.compare
+    ):
         return None
     at = divergence.at
     where = f"{entry(report, at.tensor, at.index)} at step {divergence.step:,}"

@@ -1,18 +1,11 @@
-"""What the commands write: reports one by one, explanations, and errors to standard error."""
+"""Explanations as text, JSON and Markdown, and the signs of formulas in plain ASCII."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from typing import TYPE_CHECKING
 
-from regcheck import __version__
 from regcheck.explain import Entry, Explanation
-
-# What makes the texts is loaded with the first report: errors are written before torch is loaded.
-if TYPE_CHECKING:
-    from regcheck.report.result import Report
 
 SPELLED = {
     "←": "<-",
@@ -42,77 +35,6 @@ def spell(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     signs = error.object[error.start : error.end]
     return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
-
-
-class TextOutput:
-    """Reports for people, on standard output."""
-
-    def __init__(self, rows: int | None, quiet: bool) -> None:
-        self.rows, self.quiet = rows, quiet
-        self.shown = 0
-
-    def report(self, report: Report) -> None:
-        """Print a report, or its verdict's line."""
-        from regcheck.report.terminal import print_line, print_report, terminal
-
-        console = terminal()
-        if self.quiet:
-            print_line(report, console)
-            return
-        if self.shown:
-            console.print()
-            console.rule(style="dim")
-        print_report(report, console, self.rows)
-        self.shown += 1
-
-    def error(self, name: str, text: str) -> None:  # noqa: ARG002
-        """Print what is wrong with a spec."""
-        sys.stderr.write(text + "\n")
-
-    def note(self, text: str) -> None:
-        """Print what was done besides."""
-        sys.stdout.write(text + "\n")
-
-    def finish(self) -> None:
-        """Do nothing: all is printed."""
-
-
-class JsonOutput:
-    """Reports as JSON on standard output: one object, or an array where there are several specs."""
-
-    def __init__(self, several: bool) -> None:
-        self.several = several
-        self.separator = "[\n" if several else ""
-
-    def report(self, report: Report) -> None:
-        """Print a report."""
-        from regcheck.report.json import json_chunks
-
-        sys.stdout.write(self.separator)
-        sys.stdout.writelines(json_chunks(report))
-        self.separator = ",\n"
-        if not self.several:
-            sys.stdout.write("\n")
-
-    def error(self, name: str, text: str) -> None:
-        """Print what is wrong with a spec; in an array its place is kept."""
-        sys.stderr.write(text + "\n")
-        if self.several:
-            entry = {"regcheck": __version__, "spec": name, "error": text}
-            sys.stdout.write(self.separator + json.dumps(entry, ensure_ascii=False))
-            self.separator = ",\n"
-
-    def note(self, text: str) -> None:
-        """Print to standard error: standard output holds the reports alone."""
-        sys.stderr.write(text + "\n")
-
-    def finish(self) -> None:
-        """Close the array."""
-        if self.several:
-            sys.stdout.write("\n]\n" if self.separator == ",\n" else "[]\n")
-
-
-Output = TextOutput | JsonOutput
 
 
 def as_text(explanation: Explanation) -> str:

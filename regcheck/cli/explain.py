@@ -1,0 +1,35 @@
+"""`regcheck explain`: the formulas of conventions, causes, optimizers and specs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from regcheck.cli.explanations import EXPLANATION_FORMATS, listed
+
+
+@click.command()
+@click.argument("what", required=False, metavar="[NAME|SPEC]")
+@click.option("--list", "listing", is_flag=True, help="List every name that can be explained.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text")
+def explain(what: str | None, listing: bool, form: str) -> None:
+    """Print the update formulas: of every convention, of one NAME, or with a SPEC's numbers."""
+    from regcheck import explain as explaining
+
+    if listing:
+        text = listed(explaining.names_by_kind(), form)
+    else:
+        if what is None:
+            explanation = explaining.explain_all()
+        elif what not in explaining.all_names() and (
+            what.endswith((".yaml", ".yml")) or os.path.exists(what)  # noqa: PTH110
+        ):
+            explanation = explaining.explain_spec(what)
+        else:
+            explanation = explaining.explain_name(what)
+        text = EXPLANATION_FORMATS[form](explanation)
+    if "NO_COLOR" in os.environ or not sys.stdout.isatty():
+        text = click.unstyle(text)
+    sys.stdout.write(text + "\n")

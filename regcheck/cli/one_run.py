@@ -1,0 +1,186 @@
+"""One spec: run, judged, and written out, so that all of it can come from another process."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from regcheck.errors import InputError, RegcheckError, RunError
+
+if TYPE_CHECKING:
+    from regcheck.report.record import Record
+    from regcheck.report.result import Report
+    from regcheck.spec import LoadedSpec
+
+EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}
+GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
+
+INTERNAL_ERROR = (
+    "internal error, and no verdict; please report it to the maintainers, with the lines above"
+)
+
+
+class Wanted(NamedTuple):
+    """What the command line asks for, of each spec.
+
+    Attributes:
+        form: of the text: the short report, all details, one line, or none.
+        rows: steps of the table, None for all; empty as the form has it.
+        width, colour: of the terminal, as rich names colour systems; None for no colour.
+        strict: whether a run that could not have shown some cause is inconclusive.
+        timeout: seconds for one step of a user's code.
+        fixed: the file for the spec with the fix.
+    """
+
+    form: str
+    rows: int | str | None
+    width: int
+    colour: str | None
+    strict: bool
+    timeout: float | None
+    fixed: str | None
+
+
+class Finished(NamedTuple):
+    """What came of a spec: its exit code, its record, and its text for a terminal.
+
+    Attributes:
+        note: what was done besides.
+        error: what is wrong, for standard error.
+    """
+
+    name: str
+    code: int
+    record: Record
+    text: str = ""
+    note: str = ""
+    error: str = ""
+
+
+def run_spec(path: Path, wanted: Wanted, progress: bool) -> Finished:
+    """Run one spec; whatever is wrong with it is in what is returned.
+
+    Raises:
+        OSError: standard output or error cannot be written to.
+    """
+    from regcheck.spec import read_spec
+
+    try:
+        loaded = read_spec(path)  # a bad spec is reported before torch is loaded
+        return finish(path, loaded, wanted, progress)
+    except OSError:
+        raise
+    except RegcheckError as error:
+        where = f"{path}: " if isinstance(error, RunError) else ""
+        return failed(path, UNUSABLE, f"{where}{error}", line_of(error))
+    except MemoryError:
+        return failed(path, UNUSABLE, f"{path}: not enough memory for this many rows and features")
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return failed(path, INTERNAL, f"{path}: {INTERNAL_ERROR}")
+
+
+def failed(path: Path, code: int, text: str, line: int | None = None) -> Finished:
+    """Return what comes of a spec that could not be run."""
+    from regcheck.report.record import record_of_error
+
+    return Finished(str(path), code, record_of_error(str(path), text, line), error=text)
+
+
+def line_of(error: RegcheckError) -> int | None:
+    """Return the line of the spec that an error is about."""
+    return error.complaints[0].place.line if isinstance(error, InputError) else None
+
+
+def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Finished:
+    """Run a spec that is read, and write out what was found."""
+    load_trainers()
+    from regcheck.checking import check_loaded, strict
+    from regcheck.report.record import record_of
+    from regcheck.report.terminal.console import progress_bar, without_progress
+    from regcheck.user_code.function import TIMEOUT
+
+    timeout = wanted.timeout or TIMEOUT
+    with (progress_bar if progress else without_progress)(path.name) as advance:
+        report = check_loaded(loaded, advance, timeout)
+    if wanted.strict:
+        report = strict(report)
+    note = "" if wanted.fixed is None else write_fix(loaded, report, wanted.fixed, timeout)
+    code = VERDICT_CODES[report.verdict]
+    if report.expected is not None:
+        code = EQUIVALENT if report.expected else DIVERGED
+    record = record_of(report, line_that_matters(loaded, report))
+    return Finished(str(path), code, record, text_of(report, wanted), note)
+
+
+def text_of(report: Report, wanted: Wanted) -> str:
+    """Return a report's text for the terminal."""
+    from rich.console import Console
+
+    from regcheck.report.terminal.console import print_line
+    from regcheck.report.terminal.details import ROWS, print_report
+    from regcheck.report.terminal.short import print_short
+
+    stream = StringIO()
+    console = Console(
+        file=stream,
+        width=wanted.width,
+        color_system=wanted.colour,  # type: ignore[arg-type]  # rich's own names
+        force_terminal=wanted.colour is not None,
+        legacy_windows=False,
+    )
+    rows = wanted.rows
+    if wanted.form == "line":
+        print_line(report, console)
+    elif wanted.form == "details":
+        print_report(report, console, ROWS if isinstance(rows, str) else rows)
+    elif wanted.form == "short":
+        print_short(report, console, rows)
+    return stream.getvalue()
+
+
+MATTERING = (("convention",), ("scratch",), ("framework",), ("optimizer",), ("model",))
+"""Keys of a spec that a divergence is about, the likeliest first."""
+
+
+def line_that_matters(loaded: LoadedSpec, report: Report) -> int | None:
+    """Return the line of the spec that the verdict is about: of `expect`, or who differs."""
+    keys = (("expect",), *MATTERING) if report.expected is False else MATTERING
+    given = (key for key in keys if key in loaded.document.places)
+    return next((loaded.document.place(key, of_key=True).line for key in given), 1)
+
+
+def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> str:
+    """Write the spec with the fix and run it; return what came of it."""
+    from regcheck.checking import check_loaded, no_progress
+    from regcheck.diagnosis.records import SpecFix
+    from regcheck.report.texts.fixes import not_written
+    from regcheck.report.texts.headline import headline
+    from regcheck.spec import read_spec
+    from regcheck.spec.rewriting import write_fixed
+
+    fix, path = report.diagnosis and report.diagnosis.fix, Path(name)
+    if not isinstance(fix, SpecFix):
+        return f"{path}: not written: {not_written(report)}"
+    text = Path(loaded.document.file).read_text(encoding="utf-8")
+    write_fixed(loaded, text, fix.changes, fix.text, path)
+    again = check_loaded(read_spec(path), no_progress, timeout)
+    return f"{path}: the spec with the fix ({fix.text}), run again: {headline(again)}."
+
+
+def load_trainers() -> None:
+    """Import what trains and reports.
+
+    Importing torch makes millions of objects that live as long as the process, and the collector
+    would walk them over and over: a third of the import's time, and more at exit.
+    """
+    gc.disable()
+    import regcheck.checking
+    import regcheck.report.terminal.short  # noqa: F401
+
+    gc.freeze()
+    gc.enable()

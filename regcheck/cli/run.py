@@ -1,0 +1,153 @@
+"""`regcheck run`: run each spec, show what comes of it, and write the report files at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from regcheck.cli.jobs import default_jobs, run_specs
+from regcheck.cli.one_run import GRAVEST_FIRST, UNUSABLE, Finished, Wanted, failed
+from regcheck.cli.outputs import JsonOutput, Output, TextOutput
+from regcheck.errors import UsageError
+
+RENAMED = {"patience": "timeout"}
+"""Former names of options, which are still taken."""
+
+AS_FORM = ""
+"""The number of steps where `--steps` is not there: as the form of the report has it."""
+
+
+def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | str | None:  # noqa: ARG001
+    """Read a number of steps; None stands for all."""
+    if value == "all":
+        return None
+    if value == AS_FORM:
+        return AS_FORM
+    if not value.strip().isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"must be `all` or a whole number ≥ 1, got {value!r}")
+    return int(value)
+
+
+@click.command(context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)})
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--details", is_flag=True, help="Print everything that is known.")
+@click.option(
+    "--steps",
+    callback=step_count,
+    default=AS_FORM,
+    metavar="N|all",
+    help="How many steps the table shows, with every tensor.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with every step.")
+@click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FILE",
+    help="Write a report file too; the suffix is the format. Repeatable.",
+)
+@click.option("--quiet", is_flag=True, help="Print one line a spec.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 4 if the sides agree, but the run could not have shown some cause.",
+)
+@click.option("--write-fixed", metavar="FILE", help="Write the spec with the fix, and run it.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many specs run at once [the number of cores].",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="How long one step of your own code, or of several processes, may take [20].",
+)
+def run(
+    specs: Sequence[str],
+    details: bool,
+    steps: int | str | None,
+    as_json: bool,
+    reports: Sequence[str],
+    quiet: bool,
+    strict: bool,
+    write_fixed: str | None,
+    jobs: int | None,
+    timeout: float | None,
+) -> int:
+    """Train both sides of each SPEC in lockstep and compare every step.
+
+    A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, except hidden ones.
+    """
+    from regcheck.report.files.writing import checked, write_report
+
+    files = [checked(name) for name in reports]
+    found = [(name, path) for name in specs for path in spec_files(name)]
+    if write_fixed is not None and len(found) != 1:
+        raise UsageError(f"--write-fixed: takes one spec, got {len(found)}")
+    form = "none" if as_json else "line" if quiet else "details" if details else "short"
+    width, colour = terminal()
+    wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed)
+    output: Output = JsonOutput() if as_json else TextOutput(len(found) > 1, rule(form, width))
+    codes, records = [], []
+    try:
+        for one in results(found, wanted, jobs or default_jobs()):
+            output.add(one)
+            codes.append(one.code)
+            if files:
+                records.append(one.record)
+    finally:
+        output.finish()  # an envelope that was begun is closed, whatever ended the run
+    for file in files:
+        write_report(file, records)
+    return next(code for code in GRAVEST_FIRST if code in codes)
+
+
+def results(
+    found: Sequence[tuple[str, Path | UsageError]], wanted: Wanted, jobs: int
+) -> Iterator[Finished]:
+    """Yield what comes of each spec, and what is wrong with names, in their order."""
+    runs = run_specs([path for _, path in found if isinstance(path, Path)], wanted, jobs)
+    for name, path in found:
+        yield next(runs) if isinstance(path, Path) else failed(Path(name), UNUSABLE, str(path))
+
+
+def terminal() -> tuple[int, str | None]:
+    """Return the width and the colours of standard output, as rich finds them."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    return console.width, console.color_system
+
+
+def rule(form: str, width: int) -> str:
+    """Return what stands between reports, and before the summary of several."""
+    return "" if form == "line" else f"\n{'─' * width}\n"
+
+
+def spec_files(name: str) -> list[Path] | list[UsageError]:
+    """Return a file as it is, and a folder as the specs below it; or what is wrong with the name.
+
+    Files and folders whose names begin with a dot hold settings and environments, not specs.
+    """
+    path = Path(name)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such file or folder"
+        return [UsageError(f"{path}: {reason.lower()}")]
+    if not path.is_dir():
+        return [path]
+    found = sorted(
+        one
+        for one in path.rglob("*")
+        if one.suffix in (".yaml", ".yml")
+        and one.is_file()
+        and not any(part.startswith(".") for part in one.relative_to(path).parts)
+    )
+    return found or [UsageError(f"{path}: no *.yaml or *.yml file in this folder or below it")]

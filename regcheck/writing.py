@@ -1,0 +1,48 @@
+"""Files are written whole or not at all: beside the old one first, then in its place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from regcheck.errors import UsageError
+
+
+def write_whole(path: Path, chunks: Iterable[str]) -> None:
+    """Write a text file in UTF-8; until it is whole, what stood there before stays.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    target = path.resolve()  # a link stays one
+    part = None
+    try:
+        descriptor, part = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=".part", dir=target.parent
+        )
+        with os.fdopen(
+            descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
+        ) as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, mode_of(target))  # noqa: PTH101  # that of mkstemp is for the owner alone
+        os.replace(part, target)  # noqa: PTH105
+        part = None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"{path}: cannot be written: {reason}") from error
+    finally:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
+
+
+def mode_of(path: Path) -> int:
+    """Return the permissions of a file, or those that a new one has."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
