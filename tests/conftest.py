@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import math
 import os
 from collections import Counter, defaultdict
@@ -128,6 +129,21 @@ def agrees(report: Report) -> bool:
 def json_text(report: Report) -> str:
     """Return a report as the JSON file has it, without the envelope."""
     return "".join(run_chunks(record_of(report)))
+
+
+def runs_of(text: str) -> list[dict[str, Any]]:
+    """Return the runs in the JSON that the command line writes."""
+    envelope = json.loads(text)
+    assert envelope.keys() == {"schema_version", "runs"}
+    assert envelope["schema_version"] == 1
+    runs: list[dict[str, Any]] = envelope["runs"]
+    return runs
+
+
+def run_of(text: str) -> dict[str, Any]:
+    """Return the only run in it."""
+    (run,) = runs_of(text)
+    return run
 
 
 def in_one_line(report: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regcheck import cli
-from tests.conftest import ROOT
+from tests.conftest import ROOT, runs_of
 from tests.user_files import SPEC, YIELD, Done, loop, run_here, write_spec
 
 PACKAGE = str(Path(cli.__file__).parent)
@@ -207,7 +206,7 @@ def run_apart(folder: Path) -> Done:
 
 
 def check_reported(done: Done, *expected: str) -> None:
-    assert (done.code, done.out.strip()) == (2, ""), done.err
+    assert (done.code, [*run_of(done.out)]) == (2, ["regcheck", "spec", "error", "line"]), done.err
     for words in expected:
         assert words in done.err
     assert PACKAGE not in done.err  # no frame of regcheck's own
@@ -226,7 +225,7 @@ def test_broken_code_is_reported(
 
 def test_interruption_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = run_here(tmp_path, loop("raise KeyboardInterrupt"), capsys)
-    assert (done.code, done.out.strip(), done.err) == (130, "", "\ninterrupted\n")
+    assert (done.code, runs_of(done.out), done.err) == (130, [], "\ninterrupted\n")
 
 
 @pytest.mark.exhaustive
@@ -260,7 +259,7 @@ def test_what_reaches_past_python_leaves_the_reports_whole(tmp_path: Path) -> No
     for name, act in acts.items():
         write_spec(tmp_path / name, loop(act))
     done = run_apart(tmp_path)
-    reports = json.loads(done.out)
+    reports = runs_of(done.out)
     error = reports.pop(2)["error"]
     assert AT_1 + ENDED in error
     assert "os._exit(0)" in error
@@ -277,6 +276,6 @@ def test_other_specs_still_run_beside_a_broken_one(
     right = tmp_path / "right.yaml"
     right.write_text(SPEC.replace("scratch: mine.py:train\n", ""), encoding="utf-8")
     assert cli.exit_code(["run", "--json", str(broken), str(right)]) == 2
-    first, second = json.loads(capsys.readouterr().out)
+    first, second = runs_of(capsys.readouterr().out)
     assert AT_1 + ENDED in first["error"]
     assert second["verdict"] == "equivalent"

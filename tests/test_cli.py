@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from regcheck import checking, cli
 from regcheck.report.result import Report
 from regcheck.spec import LoadedSpec
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_of, runs_of
 
 Write = Callable[..., Path]
 
@@ -130,7 +129,7 @@ def test_error_in_one_spec_has_its_exit_code_and_keeps_what_was_printed(
     assert cli.exit_code(["run", "--json", *paths]) == code
     captured = capsys.readouterr()
     assert [one for one in says if one not in captured.err] == []
-    first, *others = json.loads(captured.out)  # the array is closed
+    first, *others = runs_of(captured.out)  # the array is closed
     assert first["verdict"] == "equivalent"
     assert [one.get("verdict") for one in others] == ([] if code == 130 else [None, "equivalent"])
 
@@ -150,7 +149,7 @@ def test_json_is_all_that_standard_output_holds(
 ) -> None:
     assert cli.exit_code(["run", "--json", str(write_spec(**DIVERGED))]) == 1
     captured = capsys.readouterr()
-    report = json.loads(captured.out)
+    report = run_of(captured.out)
     assert report["verdict"] == "diverged"
     assert [row["step"] for row in report["rows"]] == [1, 2, 3]
     assert captured.err == ""
@@ -162,7 +161,7 @@ def test_json_of_several_specs_is_an_array_with_errors_in_their_places(
     paths = [write_spec("a.yaml"), write_spec("b.yaml", lr="x"), write_spec("c.yaml", **DIVERGED)]
     assert cli.exit_code(["run", "--json", "missing.yaml", *map(str, paths)]) == 2
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
+    found = runs_of(captured.out)
     assert [one.get("verdict") for one in found] == [None, "equivalent", None, "diverged"]
     assert "no such file" in found[0]["error"]
     assert "lr: must be a number" in found[2]["error"]

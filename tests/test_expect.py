@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import yaml
 
 from regcheck import cli
 from regcheck.checking import check
-from tests.conftest import SMALL, Spec, told
+from tests.conftest import SMALL, Spec, run_of, runs_of, told
 
 Write = Callable[..., Path]
 
@@ -89,7 +88,7 @@ def test_expectation_decides_the_exit_code_and_is_put_in_words(
     changes, verdict, _ = OUTCOMES[outcome]
     path = str(write_spec(**changes, expect=expect))
     code, text = run(capsys, "--json", path)
-    report = json.loads(text)
+    report = run_of(text)
     assert (report["verdict"], report["expected"]) == (verdict, instead is None)
     assert code == (0 if instead is None else 1)
     says = "As expected." if instead is None else f"Not as expected: the spec expects {instead}."
@@ -104,7 +103,7 @@ def test_without_an_expectation_the_verdict_decides(
     changes, verdict, code = OUTCOMES[outcome]
     path = str(write_spec(**changes))
     found, text = run(capsys, "--json", path)
-    report = json.loads(text)
+    report = run_of(text)
     assert (found, report["verdict"], report["expected"]) == (code, verdict, None)
     assert "s expected" not in run(capsys, path)[1]
 
@@ -149,7 +148,7 @@ def test_several_specs_that_are_all_as_expected_exit_0(
     assert [line.endswith(". As expected.") for line in text.splitlines()] == [True] * 3
     code, text = run(capsys, "--json", *paths)
     assert code == 0
-    assert [one["expected"] for one in json.loads(text)] == [True] * 3
+    assert [one["expected"] for one in runs_of(text)] == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -213,7 +212,7 @@ def test_strict_makes_a_run_inconclusive_that_could_not_have_told(
         assert strictly == found
         assert run(capsys, "--strict", path) == run(capsys, path)
         return
-    reports = [json.loads(text) for _, text in (found, strictly)]
+    reports = [runs_of(text) for _, text in (found, strictly)]
     assert [one["verdict"] for one in reports] == ["equivalent", "inconclusive"]
     assert reports[1]["not_distinguished"]
 
@@ -234,5 +233,5 @@ def test_strict_holds_for_each_of_several_specs(
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(SMALL | changes), encoding="utf-8")
     code, text = run(capsys, "--strict", "--json", str(tmp_path))
     assert code == 4
-    assert [one["verdict"] for one in json.loads(text)] == ["equivalent", "inconclusive"]
+    assert [one["verdict"] for one in runs_of(text)] == ["equivalent", "inconclusive"]
     assert run(capsys, "--quiet", str(tmp_path))[0] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import yaml
 
 from regcheck import cli
-from tests.conftest import SMALL
+from tests.conftest import SMALL, run_of
 
 HEAD = """
 import os, sys
@@ -132,7 +131,7 @@ def test_what_own_framework_code_does_besides_is_no_harm_or_is_told(
     assert "/regcheck/regcheck/" not in captured.err
     assert str(Path(cli.__file__).parent) not in captured.err  # none of regcheck's own frames
     if code == 0:
-        assert json.loads(captured.out)["verdict"] == "equivalent"
+        assert run_of(captured.out)["verdict"] == "equivalent"
     else:
         assert captured.out.strip() == ""
     assert torch.is_grad_enabled()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_of
 from tests.user_files import YIELD, loop, run_here
 
 IN_PLACE = (
@@ -39,7 +39,7 @@ def test_odd_code_that_trains_as_torch_does_is_equivalent(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run_here(tmp_path, HARMLESS[name], capsys)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     assert (done.code, report["verdict"], report["compared"]) == (0, "equivalent", 6)
 
 
@@ -49,7 +49,7 @@ def test_in_place_updates_are_judged_as_copies_are(
     doubled = IN_PLACE.replace("0.5", "1.0")
     source = loop(first=ONE_MAPPING, update=doubled, give="state['loss'] = loss; yield state")
     done = run_here(tmp_path, source, capsys)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     first = report["first_divergence"]
     assert (done.code, first["step"], first["stage"]) == (1, 1, "penalty")
     assert [cause["id"] for cause in report["diagnosis"]["causes"]] == ["penalty-doubled"]
@@ -69,7 +69,7 @@ def test_numbers_that_are_none_diverge_at_the_step_where_they_come(
     act: str, step: int, number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run_here(tmp_path, loop(give=f"{act}; {YIELD}"), capsys)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     first, diagnosis = report["first_divergence"], report["diagnosis"]
     assert (done.code, report["verdict"], report["compared"]) == (1, "diverged", step)
     assert (first["step"], first["scratch"]) == (step, number)
@@ -81,7 +81,7 @@ def test_loss_that_is_no_number_diverges_in_the_loss_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = run_here(tmp_path, loop("loss = np.log(-1.0) if t >= 3 else loss"), capsys)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     assert (done.code, report["verdict"], report["first_divergence"]) == (1, "diverged", None)
     first = report["first_loss_divergence"]
     assert (first["step"], first["scratch"]) == (3, "nan")
@@ -93,8 +93,8 @@ def test_rows_changed_in_place_are_the_codes_own(
 ) -> None:
     # The code spoils its own X from step 3 on; torch's side keeps the rows as they are.
     done = run_here(tmp_path, loop("if t == 2: problem.X[:] *= 1.5"), capsys)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     assert (done.code, report["verdict"]) == (1, "diverged")
     assert report["first_divergence"]["step"] == 3
-    right = json.loads(run_here(tmp_path, loop(), capsys).out)
+    right = run_of(run_here(tmp_path, loop(), capsys).out)
     assert report["final"]["framework"] == right["final"]["framework"]

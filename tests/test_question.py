@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from regcheck import cli
 from regcheck.checking import check
-from tests.conftest import ROOT, Spec
+from tests.conftest import ROOT, Spec, run_of
 from tests.faults import FAULTS
 from tests.test_user_cases import ended
 from tests.user_functions import Code
@@ -77,7 +75,7 @@ def test_questions_own_code_diverges_for_the_reason_that_the_answer_gives(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.exit_code(["run", "--json", str(ROOT / "configs" / "question.yaml")]) == 1
-    report = json.loads(capsys.readouterr().out)
+    report = run_of(capsys.readouterr().out)
     first, found = report["first_divergence"], report["diagnosis"]
     assert (report["steps"], report["compared"]) == (1000, 1000)
     assert (first["step"], first["stage"]) == (2, "penalty")  # at zero there is no penalty
@@ -102,6 +100,6 @@ def test_questions_code_with_the_answers_fix_is_equivalent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.exit_code(["run", "--json", str(ROOT / "configs" / "question-fixed.yaml")]) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = run_of(capsys.readouterr().out)
     assert (report["verdict"], report["compared"]) == ("equivalent", 1000)
     assert report["first_loss_divergence"] is None

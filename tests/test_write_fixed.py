@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import run_of
 from tests.fixed_specs import SPEC, Folder
 
 
@@ -154,7 +154,7 @@ def test_spec_that_cannot_be_run_writes_nothing(folder: Folder) -> None:
 def test_standard_output_is_the_report_alone_with_json(function: str, folder: Folder) -> None:
     spec, fixed = folder.write(f"scratch: mine.py:{function}\n"), folder.path / "fixed.yaml"
     done = folder.run(spec, "--json", "--write-fixed", fixed)
-    report = json.loads(done.out)
+    report = run_of(done.out)
     assert done.code == (0 if function == "right" else 1)
     assert report["verdict"] == ("equivalent" if function == "right" else "diverged")
     assert fixed.exists() is (function == "divided")
