@@ -32,8 +32,7 @@ def write_whole(path: Path, chunks: Iterable[str]) -> None:
         os.replace(part, target)  # noqa: PTH105
         part = None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"{path}: cannot be written: {reason}") from error
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         if part is not None:
             Path(part).unlink(missing_ok=True)

@@ -52,7 +52,7 @@ def test_chaos_is_equivalent_and_reported_as_amplified_rounding(
     assert found.factor > AMPLIFIED
     assert report.to_dict()["amplification"] == found._asdict()
     text = in_one_line(report)
-    assert text.count("The drift is amplified rounding") == 1
+    assert text.count("The accumulated difference is amplified rounding") == 1
     assert f"from step {found.first_step:,} on" in text
     assert f"After step {found.step:,} " in text
     assert found.drift == max(one.drift for one in trace[found.step - 1].tensors.values())

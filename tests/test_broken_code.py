@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regcheck import cli
-from tests.conftest import ROOT, runs_of
+from tests.conftest import ROOT, run_of, runs_of
 from tests.user_files import SPEC, YIELD, Done, loop, run_here, write_spec
 
 PACKAGE = str(Path(cli.__file__).parent)

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from regcheck.checking import check
-from tests.conftest import ROOT, SMALL, Spec, run_of, runs_of
+from tests.conftest import ROOT, SMALL, Spec, runs_of
 
 Write = Callable[..., Path]
 
@@ -76,7 +76,7 @@ def test_reports_of_two_processes_are_the_same_to_the_byte(tmp_path: Path) -> No
     first, _ = run(*paths, PYTHONHASHSEED="0")
     second, _ = run(*paths, PYTHONHASHSEED="12345")
     assert first == second
-    verdicts = [report["verdict"] for report in runs_of(first)]
+    verdicts = [report["verdict"] for report in runs_of(first.decode())]
     assert verdicts == ["diverged", "equivalent", "inconclusive", "equivalent", "equivalent"]
 
 
@@ -109,7 +109,7 @@ def test_one_and_two_threads_find_the_same(tmp_path: Path) -> None:
     paths = written(specs, tmp_path)
     one, single = run(*paths, **threads(1))
     two, several = run(*paths, **threads(2))
-    reports = [run_of(text) for text in (one, two)]
+    reports = [runs_of(text.decode()) for text in (one, two)]
     assert [report["environment"]["threads"] for report in reports[0]] == [1] * 5
     assert [report["environment"]["threads"] for report in reports[1]] == [2] * 5
     if Path("/proc/self").exists():

@@ -212,7 +212,7 @@ def test_strict_makes_a_run_inconclusive_that_could_not_have_told(
         assert strictly == found
         assert run(capsys, "--strict", path) == run(capsys, path)
         return
-    reports = [runs_of(text) for _, text in (found, strictly)]
+    reports = [run_of(text) for _, text in (found, strictly)]
     assert [one["verdict"] for one in reports] == ["equivalent", "inconclusive"]
     assert reports[1]["not_distinguished"]
 
@@ -220,8 +220,8 @@ def test_strict_makes_a_run_inconclusive_that_could_not_have_told(
 def test_strict_says_why_in_words(write_spec: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_spec(**BLIND))
     line = run(capsys, "--strict", "--quiet", path)[1]
-    assert "INCONCLUSIVE: the sides agree, but this run cannot tell " in line
-    text = run(capsys, "--strict", path)[1]
+    assert "INCONCLUSIVE: the sides agree, but this run cannot distinguish " in line
+    text = run(capsys, "--strict", "--details", path)[1]
     assert "because all parameters with weight_decay stay 0" in " ".join(text.split())
     assert "EQUIVALENT" not in text
 

@@ -50,7 +50,7 @@ def test_report_names_classes_and_entries(tmp_path: Path) -> None:
     report = check(SOFTMAX | {"data": data} | more)
     written = in_one_line(report)
     assert "softmax, cross_entropy, float64" in written
-    assert "4 training rows of 2 features, 2 classes (cat, wolf), 3 epochs" in written
+    assert "4 training samples of 2 features, 2 classes (cat, wolf), 3 epochs" in written
     assert "weight[0, 1] (cat, width)" in written
     assert "bias[1]" in written
     assert "accuracy, train" in written

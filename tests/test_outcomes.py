@@ -105,7 +105,7 @@ def test_where_something_is_0_all_agree_and_the_report_says_what_it_could_not_sh
         assert "because weight_decay is 0" in in_one_line(doubled)
         return
     assert not shown & hidden(report).keys()
-    assert "nothing in this run tells the two apart" in in_one_line(doubled)
+    assert "nothing in this run distinguishes the two" in in_one_line(doubled)
     start = [[0, 0]] if spec["init"] == "zeros" else [[0.5, -0.3]]
     for side in report.comparison.final.values():  # nothing moves
         assert side.parameters["weight"] == pytest.approx(np.array(start), rel=1e-7, abs=0)
@@ -200,7 +200,7 @@ def test_huge_data_whose_gradients_are_out_of_range_are_inconclusive_at_once(
     assert f"INCONCLUSIVE: {out_of_range}" in text
     # Nothing is claimed.
     assert "agree" not in text
-    assert "cannot tell" not in text
+    assert "cannot distinguish" not in text
 
 
 @pytest.mark.parametrize("dtype", ["float32", *MIXED], ids=str)

@@ -199,6 +199,6 @@ def test_command_tells_what_a_row_holds(
     keys = {"framework": "own.py:build", "scratch": "own.py:train", "lr": 0.1, "epochs": 2}
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({"data": {"npz": "rows.npz"}} | keys))
-    code = cli.exit_code(["run", str(path)])
+    code = cli.exit_code(["run", "--details", str(path)])
     assert code in (one_run.EQUIVALENT, one_run.INCONCLUSIVE, one_run.DIVERGED)
-    assert "24 training rows of 1 x 8 x 8 numbers, 2 epochs" in capsys.readouterr().out
+    assert "24 training samples of 1 x 8 x 8 numbers, 2 epochs" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from tests.printed import Spec, printed
 MOMENTUM: Spec = {"optimizer": {"name": "sgd", "momentum": 0.9}}
 ZEROS: Spec = {"init": "zeros"}
 BLOW_UP: Spec = {"lr": 1e6, "epochs": 100}
-NO_TELLING = "nothing in this run tells"
+NO_TELLING = "nothing in this run distinguishes"
 LEFT_OUT = "Not judged, since `compare` leaves it out: the"
 
 # Changes of the small spec; what its report says, with its breaks undone; and what it does not.
@@ -34,13 +34,13 @@ SAYS: dict[str, tuple[Spec, list[str], list[str]]] = {
     "doubled": ({"convention": "doubled"}, ["DIVERGED at step 1"], ["could not show"]),
     "weights of zero": (
         ZEROS | {"convention": "doubled"},
-        ["DIVERGED at step 2", "Step 1 could not show it: the weights were still zero"],
+        ["DIVERGED at step 2", "Step 1 agrees: the weights were still zero"],
         [],
     ),
     "no velocity": (
         MOMENTUM | {"convention": {"decay": "after-momentum"}},
         [
-            "Step 1 could not show it: there was no velocity from earlier steps.",
+            "Step 1 agrees: there was no velocity from earlier steps.",
             "scratch subtracts 0.1 (v + 0.5 w)",
             "torch subtracts 0.1 v",
         ],
@@ -81,7 +81,7 @@ SAYS: dict[str, tuple[Spec, list[str], list[str]]] = {
     ),
     "masked": (  # at lr 0 nothing moves, whatever the gradients are
         {"lr": 0, "convention": {"loss_factor": 0.5}, "compare": ["parameters"]},
-        ["EQUIVALENT", "differ in the data gradient (step 1), but no parameter shows it"],
+        ["EQUIVALENT", "differ in the gradient (step 1), but no parameter shows it"],
         [NO_TELLING],
     ),
     "parameters not judged": (
@@ -150,7 +150,7 @@ def test_report_marks_the_first_divergence_without_colour(small: Spec) -> None:
     assert lines[marked[0]].split()[1] == "1"
     assert lines[marked[0]].endswith("!")
     assert "^ first divergence: " in lines[marked[0] + 2]
-    assert "in the penalty; the losses differ" in lines[marked[0] + 2]
+    assert "in the weight decay; the losses differ" in lines[marked[0] + 2]
 
 
 def test_report_has_both_terms_with_formula_and_value(small: Spec) -> None:

@@ -261,7 +261,7 @@ def test_settings_that_match_keep_the_processes(small: Spec, in_one_process: Non
 
 def test_report_says_how_many_processes_there_are(in_one_process: None) -> None:
     text = in_one_line(check(UNEVEN))
-    assert "batches of 7 rows, the last of an epoch 4, each shared by 2 processes" in text
+    assert "batches of 7 (the last of an epoch 4), each shared by 2 processes" in text
     assert "g: 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without weight decay" in text
     assert "torch.optim.SGD(lr=0.1, weight_decay=0.5), DistributedDataParallel" in text
 

@@ -28,7 +28,7 @@ def test_report_speaks_of_the_optimizer_and_the_textbook() -> None:
     assert "penalty-coupled: your optimizer adds λ w to the gradient; the textbook's " in words
     assert "yours G ← g + 0.1 w" in words
     assert "textbook M ← 0.9 M + (1 − 0.9) g" in words
-    assert "with it in the textbook's rule all 12 steps agree" in words
+    assert "with this in the textbook's rule all 12 steps agree" in words
     assert "in your optimizer do not add λ w to the gradient" in words
     assert "as it stands torch.optim.Adam(lr=0.03" in words
     assert "Both sides take the gradient that torch has: the update alone is compared." in words

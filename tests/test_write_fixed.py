@@ -106,10 +106,10 @@ def test_failure_while_writing_leaves_nothing_half_written(
     _, fixed = folder.fix("scratch: mine.py:divided\n")
     before = fixed.read_text(encoding="utf-8")
 
-    def fail(path: Path, other: object) -> Path:
+    def fail(path: object, other: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     done, _ = folder.fix("convention: doubled\n")
     assert done.code == 2
     assert f"{fixed}: cannot be written: Permission denied" in done.err

@@ -46,7 +46,8 @@ class Record(NamedTuple):
 
 def record_of(report: Report, line: int | None = None) -> Record:
     """Return a report's record; `line` is the one of the spec that the verdict is about."""
-    return Record(report_head(report) | {"line": line}, report.comparison.trace)
+    place = {} if line is None else {"line": line}
+    return Record(report_head(report) | place, report.comparison.trace)
 
 
 def record_of_error(name: str, error: str, line: int | None = None) -> Record:

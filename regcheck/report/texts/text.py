@@ -26,7 +26,7 @@ from regcheck.spec.sections.tolerance import Tolerance
 WHERE = {
     "initial": "at the start",
     "forward": "in the forward pass",
-    "gradient": "in the gradient of the loss",
+    "gradient": "in the gradient",
     "penalty": "in the weight decay",
     "optimizer": "in the optimizer",
     "update": "in the update",
