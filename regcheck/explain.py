@@ -176,7 +176,7 @@ def cause_entry(name: str) -> Entry:
         reasons = ", or ".join(HIDING[name] for name in cause.hidden_by)
         sentences.append(f"A run cannot show it where {reasons}.")
     if cause.fitted:
-        sentences.append(f"The factor is fitted; a run must show {ONE_PERCENT:g} to show it.")
+        sentences.append(f"The factor is fitted; a run can show it if it shows {ONE_PERCENT:g}.")
     if cause.changes:
         sentences.append("A run that lists it in `not_distinguished` could not have shown it.")
     # They fit into 80 columns below the entry's title.

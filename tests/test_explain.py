@@ -261,4 +261,4 @@ def test_cause_of_any_factor_says_so() -> None:
         in explain_name("learning-rate-scaled").entries[0].formulas
     )
     (entry,) = explain_name("penalty-scaled").entries
-    assert "The factor is fitted; a run must show 1.01 to show it." in entry.notes
+    assert "The factor is fitted; a run can show it if it shows 1.01." in entry.notes

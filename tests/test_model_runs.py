@@ -118,7 +118,7 @@ def test_summed_loss_with_class_weights_is_named() -> None:
     summed = {"loss_reduction": "sum"}
     report = check(MLP | {"loss": loss, "convention": summed, "batch_size": 5})
     assert told(report.diagnosis).causes == ("loss-summed",)
-    assert "weights of their classes" in str(told(report.diagnosis).matching)
+    assert "total class weight" in str(told(report.diagnosis).matching)
 
 
 PLANTED: dict[str, Spec] = {
