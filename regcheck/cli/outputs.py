@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 from regcheck.cli.one_run import GRAVEST_FIRST, Finished
-
-if TYPE_CHECKING:
-    from regcheck.report.record import Record
 
 
 class TextOutput:
@@ -30,7 +26,7 @@ class TextOutput:
             sys.stdout.write(one.note + "\n")
         sys.stdout.flush()
         self.shown += bool(one.text)
-        self.heads.append((one.code, one.name, headline_of(one.record)))
+        self.heads.append((one.code, one.name, one.record.headline))
 
     def finish(self) -> None:
         """Print the summary, the worst first."""
@@ -40,13 +36,6 @@ class TextOutput:
         sys.stdout.write(self.separator)
         for code, name, headline in ordered:
             sys.stdout.write(f"{'ok  ' if code == 0 else 'FAIL'} {name}: {headline}\n")
-
-
-def headline_of(record: Record) -> str:
-    """Return a run's verdict in a line."""
-    if "error" in record.head:
-        return f"ERROR: {record.head['error'].splitlines()[0]}"
-    return str(record.head["summary"]["headline"])
 
 
 class JsonOutput:

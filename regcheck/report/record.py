@@ -38,6 +38,13 @@ class Record(NamedTuple):
         expected = self.head.get("expected")
         return self.outcome == "equivalent" if expected is None else bool(expected)
 
+    @property
+    def headline(self) -> str:
+        """The verdict in a line, or what is wrong."""
+        if "error" in self.head:
+            return f"ERROR: {self.head['error'].splitlines()[0]}"
+        return str(self.head["summary"]["headline"])
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the steps as the JSON report has them."""
         for row in self.trace or ():

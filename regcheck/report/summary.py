@@ -6,7 +6,7 @@ none says what another does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from regcheck.report.texts.heading import short_size, subject
 from regcheck.report.texts.headline import headline
 from regcheck.report.texts.remarks import expectation, first_remarks, short_remarks
 from regcheck.report.texts.roles import roles_of
+from regcheck.report.texts.step_table import ratio_head, ratio_legend
 from regcheck.report.texts.text import letter_meanings, sides
 from regcheck.report.texts.values import FinalValues, Values, final_values, values_at
 
@@ -50,6 +51,8 @@ class Summary:
         letters: what the letters in them mean.
         values: one entry at the first divergence, from the same parameters; None without one.
         before: why the steps before could not show it.
+        ratio: the head of the table's column of what is judged.
+        ratio_means: what that column holds, and above which number a step diverges.
         verified: what putting the cause into torch's rule comes to.
         ambiguous: what explains the run just as well, and which run would distinguish them.
         loss: what explains the reported losses.
@@ -66,6 +69,8 @@ class Summary:
     letters: tuple[str, ...]
     values: Values | None
     before: tuple[str, ...]
+    ratio: str
+    ratio_means: tuple[str, ...]
     verified: str
     ambiguous: tuple[str, ...]
     loss: tuple[str, ...]
@@ -86,6 +91,8 @@ def summary(report: Report) -> Summary:
         letters=tuple(letter_meanings(report, [line for rule in both for line in rule.lines])),
         values=values_at(report),
         before=tuple(first_remarks(report)),
+        ratio=ratio_head(report),
+        ratio_means=tuple(ratio_legend(report)),
         **explanation(report),
         fixes=short_fixes(report),
         notes=tuple(short_remarks(report)),
@@ -122,3 +129,19 @@ def rules(report: Report) -> tuple[Rule, ...]:
         shown = tuple(side.update or lines)
         found.append(Rule(side.side, side.title, shown, side.loss))
     return tuple(found)
+
+
+def remark_groups(found: Summary) -> list[tuple[str, Sequence[str]]]:
+    """Return what was verified, is equally possible, is known, and the fixes, each with its label.
+
+    Groups may be empty.
+    """
+    sides = enumerate(found.fixes.items())
+    return [
+        ("Verified", [found.verified] if found.verified else []),
+        ("But", found.ambiguous),
+        ("Loss", found.loss),
+        ("Known", found.known),
+        ("Note", found.notes),
+        *((f"{'or' if place else 'Fix'} {side}", lines) for place, (side, lines) in sides),
+    ]

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from regcheck.errors import UsageError
 from regcheck.report.files.envelope import json_chunks
+from regcheck.report.files.junit import junit_chunks
+from regcheck.report.files.markdown import markdown_chunks
+from regcheck.report.files.step_list import csv_chunks
 from regcheck.report.record import Record
 from regcheck.writing import write_whole
 
@@ -15,6 +18,9 @@ Format = Callable[[Sequence[Record]], Iterable[str]]
 
 FORMATS: dict[str, Format] = {
     ".json": json_chunks,
+    ".csv": csv_chunks,
+    ".md": markdown_chunks,
+    ".xml": junit_chunks,
 }
 """The formats by their suffix."""
 

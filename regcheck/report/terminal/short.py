@@ -6,6 +6,7 @@ Colour supports the words and marks, and never replaces them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import NamedTuple
 
@@ -15,12 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from regcheck.report.result import Report
-from regcheck.report.summary import Rule, Summary, summary
+from regcheck.report.summary import Rule, Summary, remark_groups, summary
 from regcheck.report.terminal.console import STYLES, captured
-from regcheck.report.texts.numbers import in_columns, power
-from regcheck.report.texts.step_table import ratio_legend, table_lines
+from regcheck.report.texts.numbers import power
+from regcheck.report.texts.step_table import table_lines
 from regcheck.report.texts.text import count
-from regcheck.report.texts.values import FinalValues, Value, Values
+from regcheck.report.texts.values import FinalValues, Value, Values, value_rows
 
 MOST_LINES = {"diverged": 40, "inconclusive": 40, "equivalent": 20}
 """Lines that a report has at most at 80 columns, so that the verdict stays on the screen."""
@@ -102,7 +103,7 @@ def sections(
         yield ""
         for line in table_lines(report, extent.steps, width, worst_alone=worst_alone):
             yield Text.assemble(*line, no_wrap=True, overflow="ignore")
-        yield from (Text(f" {legend}", "dim") for legend in ratio_legend(report))
+        yield from (Text(f" {legend}", "dim") for legend in found.ratio_means)
     if found.values is not None:
         yield from values(found.values)
         yield from (Padding(Text(line), (0, 0, 0, 2)) for line in found.before)
@@ -182,29 +183,15 @@ def number_table(head: str, found: Sequence[Value]) -> Table:
     table.add_column(head, overflow="fold")
     for name in ("scratch", "torch", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    plain = [one for one in found if not one.unit]
-    texts = in_columns([one.scratch for one in plain], [one.torch for one in plain])
-    for one, scratch, torch in zip(plain, *texts, strict=True):
-        table.add_row(f"    {one.what}", scratch, torch, power(one.difference))
-    for one in (one for one in found if one.unit):
-        both = (f"{side:.2f} {one.unit}" for side in (one.scratch, one.torch))
-        table.add_row(f"    {one.what}", *both, f"{one.difference:.2f} points")
+    for what, *numbers in value_rows(found):
+        table.add_row(f"    {what}", *numbers)
     return table
 
 
 def remarks(found: Summary, most: int) -> Table:
     """Return what was verified, what is equally possible, what else is known, and the fixes."""
     grid = Table.grid(padding=(0, 2))
-    groups = [
-        ("Verified", [found.verified] if found.verified else []),
-        ("But", found.ambiguous),
-        ("Loss", found.loss),
-        ("Known", found.known),
-        ("Note", found.notes[:most]),
-    ]
-    sides = enumerate(found.fixes.items())
-    groups += [(f"{'or' if place else 'Fix'} {side}", lines) for place, (side, lines) in sides]
-    for label, lines in groups:
+    for label, lines in remark_groups(replace(found, notes=found.notes[:most])):
         for place, line in enumerate(lines):
             style = "cyan" if label.startswith(("Fix", "or")) else ""
             grid.add_row(Text("" if place else f" {label}", "bold"), Text(line, style))

@@ -106,12 +106,20 @@ def laid_out(all_columns: Sequence[Column], found: list[Cells | str], width: int
 
 
 def chosen(report: Report, rows: int | None) -> list[int]:
-    """Choose the rows to show: around the first divergences, and the first and last steps."""
-    total = len(report.comparison.trace)
+    """Choose the rows to show."""
+    firsts = (report.first_divergence, report.first_loss_divergence)
+    return around([one.step for one in firsts if one], len(report.comparison.trace), rows)
+
+
+def around(firsts: Sequence[int], total: int, rows: int | None) -> list[int]:
+    """Choose the rows around the first divergences, and the first and last steps.
+
+    >>> around([500], 1000, 4)
+    [0, 498, 499, 999]
+    """
     if rows is None or rows >= total:
         return list(range(total))
-    firsts = (report.first_divergence, report.first_loss_divergence)
-    anchors = [*(first.step - 1 for first in firsts if first), 0, total - 1]
+    anchors = [*(step - 1 for step in firsts), 0, total - 1]
     found: dict[int, None] = {}
     for distance in range(total):
         for anchor in anchors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from regcheck.compare.steps import Divergence
 from regcheck.compare.trace import Sample
 from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
+from regcheck.report.texts.numbers import in_columns, power
 from regcheck.report.texts.text import entry
 from regcheck.rules.convention import is_bias
 
@@ -59,6 +60,20 @@ class FinalValues(NamedTuple):
     step: int
     parameters: tuple[Value, ...]
     results: tuple[Value, ...]
+
+
+def value_rows(found: Sequence[Value]) -> list[tuple[str, str, str, str]]:
+    """Write quantities as rows: what, both sides in one format for all, and how far apart."""
+    plain = [one for one in found if not one.unit]
+    texts = in_columns([one.scratch for one in plain], [one.torch for one in plain])
+    rows = [
+        (one.what, scratch, torch, power(one.difference))
+        for one, scratch, torch in zip(plain, *texts, strict=True)
+    ]
+    for one in (one for one in found if one.unit):
+        scratch, torch = (f"{side:.2f} {one.unit}" for side in (one.scratch, one.torch))
+        rows.append((one.what, scratch, torch, f"{one.difference:.2f} points"))
+    return rows
 
 
 def values_at(report: Report) -> Values | None:
