@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from regcheck.checking import check
+from regcheck.report.record import record_of
 from regcheck.report.result import Report
 from tests.conftest import ROOT, told
+from tests.report_schema import complaints, envelope
 
 pytestmark = pytest.mark.slow  # all runs of all configs come first
 
@@ -35,6 +37,11 @@ def reports() -> dict[str, Report]:
 @pytest.mark.slow
 def test_configs_come_to_their_verdicts(reports: dict[str, Report]) -> None:
     assert {name: report.verdict for name, report in reports.items()} == VERDICTS
+
+
+@pytest.mark.slow
+def test_config_reports_keep_to_their_schema(reports: dict[str, Report]) -> None:
+    assert complaints(envelope([record_of(report, 1) for report in reports.values()])) == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
