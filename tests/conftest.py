@@ -25,6 +25,8 @@ from regcheck.trainers.framework.distributed.processes import Processes
 
 # Else each process that a test starts, of which there are many, compiles the whole package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):  # the runs of tests are not its own
+    os.environ.pop(name, None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and none needs two
     import threadpoolctl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def run(
     """
     from regcheck.report.files.writing import checked, write_report
 
-    files = [checked(name) for name in reports]
+    files, on_github = [checked(name) for name in reports], in_github_actions()
     found = [(name, path) for name in specs for path in spec_files(name)]
     if write_fixed is not None and len(found) != 1:
         raise UsageError(f"--write-fixed: takes one spec, got {len(found)}")
@@ -99,12 +100,16 @@ def run(
         for one in results(found, wanted, jobs or default_jobs()):
             output.add(one)
             codes.append(one.code)
-            if files:
+            if files or on_github:
                 records.append(one.record)
     finally:
         output.finish()  # an envelope that was begun is closed, whatever ended the run
     for file in files:
         write_report(file, records)
+    if on_github:
+        from regcheck.report.github import tell_github
+
+        tell_github(records)
     return next(code for code in GRAVEST_FIRST if code in codes)
 
 
@@ -115,6 +120,11 @@ def results(
     runs = run_specs([path for _, path in found if isinstance(path, Path)], wanted, jobs)
     for name, path in found:
         yield next(runs) if isinstance(path, Path) else failed(Path(name), UNUSABLE, str(path))
+
+
+def in_github_actions() -> bool:
+    """Return whether this process is part of a GitHub workflow."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def terminal() -> tuple[int, str | None]:

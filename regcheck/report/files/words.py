@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -14,8 +15,6 @@ from regcheck.report.texts.numbers import power
 from regcheck.report.texts.step_table import around
 from regcheck.report.texts.values import FinalValues, Values, value_rows
 
-SUMMARY = TypeAdapter(Summary)
-
 Cells = tuple[str, str, str, str]
 """A row of a table of numbers: what, both sides, and how far apart they are."""
 
@@ -23,7 +22,13 @@ Cells = tuple[str, str, str, str]
 def summary_of(record: Record) -> Summary | None:
     """Return a record's summary; None where there is an error in its place."""
     data = record.head.get("summary")
-    return None if data is None else SUMMARY.validate_python(data)
+    return None if data is None else reader().validate_python(data)
+
+
+@cache
+def reader() -> TypeAdapter[Summary]:
+    """Return what makes a summary of plain data."""
+    return TypeAdapter(Summary)
 
 
 def worst_first(records: Sequence[Record]) -> list[Record]:
