@@ -222,6 +222,8 @@ def optimizer_entry(name: str) -> Entry:
     settings = EXAMPLE.settings._replace(optimizer=name, options=rule.defaults)
     if not rule.weight_decay:
         settings = settings._replace(weight_decay=dict.fromkeys(settings.weight_decay, 0.0))
+    if rule.matrices:
+        settings = settings._replace(weight_decay={"weight": settings.weight_decay["weight"]})
     given = symbols(EXAMPLE._replace(settings=settings))
     lines = []
     for title, options in rule.examples.items():

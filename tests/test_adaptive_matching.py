@@ -15,7 +15,7 @@ from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import shortest
 from tests.test_matching import SCHEDULE, difference, loaded_spec, match_of
 
-ADAPTIVE = sorted(name for name, rule in OPTIMIZERS.items() if not rule.linear)
+ADAPTIVE = sorted(x for x, one in OPTIMIZERS.items() if not (one.linear or one.matrices))
 
 
 def adaptive_specs(name: str) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,19 @@ weight_decay: {weight: 0.1}
 weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
-optimizer: muon => 6:12: optimizer: torch.optim.Muon computes in bfloat16, and rounding alone is
+optimizer: muon => 6:12: optimizer: torch.optim.Muon takes matrices alone, and a bias is none: say
+bias: false↵optimizer: {name: muon, ns_steps: 100}
+    7:35: optimizer.ns_steps: must be a whole number ≤ 99, got 100
+bias: false↵optimizer: {name: muon, ns_steps: 1.5}
+    7:35: optimizer.ns_steps: must be a whole number, got 1.5
+bias: false↵optimizer: {name: muon, ns_coefficients: [1, 2]}
+    7:42: optimizer.ns_coefficients: must be a list of three numbers, got [1, 2]
+bias: false↵optimizer: {name: muon, ns_coefficients: [1, 2, a]}
+    7:49: optimizer.ns_coefficients[2]: must be a number, got 'a'
+bias: false↵optimizer: {name: muon, adjust_lr_fn: orignal}
+    7:39: optimizer.adjust_lr_fn: must be one of original, match_rms_adamw, got
+bias: false↵optimizer: {name: muon, momentum: -0.1}
+    7:35: optimizer.momentum: must be a number ≥ 0, got -0.1
 optimizer: {name: adamw, betas: [0.9, 1]}
     6:39: optimizer.betas[1]: must be a number < 1, got 1
 optimizer: {name: adamw, betas: 0.9} => 6:33: optimizer.betas: must be a list of two numbers
@@ -154,7 +166,7 @@ framework: {weight_decay: {weight: a, bias: 0}}
     6:36: framework.weight_decay.weight: must be a number, got 'a'
 framework: {weight_decay: {weight: 1}}
     6:13: framework.weight_decay.bias: is required: 0 means no weight decay on the bias
-framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon computes in bfloat16
+framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon takes matrices alone
 framework: {optimizer: {name: sgd, momentm: 1}}
     6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?
 expect: diverged => 6:9: expect: must be {verdict: diverged, step: 2

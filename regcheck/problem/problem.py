@@ -255,7 +255,8 @@ def small_problem(problem: Problem) -> Problem:
         shuffle_seed=None,
         lr=own.lr or 0.1,
     )
-    architecture = problem.architecture or ONE_LAYER._replace(bias=any(map(is_bias, decay)))
+    bias = any(map(is_bias, decay)) and not problem.settings.rule.matrices
+    architecture = problem.architecture or ONE_LAYER._replace(bias=bias)
     shapes = architecture.shapes(X.shape[1], max(1, len(problem.classes)))
     if problem.architecture is None:  # of its tensors, the formulas know a weight and a bias
         decay = {name: largest_decay(decay, bias=is_bias(name)) for name in shapes}

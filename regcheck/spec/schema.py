@@ -19,6 +19,7 @@ from regcheck.spec.sections.fields import (
     Path,
     Positive,
     Section,
+    has_bias,
     raise_inside,
     wrong,
 )
@@ -124,6 +125,18 @@ class Spec(Section):
     @classmethod
     def fits_the_model(cls, loss: Any, info: ValidationInfo) -> Any:
         return fitting_loss(loss, info)
+
+    @field_validator("optimizer", "framework")
+    @classmethod
+    def matrices_where_torch_takes_them_alone(cls, value: object, info: ValidationInfo) -> object:
+        inside = ("optimizer",) if isinstance(value, TorchSettings) else ()
+        optimizer = value.optimizer if isinstance(value, TorchSettings) else value
+        built_in = info.data.get("model") is not None and has_bias(info)
+        if built_in and isinstance(optimizer, Optimizer) and rule_of(optimizer.name).matrices:
+            kind = rule_of(optimizer.name).torch
+            text = f"torch.optim.{kind} takes matrices alone, and a bias is none: say `bias: false`"
+            raise_inside([(inside, text)])
+        return value
 
     @field_validator("scratch")
     @classmethod

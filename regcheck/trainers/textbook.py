@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from regcheck.errors import UserCodeError
 from regcheck.numerics.bounds.optimizer_rounding import FORMULAS, Formula
 from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, allowed
@@ -54,7 +55,13 @@ class FormulaBesideTorch:
     """The user's model and optimizer are the reference; a formula follows by torch's gradient."""
 
     def __init__(self, rule: NumpyTrainer, framework: TorchTrainer, passes: TorchTrainer) -> None:
-        """Take the rule, and torch twice: to train, and for gradients on the rule's trajectory."""
+        """Take the rule, and torch twice: to train, and for gradients on the rule's trajectory.
+
+        Raises:
+            UserCodeError: the rule is of matrices alone, and something else is trained.
+        """
+        if rule.settings.rule.matrices:
+            refuse_all_but_matrices(rule, framework)
         self.rule, self.framework, self.passes = Lockstep(rule), framework, passes
 
     def advance(self, batch: Batch) -> Steps:
@@ -87,6 +94,18 @@ class FormulaBesideTorch:
 
     def finish(self) -> None:
         """End after the last step."""
+
+
+def refuse_all_but_matrices(rule: NumpyTrainer, framework: TorchTrainer) -> None:
+    """Refuse tensors that a rule does not take, but for those that are not trained."""
+    untrained = framework.module.untrained()
+    for name, w in framework.tensors.items():
+        if w.ndim != 2 and name not in untrained:
+            raise UserCodeError(
+                f"framework: torch.optim.{rule.settings.rule.torch} takes matrices alone, and "
+                f"{name} is of shape {tuple(w.shape)}\n  Leave it out of the optimizer, or make "
+                "the layer without it (bias=False)."
+            )
 
 
 def known_pass(step: Step) -> ForwardBackward:
@@ -139,6 +158,7 @@ class FormulaBounds:
                 options,
                 remembered(self.formula, step),
                 batch.step,
+                [w.shape for w in step.before.values()],
             )
             noise = np.zeros_like(gradient)
             found = self.formula.propagate(self.u, taken, noise, self.carried)

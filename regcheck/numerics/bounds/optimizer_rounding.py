@@ -10,6 +10,7 @@ parameter before the step, Δ what the step subtracts, and λ a coupled weight d
     ASGD        δΔ = η δG + (2u₃₂ + 8u) η (|G| + δG + ν |w|)         η in float32, of unit u₃₂
     Adam ..     a first moment over the root of a second: `moment_rounding`
     RMSprop ..  the gradient over a size of those so far: `size_rounding`
+    Muon        sampled: `orthogonal_rounding`
     Rprop       as far as the signs are certain: `sign_rounding`
 
 δD = δ√v/√(1 − β₂ᵗ) + 3u D with δ√v ≤ min(δv/√v, √(v + δv)), and D⁻ = D − δD, no less than ε. Where
@@ -33,6 +34,7 @@ from regcheck.numerics.bounds.moment_rounding import (
     propagate_nadam,
     propagate_radam,
 )
+from regcheck.numerics.bounds.orthogonal_rounding import propagate_muon
 from regcheck.numerics.bounds.sign_rounding import propagate_rprop
 from regcheck.numerics.bounds.size_rounding import (
     propagate_adadelta,
@@ -82,10 +84,17 @@ def propagate_asgd(u: float, step: OptimizerStep, noise: Array, carried: Carried
 
 
 class Formula(NamedTuple):
-    """How rounding propagates through an optimizer, and what that remembers, by torch's names."""
+    """How rounding propagates through an optimizer.
+
+    Attributes:
+        propagate: of a step with the noise of its gradient.
+        state: what the optimizer remembers, by torch's names.
+        elementwise: whether an entry's bound needs no other entry; else it takes whole tensors.
+    """
 
     propagate: Callable[[float, OptimizerStep, Array, Carried], Propagated]
     state: tuple[str, ...]
+    elementwise: bool = True
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,6 +107,7 @@ FORMULAS: dict[str, Formula] = {
     "Adam": ADAM,
     "AdamW": ADAM,
     "Adamax": Formula(propagate_adamax, ("exp_avg", "exp_inf")),
+    "Muon": Formula(propagate_muon, ("momentum_buffer",), elementwise=False),
     "NAdam": Formula(propagate_nadam, MOMENTS),
     "RAdam": Formula(propagate_radam, MOMENTS),
     "RMSprop": Formula(propagate_rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
@@ -113,16 +123,17 @@ ONLY_LR_AND_DECAY = frozenset({"lr", "weight_decay", "params"})
 def formula_of(name: str, groups: Sequence[Mapping[str, Any]]) -> Formula | None:
     """Return the formula for a class of optimizers and its parameter groups; None where none is.
 
-    There is none for groups that differ in more than lr and weight decay, or whose options are
-    tensors.
+    There is none for groups that differ in more than lr and weight decay, unless it goes through
+    tensor by tensor; and none for options that are tensors.
     """
     options = [{k: v for k, v in one.items() if k not in ONLY_LR_AND_DECAY} for one in groups]
     alike = all(one == options[0] for one in options)
     values = [value for one in groups for key, value in one.items() if key != "params"]
     module, _, kind = name.rpartition(".")
-    known = module.startswith("torch.optim.") and alike
+    formula = FORMULAS.get(kind) if f"{module}.".startswith("torch.optim.") else None
     tensors = any(hasattr(x, "numpy") for x in values)
-    return FORMULAS.get(kind) if known and not tensors else None
+    one_for_all = formula is not None and formula.elementwise
+    return None if tensors or (one_for_all and not alike) else formula
 
 
 DEVIATIONS = 3.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ class OptimizerStep(NamedTuple):
         options: its settings by torch's names: one number, or one an entry.
         state: what it remembers after the step, by torch's names.
         t: the number of the step, from 1.
+        shapes: of the tensors, in turn, where they are known.
     """
 
     before: Array
@@ -30,6 +31,7 @@ class OptimizerStep(NamedTuple):
     options: Mapping[str, Any]
     state: Mapping[str, Array]
     t: float
+    shapes: Sequence[tuple[int, ...]] = ()
 
 
 class Propagated(NamedTuple):

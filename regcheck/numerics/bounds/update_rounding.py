@@ -109,7 +109,13 @@ class UpdateRounding:
         }
         used = flat(clipped(step.gradient, self.problem.clip_norm, self.problem.clip_value))
         taken = OptimizerStep(
-            flat(step.before), flat(step.after), used, options, memory, batch.step
+            flat(step.before),
+            flat(step.after),
+            used,
+            options,
+            memory,
+            batch.step,
+            [w.shape for w in step.before.values()],
         )
         bound, carried, lost = formula.propagate(self.u, taken, noise, state.carried)
         bound = bound + self.floor

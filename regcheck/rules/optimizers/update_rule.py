@@ -22,8 +22,8 @@ Memory = Mapping[str, Array]
 class Option(NamedTuple):
     """One option: torch's default, its letter in formulas, and the range of its numbers.
 
-    A pair of numbers has two letters; a truth value, or what no formula shows, has none. Where the
-    default is None, None is a value too.
+    Several numbers have a letter each; a truth value, or what no formula shows, has none. Where the
+    default is None, None is a value too. An option with `choices` is one of these words.
     """
 
     default: Any
@@ -31,6 +31,7 @@ class Option(NamedTuple):
     least: float = 0.0
     below: float = math.inf
     most: float = math.inf
+    choices: tuple[str, ...] = ()
 
     def text(self, value: Any, write: Callable[[float, str], str]) -> Any:
         """Write a value if it has a letter; a number that is 0 is empty, and None its letter."""
@@ -111,6 +112,7 @@ class UpdateRule(NamedTuple):
             that theirs is at c g; None where no options do.
         weight_decay: whether torch's class takes one.
         elementwise: whether an entry's step needs no other entry, so that all tensors are one.
+        matrices: whether torch's class takes matrices alone.
         resolved: the options with what torch works out for a dtype, by its machine epsilon.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
@@ -133,6 +135,7 @@ class UpdateRule(NamedTuple):
     scaling: Mapping[str, int] | None = {"eps": 1}
     weight_decay: bool = True
     elementwise: bool = True
+    matrices: bool = False
     resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 
@@ -143,7 +146,7 @@ class UpdateRule(NamedTuple):
 
     @property
     def numbers(self) -> dict[str, OneNumber]:
-        """The numbers among the options by their names, each element of a pair by itself.
+        """The numbers among the options by their names, each of several by itself.
 
         >>> from regcheck.rules.optimizers.registry import OPTIMIZERS
         >>> list(OPTIMIZERS["adamw"].numbers)

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from regcheck.errors import suggest
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.spec.sections.fields import has_bias, shown, wrong
-from regcheck.spec.sections.training import TorchSettings, refuse_unjudged
+from regcheck.spec.sections.training import TorchSettings
 
 UserCode = str | Callable[[Any], Any]
 """A user's function: `FILE.py:FUNCTION` in a spec, or the function itself from Python."""
@@ -47,7 +47,6 @@ def user_code(forms: str, value: object) -> object:
 
 def scratch_form(value: object) -> object:
     """Check that a value names a user's function or an optimizer, in any case, or is a function."""
-    refuse_unjudged(value)
     if not isinstance(value, str) or not value.strip().isidentifier():
         return user_code(f"{FUNCTION}, or an optimizer's name", value)
     name = value.strip().lower()

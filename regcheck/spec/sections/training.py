@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from types import GenericAlias
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -30,7 +30,7 @@ from regcheck.rules.convention import (
     UpdateOrder,
     is_bias,
 )
-from regcheck.rules.optimizers.registry import OPTIMIZERS, UNJUDGED
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import Option, UpdateRule
 from regcheck.rules.settings import Settings
 from regcheck.spec.sections.fields import (
@@ -63,7 +63,6 @@ class Optimizer(Section):
     def full_form(cls, value: object, _: ValidationInfo) -> object:
         given = dict(value) if isinstance(value, Mapping) else {"name": value}
         name = given.pop("name", None)
-        refuse_unjudged(name)
         if not isinstance(name, str):
             if isinstance(value, Mapping) and name is None:
                 raise_inside([(("name",), f"is required: one of {', '.join(OPTIMIZERS)}")])
@@ -90,12 +89,6 @@ class Optimizer(Section):
         return Settings(lr, weight_decay, self.options, self.name)
 
 
-def refuse_unjudged(name: object) -> None:
-    """Refuse an optimizer of torch's that has no rule."""
-    if isinstance(name, str) and name.strip().lower() in UNJUDGED:
-        raise wrong(UNJUDGED[name.strip().lower()])
-
-
 def rule_of(name: str) -> UpdateRule:
     """Return the update rule of an optimizer by its name, in any case."""
     return OPTIMIZERS[name.lower()]
@@ -115,7 +108,11 @@ def option_type(option: Option) -> Any:
     """Return the type of an option's values, by its default and its range."""
     if isinstance(option.default, bool):
         return bool
+    if option.choices:
+        return Annotated[Literal[option.choices] | None, NoneWord]
     limits = Field(ge=option.least, lt=option.below, le=option.most, allow_inf_nan=False)
+    if isinstance(option.default, int):
+        return Annotated[int, BeforeValidator(whole), Field(ge=int(option.least), le=option.most)]
     number = Annotated[float, BeforeValidator(in_range), limits]
 
     def with_none(default: object) -> Any:
@@ -123,17 +120,18 @@ def option_type(option: Option) -> Any:
 
     if not isinstance(option.default, tuple):
         return with_none(option.default)
-    both = GenericAlias(tuple, tuple(map(with_none, option.default)))
-    return Annotated[both, BeforeValidator(pair)]
+    each = GenericAlias(tuple, tuple(map(with_none, option.default)))
+    return Annotated[each, BeforeValidator(partial(several, len(option.default)))]
 
 
-def pair(value: object) -> object:
-    """Take a list of two numbers as a pair."""
+def several(count: int, value: object) -> object:
+    """Take a list of so many numbers as a tuple."""
     if isinstance(value, tuple):
         return value
-    if isinstance(value, list) and len(value) == 2:
+    if isinstance(value, list) and len(value) == count:
         return tuple(value)
-    raise wrong(f"must be a list of two numbers, got {shown(value)}")
+    number = {2: "two", 3: "three"}[count]
+    raise wrong(f"must be a list of {number} numbers, got {shown(value)}")
 
 
 class WeightDecay(Section):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regcheck.errors import RunError
 from regcheck.problem.problem import Problem
 from regcheck.rules.formulas.torch_call import alike
 from regcheck.rules.losses import LOSSES
@@ -79,7 +80,11 @@ def built_in(problem: Problem) -> Module:
         for decay, names in alike(problem.weight_decay).items()
     ]
     known: dict[str, Any] = {"SGD": EagerSGD}
-    kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch)
+    kind = known.get(settings.rule.torch) or getattr(torch.optim, settings.rule.torch, None)
+    if kind is None:
+        raise RunError(
+            f"torch {torch.__version__} has no torch.optim.{settings.rule.torch}; a later one has"
+        )
     optimizer: Optimizer = kind(groups, lr=problem.schedule.lr, **settings.options)
     return Module(
         model,

@@ -99,16 +99,17 @@ class Module:
         are the first group's, or those of the first whose lr is not 0.
         """
         kind, groups = optimizer_class(self.optimizer), self.groups()
-        known = (
-            name for name, one in OPTIMIZERS.items() if getattr(torch.optim, one.torch) is kind
-        )
-        name = next(known, None)
+        # (An older torch does not have them all.)
+        classes = {name: getattr(torch.optim, one.torch, None) for name, one in OPTIMIZERS.items()}
+        name = next((name for name, one in classes.items() if one is kind), None)
         maximizes = any(group.get("maximize", False) for group in groups.values())
         if name is None or maximizes:
             return None
         defaults = OPTIMIZERS[name].defaults
         each = {
-            tensor: Own(float(group["lr"]), {key: as_number(group[key]) for key in defaults})
+            tensor: Own(
+                float(group["lr"]), {key: as_number(group[key], x) for key, x in defaults.items()}
+            )
             for tensor, group in groups.items()
         }
         lr, options = next((one for one in each.values() if one.lr), next(iter(each.values())))
@@ -135,11 +136,13 @@ def dense(name: str, gradient: torch.Tensor) -> Array:
     return found
 
 
-def as_number(value: Any) -> Any:
-    """Return an option as a spec has it: tensors and whole numbers as floats."""
+def as_number(value: Any, default: Any) -> Any:
+    """Return an option as a spec has it: tensors and whole numbers as floats, but for counts."""
     if isinstance(value, tuple | list):
-        return tuple(map(as_number, value))
-    return value if isinstance(value, bool | str) or value is None else float(value)
+        return tuple(map(as_number, value, default))
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return int(value) if type(default) is int else float(value)
 
 
 def plainly(function: Callable[..., Any], *args: Any) -> Any:

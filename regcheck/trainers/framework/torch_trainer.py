@@ -229,10 +229,14 @@ class TorchTrainer:
         return {name: g if self.has_gradient[name] else None for name, g in self.used.items()}
 
     def optimizer_options(self) -> dict[str, Any]:
-        """Return the optimizer's options; a list of each tensor's lr and weight decay, or 0."""
+        """Return the optimizer's options; a list of each tensor's lr and weight decay, or 0.
+
+        `of_tensors` are those of each, which may differ.
+        """
         found = {key: x for key, x in next(iter(self.groups.values())).items() if key != "params"}
         for key in ("lr", "weight_decay"):
             found[key] = [float(self.groups.get(name, {}).get(key, 0)) for name in self.tensors]
+        found["of_tensors"] = [self.groups.get(name, found) for name in self.tensors]
         return found
 
     def optimizer_state(self, keys: Iterable[str]) -> tuple[dict[str, list[Array]], float]:

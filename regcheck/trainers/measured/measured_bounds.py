@@ -85,13 +85,13 @@ class MeasuredBounds:
         self.u = self.eps / 2
         self.clips = trainer.problem.clip_norm is not None or trainer.problem.clip_value is not None
         self.random = torch.Generator().manual_seed(0)
-        optimizer = trainer.optimizer
-        self.formula = formula_of(optimizer_class_name(optimizer), optimizer.param_groups)
-        self.clones: list[OptimizerClone] = []
-        self.parts = [block.part for block in self.layout.blocks]
-        if self.formula is None:  # clones of an optimizer take all entries at once
-            self.clones = [OptimizerClone(trainer.module) for _ in range(4)]
-            self.parts = [slice(0, self.layout.count)]
+        groups = trainer.optimizer.param_groups
+        self.formula = formula_of(optimizer_class_name(trainer.optimizer), groups)
+        clones = 4 if self.formula is None else 0
+        self.clones = [OptimizerClone(trainer.module) for _ in range(clones)]
+        self.parts = [slice(0, self.layout.count)]
+        if self.formula is not None and self.formula.elementwise:
+            self.parts = [block.part for block in self.layout.blocks]
         tensors = len(self.layout.sizes)
         self.tensor_of = np.repeat(np.arange(tensors), self.layout.sizes)
         self.carried: Carried = {}
@@ -271,6 +271,7 @@ class MeasuredBounds:
                 {k: x[part] if isinstance(x, np.ndarray) else x for k, x in options.items()},
                 {key: layout.entries_in(tensors, part) for key, tensors in state.items()},
                 t,
+                list(layout.shapes.values()),
             )
             carried = {key: error[part] for key, error in self.carried.items()}
             return formula.propagate(self.u, step, noise, carried)
@@ -280,7 +281,7 @@ class MeasuredBounds:
     def by_clones(self, before: Parameters) -> Propagate:
         """Return the propagation by steps with g + N and g − N, and with both at random.
 
-        Entries may act on each other, as in Muon, which random signs show.
+        Entries may act on each other, as in Adafactor, which random signs show.
         """
         gradients = self.trainer.given_gradients()
 

@@ -1,0 +1,201 @@
+"""Muon (torch/optim/_muon.py, `_single_tensor_muon`, torch 2.13), of matrices alone.
+
+    v ← μ v + (1 − μ) g
+    Z ← μ v + (1 − μ) g with Nesterov, else v
+    E ← Z/max(‖Z‖, ε)
+    s times: K ← E Eᵀ, then E ← ω₁ E + (ω₂ K + ω₃ K²) E
+    w ← w − lr √max(1, rows/columns) E
+
+(Jordan and others, 2024), of Zᵀ where Z has more rows than columns. `adjust_lr_fn` match_rms_adamw
+has 0.2 √max(rows, columns) in the place of the root. The weight decay is decoupled.
+
+torch holds all from Z to E in bfloat16, of 8 significant bits: each sum of products is summed in
+float32, with what is added to it, and rounded once. That moves a step by some percent. It is part
+of the rule, and `bfloat16` is applied here where torch rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from regcheck.rules.convention import Convention
+from regcheck.rules.faults import Faults
+from regcheck.rules.optimizers.update_rule import (
+    Array,
+    Memory,
+    Option,
+    Options,
+    StepInput,
+    UpdateRule,
+    Written,
+    averaged,
+    named_gradient,
+    namespace,
+)
+
+BUFFER = "momentum_buffer"
+
+ADJUSTMENTS = ("original", "match_rms_adamw")
+"""How torch may adjust the lr to a matrix's shape; None is the first."""
+
+MOST_STEPS = 99
+"""How many iterations torch takes at most."""
+
+SUBNORMAL, UNIT, OVER = 2.0**-126, 2.0**-133, 2.0**128
+"""float32's and bfloat16's smallest normal number, bfloat16's smallest, and where both end."""
+
+Summed = Callable[[Array, Callable[[], Array], int], Array]
+"""Rounds sums to bfloat16: their exact values, the sums of their terms' sizes, and the terms."""
+
+
+def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
+    """Return a velocity of 0."""
+    return {BUFFER: namespace(w).zeros_like(w)}
+
+
+def step(at: StepInput) -> tuple[Array, Memory]:
+    """Return the step, and the velocity."""
+    xp, g, mu = namespace(at.w), at.g, at.options["momentum"]
+    velocity = between(at.memory[BUFFER], g, 1 - mu)
+    Z = between(g, velocity, mu) if at.options["nesterov"] else velocity
+    E = xp.asarray(orthogonal(Z, at.options), dtype=at.w.dtype)
+    rows, columns = at.w.shape
+    return (at.lr * adjustment(at.options, rows, columns)) * E, {BUFFER: velocity}
+
+
+def between(start: Array, end: Array, share: float) -> Array:
+    """Return (1 − share) start + share end as torch's lerp does: from the nearer of them."""
+    if abs(share) < 0.5:
+        return start + share * (end - start)
+    return end - (end - start) * (1 - share)
+
+
+def adjustment(options: Options, rows: int, columns: int) -> float:
+    """Return the factor on the lr that a matrix's shape makes."""
+    if options["adjust_lr_fn"] == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    return math.sqrt(max(1, rows / columns))
+
+
+def bfloat16(exact: Array) -> Array:
+    """Round to bfloat16, ties to even, by way of float32 as torch does; held in float64.
+
+    x has 24 bits. So x + 2⁴⁵ x has its last digit at 2⁻⁷ of x's power of 2, where 2⁴⁵ x is even.
+    """
+    xp = namespace(exact)
+    x = in_float32(exact)
+    finite = xp.where(xp.isfinite(x), x, xp.zeros_like(x))
+    far = finite * 2.0**45
+    rounded = xp.where(xp.abs(x) < SUBNORMAL, UNIT * xp.round(finite / UNIT), (far + finite) - far)
+    over = xp.copysign(xp.full_like(x, math.inf), rounded)
+    rounded = xp.where(xp.abs(rounded) < OVER, rounded, over)
+    return xp.where(xp.isfinite(x), rounded, x)
+
+
+def in_float32(exact: Array) -> Array:
+    """Round to float32; held in float64."""
+    xp = namespace(exact)
+    return xp.asarray(xp.asarray(exact, dtype=xp.float32), dtype=xp.float64)
+
+
+def once(exact: Array, size: Callable[[], Array], terms: int) -> Array:
+    """Round sums as if they had been exact."""
+    return bfloat16(exact)
+
+
+def orthogonal(Z: Array, options: Options, summed: Summed = once) -> Array:
+    """Return E of a matrix, or of each of several; in float64, rounded to bfloat16.
+
+    `summed` rounds what is a sum: others than `once` tell what its rounding in float32 may do.
+    """
+    xp, (first, second, third) = namespace(Z), options["ns_coefficients"]
+
+    def product(left: Array, right: Array, times: float, start: Array, factor: float) -> Array:
+        """Return factor start + times left right."""
+
+        def size() -> Array:
+            terms = xp.matmul(xp.abs(left), xp.abs(right))
+            return abs(factor) * xp.abs(start) + abs(times) * terms
+
+        exact = factor * start + times * xp.matmul(left, right)
+        return summed(exact, size, left.shape[-1])
+
+    E = bfloat16(xp.asarray(Z, dtype=xp.float64))
+    tall = E.shape[-2] > E.shape[-1]
+    if tall:
+        E = xp.matrix_transpose(E)
+    norm = xp.sqrt(xp.sum(in_float32(E * E), axis=(-2, -1), keepdims=True))
+    norm = summed(norm, lambda: norm, E.shape[-2] * E.shape[-1])
+    E = bfloat16(E / xp.maximum(norm, bfloat16(xp.full_like(norm, options["eps"]))))
+    for _ in range(options["ns_steps"]):
+        K = product(E, xp.matrix_transpose(E), 1.0, xp.zeros_like(norm), 0.0)
+        polynomial = product(K, K, third, K, second)
+        E = product(polynomial, E, 1.0, E, first)
+    return xp.matrix_transpose(E) if tall else E
+
+
+def written(
+    options: Options, convention: Convention, faults: Faults, lr: str, gradient: str
+) -> Written:
+    """Write the velocity, what is made orthogonal, the iteration, and the step."""
+    mu, eps = options["momentum"], options["eps"]
+    lines, g = named_gradient(gradient)
+    ahead = options["nesterov"] and mu
+    lines += [
+        f"v ← {averaged(mu, 'v', g)}",
+        f"Z ← {averaged(mu, 'v', g)}" if ahead else "Z ← v",
+        f"E ← Z/max(‖Z‖, {eps or '0'}), in bfloat16 from here on",
+    ]
+    first, second, third = (one or "0" for one in options["ns_coefficients"])
+    if options["ns_steps"]:
+        iteration = f"E ← {first} E + ({second} K + {third} K²) E"
+        lines.append(f"{options['ns_steps']} times: K ← E Eᵀ, then {iteration}")
+    factor = "√max(1, rows/columns)"
+    if options["adjust_lr_fn"] == "match_rms_adamw":
+        factor = "0.2 √max(rows, columns)"
+    return Written(lines, f"{factor} E")
+
+
+MUON = UpdateRule(
+    torch="Muon",
+    options={
+        "momentum": Option(0.95, "μ"),
+        "nesterov": Option(default=True),
+        "ns_coefficients": Option((3.4445, -4.775, 2.0315), ("ω₁", "ω₂", "ω₃"), least=-math.inf),
+        "eps": Option(1e-7, "ε"),
+        "ns_steps": Option(5, most=MOST_STEPS),
+        "adjust_lr_fn": Option(None, choices=ADJUSTMENTS),
+    },
+    init=init,
+    step=step,
+    written=written,
+    meanings={
+        "G": "the gradient with all that joins it",
+        "v": "velocity, 0 before step 1",
+        "Z": "what the step is made of",
+        "E": "what becomes near orthogonal; Eᵀ, from Zᵀ, where rows are more than columns",
+        "K": "products of E's rows",
+        "‖Z‖": "root of the sum of the squares",
+        "rows": "of w",
+        "columns": "of w",
+        "μ": "momentum",
+        "ε": "eps",
+        "ω₁": "ns_coefficients[0]",
+        "ω₂": "ns_coefficients[1]",
+        "ω₃": "ns_coefficients[2]",
+    },
+    examples={
+        "plain": {"nesterov": False},
+        "nesterov": {},
+        "match_rms_adamw": {"adjust_lr_fn": "match_rms_adamw"},
+    },
+    notes=(
+        "It takes matrices alone: no bias (`bias: false`).",
+        "In bfloat16, of 8 significant bits: Z, ‖Z‖, each quotient, K, ω₂ K + ω₃ K², and E.",
+    ),
+    torchs=lambda _: {"decay": "decoupled"},
+    elementwise=False,
+    matrices=True,
+    scaling=None,
+)
