@@ -29,7 +29,7 @@ weight_decay: {weight: 0.1}
 weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
-optimizer: muon => 6:12: optimizer: torch.optim.Muon takes matrices alone, and a bias is none: say
+optimizer: muon => 6:12: optimizer: torch.optim.Muon accepts only matrices, and a bias is a vector: set
 bias: false↵optimizer: {name: muon, ns_steps: 100}
     7:35: optimizer.ns_steps: must be a whole number ≤ 99, got 100
 bias: false↵optimizer: {name: muon, ns_steps: 1.5}
@@ -166,7 +166,7 @@ framework: {weight_decay: {weight: a, bias: 0}}
     6:36: framework.weight_decay.weight: must be a number, got 'a'
 framework: {weight_decay: {weight: 1}}
     6:13: framework.weight_decay.bias: is required: 0 means no weight decay on the bias
-framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon takes matrices alone
+framework: {optimizer: muon} => 6:24: framework.optimizer: torch.optim.Muon accepts only matrices
 framework: {optimizer: {name: sgd, momentm: 1}}
     6:36: framework.optimizer.momentm: unknown key; did you mean `momentum`?
 expect: diverged => 6:9: expect: must be {verdict: diverged, step: 2

@@ -251,5 +251,5 @@ def test_muon_without_bfloat16_is_another_rule() -> None:
 
 
 def test_textbook_rule_refuses_what_is_no_matrix() -> None:
-    with pytest.raises(UserCodeError, match=r"matrices alone, and 0\.bias is of shape \(8,\)"):
+    with pytest.raises(UserCodeError, match=r"only matrices, and 0\.bias has the shape \(8,\)"):
         run_beside_the_textbook(Exact, bias=True, all_of_it=True)

@@ -134,7 +134,8 @@ class Spec(Section):
         built_in = info.data.get("model") is not None and has_bias(info)
         if built_in and isinstance(optimizer, Optimizer) and rule_of(optimizer.name).matrices:
             kind = rule_of(optimizer.name).torch
-            text = f"torch.optim.{kind} takes matrices alone, and a bias is none: say `bias: false`"
+            text = f"torch.optim.{kind} accepts only matrices, and a bias is a vector: "
+            text += "set `bias: false`"
             raise_inside([(inside, text)])
         return value
 

@@ -102,9 +102,9 @@ def refuse_all_but_matrices(rule: NumpyTrainer, framework: TorchTrainer) -> None
     for name, w in framework.tensors.items():
         if w.ndim != 2 and name not in untrained:
             raise UserCodeError(
-                f"framework: torch.optim.{rule.settings.rule.torch} takes matrices alone, and "
-                f"{name} is of shape {tuple(w.shape)}\n  Leave it out of the optimizer, or make "
-                "the layer without it (bias=False)."
+                f"framework: torch.optim.{rule.settings.rule.torch} accepts only matrices, and "
+                f"{name} has the shape {tuple(w.shape)}\n  Leave it out of the optimizer, or build "
+                "the layer with bias=False."
             )
 
 
