@@ -29,7 +29,7 @@ weight_decay: {weight: 0.1}
 weight_decay: {wieght: 1, weight: 1, bias: 1}
     6:16: weight_decay.wieght: unknown key; did you mean `weight`?
 weight_decay: {weight: a, bias: 0} => 6:24: weight_decay.weight: must be a number, got 'a'
-optimizer: muon => 6:12: optimizer: torch.optim.Muon accepts only matrices, and a bias is a vector: set
+optimizer: muon => 6:12: optimizer: torch.optim.Muon accepts only matrices, and a bias
 bias: false↵optimizer: {name: muon, ns_steps: 100}
     7:35: optimizer.ns_steps: must be a whole number ≤ 99, got 100
 bias: false↵optimizer: {name: muon, ns_steps: 1.5}

@@ -87,8 +87,7 @@ class MeasuredBounds:
         self.random = torch.Generator().manual_seed(0)
         groups = trainer.optimizer.param_groups
         self.formula = formula_of(optimizer_class_name(trainer.optimizer), groups)
-        clones = 4 if self.formula is None else 0
-        self.clones = [OptimizerClone(trainer.module) for _ in range(clones)]
+        self.clones = [OptimizerClone(trainer.module) for _ in range(0 if self.formula else 4)]
         self.parts = [slice(0, self.layout.count)]
         if self.formula is not None and self.formula.elementwise:
             self.parts = [block.part for block in self.layout.blocks]
