@@ -191,7 +191,7 @@ class Planted:
 
     def named(self, pair: Pair) -> Parameters:
         """Write a pair as torch's tensors."""
-        found: Parameters = {"weight": np.array(pair[0])[None, :]}
+        found = {"weight": np.array(pair[0])[None, :]}
         return found | {"bias": np.array([pair[1]])} if self.training.bias else found
 
     def step(self, state: State, batch: Batch, known: ForwardBackward | None = None) -> Update:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tests.reference_optimizers import is_decoupled
 
 Array = NDArray[np.floating]
 SpecDict = dict[str, Any]
-Tensors = dict[str, Array]
+Tensors = Mapping[str, Array]
 
 DTYPES: tuple[str | dict[str, str], ...] = (
     "float32",

@@ -126,10 +126,10 @@ def test_loss_not_finite_on_one_side_is_caught_and_on_both_inconclusive(
 
 MISSHAPEN: dict[str, Callable[[Parameters], Parameters]] = {
     "without bias": lambda tensors: {"weight": tensors["weight"]},
-    "with another": lambda tensors: tensors | {"other": tensors["bias"]},
-    "flattened": lambda tensors: tensors | {"weight": tensors["weight"][0]},
-    "longer": lambda tensors: tensors | {"bias": np.repeat(tensors["bias"], 2)},
-    "emptied": lambda tensors: tensors | {"bias": tensors["bias"][:0]},
+    "with another": lambda tensors: {**tensors, "other": tensors["bias"]},
+    "flattened": lambda tensors: {**tensors, "weight": tensors["weight"][0]},
+    "longer": lambda tensors: {**tensors, "bias": np.repeat(tensors["bias"], 2)},
+    "emptied": lambda tensors: {**tensors, "bias": tensors["bias"][:0]},
 }
 
 

@@ -163,7 +163,7 @@ def test_an_infinite_step_of_the_coarser_dtype_is_allowed_by_nothing() -> None:
     # The loss before it may well be finite; what is known of the other entries stays known.
     problem = problem_of(dtype=MIXED)
     batch, step, known = first_step(problem)
-    lost = step._replace(delta=told(step.delta) | {"weight": np.array([[-math.inf, 1.0]])})
+    lost = step._replace(delta={**told(step.delta), "weight": np.array([[-math.inf, 1.0]])})
     slopes = NumpyTrainer(problem).forward_backward(step.before, batch).rows[0].dloss_dz
     found = bounds_of(problem, batch, lost, [slopes])
 

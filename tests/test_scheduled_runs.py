@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from regcheck.checking import check
 from regcheck.errors import UserCodeError
 from regcheck.problem import batches, lrs
-from regcheck.problem.problem import build_problem
+from regcheck.problem.problem import Parameters, build_problem
 from regcheck.spec import from_mapping
 from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.trainers.framework.schedulers import GroupSchedulers
@@ -117,7 +117,7 @@ def test_run_is_a_plain_script_in_torch(optimizer: str, kind: str, per: str) -> 
         assert tensor.detach().numpy() == pytest.approx(end, rel=1e-11, abs=1e-13)
 
 
-def started(spec: Spec) -> dict[str, Any]:
+def started(spec: Spec) -> Parameters:
     """Return the start of a spec."""
     return build_problem(from_mapping(spec)).initial
 

@@ -102,14 +102,14 @@ def each(
     Raises:
         ValueError: a tensor is missing on one side, or has no bound.
     """
-    if not scratch.keys() == framework.keys() == bounds.keys():
-        names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
-        raise ValueError(f"the sides have different tensors: {names}")
     layout = common_layout(scratch, framework, bounds)
     if layout is not None:
         found = worst_of_each(layout, flat(scratch), flat(framework), flat(bounds))
         if found is not None:
             return found
+    elif not scratch.keys() == framework.keys() == bounds.keys():
+        names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
+        raise ValueError(f"the sides have different tensors: {names}")
     return {name: worst(name, scratch[name], framework[name], bounds[name]) for name in framework}
 
 
@@ -165,6 +165,8 @@ def drift_differences(
     tolerances: Tolerances, own: Parameters, framework: Parameters
 ) -> dict[str, Difference]:
     """Compare those parameters of the two trajectories whose tolerance is on the drift."""
+    if not tolerances.on_drift:
+        return {}
     return {
         name: within_tolerance(tolerances.of(name), name, own[name], theirs)
         for name, theirs in framework.items()

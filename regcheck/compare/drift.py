@@ -130,7 +130,8 @@ def last_digit(tensors: Parameters) -> float:
 
 def furthest(row: Row) -> float:
     """Return the largest drift of any tensor; NaN where there is one."""
-    return max(row.drift.values(), key=no_nan)
+    drifts = row.drift.values()
+    return max(drifts) if math.isfinite(sum(drifts)) else max(drifts, key=no_nan)
 
 
 class Amplification(NamedTuple):

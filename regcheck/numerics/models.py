@@ -13,7 +13,7 @@ the parameters; the loss is no part of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from regcheck.numerics.losses import Array, sigmoid
 from regcheck.rules.models import Architecture
 
-Parameters = dict[str, Array]
+Parameters = Mapping[str, Array]
 """Tensors by torch's names."""
 
 Labels = NDArray[np.integer]
@@ -97,7 +97,7 @@ def predict(X: Array, parameters: Parameters) -> Array:
 
 def gradient(X: Array, dL_dz: Array, *, bias: bool = True) -> Parameters:
     """∂L/∂w = (∂L/∂z)ᵀ X and ∂L/∂b = Σ ∂L/∂z_i, for ∂L/∂z of shape (B,)."""
-    of_weight: Parameters = {"weight": (dL_dz @ X)[None, :]}
+    of_weight = {"weight": (dL_dz @ X)[None, :]}
     return of_weight | {"bias": dL_dz.sum(keepdims=True)} if bias else of_weight
 
 
@@ -117,30 +117,33 @@ def one_vector(architecture: Architecture) -> Model:
 def layered(architecture: Architecture) -> Model:
     """Return the model of one layer after the other, with an activation between two."""
     prefixes = [architecture.prefix(layer) for layer in range(architecture.layers)]
-    last, f = prefixes[-1], ACTIVATIONS.get(architecture.activation)
+    weights, biases = ([f"{prefix}{kind}" for prefix in prefixes] for kind in ("weight", "bias"))
+    names, last = list(architecture.tensors()), architecture.layers - 1
+    bias, numbers = architecture.bias, architecture.gives_numbers
+    f = ACTIVATIONS.get(architecture.activation)
 
     def forward(X: Array, parameters: Parameters) -> Forward:
         a, kept = X, []
-        for prefix in prefixes:
-            z = a @ parameters[f"{prefix}weight"].T
-            if architecture.bias:
-                z = z + parameters[f"{prefix}bias"]
+        for layer, weight in enumerate(weights):
+            z = a @ parameters[weight].T
+            if bias:
+                z = z + parameters[biases[layer]]
             kept.append(Kept(a, z))
-            if f is not None and prefix != last:
+            if f is not None and layer != last:
                 a = f.value(z)
-        return Forward(z[:, 0] if architecture.gives_numbers else z, tuple(kept))
+        return Forward(z[:, 0] if numbers else z, tuple(kept))
 
     def backward(passed: Forward, dL_dz: Array, parameters: Parameters) -> Parameters:
-        delta, found = dL_dz[:, None] if architecture.gives_numbers else dL_dz, {}
-        for layer in reversed(range(architecture.layers)):
-            prefix, a = prefixes[layer], passed.kept[layer].a
-            found[f"{prefix}weight"] = delta.T @ a
-            if architecture.bias:
-                found[f"{prefix}bias"] = delta.sum(axis=0)
+        delta, found = dL_dz[:, None] if numbers else dL_dz, {}
+        for layer in range(last, -1, -1):
+            a = passed.kept[layer].a
+            found[weights[layer]] = delta.T @ a
+            if bias:
+                found[biases[layer]] = delta.sum(axis=0)
             if f is not None and layer > 0:
-                above = delta @ parameters[f"{prefix}weight"]
+                above = delta @ parameters[weights[layer]]
                 delta = f.backward(above, passed.kept[layer - 1].z, a)
-        return {name: found[name] for name in architecture.tensors()}
+        return {name: found[name] for name in names}
 
     return Model(forward, backward)
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
+Kind = TypeVar("Kind", bound=np.generic)
+Tensors = Mapping[str, Array]
+"""Tensors by torch's names."""
 
 FEW_TENSORS = 2
 """Up to so many, each on its own takes no longer than all together."""
@@ -73,7 +84,7 @@ class Layout:
         name, part, shape = self.places[bisect_right(self.starts, place) - 1]
         return name, position(place - part.start, shape)
 
-    def vector(self, tensors: Mapping[str, Array]) -> Array:
+    def vector(self, tensors: Tensors) -> Array:
         """Return the vector of all tensors' entries; what is packed is not copied."""
         if isinstance(tensors, Packed) and tensors.layout is self:
             return tensors.vector
@@ -83,17 +94,31 @@ class Layout:
         """Return the tensors that a vector holds."""
         return Packed(self, vector)
 
-    def join(self, tensors: Iterable[Array]) -> dict[str, Array]:
+    def join(self, tensors: Iterable[Array]) -> Tensors:
         """Copy tensors, in the layout's order; more than a few, of one dtype, into one vector."""
         each = list(tensors)
         if len(each) > FEW_TENSORS and all(x.dtype == each[0].dtype for x in each):
             return Packed(self, np.concatenate([x.ravel() for x in each]))
         return {name: x.copy() for name, x in zip(self.shapes, each, strict=True)}
 
-    def packed(self, tensors: dict[str, Array]) -> dict[str, Array]:
+    def packed(self, tensors: Tensors) -> Tensors:
         """Return tensors as they are; more than a few, as views of one vector."""
-        few = len(tensors) <= FEW_TENSORS or isinstance(tensors, Packed)
+        few = isinstance(tensors, Packed) or len(tensors) <= FEW_TENSORS
         return tensors if few else self.join(tensors.values())
+
+    def scaled(self, factors: Mapping[str, float], tensors: Tensors) -> Tensors:
+        """Multiply each tensor by its own factor."""
+        each = [factors[name] for name in self.shapes]
+        if isinstance(tensors, Packed) and len(set(each)) == 1:
+            return self.split(each[0] * tensors.vector)
+        pairs = zip(each, tensors.values(), strict=True)
+        return self.join(factor * w for factor, w in pairs)
+
+    def less(self, tensors: Tensors, others: Tensors) -> Tensors:
+        """Subtract tensors from tensors."""
+        if isinstance(tensors, Packed) and isinstance(others, Packed):
+            return self.split(tensors.vector - others.vector)
+        return {name: tensors[name] - others[name] for name in self.shapes}
 
     def entries_in(self, flats: Sequence[Array], part: slice) -> Array:
         """Return a part of the vector that tensors would make, in float64, without making it.
@@ -140,17 +165,43 @@ def known_layout(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Layout:
     return Layout(shapes)
 
 
-class Packed(dict[str, Array]):
-    """Tensors by name that are views of one vector. They are read, and not written to."""
+class Packed(Mapping[str, Array]):
+    """Tensors by name that are views of one vector. They are read, and not written to.
 
-    __slots__ = ("_entries", "layout", "vector")
+    Most are worked with as the vector alone: the views are made once one is asked for.
+    """
+
+    __slots__ = ("_entries", "_views", "layout", "vector")
 
     def __init__(self, layout: Layout, vector: Array) -> None:
-        super().__init__()
-        for name, part, shape in layout.places:
-            self[name] = vector[part].reshape(shape)
         self.layout, self.vector = layout, vector
+        self._views: dict[str, Array] | None = None
         self._entries: Array | None = vector if vector.dtype == np.float64 else None
+
+    @property
+    def views(self) -> dict[str, Array]:
+        """The tensors."""
+        if self._views is None:
+            vector, places = self.vector, self.layout.places
+            self._views = {name: vector[part].reshape(shape) for name, part, shape in places}
+        return self._views
+
+    def __getitem__(self, name: str) -> Array:
+        return (self._views or self.views)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.shapes)
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes)
+
+    def items(self) -> ItemsView[str, Array]:
+        """Return the tensors with their names, as fast as a dict."""
+        return self.views.items()
+
+    def values(self) -> ValuesView[Array]:
+        """Return the tensors, as fast as a dict."""
+        return self.views.values()
 
     @property
     def entries(self) -> Array:
@@ -160,14 +211,19 @@ class Packed(dict[str, Array]):
         return self._entries
 
 
-def flat(tensors: Mapping[str, Array]) -> Array:
+def flat(tensors: Tensors) -> Array:
     """Put all tensors' entries one after the other, in float64; what is packed is not copied."""
     if isinstance(tensors, Packed):
         return tensors.entries
     return np.concatenate([x.ravel() for x in tensors.values()], dtype=np.float64)
 
 
-def common_layout(*each: Mapping[str, Array]) -> Layout | None:
+def joined(parts: Sequence[NDArray[Kind]]) -> NDArray[Kind]:
+    """Put the parts of a vector together; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def common_layout(*each: Tensors) -> Layout | None:
     """Return the layout that packed tensors have in common; None where they have none."""
     first = each[0]
     if not isinstance(first, Packed):

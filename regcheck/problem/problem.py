@@ -30,7 +30,7 @@ from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.spec.sections.training import Optimizer, TorchSettings
 
 Array = NDArray[np.floating]
-Parameters = dict[str, Array]
+Parameters = Mapping[str, Array]
 """Tensors by torch's names."""
 
 

@@ -71,7 +71,7 @@ class NumpyTrainer:
             there = self.forward_backward(before, batch) if known is None else known
             if before is not state.parameters:
                 state = state._replace(parameters=before)
-            gradients = self.gradients(there, state)
+            gradients = self.layout.packed(self.gradients(there, state))
             decays = self.effective_decays(batch)
             state = self.optimizer.at_epoch(state, batch)
             if self.problem.convention.update_order == "bias-first":
@@ -181,9 +181,9 @@ class NumpyTrainer:
         """Update the bias, and the rest by its gradient at the new bias; with both gradients."""
         first = self.optimizer.update(state, batch, gradients, decays)
         biases = [name for name in gradients if is_bias(name)]
-        moved = state.parameters | {name: first.parameter[name] for name in biases}
+        moved = {**state.parameters, **{name: first.parameter[name] for name in biases}}
         late = self.gradients(self.forward_backward(moved, batch), state)
-        gradients = late | {name: gradients[name] for name in biases}
+        gradients = {**late, **{name: gradients[name] for name in biases}}
         rest = self.optimizer.update(state, batch, gradients, decays)
         return gradients, rest.replacing(first, biases)
 

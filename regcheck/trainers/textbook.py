@@ -168,7 +168,7 @@ class FormulaBounds:
         if found.lost is not None:
             theirs = flat({name: framework.after[name] for name in step.before})
             bound = allowed(bound, found.lost, after, theirs)
-        tensors: Parameters = {}
+        tensors: dict[str, Array] = {}
         start = 0
         for name, w in step.before.items():
             tensors[name] = bound[start : start + w.size].reshape(w.shape)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.problem.batches import Schedule
-from regcheck.problem.problem import Array, Parameters, Problem
+from regcheck.problem.problem import Array, Problem
 from regcheck.rules.convention import is_bias
 from regcheck.spec import Spec
 
@@ -99,7 +99,7 @@ class UserProblem:
     y: Array
     batches: Sequence[Rows]
     micro_batches: Sequence[list[Rows]] | None
-    initial: Parameters
+    initial: dict[str, Array]
     lr: float
     lrs: NDArray[np.float64]
     weight_decay: float | Mapping[str, float]

@@ -64,9 +64,9 @@ class Yielded(NamedTuple):
         fits_float32: whether float32 holds every parameter exactly.
     """
 
-    parameters: dict[str, Array]
+    parameters: Mapping[str, Array]
     loss: float | None
-    gradient: dict[str, Array] | None
+    gradient: Mapping[str, Array] | None
     fits_float32: bool
 
 
@@ -108,7 +108,7 @@ def read_loss(value: object) -> float | None:
 
 def read_gradient(
     value: object, layout: Layout, fixed: Mapping[str, Array]
-) -> dict[str, Array] | None:
+) -> Mapping[str, Array] | None:
     """Read a gradient: a mapping of every parameter that is trained, or None."""
     if value is None:
         return None

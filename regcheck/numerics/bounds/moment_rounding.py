@@ -40,8 +40,8 @@ def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried
     option, t = step.options, step.t
     beta1, beta2 = option["betas"]
     G, error = coupled(u, step, noise)
-    carry = moments(u, step, G, error, carried)
     m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
+    carry = moments(u, step.options, (G, m, v), error, carried)
     dm, dv = carry["exp_avg"], carry["exp_avg_sq"]
     if "max_exp_avg_sq" in step.state:
         v, known = step.state["max_exp_avg_sq"], carried.get("max_exp_avg_sq", np.zeros(()))
@@ -58,8 +58,8 @@ def propagate_radam(u: float, step: OptimizerStep, noise: Array, carried: Carrie
     option, t = step.options, step.t
     beta1, beta2 = option["betas"]
     G, error = coupled(u, step, noise)
-    carry = moments(u, step, G, error, carried)
     m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
+    carry = moments(u, step.options, (G, m, v), error, carried)
     correction, rate = 1 - beta2**t, option["lr"] / (1 - beta1**t)
     length, most = radam.lengths(beta2, int(t))
     off = of_correction(beta1, t) + of_correction(beta2, t) / 2
@@ -83,8 +83,8 @@ def propagate_nadam(u: float, step: OptimizerStep, noise: Array, carried: Carrie
     option, t = step.options, step.t
     beta2 = option["betas"][1]
     G, error = coupled(u, step, noise)
-    carry = moments(u, step, G, error, carried)
     m, v = np.abs(step.state["exp_avg"]), step.state["exp_avg_sq"]
+    carry = moments(u, step.options, (G, m, v), error, carried)
     mu, mu_next = (nadam.momentum(option, int(t) + more) for more in (0, 1))
     product = product_of(option["betas"][0], option["momentum_decay"], int(t))
     a, b, root = (1 - mu) / (1 - product), mu_next / (1 - product * mu_next), 1 - beta2**t
@@ -102,22 +102,26 @@ def propagate_nadam(u: float, step: OptimizerStep, noise: Array, carried: Carrie
 
 
 def moments(
-    u: float, step: OptimizerStep, G: Array, error: Array, carried: Carried
+    u: float,
+    options: Mapping[str, Any],
+    sizes: tuple[Array, Array, Array],
+    error: Array,
+    carried: Carried,
 ) -> dict[str, Array]:
-    """Carry the errors of both moments on."""
-    beta1, beta2 = step.options["betas"]
+    """Carry the errors of both moments on, by |G|, |m| and v."""
+    (beta1, beta2), (G, m, v) = options["betas"], sizes
     zero = np.zeros(())
     # In place: with this many operations, memory is what takes the time.
     dm = error + (3 * u) * G
     dm *= 1 - beta1
     dm += beta1 * carried.get("exp_avg", zero)
-    dm += (3 * u) * np.abs(step.state["exp_avg"])
+    dm += (3 * u) * m
     dv = 2 * G
     dv += error
     dv *= error
     dv *= 1 - beta2
     dv += beta2 * carried.get("exp_avg_sq", zero)
-    dv += (3 * u) * step.state["exp_avg_sq"]
+    dv += (3 * u) * v
     return {"exp_avg": dm, "exp_avg_sq": dv}
 
 

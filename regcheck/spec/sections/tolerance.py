@@ -65,17 +65,17 @@ class Tolerance(Kinds):
             )
         return self
 
-    @property
+    @cached_property  # it and the limits are asked for many times a step
     def on_drift(self) -> bool:
         """Whether the trajectories are compared, and not single steps."""
         return self.exact is not None or self.rtol is not None or self.atol is not None
 
-    @property
+    @cached_property
     def limit(self) -> float:
         """The ratio of difference and bound (or what is allowed) that may be reached."""
         return 1.0 if self.on_drift else self.limit_within
 
-    @property
+    @cached_property
     def limit_within(self) -> float:
         """The rounding bounds above which a stage within a step differs."""
         return self.rounding or ROUNDING
@@ -103,7 +103,7 @@ class Tolerances(Kinds):
         _ = self.common
         return self
 
-    @cached_property  # it is asked for many times a step
+    @cached_property
     def common(self) -> Tolerance:
         """The tolerance of what has none of its own."""
         return Tolerance(rounding=self.rounding, rtol=self.rtol, atol=self.atol, exact=self.exact)
@@ -120,8 +120,17 @@ class Tolerances(Kinds):
 
     def of(self, name: str) -> Tolerance:
         """Return the tolerance of a tensor, which is that of its kind, or of the loss."""
-        kind = "bias" if is_bias(name) else "weight"
-        return self.own.get(name if name == "loss" else kind) or self.common
+        found = self.by_name.get(name)
+        if found is None:
+            kind = "bias" if is_bias(name) else "weight"
+            found = self.own.get(name if name == "loss" else kind) or self.common
+            self.by_name[name] = found
+        return found
+
+    @cached_property
+    def by_name(self) -> dict[str, Tolerance]:
+        """The tolerances of the names that were asked for."""
+        return {}
 
 
 def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, float]:

@@ -63,7 +63,7 @@ class TorchTrainer:
         self.sgd_groups = self.groups if self.module.is_plain_sgd() else {}
         self.loss_checked = module is None
         self.used: Parameters = {}
-        # What was put in the place of its parameters, exactly, and is there still.
+        # What is known to be there as its parameters, exactly.
         self.placed: Parameters | None = None
         self.has_gradient = dict.fromkeys(self.tensors, True)
         self.buffers = dict(self.module.model.named_buffers())
@@ -125,23 +125,20 @@ class TorchTrainer:
 
     def step(self, batch: Batch) -> Step:
         """Take one update."""
-        before, self.placed = self.placed or self.parameters(), None
+        before = self.parameters() if self.placed is None else self.placed
         self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
         taken = self.take(batch)
         self.has_gradient = {name: name not in taken.skipped for name in self.tensors}
         self.used = taken.used
-        after, memory = self.parameters(), self.memory()
-        step = Step(before, *taken[:3], None, memory, None, after, taken.skipped)
+        after = self.placed = self.parameters()
+        step = Step(before, *taken[:3], None, self.memory(), None, after, taken.skipped)
         if self.sgd_groups:
             return self.with_parts(step)
         if not self.module.outputs_are_z:
             return step
-        rates = self.groups.items()
-        decay = {name: one["lr"] * one.get("weight_decay", 0.0) for name, one in rates}
-        return step._replace(
-            penalty=self.layout.join(decay[name] * w for name, w in before.items()),
-            delta=self.layout.join(w - after[name] for name, w in before.items()),
-        )
+        groups, layout = self.groups.items(), self.layout
+        decay = {name: one["lr"] * one.get("weight_decay", 0.0) for name, one in groups}
+        return step._replace(penalty=layout.scaled(decay, before), delta=layout.less(before, after))
 
     def take(self, batch: Batch) -> Taken:
         """Move the parameters by one update."""
@@ -289,8 +286,13 @@ class TorchTrainer:
             tensor.grad = None
 
     def memory(self) -> dict[str, dict[str, Array]]:
-        """Copy what the optimizer remembers of each tensor, where anybody asks for it."""
-        if not self.sgd_groups and self.problem.architecture is None:
+        """Copy what the optimizer remembers of each tensor, where anybody asks for it.
+
+        It is asked for by the parts of an SGD step, one vector's bounds, and trials of bce's floor.
+        """
+        model = self.problem.architecture
+        asked = model is not None and (model.is_one_vector or self.problem.loss == "bce")
+        if not self.sgd_groups and not asked:
             return {}
         found = {}
         for name, tensor in self.tensors.items():

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from regcheck.numerics.bounds.optimizer_rounding import Noise, formula_of
 from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, Propagated, allowed
-from regcheck.numerics.packing import finite, flat
+from regcheck.numerics.packing import finite, flat, joined
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
 from regcheck.trainers.framework.torch_model import OptimizerClone, optimizer_class_name
@@ -152,6 +152,8 @@ class MeasuredBounds:
 
     def of_entries(self, values: Array, part: slice) -> Array:
         """Return for each entry what its tensor has; one number where all are of one tensor."""
+        if len(self.parts) == 1:
+            return np.repeat(values, self.layout.sizes)
         first, last = self.tensor_of[part.start], self.tensor_of[part.stop - 1]
         found: Array = values[first] if first == last else values[self.tensor_of[part]]
         return found
@@ -220,15 +222,13 @@ class MeasuredBounds:
             of_gradient.append(coming)
             of_used.append(used)
             bounds.append(propagate(part, used))
-        self.carried_on = {
-            key: np.concatenate([each.carried[key] for each in bounds]) for key in bounds[0].carried
-        }
-        self.noise_used = np.concatenate(of_used)
-        bound = np.concatenate([each.after for each in bounds])
-        bound += self.tiny
+        carried = [each.carried for each in bounds]
+        self.carried_on = {key: joined([each[key] for each in carried]) for key in carried[0]}
+        self.noise_used = joined(of_used)
+        bound = joined([each.after for each in bounds]) + self.tiny
         self.allow_overflow(bound)
         if bounds[0].lost is not None:
-            lost = np.concatenate([each.lost for each in bounds if each.lost is not None])
+            lost = joined([each.lost for each in bounds if each.lost is not None])
             scratch = flat({name: steps.scratch.after[name] for name in framework.after})
             bound = allowed(bound, lost, scratch, self.entries.after)
         assert framework.loss is not None
@@ -239,7 +239,7 @@ class MeasuredBounds:
         of_stage: Parameters = {}
         if steps.scratch.gradient is not None:
             rounded = 4 * self.eps * np.abs(self.entries.gradient)
-            of_stage = layout.split(np.concatenate(of_gradient) + rounded + self.tiny)
+            of_stage = layout.split(joined(of_gradient) + rounded + self.tiny)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
 
     def allow_overflow(self, bound: Array) -> None:
