@@ -45,7 +45,7 @@ class Hypotheses(NamedTuple):
         changes: of the causes that concern it and leave nothing open.
         shown: those of them that it could show: what it could not adds nothing to any set.
         fitted: the causes with an open factor.
-        rare: the causes that are looked for beside others only at last.
+        rare: the causes that are looked for beside others only late.
     """
 
     replay: Replay
@@ -87,8 +87,8 @@ def none_plain(found: Found, training: Training) -> bool:
 ROUNDS = (
     Round(nothing_found, ((1, False), (0, True), (2, False), (1, True)), options=True),
     Round(nothing_found, ((3, False),)),
-    Round(none_plain, ((2, True),)),
     Round(nothing_found, ((2, False), (1, True)), rare=True),
+    Round(none_plain, ((2, True),)),
     # What torch's rule would not show, another cause may bring out.
     Round(nothing_found, ((2, False), (1, True)), hidden=True),
 )

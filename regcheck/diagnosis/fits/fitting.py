@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from regcheck.diagnosis.fits.newton import Open, solve
+from regcheck.diagnosis.fits.newton import Open, misses, solve
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit, fit_all, rounded
@@ -116,6 +116,8 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
         def rule_by(at: Sequence[float], inverse: bool = inverse) -> Problem:
             return problem.with_change({**change, key: 1 / at[0] if inverse else at[0]})
 
+        if change and misses(replay, rule_by, start):  # one of thousands of sets of causes
+            continue
         solved = solve(replay, rule_by, [start])
         if solved is not None:
             [fit] = solved.fits

@@ -21,17 +21,17 @@ class Moves:
     """What the scratch side, and any rule, subtract at some steps: (steps, entries).
 
     Attributes:
-        at: the places of the steps: the first divergence and some after it, or every step.
+        at: the places of the steps: of the first divergence and some after it, or of the first.
         scratch: what the scratch side subtracts.
         limits: of that. It is known as w − w′ alone, from a w′ that is rounded: never better than
             2u |w|.
     """
 
-    def __init__(self, replay: Replay, *, every: bool = False, most: int = MOST) -> None:
+    def __init__(self, replay: Replay, *, early: bool = False, most: int = MOST) -> None:
         history = replay.history
-        first = min(max(0, replay.first - 1), len(history) - 1)
+        first = 0 if early else min(max(0, replay.first - 1), len(history) - 1)
         self.replay = replay
-        self.at = slice(None) if every else slice(first, min(first + most, len(history)))
+        self.at = slice(first, min(first + most, len(history)))
         before, after, bound = (history.all(key)[self.at] for key in ("before", "scratch", "bound"))
         with np.errstate(all="ignore"):
             self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))

@@ -6,13 +6,14 @@ weighted by 1/bound, each of its steps is the least squares solution of
     S_t − R_t(θ) ≈ Σ_k ∂R_t/∂θ_k δ_k        θ ← θ + δ
 
 with the derivatives by forward differences. A few steps after the first divergence are enough to
-come near, or to see that no such numbers make them; more then give the last digits.
+come near, or to see that no such numbers make them; more then give the last digits. Where a set of
+causes is one of thousands, the run's first two steps tell most of those that do not make them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from regcheck.diagnosis.fits.moves import MOST, Moves
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit, fit_columns, rounded
 from regcheck.problem.problem import Problem
+
+FIRST = 2
+"""Steps from the run's beginning that a set of causes must come near, to be looked at further."""
 
 FIRST_FEW = 8
 """Steps that the first iterations look at."""
@@ -83,12 +87,14 @@ class Trial(NamedTuple):
     Attributes:
         fits: the numbers that it comes to.
         before: the limits that were left before it.
+        unmoved: those left in entries that none of the numbers moves.
         residual: those left if the rule were linear.
         stays: whether the numbers have moved no more.
     """
 
     fits: tuple[Fit, ...]
     before: float
+    unmoved: float
     residual: float
     stays: bool
 
@@ -126,18 +132,46 @@ def iterated(
     start: Sequence[float],
 ) -> Solved | None:
     """Iterate over one window, until the numbers stay; None where they do not, or say nothing."""
+    *_, trial = trials(moves, rule_by, opens, start)
+    return Solved(trial.fits, trial.residual) if trial is not None and trial.stays else None
+
+
+def misses(replay: Replay, rule_by: Callable[[Sequence[float]], Problem], start: Open) -> bool:
+    """Whether the iterations over the run's first steps end far too far from them.
+
+    So does one that leaves an entry there which the number does not move. Where these steps do not
+    tell the number, nothing is known.
+    """
+    moves, left = Moves(replay, early=True, most=FIRST), 0.0
+    for trial in trials(moves, rule_by, [start], [start.start]):
+        if trial is None:
+            return False
+        if trial.unmoved > TOO_FAR:
+            return True
+        left = trial.residual if trial.stays else trial.before
+    return left > TOO_FAR
+
+
+def trials(
+    moves: Moves,
+    rule_by: Callable[[Sequence[float]], Problem],
+    opens: Sequence[Open],
+    start: Sequence[float],
+) -> Iterator[Trial | None]:
+    """Yield one iteration after the other, until the numbers stay or nothing is gained any more.
+
+    The last is None where the steps do not tell the numbers.
+    """
     values, last, worse = list(start), math.inf, 0
     for _ in range(ITERATIONS):
         trial = iteration(moves, rule_by, opens, values)
-        if trial is None:
-            return None
-        if trial.stays:
-            return Solved(trial.fits, trial.residual)
+        yield trial
+        if trial is None or trial.stays:
+            return
         worse = worse + 1 if trial.before > SLOW * last else 0
         if worse == PATIENCE:
-            return None
+            return
         last, values = trial.before, [fit.factor for fit in trial.fits]
-    return None
 
 
 def iteration(
@@ -171,5 +205,7 @@ def iteration(
         new = one.inside(value + fit.factor * size, value)
         fits.append(rounded(new, fit.deviation * size, u))
         stays = stays and abs(new - value) <= max(fits[-1].deviation, NEAR * size)
-    before = float(np.abs(rest / moves.limits).max(initial=0.0))
-    return Trial(tuple(fits), before, found.residual, stays)
+    left = np.abs(rest / moves.limits)
+    still = ~np.any(columns, axis=0)
+    before, unmoved = (float(some.max(initial=0.0)) for some in (left, left[still]))
+    return Trial(tuple(fits), before, unmoved, found.residual, stays)

@@ -197,7 +197,8 @@ class Family(NamedTuple):
 
 def by_entries(replay: Replay) -> Iterator[Explanation]:
     """Yield the ways in which some entries' own numbers make all steps."""
-    history, torch, moves = replay.history, replay.torch, Moves(replay, every=True)
+    history, torch = replay.history, replay.torch
+    moves = Moves(replay, early=True, most=len(history))
     found = (moves.scratch, moves.by_torch(), moves.by_gradient(), moves.by_penalty())
     with np.errstate(all="ignore"):
         parts = [one / moves.limits for one in found]

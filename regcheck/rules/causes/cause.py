@@ -66,7 +66,7 @@ class Cause(NamedTuple):
         fix_by_entry: the same where only some entries differ, which are named with their numbers.
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
-        rare: whether it seldom comes with others, beside which it is looked for at last.
+        rare: whether it seldom comes with others, beside which it is looked for late.
         reports: the reported loss where no change makes it, with {} for torch's.
     """
 
