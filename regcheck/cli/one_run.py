@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,19 +37,20 @@ class Wanted(NamedTuple):
         fixed: the file for the spec with the fix.
     """
 
-    form: str
-    rows: int | str | None
-    width: int
-    colour: str | None
-    strict: bool
-    timeout: float | None
-    fixed: str | None
+    form: str = "short"
+    rows: int | str | None = ""
+    width: int = 80
+    colour: str | None = None
+    strict: bool = False
+    timeout: float | None = None
+    fixed: str | None = None
 
 
 class Finished(NamedTuple):
     """What came of a spec: its exit code, its record, and its text for a terminal.
 
     Attributes:
+        line: the verdict in one line, and whether it is the expected one.
         note: what was done besides.
         error: what is wrong, for standard error.
     """
@@ -57,6 +59,7 @@ class Finished(NamedTuple):
     code: int
     record: Record
     text: str = ""
+    line: str = ""
     note: str = ""
     error: str = ""
 
@@ -101,7 +104,7 @@ def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Fi
     load_trainers()
     from regcheck.checking import check_loaded, strict
     from regcheck.report.record import record_of
-    from regcheck.report.terminal.console import progress_bar, without_progress
+    from regcheck.report.terminal.console import in_one_line, progress_bar, without_progress
     from regcheck.user_code.function import TIMEOUT
 
     timeout = wanted.timeout or TIMEOUT
@@ -114,7 +117,7 @@ def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Fi
     if report.expected is not None:
         code = EQUIVALENT if report.expected else DIVERGED
     record = record_of(report, line_that_matters(loaded, report))
-    return Finished(str(path), code, record, text_of(report, wanted), note)
+    return Finished(str(path), code, record, text_of(report, wanted), in_one_line(report), note)
 
 
 def text_of(report: Report, wanted: Wanted) -> str:
@@ -172,15 +175,19 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
     return f"{path}: the spec with the fix ({fix.text}), run again: {headline(again)}."
 
 
+@cache
 def load_trainers() -> None:
     """Import what trains and reports.
 
     Importing torch makes millions of objects that live as long as the process, and the collector
-    would walk them over and over: a third of the import's time, and more at exit.
+    would walk them over and over: a third of the import's time, and more at exit. Once is enough:
+    in a process that others share, as pytest, each time would keep more of their garbage.
     """
+    enabled = gc.isenabled()
     gc.disable()
     import regcheck.checking
     import regcheck.report.terminal.short  # noqa: F401
 
     gc.freeze()
-    gc.enable()
+    if enabled:
+        gc.enable()

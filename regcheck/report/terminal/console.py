@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from regcheck.report.result import Report
-from regcheck.report.texts.headline import headline
+from regcheck.report.texts.headline import with_causes
 from regcheck.report.texts.remarks import expectation
 
 STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
@@ -31,12 +31,16 @@ def captured(console: Console) -> Iterator[None]:
 def print_line(report: Report, console: Console) -> None:
     """Print a report's verdict alone, in one line."""
     line = Text(f"{report.name}: ")
-    line.append(headline(report), STYLES[report.verdict])
-    if report.diagnosis is not None and report.diagnosis.causes:
-        line.append(f" ({', '.join(report.diagnosis.causes)})")
+    line.append(with_causes(report), STYLES[report.verdict])
     if report.spec.expect:
         line.append(f". {expectation(report)}")
     console.print(line, soft_wrap=True)
+
+
+def in_one_line(report: Report) -> str:
+    """Return the verdict in one line, and whether it is the expected one."""
+    expected = expectation(report)
+    return with_causes(report) + (f". {expected}" if expected else "")
 
 
 @contextmanager

@@ -30,6 +30,12 @@ def headline(report: Report) -> str:
     return f"{step}: {who(report)} {' and '.join(cause_notes(report, found.best))}"
 
 
+def with_causes(report: Report) -> str:
+    """Say the verdict in one line, with the ids of the causes behind it."""
+    causes = report.diagnosis.causes if report.diagnosis else ()
+    return headline(report) + (f" ({', '.join(causes)})" if causes else "")
+
+
 def who(report: Report) -> str:
     """Name the side that a diagnosis explains."""
     return (
