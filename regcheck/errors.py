@@ -115,7 +115,7 @@ PLANNED: dict[str, Planned] = {
         "recognising the cause {}",
         (),
     ),
-    "command": Planned("`regcheck {}`", ("convert", "init", "schema")),
+    "command": Planned("`regcheck {}`", ("convert",)),
 }
 
 
@@ -127,7 +127,7 @@ def is_planned(kind: str, name: object) -> bool:
 def refusal(kind: str, name: object) -> str:
     """Return the message that refuses a planned name.
 
-    >>> refusal("command", "init")
-    '`regcheck init` is planned, and not in this version of regcheck'
+    >>> refusal("command", "convert")
+    '`regcheck convert` is planned, and not in this version of regcheck'
     """
     return f"{PLANNED[kind].called.format(name)} is planned, and not in this version of regcheck"

@@ -43,8 +43,6 @@ def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
         (["run", "--steps", "few", "x.yaml"], "whole number ≥ 1"),
         (["run", "--report", "x.gif", "x.yaml"], "no format has this suffix"),
         (["convert", "0.1"], "`regcheck convert` is planned"),
-        (["init"], "`regcheck init` is planned"),
-        (["schema"], "`regcheck schema` is planned"),
         (["explain", "decoupld"], "did you mean `decoupled`?"),
         (["explain", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["explain", "--format", "xml"], "xml"),

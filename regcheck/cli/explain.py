@@ -8,10 +8,22 @@ import sys
 import click
 
 from regcheck.cli.explanations import EXPLANATION_FORMATS, listed
+from regcheck.cli.shell import completion
+from regcheck.cli.shell.help import WithExamples
 
 
-@click.command()
-@click.argument("what", required=False, metavar="[NAME|SPEC]")
+@click.command(
+    cls=WithExamples,
+    examples={
+        "regcheck explain": "the rule of every convention",
+        "regcheck explain penalty-divided-by-batch": "a cause, optimizer, schedule",
+        "regcheck explain training.yaml": "a spec's rules with its numbers",
+    },
+    short_help="Print update rules: of all conventions, a NAME, or a SPEC.",
+)
+@click.argument(
+    "what", required=False, metavar="[NAME|SPEC]", shell_complete=completion.explainable
+)
 @click.option("--list", "listing", is_flag=True, help="List every name that can be explained.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "markdown"]), default="text")
 def explain(what: str | None, listing: bool, form: str) -> None:

@@ -16,33 +16,40 @@ from regcheck.cli.explain import explain
 from regcheck.cli.explanations import spell
 from regcheck.cli.one_run import EQUIVALENT, INTERNAL, INTERNAL_ERROR, INTERRUPTED, UNUSABLE
 from regcheck.cli.run import run
+from regcheck.cli.shell.help import GroupWithExamples
+from regcheck.cli.starting import demo, init, schema
 from regcheck.errors import RegcheckError, UsageError, is_planned, refusal
 
 
-class Commands(click.Group):
+class Commands(GroupWithExamples):
     """The commands; planned ones are refused by name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command that the arguments name."""
-        if args and is_planned("command", args[0]):
+        if args and is_planned("command", args[0]) and not ctx.resilient_parsing:
             raise UsageError(refusal("command", args[0]))
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    examples={
+        "regcheck run training.yaml": "compare both sides at every step",
+        "regcheck explain penalty-divided-by-batch": "what a cause is, and its fix",
+        "regcheck init": "write a first spec of your own",
+    },
+    codes=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="regcheck")
 def commands() -> None:
-    """Check whether two trainings follow the same rule, and if not, where and why they differ.
-
-    Exit codes: 0 equivalent, or as the spec expects; 1 diverged, or not as expected; 2 bad usage,
-    spec or data; 3 internal error; 4 inconclusive; 130 interrupted.
-    """
+    """Check whether two trainings follow the same rule, and if not, where and why they differ."""
 
 
-commands.add_command(run)
-commands.add_command(explain)
+for command in (run, explain, init, demo, schema):
+    commands.add_command(command)
 
 
 def main() -> NoReturn:

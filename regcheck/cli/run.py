@@ -12,6 +12,8 @@ import click
 from regcheck.cli.jobs import default_jobs, run_specs
 from regcheck.cli.one_run import GRAVEST_FIRST, UNUSABLE, Finished, Wanted, failed
 from regcheck.cli.outputs import JsonOutput, Output, TextOutput
+from regcheck.cli.shell import completion
+from regcheck.cli.shell.help import WithExamples
 from regcheck.errors import UsageError
 
 RENAMED = {"patience": "timeout"}
@@ -32,8 +34,19 @@ def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     return int(value)
 
 
-@click.command(context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)})
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.command(
+    cls=WithExamples,
+    examples={
+        "regcheck run training.yaml": "compare both sides at every step",
+        "regcheck run specs --quiet": "all specs below a folder, a line each",
+        "regcheck run specs --report out.json": "and write a report file",
+    },
+    codes=True,
+    context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)},
+)
+@click.argument(
+    "specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=completion.specs
+)
 @click.option("--details", is_flag=True, help="Print everything that is known.")
 @click.option(
     "--steps",

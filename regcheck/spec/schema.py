@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from regcheck.rules.convention import Convention
 from regcheck.rules.losses import LossOptions
 from regcheck.rules.models import MODELS, ONE_LAYER, Architecture
+from regcheck.spec.dtype import FLOAT64, Dtype, beyond_float32
 from regcheck.spec.sections.data import DataSource
 from regcheck.spec.sections.fields import (
     Count,
@@ -51,67 +52,64 @@ from regcheck.spec.sections.training import (
     rule_of,
 )
 
-DtypeName = Literal["float32", "float64"]
-LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
-
-
-class Dtype(Section):
-    """The floating-point format of each side."""
-
-    FORMS = "float64, float32 or {scratch: float64, framework: float32}"
-
-    scratch: DtypeName
-    framework: DtypeName
-
-    @classmethod
-    def full_form(cls, value: object, _: ValidationInfo) -> object:
-        both = value in ("float32", "float64")
-        return {"scratch": value, "framework": value} if both else value
-
-
-FLOAT64 = Dtype(scratch="float64", framework="float64")
-
-BatchSize = Annotated[int | Literal["full"], BeforeValidator(batch_size_form)]
+BatchSize = Annotated[
+    Annotated[int, Field(ge=1)] | Literal["full"], BeforeValidator(batch_size_form)
+]
 Clip = Annotated[Positive | None, NoneWord]
-
-
-def numbers_in(value: object, path: Path = ()) -> Iterator[tuple[Path, float]]:
-    """Yield each floating-point number in mappings and lists, with its path."""
-    if isinstance(value, float):
-        yield path, value
-    inner = value.items() if isinstance(value, dict) else ()
-    for key, one in enumerate(value) if isinstance(value, list) else inner:
-        yield from numbers_in(one, (*path, key))
 
 
 class Spec(Section):
     """One experiment: one training, described once and done by both sides."""
 
-    data: DataSource
-    model: Model = None
-    loss: Annotated[Loss, Field(validate_default=True)] = None
-    bias: bool = True
-    init: Init = Init(constant=0.0)
-    optimizer: Annotated[Optimizer, Field(validate_default=True)] = "sgd"  # type: ignore[assignment]
-    lr: NotNegative
-    weight_decay: WeightDecay = WeightDecay(weight=0.0, bias=0.0)
-    epochs: Count = 1
-    batch_size: BatchSize = "full"
-    shuffle: Annotated[Shuffle | None, FalseWord] = None
-    drop_last: bool = False
-    accumulate: Count = 1
-    lr_schedule: Annotated[LrSchedule | None, NoneWord] = None
-    clip_norm: Clip = None
-    clip_value: Clip = None
-    dtype: Dtype = FLOAT64
-    convention: ConventionKeys = ConventionKeys()
-    scratch: Scratch = None
-    framework: Framework = None
-    compare: Annotated[list[Literal["parameters", "loss"]], Field(min_length=1)] = Field(
-        ["parameters", "loss"]
+    data: DataSource = Field(description="The rows: csv, npz, synthetic, or X and y.")
+    model: Model = Field(None, description="What is trained; none where both sides are your own.")
+    loss: Loss = Field(
+        None, validate_default=True, description="The loss; by default that of the model."
     )
-    tolerance: Tolerances = Tolerances()
-    expect: Expect | None = None
+    bias: bool = Field(True, description="Whether the built-in model has a bias.")
+    init: Init = Field(Init(constant=0.0), description="Where both sides start.")
+    optimizer: Optimizer = Field(
+        "sgd",  # type: ignore[assignment]
+        validate_default=True,
+        description="torch's optimizer: its name, or {name: sgd, momentum: 0.9}.",
+    )
+    lr: NotNegative = Field(description="The learning rate.")
+    weight_decay: WeightDecay = Field(
+        WeightDecay(weight=0.0, bias=0.0), description="λ, as torch's optimizer is given it."
+    )
+    epochs: Count = Field(1, description="How often all rows are passed.")
+    batch_size: BatchSize = Field("full", description="Rows of a batch; the last may be smaller.")
+    shuffle: Annotated[Shuffle | None, FalseWord] = Field(
+        None, description="A new order of the rows each epoch; both sides see the same."
+    )
+    drop_last: bool = Field(False, description="Leave out a last, smaller batch.")
+    accumulate: Count = Field(
+        1, description="Micro-batches of batch_size rows in each step; their gradients' mean."
+    )
+    lr_schedule: Annotated[LrSchedule | None, NoneWord] = Field(
+        None, description="How the lr changes, by torch's own scheduler."
+    )
+    clip_norm: Clip = Field(None, description="The largest norm of all gradients together.")
+    clip_value: Clip = Field(None, description="The largest size of a gradient's entry.")
+    dtype: Dtype = Field(FLOAT64, description="float64 or float32, of both sides or of each.")
+    convention: ConventionKeys = Field(
+        ConventionKeys(), description="What the built-in scratch side does: a name, or its keys."
+    )
+    scratch: Scratch = Field(
+        None, description="Your own training loop in its place, like train.py:train."
+    )
+    framework: Framework = Field(
+        None, description="Your own torch model, like model.py:build; or torch's own settings."
+    )
+    compare: Annotated[list[Literal["parameters", "loss"]], Field(min_length=1)] = Field(
+        ["parameters", "loss"], description="What is judged."
+    )
+    tolerance: Tolerances = Field(
+        Tolerances(), description="What may differ by how much: rounding, rtol and atol, or exact."
+    )
+    expect: Expect | None = Field(
+        None, description="What the run must find for the exit code to be 0."
+    )
 
     @field_validator("loss", "bias")
     @classmethod
@@ -215,13 +213,7 @@ class Spec(Section):
         if "float32" not in (self.dtype.scratch, self.dtype.framework):
             return self
         trained = self.model_dump(include=self.model_fields_set - {"data", "expect", "tolerance"})
-        errors: dict[tuple[str | int, float], tuple[Path, str]] = {}
-        for path, number in numbers_in(dict(sorted(trained.items()))):
-            if abs(number) > LARGEST_FLOAT32:
-                text = f"float32 holds numbers up to 3.4e38, got {number:g}; use float64"
-                # One weight_decay stands for both tensors', and is one mistake.
-                errors.setdefault((path[0], number), (path, text))
-        raise_inside(errors.values())
+        raise_inside(beyond_float32(trained))
         return self
 
     @model_validator(mode="after")

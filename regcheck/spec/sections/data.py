@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -12,6 +12,7 @@ from regcheck.spec.sections.fields import (
     Count,
     FalseWord,
     Number,
+    Or,
     Section,
     Seed,
     Word,
@@ -37,7 +38,7 @@ def file_name(value: str) -> str:
     return value
 
 
-Label = Annotated[Word, BeforeValidator(label)]
+Label = Annotated[Word, BeforeValidator(label), Or(type="number")]
 FileName = Annotated[Word, AfterValidator(file_name)]
 
 
@@ -45,8 +46,11 @@ class Standardize(Section):
     """Subtract the training rows' mean and divide by their standard deviation."""
 
     FORMS = "true, false or {ddof: 0}"
+    SHORT: ClassVar[Any] = Literal[True]
 
-    ddof: Annotated[int, BeforeValidator(whole), Field(ge=0, le=1)] = 0
+    ddof: Annotated[int, BeforeValidator(whole), Field(ge=0, le=1)] = Field(
+        0, description="1 divides the squared deviations by the rows less one, 0 by the rows."
+    )
 
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
@@ -57,9 +61,14 @@ class HeldOut(Section):
     """The share of the rows that is held out; without a seed, the last rows."""
 
     FORMS = "a share above 0 and below 1, or {share: 0.2, seed: 0}"
+    SHORT: ClassVar[Any] = Annotated[float, Field(gt=0.0, lt=1.0)]
 
-    share: Annotated[float, Field(gt=0.0, lt=1.0)]
-    seed: Seed | None = None
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        description="The share of the rows that is held out, rounded up."
+    )
+    seed: Seed | None = Field(
+        None, description="Chooses the rows at random; without it the last rows are held out."
+    )
 
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
@@ -69,17 +78,26 @@ class HeldOut(Section):
 class Source(Section):
     """What is done with the rows, wherever they come from."""
 
-    standardize: Annotated[Standardize | None, FalseWord] = None
-    test: HeldOut | None = None
+    standardize: Annotated[Standardize | None, FalseWord] = Field(
+        None,
+        description="Subtract the training rows' mean and divide by their standard deviation.",
+    )
+    test: HeldOut | None = Field(
+        None, description="The held-out share: the last rows, or {share: 0.2, seed: 0}."
+    )
 
 
 class CsvData(Source):
     """A CSV file with a header."""
 
-    csv: FileName
-    target: Label
-    features: Annotated[list[Label], Field(min_length=1)] | None = None
-    positive: Label | None = None
+    csv: FileName = Field(description="A CSV file with a header, relative to the spec.")
+    target: Label = Field(description="The column that holds y.")
+    features: Annotated[list[Label], Field(min_length=1)] | None = Field(
+        None, description="The columns that make X; without it all other numeric ones."
+    )
+    positive: Label | None = Field(
+        None, description="The label of the target that counts as 1; all others are 0."
+    )
 
     @field_validator("features")
     @classmethod
@@ -97,23 +115,23 @@ class CsvData(Source):
 class NpzData(Source):
     """Two arrays of a NumPy .npz file."""
 
-    npz: FileName
-    X: Word = "X"
-    y: Word = "y"
+    npz: FileName = Field(description="A NumPy .npz file, relative to the spec.")
+    X: Word = Field("X", description="The name of the array of features.")
+    y: Word = Field("y", description="The name of the array of targets.")
 
 
 class Synthetic(Section):
     """Rows made from a seed."""
 
-    rows: Count
-    features: Count
-    seed: Seed = 0
+    rows: Count = Field(description="How many rows are made.")
+    features: Count = Field(description="How many features each row has.")
+    seed: Seed = Field(0, description="The same seed gives the same rows.")
 
 
 class SyntheticData(Source):
     """Made-up rows: normal features, and a target that follows the model with noise."""
 
-    synthetic: Synthetic
+    synthetic: Synthetic = Field(description="Rows made from a seed, for a first look.")
 
 
 def rows_form(value: object) -> object:
@@ -129,8 +147,12 @@ Row = Annotated[list[Number], Field(min_length=1)]
 class InlineData(Source):
     """Rows written in the spec itself."""
 
-    X: Annotated[list[Row], BeforeValidator(rows_form), Field(min_length=1)]
-    y: Annotated[list[Number], Field(min_length=1)]
+    X: Annotated[list[Row], BeforeValidator(rows_form), Field(min_length=1)] = Field(
+        description="The features: one list for each row, like [[2.0], [4.0]]."
+    )
+    y: Annotated[list[Number], Field(min_length=1)] = Field(
+        description="The targets: one number for each row of X."
+    )
 
     @field_validator("X")
     @classmethod

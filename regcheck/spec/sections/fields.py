@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from regcheck.errors import is_planned, refusal, suggest
 
@@ -95,20 +98,50 @@ Several = Annotated[int, BeforeValidator(whole), Field(ge=2, le=1000)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**64)]
 Word = Annotated[str, Field(min_length=1)]
 
-NoneWord = BeforeValidator(lambda value: None if value == "none" else value)
-FalseWord = BeforeValidator(lambda value: None if value is False else value)
+
+class Or:
+    """Another form of a value, in the spec's JSON Schema: what a validator before turns into it."""
+
+    def __init__(self, **form: Any) -> None:
+        self.form = form
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), self.form]}
+
+
+class NoneBy(Or):
+    """A word, or false, that stands for None."""
+
+    def __init__(self, word: Literal["none", False]) -> None:
+        super().__init__(const=word)
+        self.word = word
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def form(value: object) -> object:
+            return None if value == self.word and type(value) is type(self.word) else value
+
+        return core_schema.no_info_before_validator_function(form, handler(source))
+
+
+NoneWord, FalseWord = NoneBy("none"), NoneBy(False)
 
 
 class Section(BaseModel):
     """A mapping of a spec: unknown keys are errors, numbers are not guessed from words.
 
     `FORMS` names what may stand for it. Whatever is shorter than the mapping, `full_form` turns
-    into it before a field is checked, so each field has one type and each mistake one message.
+    into it before a field is checked, so each field has one type and each mistake one message;
+    `SHORT` is its type, for the JSON Schema.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     FORMS: ClassVar[str] = "a mapping"
+    SHORT: ClassVar[Any] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +157,11 @@ class Section(BaseModel):
     def full_form(cls, value: object, _: ValidationInfo) -> object:
         """Return the mapping for a short form; `info.data` holds the fields before the section."""
         return value
+
+    @classmethod
+    def description(cls, key: str) -> str:
+        """Say in a line what a key is for."""
+        return cls.model_fields[key].description or ""
 
 
 LONGEST_SHOWN = 40

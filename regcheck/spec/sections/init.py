@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from regcheck.errors import suggest
 from regcheck.rules.models import Architecture
@@ -29,8 +30,8 @@ from regcheck.spec.sections.model import architecture_of
 class Normal(Section):
     """Normal numbers with mean 0."""
 
-    std: NotNegative
-    seed: Seed = 0
+    std: NotNegative = Field(description="The standard deviation of the numbers.")
+    seed: Seed = Field(0, description="The same seed gives the same numbers.")
 
 
 class Init(Section):
@@ -43,11 +44,17 @@ class Init(Section):
 
     FORMS = "one of zeros, {constant: C}, {normal: {std: S, seed: N}} or {weight: [..], bias: [..]}"
 
-    constant: Number | None = None
-    normal: Normal | None = None
-    weight: Annotated[list[Number], Field(min_length=1)] | None = None
-    bias: Annotated[list[Number], Field(min_length=1, max_length=1)] | None = None
-    tensors: dict[str, list[Any]] | None = None
+    SHORT: ClassVar[Any] = Literal["zeros"]
+
+    constant: Number | None = Field(None, description="Every parameter starts at this number.")
+    normal: Normal | None = Field(None, description="Normal numbers with mean 0, from a seed.")
+    weight: Annotated[list[Number], Field(min_length=1)] | None = Field(
+        None, description="The weights themselves; of several outputs one row each."
+    )
+    bias: Annotated[list[Number], Field(min_length=1, max_length=1)] | None = Field(
+        None, description="The bias itself; of several outputs one number each."
+    )
+    tensors: SkipJsonSchema[dict[str, list[Any]] | None] = None
 
     @classmethod
     def full_form(cls, value: object, info: ValidationInfo) -> object:

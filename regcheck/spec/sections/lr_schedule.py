@@ -36,21 +36,43 @@ class LrSchedule(Section):
 
     kind: Literal[
         "step", "multistep", "exponential", "cosine", "linear", "warmup", "one-cycle", "list"
-    ]
-    every: Count | None = None
-    milestones: Annotated[list[Count], Field(min_length=1)] | None = None
-    factor: NotNegative | None = None
-    steps: Count | None = None
-    floor: NotNegative | None = None
-    start_factor: PositiveShare | None = None
-    end_factor: Share | None = None
-    pct_start: Share | None = None
-    anneal_strategy: Literal["cos", "linear"] | None = None
-    div_factor: Positive | None = None
-    final_div_factor: Positive | None = None
-    three_phase: bool | None = None
-    values: Annotated[list[NotNegative], Field(min_length=1)] | None = None
-    per: Literal["step", "epoch"] = "step"
+    ] = Field(description="The formula; `regcheck explain lr_schedule` writes each one out.")
+    every: Count | None = Field(None, description="step: the lr falls each so many steps.")
+    milestones: Annotated[list[Count], Field(min_length=1)] | None = Field(
+        None, description="multistep: the steps at which the lr falls."
+    )
+    factor: NotNegative | None = Field(
+        None, description="step, multistep, exponential: the lr is multiplied by it (gamma)."
+    )
+    steps: Count | None = Field(
+        None, description="cosine, linear, warmup, one-cycle: how long the change takes."
+    )
+    floor: NotNegative | None = Field(None, description="cosine: the lr at the end (eta_min).")
+    start_factor: PositiveShare | None = Field(
+        None, description="linear: the share of lr that it starts at."
+    )
+    end_factor: Share | None = Field(None, description="linear: the share of lr that it ends at.")
+    pct_start: Share | None = Field(
+        None, description="one-cycle: the share of the steps in which the lr rises."
+    )
+    anneal_strategy: Literal["cos", "linear"] | None = Field(
+        None, description="one-cycle: by a cosine, or in a straight line."
+    )
+    div_factor: Positive | None = Field(
+        None, description="one-cycle: the lr starts at lr over this."
+    )
+    final_div_factor: Positive | None = Field(
+        None, description="one-cycle: it ends at the first lr over this."
+    )
+    three_phase: bool | None = Field(
+        None, description="one-cycle: whether the lr falls to its start before it falls further."
+    )
+    values: Annotated[list[NotNegative], Field(min_length=1)] | None = Field(
+        None, description="list: the lrs one by one; the last one stays."
+    )
+    per: Literal["step", "epoch"] = Field(
+        "step", description="Whether the lr changes at each step or at each epoch."
+    )
 
     @model_validator(mode="after")
     def own_keys(self) -> LrSchedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from regcheck.rules.losses import LOSSES, LOSSES_OF_HEAD, NO_OPTIONS, LossOptions
@@ -23,9 +23,15 @@ class Mlp(Section):
 
     FORMS = "a mapping like {hidden: [16, 8], activation: tanh}"
 
-    hidden: Annotated[list[Units], Field(min_length=1)]
-    activation: Literal["gelu", "relu", "sigmoid", "tanh"] = "tanh"
-    head: Literal["linear", "logistic", "softmax"] | None = None
+    hidden: Annotated[list[Units], Field(min_length=1)] = Field(
+        description="The units of each hidden layer, like [16, 8]."
+    )
+    activation: Literal["gelu", "relu", "sigmoid", "tanh"] = Field(
+        "tanh", description="The function between two layers."
+    )
+    head: Literal["linear", "logistic", "softmax"] | None = Field(
+        None, description="What the outputs are taken for; without it the loss says which."
+    )
 
 
 class MlpModel(Section):
@@ -33,7 +39,7 @@ class MlpModel(Section):
 
     FORMS = "linear, logistic, softmax or {mlp: {hidden: [16, 8], activation: tanh}}"
 
-    mlp: Mlp
+    mlp: Mlp = Field(description="Layers with an activation between them.")
 
 
 class CrossEntropy(Section):
@@ -41,8 +47,12 @@ class CrossEntropy(Section):
 
     FORMS = "a mapping like {label_smoothing: 0.1, weight: [1.0, 2.0, 1.0]}"
 
-    label_smoothing: Annotated[NotNegative, Field(le=1.0)] = 0.0
-    weight: Annotated[list[NotNegative], Field(min_length=1)] | None = None
+    label_smoothing: Annotated[NotNegative, Field(le=1.0)] = Field(
+        0.0, description="The share of each target that is spread over all classes."
+    )
+    weight: Annotated[list[NotNegative], Field(min_length=1)] | None = Field(
+        None, description="One weight for each class in turn."
+    )
 
     @field_validator("weight")
     @classmethod
@@ -59,7 +69,9 @@ class CrossEntropyLoss(Section):
 
     FORMS = "a loss by its name, or {cross_entropy: {label_smoothing: 0.1}}"
 
-    cross_entropy: CrossEntropy
+    cross_entropy: CrossEntropy = Field(
+        description="The cross entropy, with torch.nn.CrossEntropyLoss's options."
+    )
 
 
 def model_form(value: object) -> object:
@@ -84,8 +96,10 @@ def loss_form(value: object) -> object:
     return value if value is None or isinstance(value, CrossEntropyLoss) else one_of(LOSSES, value)
 
 
-Model = Annotated[str | MlpModel | None, BeforeValidator(model_form)]
-Loss = Annotated[str | CrossEntropyLoss | None, BeforeValidator(loss_form)]
+ModelName = Annotated[str, WithJsonSchema({"enum": [name for name in MODELS if name != "mlp"]})]
+LossName = Annotated[str, WithJsonSchema({"enum": [*LOSSES]})]
+Model = Annotated[ModelName | MlpModel | None, BeforeValidator(model_form)]
+Loss = Annotated[LossName | CrossEntropyLoss | None, BeforeValidator(loss_form)]
 
 
 def name_of_loss(loss: str | CrossEntropyLoss | None) -> str:

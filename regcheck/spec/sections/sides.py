@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from regcheck.errors import suggest
@@ -85,5 +85,15 @@ def textbook_of(scratch: object) -> str | None:
     return scratch if isinstance(scratch, str) and scratch in OPTIMIZERS else None
 
 
-Scratch = Annotated[UserCode | None, BeforeValidator(scratch_form)]
-Framework = Annotated[UserCode | TorchSettings | None, BeforeValidator(framework_form)]
+NAMED_CODE = {"type": "string", "pattern": r"^\s*\S.*\.py:[^\W\d]\w*\s*$"}
+"""What names a function in a spec, in the JSON Schema."""
+
+Scratch = Annotated[
+    UserCode | None,
+    BeforeValidator(scratch_form),
+    WithJsonSchema({"anyOf": [NAMED_CODE, {"enum": [*OPTIMIZERS]}]}),
+]
+Framework = Annotated[
+    Annotated[UserCode, WithJsonSchema(NAMED_CODE)] | TorchSettings | None,
+    BeforeValidator(framework_form),
+]

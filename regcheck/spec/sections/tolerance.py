@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from regcheck.errors import refusal, suggest
 from regcheck.rules.causes.catalogue import CAUSES
@@ -30,10 +31,18 @@ ROUNDING = 8.0
 class Kinds(Section):
     """The kinds of a tolerance, of which one is given."""
 
-    rounding: Positive | None = None
-    rtol: NotNegative | None = None
-    atol: NotNegative | None = None
-    exact: Literal[True] | None = None
+    SHORT: ClassVar[Any] = Literal["exact"]
+
+    rounding: Positive | None = Field(
+        None, description="How many rounding bounds a one-step difference may reach."
+    )
+    rtol: NotNegative | None = Field(
+        None, description="On the accumulated difference: atol + rtol |torch's|, entry by entry."
+    )
+    atol: NotNegative | None = Field(
+        None, description="On the accumulated difference: atol + rtol |torch's|, entry by entry."
+    )
+    exact: SkipJsonSchema[Literal[True] | None] = None
 
     @classmethod
     def full_form(cls, value: object, info: ValidationInfo) -> object:
@@ -94,9 +103,9 @@ class Tolerances(Kinds):
 
     FORMS = f"{Tolerance.FORMS}, or one for each of weight, bias, loss"
 
-    weight: Tolerance | None = None
-    bias: Tolerance | None = None
-    loss: Tolerance | None = None
+    weight: Tolerance | None = Field(None, description="The weights' own tolerance.")
+    bias: Tolerance | None = Field(None, description="The biases' own tolerance.")
+    loss: Tolerance | None = Field(None, description="The reported losses' own tolerance.")
 
     @model_validator(mode="after")
     def one_kind(self) -> Tolerances:
@@ -143,26 +152,30 @@ def weighed_limits(tolerances: Tolerances, names: Iterable[str]) -> dict[str, fl
 
 Verdict = Literal["equivalent", "diverged", "inconclusive"]
 
+EXPECTED_CAUSES = [name for name, one in CAUSES.items() if not one.fitted]
+"""The causes that a spec may expect: those with an open factor are left out."""
+
 
 class Expect(Section):
     """What a run must find for its exit code to be 0."""
 
     FORMS = "{verdict: diverged, step: 2, cause: penalty-divided-by-batch}, each key optional"
 
-    verdict: Verdict | None = None
-    step: Count | None = None
-    cause: Word | None = None
+    verdict: Verdict | None = Field(None, description="The verdict that the run must come to.")
+    step: Count | None = Field(None, description="The step at which it must diverge.")
+    cause: Annotated[Word, WithJsonSchema({"enum": EXPECTED_CAUSES})] | None = Field(
+        None, description="A cause that must be among those that explain the run."
+    )
 
     @field_validator("cause")
     @classmethod
     def known_cause(cls, cause: str | None) -> str | None:
-        if cause is None or (cause in CAUSES and not CAUSES[cause].fitted):
+        if cause is None or cause in EXPECTED_CAUSES:
             return cause
         refuse_planned("cause", cause)
         if cause in CAUSES:
             raise wrong(refusal("cause", cause))
-        known: Iterable[str] = [name for name, one in CAUSES.items() if not one.fitted]
-        raise wrong(f"no cause is called {shown(cause)}; {suggest(cause, known)}")
+        raise wrong(f"no cause is called {shown(cause)}; {suggest(cause, EXPECTED_CAUSES)}")
 
     @model_validator(mode="after")
     def possible(self) -> Expect:

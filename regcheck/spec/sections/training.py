@@ -6,19 +6,22 @@ import math
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from types import GenericAlias
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     create_model,
     model_serializer,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from regcheck.errors import suggest
 from regcheck.rules.convention import (
+    KEYS,
     NAMED,
     BiasCorrection,
     Decay,
@@ -56,8 +59,8 @@ class Optimizer(Section):
 
     FORMS = "an optimizer's name, or {name: sgd, momentum: 0.9, ..}"
 
-    name: str
-    options: dict[str, Any]
+    name: str = Field(description="torch's optimizer, in lower case.")
+    options: SkipJsonSchema[dict[str, Any]]
 
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
@@ -99,9 +102,18 @@ def options_section(name: str) -> type[Section]:
     """Return the section that holds an optimizer's options, with torch's defaults."""
     rule = rule_of(name)
     fields: dict[str, Any] = {
-        key: (option_type(option), option.default) for key, option in rule.options.items()
+        key: (option_type(option), Field(option.default, description=about(rule, key)))
+        for key, option in rule.options.items()
     }
     return create_model(rule.torch, __base__=Section, **fields)
+
+
+def about(rule: UpdateRule, key: str) -> str:
+    """Say what an option is, by what its letters in the optimizer's formula stand for."""
+    letter = rule.options[key].letter
+    letters = letter if isinstance(letter, tuple) else (letter,)
+    known = [f"{one}: {rule.meanings[one]}" for one in letters if one in rule.meanings]
+    return "; ".join([f"As in torch.optim.{rule.torch}", *known])
 
 
 def option_type(option: Option) -> Any:
@@ -141,9 +153,10 @@ class WeightDecay(Section):
     """
 
     FORMS = "a number ≥ 0, or {weight: 0.1, bias: 0}"
+    SHORT: ClassVar[Any] = NotNegative
 
-    weight: NotNegative
-    bias: NotNegative
+    weight: NotNegative = Field(description="λ of the weights.")
+    bias: NotNegative = Field(description="λ of the biases; 0 leaves them without a penalty.")
 
     @classmethod
     def full_form(cls, value: object, info: ValidationInfo) -> object:
@@ -167,7 +180,7 @@ class Shuffle(Section):
 
     FORMS = "false or {seed: 0}"
 
-    seed: Seed
+    seed: Seed = Field(description="The same seed gives the same orders, to both sides.")
 
     @classmethod
     def full_form(cls, value: object, _: ValidationInfo) -> object:
@@ -191,6 +204,7 @@ class ConventionKeys(Section):
     """
 
     FORMS = "a convention's name or a mapping of its keys"
+    SHORT: ClassVar[Any] = Annotated[str, WithJsonSchema({"enum": [*NAMED]})]
 
     divide_penalty_by: DividePenaltyBy = "nothing"
     penalty_factor: Number = 1.0
@@ -218,6 +232,11 @@ class ConventionKeys(Section):
             refuse_bias(value, given, info)
         return value
 
+    @classmethod
+    def description(cls, key: str) -> str:
+        values = "; ".join(f"{value}: {does}" for value, does in KEYS[key].values.items())
+        return f"{KEYS[key].title}. {values}"
+
 
 class TorchSettings(Section):
     """What torch alone is given: settings in the place of the scratch side's, and processes.
@@ -225,10 +244,16 @@ class TorchSettings(Section):
     By R `processes` each batch is shared among R ranks, which average their gradients.
     """
 
-    lr: NotNegative | None = None
-    weight_decay: WeightDecay | None = None
-    optimizer: Optimizer | None = None
-    processes: Several | None = None
+    lr: NotNegative | None = Field(None, description="The lr that torch alone is given.")
+    weight_decay: WeightDecay | None = Field(
+        None, description="The weight decay that torch alone is given."
+    )
+    optimizer: Optimizer | None = Field(
+        None, description="The optimizer that torch alone is given."
+    )
+    processes: Several | None = Field(
+        None, description="How many processes share each batch, by DistributedDataParallel."
+    )
 
     @model_validator(mode="after")
     def something(self) -> TorchSettings:
