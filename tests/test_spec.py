@@ -8,7 +8,8 @@ import pytest
 from regcheck.errors import InputError, Place, shortened, suggest
 from regcheck.rules.convention import NAMED, Convention
 from regcheck.spec import from_mapping, read_spec
-from regcheck.spec.schema import Dtype, Spec
+from regcheck.spec.dtype import Dtype
+from regcheck.spec.schema import Spec
 from regcheck.spec.sections.data import (
     CsvData,
     HeldOut,

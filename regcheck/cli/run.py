@@ -39,7 +39,7 @@ def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     examples={
         "regcheck run training.yaml": "compare both sides at every step",
         "regcheck run specs --quiet": "all specs below a folder, a line each",
-        "regcheck run specs --report out.json": "and write a report file",
+        "regcheck run specs --report out.xml": "and write JUnit; .json, .csv, .md",
     },
     codes=True,
     context_settings={"token_normalize_func": lambda name: RENAMED.get(name, name)},

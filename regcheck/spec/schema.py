@@ -69,7 +69,7 @@ class Spec(Section):
     bias: bool = Field(True, description="Whether the built-in model has a bias.")
     init: Init = Field(Init(constant=0.0), description="Where both sides start.")
     optimizer: Optimizer = Field(
-        "sgd",  # type: ignore[assignment]
+        "sgd",
         validate_default=True,
         description="torch's optimizer: its name, or {name: sgd, momentum: 0.9}.",
     )
