@@ -174,7 +174,7 @@ def test_right_run_is_equivalent(model: str, dtype: Any) -> None:
 
 
 WRONG: list[tuple[Spec, int, str]] = [
-    ({"framework": {"optimizer": {"name": "muon", "momentum": 0.9}}}, 2, ""),
+    ({"framework": {"optimizer": {"name": "muon", "momentum": 0.9}}}, 2, "option-differs"),
     ({"framework": {"optimizer": {"name": "muon", "nesterov": False}}}, 2, "nesterov-added"),
     ({"framework": {"optimizer": {"name": "muon", "ns_steps": 4}}}, 1, ""),
     ({"framework": {"lr": 0.04}}, 1, "learning-rate-scaled"),
@@ -197,6 +197,16 @@ def test_wrong_run_diverges_at_once(model: str, changes: Spec, latest: int, caus
     assert report.comparison.first_divergence.step <= latest
     assert report.diagnosis is not None
     assert cause in (report.diagnosis.causes or ("",))
+
+
+def test_other_momentum_is_named_with_its_value() -> None:
+    changes = {"framework": {"optimizer": {"name": "muon", "momentum": 0.9}}}
+    report = check(BASE | MODELS["mlp"] | changes)
+
+    assert report.diagnosis is not None
+    [best, *_] = report.diagnosis.explanations
+    assert best.causes == ("option-differs",)
+    assert {name: fit.factor for name, fit in best.options.items()} == {"momentum": 0.95}
 
 
 class Exact(torch.optim.Optimizer):

@@ -2,7 +2,8 @@
 
 Newton's method looks for one option alone first, and then for all numbers together, of which those
 that come out as torch's own are no difference. The others are proved by replaying all steps, and
-must be fewer than the entries' steps that differ.
+must be fewer than the entries' steps that differ. Where a step jumps with the options, as Muon's
+does that is rounded to bfloat16, usual values of one are tried instead.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ OPTION = "option-differs"
 
 BETWEEN = (0.5, 0.9, 0.99)
 """Other first guesses of a number below 1, and of one that torch has at 0."""
+
+USUAL = (0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+"""Values that are tried of an option that cannot be fitted."""
 
 NEARLY_NONE = 1e-3
 """The share of torch's value below which another one may be none."""
@@ -185,8 +189,10 @@ def with_other_option(
         guesses: tuple[float, ...] = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
         if causes:  # of which there are many
             guesses = guesses[:1] if own == 0 else ()
-        for guess in dict.fromkeys((own, *guesses)):
-            found = torch.explanation(torch.solved([number], guess) or {})
+        tried = (own, *guesses) if torch.rule.smooth else USUAL
+        for guess in dict.fromkeys(tried):
+            fits = torch.solved([number], guess) if torch.rule.smooth else {number: Fit(guess, 0.0)}
+            found = torch.explanation(fits)
             if found is not None and is_told(replay, found.change):
                 yield found
                 break
@@ -196,7 +202,8 @@ def with_other_numbers(replay: Replay) -> Explanation | None:
     """Return whether torch's rule makes the steps with another lr, other decays and options."""
     torch = Torch(replay)
     decays = [Number("decay", name) for name in torch.own.weight_decay]
-    numbers = [LR, *decays, *(Number("option", name) for name in torch.rule.numbers)]
+    options = torch.rule.numbers if torch.rule.smooth else ()
+    numbers = [LR, *decays, *(Number("option", name) for name in options)]
     if not len(numbers) < min(shown(replay), MOST_NUMBERS + 1):
         return None
     fits = torch.solved(numbers)

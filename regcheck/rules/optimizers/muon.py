@@ -197,5 +197,6 @@ MUON = UpdateRule(
     torchs=lambda _: {"decay": "decoupled"},
     elementwise=False,
     matrices=True,
+    smooth=False,
     scaling=None,
 )

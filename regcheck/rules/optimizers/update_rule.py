@@ -113,6 +113,7 @@ class UpdateRule(NamedTuple):
         weight_decay: whether torch's class takes one.
         elementwise: whether an entry's step needs no other entry, so that all tensors are one.
         matrices: whether torch's class takes matrices alone.
+        smooth: whether a step changes smoothly with the options, so that they can be fitted.
         resolved: the options with what torch works out for a dtype, by its machine epsilon.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
@@ -136,6 +137,7 @@ class UpdateRule(NamedTuple):
     weight_decay: bool = True
     elementwise: bool = True
     matrices: bool = False
+    smooth: bool = True
     resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 
