@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -108,17 +108,24 @@ def exactly(
     rule: Rule,
     start: Parameters | None = None,
     by_entry: ByEntry | None = None,
+    tensors: Collection[str] | None = None,
 ) -> Iterator[Exact]:
     """Take each recorded step by a rule, without rounding, from the code's parameters.
 
     The first is taken from a start, where that is not the spec's. Some entries may have numbers of
-    their own.
+    their own, and some tensors alone may be looked at.
     """
     history = seen.history
+    looked_at = np.concatenate(
+        [
+            np.full(math.prod(shape), tensors is None or name in tensors)
+            for name, shape in history.shapes.items()
+        ]
+    )
     wrong = of_entries(seen, by_entry, bias="bias" in history.shapes)
     schedule = schedule_of(seen.case.spec, seen.problem.steps // seen.problem.epochs, rule)
     training = Training(seen.problem, rule, schedule, np.longdouble, wrong=wrong)
-    rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else 1.0
+    rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else np.ones(1)
     limits = np.concatenate(
         [np.full(math.prod(shape), seen.limits(name)) for name, shape in history.shapes.items()]
     )
@@ -133,10 +140,12 @@ def exactly(
         after = record.before + rates * (after - record.before) if by_entry else after
         with np.errstate(all="ignore"):
             moved = np.abs(after - record.before)
-            bound = record.bound + 2 * u * (step + 1) * moved  # what a longer step rounds more
+            # What a longer step rounds more.
+            bound = np.maximum(1, np.abs(rates)) * record.bound + 2 * u * (step + 1) * moved
             off = np.abs(after - record.scratch) / (bound * limits)
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
-        largest = np.where(np.isnan(off), np.where(known, math.inf, 0), off).max()
+        off = np.where(np.isnan(off), np.where(known, math.inf, 0), off)
+        largest = off[looked_at].max(initial=0.0)
         yield Exact(float(largest), taken.passed.loss)
 
 

@@ -171,12 +171,17 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
         seen = replace(seen, problem=replace(seen.problem, weight_decay=decays))
     rule = Rule(**changes)
     start = seen.diagnosis.start if "initial-parameters" in one.causes else None
-    steps = [step.update for step in exactly(seen, rule, start, one.by_entry)]
+    of = one.tensors or seen.history.shapes.keys()
+    steps = [step.update for step in exactly(seen, rule, start, one.by_entry, of)]
     if start is not None:
         steps = steps[1:]  # the bound of the first is that at the spec's start
     allowed = SLACK * gain(seen, rule) * (SINGLE if "precision" in one.causes else 1)
     largest = max(steps, default=0.0)
-    return [f"{one.causes} leaves {largest:.3g} limits"] if largest > allowed else []
+    if largest > allowed:
+        return [f"{one.causes} leaves {largest:.3g} limits"]
+    others = seen.history.shapes.keys() - of  # which go by torch's rule
+    largest = max((step.update for step in exactly(seen, Rule(), tensors=others)), default=0.0)
+    return [f"{others} are {largest:.3g} limits off torch's rule"] if largest > SLACK else []
 
 
 FOUND = {
