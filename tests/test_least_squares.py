@@ -113,4 +113,14 @@ def test_columns_without_a_factor_or_a_slope_have_no_groups() -> None:
 
 
 def test_bounds_of_a_longer_step_grow_from_the_fourfold_on() -> None:
-    assert longer(np.array([-8.0, 0.5, 4.0, 6.0])) == pytest.approx([2, 1, 1, 1.5])
+    ones = np.ones(4)
+    assert longer(np.array([-8.0, 0.5, 4.0, 6.0]), ones) == pytest.approx([2, 1, 1, 1.5])
+
+
+def test_columns_have_one_factor_within_the_bounds_that_are_asked_for() -> None:
+    # 400 times a slope that falls by a tenth is 40 off: within 400/4 bounds, and not within one.
+    slope, target = np.array([[1.1], [1.0]]), np.array([[400.0], [400.0]])
+    assert len(equal_factors(slope, target, 1e-16)) == 1
+    assert equal_factors(slope, target, 1e-16, lambda factor, slope: np.ones(1)) == []
+    wide = equal_factors(slope, target, 1e-16, lambda factor, slope: abs(factor * slope))
+    assert len(wide) == 1

@@ -140,7 +140,16 @@ def newton(function: Callable[[Array], Array], at: Array, value: Array, rest: Ar
     return np.asarray(np.linalg.lstsq(jacobian, rest, rcond=1e-13)[0])
 
 
-def equal_factors(slope: Array, target: Array, u: float) -> list[Places]:
+def longer(factor: Array | float, slope: Array) -> Array:  # noqa: ARG001
+    """Return how many times the bounds of a step hold those of c times it, max(1, |c|/4)."""
+    return np.maximum(1.0, np.abs(factor) / 4)
+
+
+Wider = Callable[[Array | float, Array], Array]
+"""How many times its bounds the rounding of c slope may be, by c and the slope."""
+
+
+def equal_factors(slope: Array, target: Array, u: float, wider: Wider = longer) -> list[Places]:
     """Put columns that are fitted by the same factor together: target ≈ c slope in each.
 
     Empty where one of them is fitted by none, or has no slope beyond its bounds.
@@ -148,14 +157,9 @@ def equal_factors(slope: Array, target: Array, u: float) -> list[Places]:
     if not (np.abs(slope) > 1).any(axis=0).all():
         return []
     factors, spread = fit_each(slope, target, 0)
-    if (np.abs(target - factors * slope) / longer(factors)).max() > 1:
+    if (np.abs(target - factors * slope) / wider(factors, slope)).max() > 1:
         return []
     slack = SLACK * np.hypot(spread, ROUNDED * u * factors)
     order = np.argsort(factors, kind="stable")
     differ = np.diff(factors[order]) > np.maximum(slack[order][1:], slack[order][:-1])
     return [np.sort(group) for group in np.split(order, np.flatnonzero(differ) + 1)]
-
-
-def longer(factor: Array | float) -> Array:
-    """Return how many times the bounds of a step hold those of a longer one, max(1, |c|/4)."""
-    return np.maximum(1.0, np.abs(factor) / 4)

@@ -51,6 +51,9 @@ MOST_SHIFTED = 12
 MOST_NUMBERS = 3
 """Numbers that the entries may have beside torch's own: more are no rule."""
 
+OWN = 16
+"""Units u of itself by which what a penalty subtracts may be off: 2 in each of 8 bounds."""
+
 LEAST_SHOWN = 3
 """Entries' steps that must show each number beyond rounding."""
 
@@ -230,7 +233,13 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
     values = family.own.copy()
     entries = np.flatnonzero(strange)
     slope, target = family.slope[:, entries], family.target[:, entries]
-    groups = [entries[group] for group in equal_factors(slope, target, replay.u)]
+
+    def added(decay: Array | float, slope: Array) -> Array:
+        """λ is no factor on torch's step: what is subtracted by it adds its own rounding."""
+        return np.asarray(1 + OWN * replay.u * np.abs(decay * slope))
+
+    wider = added if family.what == "weight_decay" else longer
+    groups = [entries[group] for group in equal_factors(slope, target, replay.u, wider)]
     if not 0 < len(groups) <= MOST_NUMBERS:
         return None
     residual = float(np.abs(family.target - values * family.slope).max(where=~strange, initial=0.0))
@@ -240,7 +249,7 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
             return None
         fit = rounded(*fit_all(slope, target), replay.u)
         for value in (fit.plain((0.0,)).factor, fit.factor):
-            left = float((np.abs(target - value * slope) / longer(value)).max())
+            left = float((np.abs(target - value * slope) / wider(value, slope)).max())
             if left <= 1:
                 break
         values[places] = value
