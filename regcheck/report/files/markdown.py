@@ -12,6 +12,7 @@ from regcheck.report.files.words import (
     Cells,
     ends,
     first_of,
+    is_code,
     limits,
     rule_text,
     shown_rows,
@@ -125,8 +126,7 @@ def remark_lines(found: Summary) -> Iterator[str]:
     """Yield a list: proof, alternatives, what is known, and the fixes."""
     for label, lines in remark_groups(found):
         for line in lines:
-            is_code = line.startswith("torch.") or label.endswith(" spec")
-            yield f"- **{plain(label)}** {code(line) if is_code else plain(line)}"
+            yield f"- **{plain(label)}** {code(line) if is_code(label, line) else plain(line)}"
 
 
 def step_table(record: Record, found: Summary, rows: Sequence[TraceRow]) -> str:

@@ -84,6 +84,11 @@ def side_by_side(found: Values) -> list[Cells]:
     return [*value_rows(found.values), (found.allowed_by, "", "", power(found.allowed))]
 
 
+def is_code(label: str, line: str) -> bool:
+    """Return whether a remark is torch's call or a spec's key, and no sentence."""
+    return line.startswith("torch.") or label.endswith(" spec")
+
+
 def ends(found: FinalValues) -> list[Cells]:
     """Write where both sides ended."""
     return value_rows([*found.parameters, *found.results])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from regcheck.errors import UsageError
@@ -10,6 +11,7 @@ from regcheck.report.files.envelope import json_chunks
 from regcheck.report.files.junit import junit_chunks
 from regcheck.report.files.markdown import markdown_chunks
 from regcheck.report.files.step_list import csv_chunks
+from regcheck.report.page.page import html_chunks
 from regcheck.report.record import Record
 from regcheck.writing import write_whole
 
@@ -21,8 +23,12 @@ FORMATS: dict[str, Format] = {
     ".csv": csv_chunks,
     ".md": markdown_chunks,
     ".xml": junit_chunks,
+    ".html": html_chunks,
 }
 """The formats by their suffix."""
+
+EXTRAS = {".html": ("plotly", "the plotting library", "html")}
+"""What a format needs beyond regcheck itself: a module, what that is, and the extra that has it."""
 
 
 def checked(name: str) -> Path:
@@ -34,6 +40,10 @@ def checked(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--report {name}: no format has this suffix; take {', '.join(FORMATS)}")
+    module, what, extra = EXTRAS.get(path.suffix.lower(), ("", "", ""))
+    if module and find_spec(module) is None:
+        install = f"pip install 'regcheck[{extra}]'"
+        raise UsageError(f"--report {name}: {path.suffix} needs {what}: {install}")
     if not path.parent.is_dir():
         raise UsageError(f"--report {name}: there is no folder {path.parent}")
     if path.is_dir():
