@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from regcheck.compare.comparison import Comparison, Progress, compare
+from regcheck.compare.comparison import Comparison, Progress, Watch, compare
 from regcheck.diagnosis.diagnose import diagnose
 from regcheck.diagnosis.records import Run
-from regcheck.errors import UserCodeError
+from regcheck.errors import RunError, UserCodeError
 from regcheck.fix import with_fix
+from regcheck.golden import Recording, golden_of, recorded_side, write_golden
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.report.result import Report
@@ -23,6 +24,7 @@ from regcheck.spec import LoadedSpec, Spec, from_mapping, read_spec
 from regcheck.spec.sections.tolerance import Verdict
 from regcheck.trainers.framework.determinism import environment as torch_environment
 from regcheck.trainers.framework.determinism import torch_settings
+from regcheck.trainers.lockstep import Steps
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, sides_of
 from regcheck.user_code.function import TIMEOUT
@@ -69,15 +71,60 @@ def no_progress(step: int, total: int) -> None:
     """Show no progress."""
 
 
+def no_watch(steps: object) -> None:
+    """Keep nothing of a step."""
+
+
 def check_loaded(loaded: LoadedSpec, progress: Progress, timeout: float = TIMEOUT) -> Report:
-    """Run a spec that is loaded."""
-    return check_problem(loaded, build_problem(loaded), progress, timeout)
+    """Run a spec that is loaded, also against its recording where it names one.
+
+    Where torch's steps are not the recorded ones, the report is on these two.
+    """
+    name, golden = loaded.spec.golden, None
+    if name is not None:  # read before anything is trained
+        golden = golden_of(loaded)
+    report, problem = check_problem(loaded, build_problem(loaded), progress, timeout)
+    if name is None or golden is None:
+        return report
+    recorded = recorded_side(loaded, problem, golden)
+    found, _ = check_problem(recorded, build_problem(recorded), no_progress, timeout)
+    if found.verdict != "equivalent":
+        return found
+    return replace(report, golden=golden.title(name))
+
+
+def record(loaded: LoadedSpec, path: Path, progress: Progress, timeout: float = TIMEOUT) -> Report:
+    """Run a spec that is loaded, and record torch's steps in a file; its own recording is not read.
+
+    Raises:
+        RunError: the run ends before its last step, so that there is nothing whole to record.
+    """
+    loaded = loaded._replace(spec=loaded.spec.model_copy(update={"golden": None}))
+    recording = Recording()
+    steps = build_problem(loaded).schedule.steps
+
+    def watch(taken: Steps) -> None:
+        recording.take(taken, steps)
+
+    report, problem = check_problem(loaded, build_problem(loaded), progress, timeout, watch)
+    if report.comparison.compared < steps or not steps:
+        why = report.reason or "the numbers are not finite from there on"
+        raise RunError(f"--record: nothing was recorded, as the run ends early: {why}")
+    write_golden(path, recording.golden(loaded.spec, problem, report.environment))
+    return report
 
 
 def check_problem(
-    loaded: LoadedSpec, problem: Problem, progress: Progress, timeout: float = TIMEOUT
-) -> Report:
-    """Run a spec whose problem is built: compare both sides at every step, and diagnose."""
+    loaded: LoadedSpec,
+    problem: Problem,
+    progress: Progress,
+    timeout: float = TIMEOUT,
+    watch: Watch = no_watch,
+) -> tuple[Report, Problem]:
+    """Run a spec whose problem is built: compare both sides at every step, and diagnose.
+
+    Returns the report, and the problem as the sides have it, with the tensors of a user's model.
+    """
     spec = loaded.spec
     work = min(problem.schedule.batch_size, len(problem.y)) * multiplications(problem)
     # Overflow is an outcome of a training, judged by the comparison: no warnings.
@@ -87,21 +134,22 @@ def check_problem(
         sides_of(loaded, problem, NumpyTrainer, timeout) as sides,
     ):
         training = training_of_sides(spec, sides)
-        comparison, history = compare(sides, spec, training, progress)
+        comparison, history = compare(sides, spec, training, progress, watch)
         verdict, reason = conclusion(spec, comparison)
         diagnosis = None
         if verdict == "diverged":
             run = Run(comparison, history, sides, spec, training)
             diagnosis = with_fix(diagnose(run), run)
-    return Report(
+        problem = sides.problem
+    report = Report(
         name=loaded.name,
         spec=spec,
         training=training,
-        schedule=sides.problem.schedule,
-        features=sides.problem.features,
-        row_shape=sides.problem.X.shape[1:],
-        classes=sides.problem.classes,
-        dtypes=(sides.problem.scratch_dtype, sides.problem.framework_dtype),
+        schedule=problem.schedule,
+        features=problem.features,
+        row_shape=problem.X.shape[1:],
+        classes=problem.classes,
+        dtypes=(problem.scratch_dtype, problem.framework_dtype),
         plain_sgd=sides.torch is not None,
         comparison=comparison,
         verdict=verdict,
@@ -114,6 +162,7 @@ def check_problem(
             "platform": platform.platform(),
         },
     )
+    return report, problem
 
 
 def multiplications(problem: Problem) -> int:

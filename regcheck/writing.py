@@ -10,8 +10,8 @@ from pathlib import Path
 from regcheck.errors import UsageError
 
 
-def write_whole(path: Path, chunks: Iterable[str]) -> None:
-    """Write a text file in UTF-8; until it is whole, what stood there before stays.
+def write_whole(path: Path, chunks: Iterable[str | bytes]) -> None:
+    """Write a file, text in UTF-8; until it is whole, what stood there before stays.
 
     Raises:
         UsageError: it cannot be written.
@@ -22,10 +22,8 @@ def write_whole(path: Path, chunks: Iterable[str]) -> None:
         descriptor, part = tempfile.mkstemp(
             prefix=f".{target.name}.", suffix=".part", dir=target.parent
         )
-        with os.fdopen(
-            descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
-        ) as file:
-            file.writelines(chunks)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(map(in_bytes, chunks))
             file.flush()
             os.fsync(file.fileno())
         os.chmod(part, mode_of(target))  # noqa: PTH101  # that of mkstemp is for the owner alone
@@ -36,6 +34,11 @@ def write_whole(path: Path, chunks: Iterable[str]) -> None:
     finally:
         if part is not None:
             Path(part).unlink(missing_ok=True)
+
+
+def in_bytes(chunk: str | bytes) -> bytes:
+    """Return text in UTF-8, with escapes for what that has no place for."""
+    return chunk if isinstance(chunk, bytes) else chunk.encode("utf-8", "backslashreplace")
 
 
 def mode_of(path: Path) -> int:

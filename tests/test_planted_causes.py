@@ -11,7 +11,7 @@ import pytest
 from regcheck import checking
 from regcheck.checking import check
 from regcheck.compare import comparison
-from regcheck.compare.comparison import Comparing
+from regcheck.compare.comparison import Comparing, Watch
 from regcheck.compare.not_distinguished import Hidden
 from regcheck.problem.batches import Batch, training_of
 from regcheck.report.result import Report
@@ -50,8 +50,8 @@ class Untried:
 class Brief(Comparing):
     """Ends a run where it diverges."""
 
-    def __init__(self, sides: Sides, spec: Any, training: Training) -> None:
-        super().__init__(sides, spec, training)
+    def __init__(self, sides: Sides, spec: Any, training: Training, watch: Watch) -> None:
+        super().__init__(sides, spec, training, watch)
         self.judged = spec.compare
 
     def advance(self, batch: Batch) -> bool:

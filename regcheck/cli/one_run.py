@@ -35,6 +35,7 @@ class Wanted(NamedTuple):
         strict: whether a run that could not have shown some cause is inconclusive.
         timeout: seconds for one step of a user's code.
         fixed: the file for the spec with the fix.
+        record: the file for a recording of torch's steps.
     """
 
     form: str = "short"
@@ -44,6 +45,7 @@ class Wanted(NamedTuple):
     strict: bool = False
     timeout: float | None = None
     fixed: str | None = None
+    record: str | None = None
 
 
 class Finished(NamedTuple):
@@ -102,22 +104,30 @@ def line_of(error: RegcheckError) -> int | None:
 def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Finished:
     """Run a spec that is read, and write out what was found."""
     load_trainers()
-    from regcheck.checking import check_loaded, strict
+    from regcheck.checking import check_loaded, record, strict
     from regcheck.report.record import record_of
     from regcheck.report.terminal.console import in_one_line, progress_bar, without_progress
     from regcheck.user_code.function import TIMEOUT
 
     timeout = wanted.timeout or TIMEOUT
     with (progress_bar if progress else without_progress)(path.name) as advance:
-        report = check_loaded(loaded, advance, timeout)
+        if wanted.record is None:
+            report = check_loaded(loaded, advance, timeout)
+        else:
+            report = record(loaded, Path(wanted.record), advance, timeout)
     if wanted.strict:
         report = strict(report)
-    note = "" if wanted.fixed is None else write_fix(loaded, report, wanted.fixed, timeout)
+    notes = []
+    if wanted.record is not None:
+        notes.append(f"{wanted.record}: recorded torch's {report.comparison.steps:,} steps.")
+    if wanted.fixed is not None:
+        notes.append(write_fix(loaded, report, wanted.fixed, timeout))
     code = VERDICT_CODES[report.verdict]
     if report.expected is not None:
         code = EQUIVALENT if report.expected else DIVERGED
-    record = record_of(report, line_that_matters(loaded, report))
-    return Finished(str(path), code, record, text_of(report, wanted), in_one_line(report), note)
+    found = record_of(report, line_that_matters(loaded, report))
+    text, line = text_of(report, wanted), in_one_line(report)
+    return Finished(str(path), code, found, text, line, "\n".join(notes))
 
 
 def text_of(report: Report, wanted: Wanted) -> str:

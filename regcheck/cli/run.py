@@ -70,6 +70,7 @@ def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Exit with 4 if the sides agree, but the run could not have shown some cause.",
 )
 @click.option("--write-fixed", metavar="FILE", help="Write the spec with the fix, and run it.")
+@click.option("--record", metavar="FILE", help="Record torch's steps, for a spec's `golden: FILE`.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -91,6 +92,7 @@ def run(
     quiet: bool,
     strict: bool,
     write_fixed: str | None,
+    record: str | None,
     jobs: int | None,
     timeout: float | None,
 ) -> int:
@@ -102,11 +104,12 @@ def run(
 
     files, on_github = [checked(name) for name in reports], in_github_actions()
     found = [(name, path) for name in specs for path in spec_files(name)]
-    if write_fixed is not None and len(found) != 1:
-        raise UsageError(f"--write-fixed: takes one spec, got {len(found)}")
+    for option, name in (("--write-fixed", write_fixed), ("--record", record)):
+        if name is not None and len(found) != 1:
+            raise UsageError(f"{option}: takes one spec, got {len(found)}")
     form = "none" if as_json else "line" if quiet else "details" if details else "short"
     width, colour = terminal()
-    wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed)
+    wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed, record)
     output: Output = JsonOutput() if as_json else TextOutput(len(found) > 1, rule(form, width))
     codes, records = [], []
     try:

@@ -45,6 +45,9 @@ from regcheck.trainers.textbook import FormulaBounds
 Progress = Callable[[int, int], None]
 """Called with the number of each compared step, and of all steps."""
 
+Watch = Callable[[Steps], None]
+"""Shown each step of both sides as it is taken."""
+
 
 OUT_OF_RANGE = "the numbers are not finite, or too large to be judged"
 """What ends a run before its last step."""
@@ -115,13 +118,13 @@ class Comparison:
 
 
 def compare(
-    sides: Sides, spec: Spec, training: Training, progress: Progress
+    sides: Sides, spec: Spec, training: Training, progress: Progress, watch: Watch
 ) -> tuple[Comparison, History]:
-    """Train both sides step by step, and compare every step.
+    """Train both sides step by step, and compare every step; `watch` is shown each.
 
     Returns what was found, and the recorded steps for the diagnosis.
     """
-    run = Comparing(sides, spec, training)
+    run = Comparing(sides, spec, training, watch)
     run.compare_start()
     steps = sides.problem.schedule.steps
     for batch in sides.problem.schedule.batches():
@@ -134,8 +137,9 @@ def compare(
 class Comparing:
     """What a comparison has found up to the present step: meters, and records made anew."""
 
-    def __init__(self, sides: Sides, spec: Spec, training: Training) -> None:
+    def __init__(self, sides: Sides, spec: Spec, training: Training, watch: Watch) -> None:
         self.sides, self.problem, self.tolerances = sides, sides.problem, spec.tolerance
+        self.watch = watch
         torch, initial = sides.torch, self.problem.initial
         self.schedule = (self.problem if torch is None else torch.problem).schedule
         self.trace = Trace(tuple(initial))
@@ -171,6 +175,7 @@ class Comparing:
     def advance(self, batch: Batch) -> bool:
         """Take and compare one step; False where it cannot be judged, which ends the run."""
         steps = self.sides.pair.advance(batch)
+        self.watch(steps)
         # What torch is given may not be what the scratch side is given.
         batch = batch._replace(lr=self.schedule.lr_at(batch.step))
         rows_pass = self.forward_backward(steps, batch)

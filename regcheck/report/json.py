@@ -81,6 +81,7 @@ def report_head(report: Report) -> dict[str, Any]:
         }
         | {"max_drift": found.drift.largest},
         "environment": report.environment,
+        "golden": report.golden or None,
         "summary": summary_dict(report),
     }
     return {key: plain(value) for key, value in head.items()}

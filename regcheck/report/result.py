@@ -31,6 +31,7 @@ class Report:
         dtypes: of the scratch and the framework side.
         plain_sgd: whether the framework side's rule is that of torch.optim.SGD.
         reason: of the verdict, where it is not plain from the rest.
+        golden: the recording whose steps torch's are, if the spec names one.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Report:
     reason: str
     diagnosis: Diagnosis | None
     environment: Mapping[str, Any]
+    golden: str = ""
 
     @property
     def first_divergence(self) -> Divergence | None:

@@ -110,6 +110,9 @@ class Spec(Section):
     expect: Expect | None = Field(
         None, description="What the run must find for the exit code to be 0."
     )
+    golden: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="A recording of torch's steps, by `--record`, that they must be."
+    )
 
     @field_validator("loss", "bias")
     @classmethod
@@ -241,6 +244,11 @@ class Spec(Section):
     def processes(self) -> int:
         """How many processes train torch's side."""
         return (self.torch_settings and self.torch_settings.processes) or 1
+
+    @property
+    def recording(self) -> str:
+        """What the scratch side is where it is a recording of torch's; else empty."""
+        return str(getattr(self.scratch, "recording", ""))
 
     @property
     def own_framework(self) -> UserCode | None:

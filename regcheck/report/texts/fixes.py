@@ -19,6 +19,8 @@ from regcheck.rules.formulas.torch_call import alike, torch_call
 from regcheck.rules.optimizers.lr_schedules import scheduler_call
 from regcheck.rules.settings import letters, number
 
+RENEW = "renew the recording: `regcheck run SPEC --record FILE`"
+
 
 def fix_of(report: Report, cause: str) -> str:
     """Say what fixes a cause, with the factor that was fitted in the place of c."""
@@ -86,6 +88,8 @@ def short_fixes(report: Report) -> dict[str, tuple[str, ...]]:
 
 def scratch_fixes(report: Report, found: Diagnosis) -> list[str]:
     """Say what to change in the scratch code, a sentence for each cause."""
+    if report.spec.recording:
+        return [RENEW]
     return [fix_of(report, cause) for cause in found.causes]
 
 

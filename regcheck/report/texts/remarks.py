@@ -27,6 +27,7 @@ def first_remarks(report: Report) -> list[str]:
 def remarks(report: Report) -> list[str]:
     """Return the other remarks that apply, in the order of reading."""
     groups = (
+        recorded,
         left_out,
         symmetry,
         saturation,
@@ -42,8 +43,14 @@ def remarks(report: Report) -> list[str]:
 
 def short_remarks(report: Report) -> list[str]:
     """Return those remarks that limit the verdict, in the order of reading."""
-    groups = (left_out, symmetry, saturation, unjudged, masked, drift, hidden_causes)
+    groups = (recorded, left_out, symmetry, saturation, unjudged, masked, drift, hidden_causes)
     return [remark for group in groups for remark in group(report)]
+
+
+def recorded(report: Report) -> Iterator[str]:
+    """Say that torch's steps are the recorded ones."""
+    if report.golden:
+        yield f"torch's steps are those of {report.golden}."
 
 
 def hidden_causes(report: Report) -> Iterator[str]:

@@ -34,12 +34,23 @@ class Roles(NamedTuple):
 SCRATCH = Roles("scratch", "torch", "in the scratch code", "or in torch")
 
 
+RECORDED = Roles(
+    "recorded",
+    "now",
+    "to keep what torch does now",
+    "or to train as recorded",
+    (("The scratch side", "The recording"), ("the scratch side", "the recording")),
+)
+
+
 def roles_of(spec: Spec) -> Roles:
     """Return the roles of a spec's sides.
 
     >>> textbook("adamw").worded("the scratch side adds λ w, where torch shrinks w; it is torch's")
     "your optimizer adds λ w, where the textbook adamw shrinks w; it is the textbook's"
     """
+    if spec.recording:
+        return RECORDED
     return SCRATCH if spec.textbook is None else textbook(spec.textbook)
 
 

@@ -99,6 +99,8 @@ def scratch_side(report: Report) -> Side:
         given, call = letters(report.rule_training), torch_call(report.rule_training.settings)
         title = f"NumPy, the textbook {report.spec.textbook}: {call}"
         return Side("scratch", title, rule_lines(given.torchs, given), "no loss of its own")
+    if report.spec.recording:
+        return Side("scratch", report.spec.recording, [], "torch's loss, as recorded")
     if report.spec.scratch is not None:
         loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)
