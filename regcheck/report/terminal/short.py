@@ -29,6 +29,9 @@ MOST_LINES = {"diverged": 40, "inconclusive": 40, "equivalent": 20}
 PLAIN = "NumPy, pytorch"
 """The title of a scratch side that goes by torch's own rule."""
 
+ROOMY = 72
+"""Columns from which on numbers have all their digits."""
+
 WIDE = 120
 """Columns from which on the two sides' rules stand beside each other."""
 
@@ -69,7 +72,7 @@ def print_short(report: Report, console: Console, rows: int | str | None = "") -
             is no number, the table is as short as the report must be.
     """
     found = summary(report)
-    most = MOST_LINES[report.verdict]
+    most = MOST_LINES[report.verdict] * 80 // min(80, console.width)
     for extent in EXTENTS:
         shown = Group(*sections(report, found, console.width, extent))
         if len(console.render_lines(shown)) <= most:
@@ -105,7 +108,7 @@ def sections(
             yield Text.assemble(*line, no_wrap=True, overflow="ignore")
         yield from (Text(f" {legend}", "dim") for legend in found.ratio_means)
     if found.values is not None:
-        yield from values(found.values)
+        yield from values(found.values, width)
         yield from (Padding(Text(line), (0, 0, 0, 2)) for line in found.before)
     said = remarks(found, extent.remarks)
     if said.row_count:
@@ -113,7 +116,7 @@ def sections(
         yield said
     if found.final is not None and extent.ends:
         yield ""
-        yield final(found.final, extent.ends)
+        yield final(found.final, extent.ends, width)
     yield more(report)
 
 
@@ -169,22 +172,22 @@ def formulas(lines: Sequence[str], indent: str = "") -> Group:
     return Group(*(Text(indent + line, "cyan") for line in lines))
 
 
-def values(found: Values) -> Iterator[RenderableType]:
+def values(found: Values, width: int) -> Iterator[RenderableType]:
     """Yield the terms of the entry that diverges first."""
     yield Text(f"  {found.place}")
-    table = number_table("", found.values)
-    table.add_row(f"    {found.allowed_by}", "", "", power(found.allowed))
+    table = number_table("", found.values, width)
+    table.add_row(f"  {found.allowed_by}", "", "", power(found.allowed))
     yield table
 
 
-def number_table(head: str, found: Sequence[Value]) -> Table:
+def number_table(head: str, found: Sequence[Value], width: int) -> Table:
     """Return a table of what both sides have and how far apart it is, a format for each column."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(head, overflow="fold")
     for name in ("scratch", "torch", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
-    for what, *numbers in value_rows(found):
-        table.add_row(f"    {what}", *numbers)
+    for what, *numbers in value_rows(found, narrow=width < ROOMY):
+        table.add_row(f"  {what}", *numbers)
     return table
 
 
@@ -198,12 +201,12 @@ def remarks(found: Summary, most: int) -> Table:
     return grid
 
 
-def final(found: FinalValues, most: int) -> Table:
+def final(found: FinalValues, most: int, width: int) -> Table:
     """Return where both sides ended: the parameter farthest apart, the results, more parameters."""
     first, *others = found.parameters
     results = found.results[: max(0, most - 1)]
     more = others[: most - 1 - len(results)] if most > 1 + len(results) else []
-    return number_table(f" After step {found.step:,}", [first, *more, *results])
+    return number_table(f" After step {found.step:,}", [first, *more, *results], width)
 
 
 def more(report: Report) -> Text:

@@ -252,12 +252,13 @@ def loss_texts(report: Report, found: Diagnosis) -> list[str]:
     if not found.loss_diverged or reporting is None:
         return [one.text for one in loss_lines(report, found)]
     formula = reported_formula(report, reporting, found.best)
-    causes = " and ".join(reporting.causes) or "follows from the update"
-    reports = f"the scratch side reports {formula}"
+    causes, text = reporting.causes, f"the scratch side reports {formula}"
     if formula == TORCHS_LOSS:
-        reports = " and ".join(CAUSES[cause].title for cause in reporting.causes)
+        titles = " and ".join(CAUSES[cause].title for cause in causes)
+        text = titles or "the reported losses differ as the updates do"
+    named = f"{' and '.join(causes)}: " if causes else ""
     evidence = [found.loss_evidence] if found.loss_evidence else []
-    return [f"{causes}: {reports}", *evidence]
+    return [f"{named}{text}", *evidence]
 
 
 def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:

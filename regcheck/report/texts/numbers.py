@@ -8,11 +8,16 @@ from collections.abc import Callable, Sequence
 DIGITS = (9, 17)
 """Significant digits: those of a column at first, and where two numbers would look the same."""
 
+NARROW = 5
+"""Significant digits where there is little room."""
+
 PLAIN = (1e-3, 1e6)
 """Sizes between which numbers are written without an exponent."""
 
 
-def in_columns(left: Sequence[float], right: Sequence[float]) -> tuple[list[str], list[str]]:
+def in_columns(
+    left: Sequence[float], right: Sequence[float], narrow: bool = False
+) -> tuple[list[str], list[str]]:
     """Write two columns of numbers in one format, so that unequal neighbours look unequal.
 
     >>> in_columns([0.5, -0.25], [0.5, 1.0])
@@ -21,7 +26,7 @@ def in_columns(left: Sequence[float], right: Sequence[float]) -> tuple[list[str]
     (['1.00000000e-06'], ['5.00000000e-01'])
     """
     numbers = [*left, *right]
-    for digits in DIGITS:
+    for digits in (NARROW, *DIGITS) if narrow else DIGITS:
         write = form_of(numbers, digits)
         columns = [write(one) for one in left], [write(one) for one in right]
         pairs = zip(*columns, left, right, strict=True)

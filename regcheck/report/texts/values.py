@@ -62,10 +62,12 @@ class FinalValues(NamedTuple):
     results: tuple[Value, ...]
 
 
-def value_rows(found: Sequence[Value]) -> list[tuple[str, str, str, str]]:
+def value_rows(
+    found: Sequence[Value], *, narrow: bool = False
+) -> list[tuple[str, str, str, str]]:
     """Write quantities as rows: what, both sides in one format for all, and how far apart."""
     plain = [one for one in found if not one.unit]
-    texts = in_columns([one.scratch for one in plain], [one.torch for one in plain])
+    texts = in_columns([one.scratch for one in plain], [one.torch for one in plain], narrow)
     rows = [
         (one.what, scratch, torch, power(one.difference))
         for one, scratch, torch in zip(plain, *texts, strict=True)
