@@ -62,9 +62,7 @@ class FinalValues(NamedTuple):
     results: tuple[Value, ...]
 
 
-def value_rows(
-    found: Sequence[Value], *, narrow: bool = False
-) -> list[tuple[str, str, str, str]]:
+def value_rows(found: Sequence[Value], *, narrow: bool = False) -> list[tuple[str, str, str, str]]:
     """Write quantities as rows: what, both sides in one format for all, and how far apart."""
     plain = [one for one in found if not one.unit]
     texts = in_columns([one.scratch for one in plain], [one.torch for one in plain], narrow)
