@@ -21,7 +21,7 @@ from regcheck.errors import Complaint, InputError, Place, RunError, UsageError
 from regcheck.problem.data.npz import BROKEN
 from regcheck.problem.problem import Array, Problem
 from regcheck.spec import LoadedSpec, Spec
-from regcheck.spec.schema import Dtype
+from regcheck.spec.dtype import Dtype
 from regcheck.spec.sections.training import ConventionKeys
 from regcheck.trainers.lockstep import Steps
 from regcheck.writing import write_whole
