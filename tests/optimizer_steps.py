@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
 from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep
 
 Array = NDArray[np.floating]

@@ -16,7 +16,7 @@ from regcheck.diagnosis.distinguishing import unlike
 from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
-from regcheck.report.texts.diagnosis_text import diagnosis_lines
+from regcheck.report.texts.diagnosis.diagnosis_text import diagnosis_lines
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.formulas.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping

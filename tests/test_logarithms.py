@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis_text import loss_lines
+from regcheck.report.texts.diagnosis.loss_text import loss_lines
 from tests.by_hand import At, Train, code, descent
 
 Array = NDArray[np.floating]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
 from regcheck.numerics.bounds.rounding import RoundingModel
 from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.packing import flat

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS, Noise
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS, Noise
 from regcheck.numerics.bounds.step_rounding import OptimizerStep
 from tests.optimizer_steps import (
     ADAGRAD,

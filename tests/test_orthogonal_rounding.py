@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.optim import Muon
 
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
-from regcheck.numerics.bounds.orthogonal_rounding import possible
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizers.orthogonal_rounding import possible
 from regcheck.numerics.bounds.step_rounding import OptimizerStep
 from regcheck.rules.optimizers.muon import MUON, orthogonal
 

@@ -14,7 +14,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.report.result import Report
-from regcheck.report.texts.fixes import fixes
+from regcheck.report.texts.diagnosis.fixes import fixes
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, BATCHES, LAMBDA, LR, Spec, Train
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from regcheck.checking import check
 from regcheck.compare.trace import Saturation
-from regcheck.report.texts.fixes import fixes
+from regcheck.report.texts.diagnosis.fixes import fixes
 from regcheck.report.texts.remarks import remarks
 from tests.conftest import ROOT, told
 from tests.saturated import RAW, SIGMAS, Spec, causes, code, users_model

@@ -171,7 +171,7 @@ def write_fix(loaded: LoadedSpec, report: Report, name: str, timeout: float) -> 
     """Write the spec with the fix and run it; return what came of it."""
     from regcheck.checking import check_loaded, no_progress
     from regcheck.diagnosis.records import SpecFix
-    from regcheck.report.texts.fixes import not_written
+    from regcheck.report.texts.diagnosis.fixes import not_written
     from regcheck.report.texts.headline import headline
     from regcheck.spec import read_spec
     from regcheck.spec.rewriting import write_fixed

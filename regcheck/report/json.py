@@ -20,8 +20,8 @@ from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.result import Report
 from regcheck.report.summary import summary
-from regcheck.report.texts.diagnosis_text import other_options
-from regcheck.report.texts.fixes import fix_of
+from regcheck.report.texts.diagnosis.cause_text import other_options
+from regcheck.report.texts.diagnosis.fixes import fix_of
 from regcheck.report.texts.roles import roles_of
 from regcheck.rules.causes.catalogue import CAUSES, framework_formula, scratch_formula
 from regcheck.rules.causes.cause import Change

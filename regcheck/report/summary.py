@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis_text import (
+from regcheck.report.texts.diagnosis.cause_text import explained_rules
+from regcheck.report.texts.diagnosis.diagnosis_text import (
     alternatives,
-    explained_rules,
     fitted_lines,
-    loss_texts,
     verified,
     where_to_look,
 )
-from regcheck.report.texts.fixes import short_fixes
+from regcheck.report.texts.diagnosis.fixes import short_fixes
+from regcheck.report.texts.diagnosis.loss_text import loss_texts
 from regcheck.report.texts.heading import short_size, subject
-from regcheck.report.texts.headline import headline
-from regcheck.report.texts.remarks import expectation, first_remarks, short_remarks
+from regcheck.report.texts.headline import expectation, headline
+from regcheck.report.texts.remarks import first_remarks, short_remarks
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.step_table import ratio_head, ratio_legend
 from regcheck.report.texts.text import letter_meanings, sides

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regcheck.errors import UserCodeError
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
 from regcheck.numerics.bounds.rounding import Bounds, RoundingModel, allowing
 from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.problem.batches import Batch

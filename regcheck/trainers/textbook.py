@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from regcheck.errors import UserCodeError
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS, Formula
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS, Formula
 from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, allowed
 from regcheck.numerics.packing import finite, flat

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.numerics.bounds.optimizer_rounding import FORMULAS
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
 from regcheck.numerics.bounds.step_rounding import OptimizerStep
 from regcheck.numerics.norms import clipped
 from regcheck.numerics.packing import flat

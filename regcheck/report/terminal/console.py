@@ -12,8 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from regcheck.report.result import Report
-from regcheck.report.texts.headline import with_causes
-from regcheck.report.texts.remarks import expectation
+from regcheck.report.texts.headline import expectation, with_causes
 
 STYLES = {"diverged": "bold red", "equivalent": "bold green", "inconclusive": "bold yellow"}
 

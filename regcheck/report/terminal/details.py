@@ -15,11 +15,11 @@ from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
 from regcheck.report.terminal.console import STYLES, captured
 from regcheck.report.texts import text
-from regcheck.report.texts.diagnosis_text import diagnosis_lines
-from regcheck.report.texts.fixes import fixes
+from regcheck.report.texts.diagnosis.diagnosis_text import diagnosis_lines
+from regcheck.report.texts.diagnosis.fixes import fixes
 from regcheck.report.texts.heading import subject, training_size
-from regcheck.report.texts.headline import sentence
-from regcheck.report.texts.remarks import expectation, first_remarks, remarks
+from regcheck.report.texts.headline import expectation, sentence
+from regcheck.report.texts.remarks import first_remarks, remarks
 from regcheck.report.texts.step_table import LEGEND, ratio_legend, table_lines
 
 ROWS = 9

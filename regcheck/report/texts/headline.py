@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis_text import cause_notes
+from regcheck.report.texts.diagnosis.cause_text import cause_notes
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upward
 from regcheck.rules.causes.catalogue import CAUSES
@@ -91,3 +91,20 @@ def divergence_place(report: Report, divergence: Divergence) -> str:
     if tolerance.exact:
         return f"{where}: the accumulated difference is not exactly 0"
     return f"{where}: the accumulated difference exceeds {tolerance_text(tolerance)}"
+
+
+def expectation(report: Report) -> str:
+    """Say whether the run found what its spec expects; empty where it expects nothing."""
+    expect = report.spec.expect
+    if expect is None:
+        return ""
+    if report.expected:
+        return "As expected."
+    wanted = expect.verdict or ("" if expect.step is None and not expect.cause else "diverged")
+    at = f" at step {expect.step:,}" if expect.step else ""
+    by = f" by {expect.cause}" if expect.cause else ""
+    missed = ""
+    if expect.cause and report.verdict == "diverged" and not report.names(expect.cause):
+        named = " and ".join(report.diagnosis.causes) if report.diagnosis else ""
+        missed = f"; the cause is {named}" if named else "; no cause explains it"
+    return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."

@@ -287,20 +287,3 @@ def tolerance_forms(needed: Needed, tolerance: Tolerance) -> str:
         forms[f"{{{{rtol: {tolerance.rtol!r}, atol: {{}}}}}}"] = needed.atol
     found = [form.format(upward(size)) for form, size in forms.items() if 0 < size < math.inf]
     return any_of(found) if found else "none"
-
-
-def expectation(report: Report) -> str:
-    """Say whether the run found what its spec expects; empty where it expects nothing."""
-    expect = report.spec.expect
-    if expect is None:
-        return ""
-    if report.expected:
-        return "As expected."
-    wanted = expect.verdict or ("" if expect.step is None and not expect.cause else "diverged")
-    at = f" at step {expect.step:,}" if expect.step else ""
-    by = f" by {expect.cause}" if expect.cause else ""
-    missed = ""
-    if expect.cause and report.verdict == "diverged" and not report.names(expect.cause):
-        named = " and ".join(report.diagnosis.causes) if report.diagnosis else ""
-        missed = f"; the cause is {named}" if named else "; no cause explains it"
-    return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."

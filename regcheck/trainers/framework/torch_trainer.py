@@ -21,10 +21,9 @@ from regcheck.trainers.framework.user_module import check_loss
 
 
 class Taken(NamedTuple):
-    """What an update took: the loss, the gradient as it came, and as the optimizer was given it.
+    """What an update took: the loss, the gradient, and `used`, as the optimizer was given it.
 
-    `outputs` are those of each micro-batch, None where they are no z; `skipped` tensors had no
-    gradient.
+    `outputs` are None where they are no z; `skipped` tensors had no gradient.
     """
 
     outputs: tuple[Array, ...] | None
@@ -63,8 +62,7 @@ class TorchTrainer:
         self.sgd_groups = self.groups if self.module.is_plain_sgd() else {}
         self.loss_checked = module is None
         self.used: Parameters = {}
-        # What is known to be there as its parameters, exactly.
-        self.placed: Parameters | None = None
+        self.placed: Parameters | None = None  # what is known to be there, exactly
         self.has_gradient = dict.fromkeys(self.tensors, True)
         self.buffers = dict(self.module.model.named_buffers())
         self.buffers_before: dict[str, torch.Tensor] = {}
@@ -83,9 +81,9 @@ class TorchTrainer:
         with np.errstate(all="ignore"):  # float64 may overflow in float32
             for name, view in self.views.items():
                 np.copyto(view, parameters[name].reshape(view.shape), casting="same_kind")
-        exact = isinstance(parameters, Packed) and parameters.layout is self.layout
-        exact = exact and all(w.dtype == self.views[name].dtype for name, w in parameters.items())
-        self.placed = parameters if exact else None
+        alike = isinstance(parameters, Packed) and parameters.layout is self.layout
+        alike = alike and all(w.dtype == self.views[name].dtype for name, w in parameters.items())
+        self.placed = parameters if alike else None
 
     def advance(self, batch: Batch) -> Step:
         """Take one update of which nothing but its end and its loss is asked."""

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regcheck.numerics.bounds.optimizer_rounding import Noise, formula_of
+from regcheck.numerics.bounds.optimizers.optimizer_rounding import Noise, formula_of
 from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, Propagated, allowed
 from regcheck.numerics.packing import finite, flat, joined

@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regcheck.numerics.bounds.moment_rounding import (
+from regcheck.numerics.bounds.optimizers.moment_rounding import (
     U32,
     propagate_adam,
     propagate_nadam,
     propagate_radam,
 )
-from regcheck.numerics.bounds.orthogonal_rounding import propagate_muon
-from regcheck.numerics.bounds.sign_rounding import propagate_rprop
+from regcheck.numerics.bounds.optimizers.orthogonal_rounding import propagate_muon
+from regcheck.numerics.bounds.optimizers.sign_rounding import propagate_rprop
 from regcheck.numerics.bounds.size_rounding import (
     propagate_adadelta,
     propagate_adagrad,

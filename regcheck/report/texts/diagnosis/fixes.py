@@ -7,7 +7,8 @@ from typing import Any
 
 from regcheck.diagnosis.records import Diagnosis, Explanation, SpecFix
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis_text import TORCHS_LOSS, factor_text, other_options
+from regcheck.report.texts.diagnosis.cause_text import factor_text, other_options
+from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import written
 from regcheck.rules.causes.catalogue import CAUSES

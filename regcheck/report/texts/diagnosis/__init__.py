@@ -1,0 +1,1 @@
+"""The texts on a diagnosis: its causes, the reported losses, and the fixes."""

@@ -1,0 +1,109 @@
+"""Causes in words: what the scratch side does, with its numbers, and both rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.search import name_of_factor
+from regcheck.numerics.least_squares import Fit
+from regcheck.report.result import Report
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import put_in
+from regcheck.rules.convention import Convention, is_bias
+from regcheck.rules.faults import NO_FAULTS, Faults
+from regcheck.rules.formulas.formula import rule_lines, update_lines
+from regcheck.rules.settings import Letters, letters, number
+
+MOST_TENSORS = 3
+"""Tensors that are named."""
+
+
+class Line(NamedTuple):
+    """A line of the diagnosis: its label (empty where it goes on), and whether it is a formula."""
+
+    label: str
+    text: str
+    formula: bool = False
+
+
+def labelled(label: str, texts: Iterable[str]) -> list[Line]:
+    """Put a label before the first of some lines."""
+    return [Line("" if place else label, text) for place, text in enumerate(texts)]
+
+
+def cause_notes(report: Report, best: Explanation) -> list[str]:
+    """Say of each cause what the scratch side does, with its number where it has one."""
+    notes = []
+    for cause in best.causes:
+        fit = best.fits.get(cause)
+        text = options_text(report) if cause == "option-differs" else best.note
+        text = text or in_tensors(best)
+        if fit is not None:
+            text = factor_text(report, cause, fit)
+        notes.append(CAUSES[cause].title + (f": {text}" if text else ""))
+    return notes
+
+
+def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[str]]:
+    """Write torch's rule with the causes put into it, and torch's own."""
+    own = letters(report.fitted_training or report.rule_training)
+    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
+    scratch = lines_of(best, convention, own, faults)
+    return scratch, lines_of(best, own.torchs, letters(report.rule_training))
+
+
+def in_tensors(best: Explanation) -> str:
+    """Say in which tensors a cause acts, where it acts in some alone."""
+    if not best.tensors:
+        return ""
+    more = len(best.tensors) - MOST_TENSORS
+    names = [*best.tensors[:MOST_TENSORS], *([f"{more} more"] if more > 0 else [])]
+    return f"in {' and '.join(names)} alone; all else follows torch's rule"
+
+
+def lines_of(
+    best: Explanation, convention: Convention, given: Letters, faults: Faults = NO_FAULTS
+) -> list[str]:
+    """Write a rule, of the biases alone or of the weights alone where others keep to torch's."""
+    kinds = {is_bias(name) for name in best.tensors}
+    if len(kinds) != 1:
+        return rule_lines(convention, given, faults)
+    return update_lines(convention, given, "bias" if True in kinds else "weight", faults)
+
+
+def factor_text(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor, and its name where that is another: `0.25 = 1/B`, `2`."""
+    text = fitted_text(fit)
+    named = name_of_factor(cause, fit, report.training)
+    same = named is None or named.text.replace("−", "-") == text
+    return text if same or named is None else f"{text} = {named.text}"
+
+
+def factor_name(report: Report, cause: str, fit: Fit) -> str:
+    """Write a fitted factor by its name if it has one: `1/B`."""
+    named = name_of_factor(cause, fit, report.training)
+    return fitted_text(fit) if named is None else named.text
+
+
+def fitted_text(fit: Fit) -> str:
+    """Write a fitted number, with its deviation where that shows in ten digits."""
+    shows = fit.deviation >= 1e-10 * abs(fit.factor)
+    return f"{fit.factor:.10g}" + (f" ± {fit.deviation:.1g}" if shows else "")
+
+
+def other_options(report: Report) -> dict[str, tuple[Fit, float]]:
+    """Return the options that are fitted by their names, and torch's values of them."""
+    best, settings = report.diagnosis and report.diagnosis.best, report.training.settings
+    numbers = settings.rule.numbers
+    fits = best.options if best else {}
+    return {name: (fit, numbers[name].of(settings.options)) for name, fit in fits.items()}
+
+
+def options_text(report: Report) -> str:
+    """Describe which options have another value than torch's: betas[0] is 0.95, torch's is 0.9."""
+    return "; ".join(
+        f"{name} is {fitted_text(fit)}, torch's is {number(torch)}"
+        for name, (fit, torch) in other_options(report).items()
+    )

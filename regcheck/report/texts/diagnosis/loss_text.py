@@ -1,0 +1,82 @@
+"""The lines on the reported losses."""
+
+from __future__ import annotations
+
+from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting
+from regcheck.diagnosis.search import name_of_factor
+from regcheck.numerics.least_squares import Fit
+from regcheck.report.result import Report
+from regcheck.report.texts.diagnosis.cause_text import Line, labelled
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change, put_in
+from regcheck.rules.faults import NO_FAULTS
+from regcheck.rules.formulas.formula import loss_text
+from regcheck.rules.settings import letters
+
+TORCHS_LOSS = "torch's loss"
+
+
+UNEXPLAINED_LOSS = "no known cause explains why the reported losses differ."
+
+
+def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
+    """Describe what explains the reported losses."""
+    if not found.loss_diverged:
+        return []
+    if found.reporting is None:
+        return [Line("Loss", found.loss_evidence or UNEXPLAINED_LOSS)]
+    texts = [
+        f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
+        for cause in found.reporting.causes
+    ]
+    formula = reported_formula(report, found.reporting, found.best)
+    if formula == TORCHS_LOSS:
+        return labelled("Loss", [*texts, found.loss_evidence] if found.loss_evidence else texts)
+    lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
+    lines.append(Line("", f"scratch  {formula}", formula=True))
+    return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
+
+
+def loss_texts(report: Report, found: Diagnosis) -> list[str]:
+    """Say in short what explains the reported losses."""
+    reporting = found.reporting
+    if not found.loss_diverged or reporting is None:
+        return [one.text for one in loss_lines(report, found)]
+    formula = reported_formula(report, reporting, found.best)
+    causes, text = reporting.causes, f"the scratch side reports {formula}"
+    if formula == TORCHS_LOSS:
+        titles = " and ".join(CAUSES[cause].title for cause in causes)
+        text = titles or "the reported losses differ as the updates do"
+    named = f"{' and '.join(causes)}: " if causes else ""
+    evidence = [found.loss_evidence] if found.loss_evidence else []
+    return [f"{named}{text}", *evidence]
+
+
+def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:
+    """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
+    scale = f"{reporting.scale:.6g}"
+    for share, half in ((0.5, "½ "), (1.0, "")):
+        fit = Fit(reporting.scale / share, 0.0)
+        named = name_of_factor("gradient-scaled", fit, report.training)
+        scale = half + named.text if named else scale
+    if scale == "1" and "reported-loss-scaled" in reporting.causes:
+        scale = "c"  # another at each step
+    formula = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    if best is not None and not reporting.causes and counts_rows_otherwise(report, best.change):
+        convention, faults = put_in(best.change, report.training.settings.torchs, NO_FAULTS)
+        formula = loss_text(convention, letters(report.training), faults)
+    for cause in reporting.causes:
+        if cause != "reported-loss-scaled" and CAUSES[cause].reports:
+            formula = CAUSES[cause].reports.format(formula)
+    for name, fit in reporting.strengths.items():
+        if fit.factor:
+            letter = {"weight": "w", "bias": "b"}.get(name, name)
+            formula += f" + ½·{fit.factor:.6g} Σ{letter}²"
+    return formula
+
+
+def counts_rows_otherwise(report: Report, change: Change) -> bool:
+    """Whether a rule's loss is another multiple of torch's where means are over other rows."""
+    by_rows = "loss_reduction" in change or "batch_divisor" in change
+    over_rows = change.get("accumulation") == "over-rows"
+    return len(report.training.loss_rows) > 1 and (by_rows or over_rows)
