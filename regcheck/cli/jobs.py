@@ -9,13 +9,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-from regcheck.cli.one_run import UNUSABLE, Finished, Wanted, failed, load_trainers, run_spec
+from regcheck.cli.one_run import (
+    UNUSABLE,
+    Finished,
+    Wanted,
+    failed,
+    load_trainers,
+    run_spec,
+)
 
 DIED = (
     "the process that ran it has ended, killed by the system (perhaps memory ran out) or by the "
@@ -56,27 +65,21 @@ def run_unordered(
         def start(pool: ProcessPoolExecutor) -> None:
             if waiting:
                 place, path = waiting.pop()
-                running[pool.submit(run_spec, path, wanted, False)] = place, pool
+                running[pool.submit(run_in_worker, path, wanted)] = place, pool
 
-        try:
-            for _ in range(jobs):
-                start(new_worker(pools))
-            while running:
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    place, pool = running.pop(future)
-                    try:
-                        found = future.result()
-                    except BrokenProcessPool:
-                        found = failed(paths[place], UNUSABLE, f"{paths[place]}: {DIED}")
-                        pool = new_worker(pools)
-                    start(pool)
-                    yield place, found
-        except BaseException:  # interrupted, or nobody takes any more: no process stays
-            for _, pool in running.values():
-                for process in list((pool._processes or {}).values()):
-                    process.kill()
-            raise
+        for _ in range(jobs):
+            start(new_worker(pools))
+        while running:
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                place, pool = running.pop(future)
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    found = failed(paths[place], UNUSABLE, f"{paths[place]}: {DIED}")
+                    pool = new_worker(pools)
+                start(pool)
+                yield place, found
 
 
 def new_worker(pools: ExitStack) -> ProcessPoolExecutor:
@@ -84,11 +87,39 @@ def new_worker(pools: ExitStack) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=prepare
     )
-    pools.callback(pool.shutdown, wait=False, cancel_futures=True)
+    pools.callback(end, pool)
     return pool
 
 
+def end(pool: ProcessPoolExecutor) -> None:
+    """End a worker, whatever it does: all is done, or interrupted, or nobody takes any more.
+
+    It is waited for: one that outlived this process would hold its standard output open, and who
+    reads that would wait for ever. Killed, since taking torch down would take a third of a second.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(cancel_futures=True)
+
+
+def run_in_worker(path: Path, wanted: Wanted) -> Finished:
+    """Run one spec; what it has printed is written before the worker may be ended."""
+    found = run_spec(path, wanted, progress=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return found
+
+
 def prepare() -> None:
-    """Prepare a worker: an interrupt is for the process that waits for it."""
+    """Prepare a worker: an interrupt is for the process that waits for it, and ends it then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     load_trainers()
+
+
+def end_with_parent() -> None:
+    """End this worker where the process that waits for it is killed and can end nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)  # os._exit is the guard's while a user's code runs
