@@ -67,7 +67,7 @@ def test_run_folder_runs_every_spec_below_it(
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "schema.yaml").write_text("no: spec", encoding="utf-8")
     (tmp_path / ".hidden.yaml").write_text("no: spec", encoding="utf-8")
-    assert cli.exit_code(["run", "--quiet", str(tmp_path)]) == 0
+    assert cli.exit_code(["run", "--quiet", "--jobs", "1", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [Path(line.split(":")[0]).name for line in lines] == ["two.yml", "one.yaml"]
 
@@ -93,7 +93,7 @@ def test_several_specs_all_run_and_the_gravest_code_wins(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     paths = [str(write_spec(f"{number}.yaml", **change)) for number, change in enumerate(changes)]
-    assert cli.exit_code(["run", "--quiet", *paths]) == code
+    assert cli.exit_code(["run", "--quiet", "--jobs", "1", *paths]) == code
     captured = capsys.readouterr()
     assert len((captured.out + captured.err).splitlines()) == len(paths)
 
@@ -157,7 +157,7 @@ def test_json_of_several_specs_is_an_array_with_errors_in_their_places(
     write_spec: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [write_spec("a.yaml"), write_spec("b.yaml", lr="x"), write_spec("c.yaml", **DIVERGED)]
-    assert cli.exit_code(["run", "--json", "missing.yaml", *map(str, paths)]) == 2
+    assert cli.exit_code(["run", "--json", "--jobs", "1", "missing.yaml", *map(str, paths)]) == 2
     captured = capsys.readouterr()
     found = runs_of(captured.out)
     assert [one.get("verdict") for one in found] == [None, "equivalent", None, "diverged"]

@@ -70,7 +70,7 @@ EXPECTED: list[tuple[str, Spec, str | None]] = [
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = cli.exit_code(["run", *arguments])
+    code = cli.exit_code(["run", "--jobs", "1", *arguments])
     captured = capsys.readouterr()
     assert captured.err == ""
     return code, captured.out

@@ -186,8 +186,8 @@ def test_scale_to_which_a_cosine_is_blind_is_caught(
 @pytest.mark.slow
 def test_errors_whose_mean_is_zero_are_caught(scratch: Place) -> None:
     def change(batch: Batch, told: Step) -> Step:
-        told.after["weight"] += [1e-8, -1e-8, 0.0]
-        return told
+        moved = {"weight": told.after["weight"] + [1e-8, -1e-8, 0.0]}
+        return told._replace(after={**told.after, **moved})
 
     scratch(altered(change))
     report = check(spec_of())

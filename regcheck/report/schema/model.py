@@ -133,6 +133,8 @@ class Run(Part):
     """Where both sides ended."""
     environment: Environment
     """Versions and the system."""
+    golden: str | None
+    """The recording whose steps torch's are, where the spec names one."""
     summary: Summary
     """The report in short."""
     line: int | None = None
