@@ -72,8 +72,9 @@ def init(path: str, start: str, force: bool) -> None:
 
 def starter(start: str, spec: str) -> dict[str, str]:
     """Return a start's files by name, with the spec's own name in them; the spec comes first."""
-    files = [*sorted((STARTERS / start).iterdir(), key=lambda file: file.name != SPEC)]
-    texts = {file.name: file.read_text(encoding="utf-8") for file in (*files, STARTERS / TEST)}
+    files = [file for file in (STARTERS / start).iterdir() if file.is_file()]  # pip adds folders
+    files = [*sorted(files, key=lambda file: (file.name != SPEC, file.name)), STARTERS / TEST]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
     named = {
         spec if name == SPEC else name: text.replace(SPEC, spec) for name, text in texts.items()
     }
