@@ -75,7 +75,9 @@ def no_watch(steps: object) -> None:
     """Keep nothing of a step."""
 
 
-def check_loaded(loaded: LoadedSpec, progress: Progress, timeout: float = TIMEOUT) -> Report:
+def check_loaded(
+    loaded: LoadedSpec, progress: Progress, timeout: float = TIMEOUT, watch: Watch = no_watch
+) -> Report:
     """Run a spec that is loaded, also against its recording where it names one.
 
     Where torch's steps are not the recorded ones, the report is on these two.
@@ -83,7 +85,7 @@ def check_loaded(loaded: LoadedSpec, progress: Progress, timeout: float = TIMEOU
     name, golden = loaded.spec.golden, None
     if name is not None:  # read before anything is trained
         golden = golden_of(loaded)
-    report, problem = check_problem(loaded, build_problem(loaded), progress, timeout)
+    report, problem = check_problem(loaded, build_problem(loaded), progress, timeout, watch)
     if name is None or golden is None:
         return report
     recorded = recorded_side(loaded, problem, golden)

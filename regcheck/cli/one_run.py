@@ -36,6 +36,7 @@ class Wanted(NamedTuple):
         timeout: seconds for one step of a user's code.
         fixed: the file for the spec with the fix.
         record: the file for a recording of torch's steps.
+        paths: whether a page is to show the parameters' paths.
     """
 
     form: str = "short"
@@ -46,6 +47,7 @@ class Wanted(NamedTuple):
     timeout: float | None = None
     fixed: str | None = None
     record: str | None = None
+    paths: bool = False
 
 
 class Finished(NamedTuple):
@@ -105,14 +107,15 @@ def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Fi
     """Run a spec that is read, and write out what was found."""
     load_trainers()
     from regcheck.checking import check_loaded, record, strict
+    from regcheck.compare.paths import PathMeter
     from regcheck.report.record import record_of
     from regcheck.report.terminal.console import in_one_line, progress_bar, without_progress
     from regcheck.user_code.function import TIMEOUT
 
-    timeout = wanted.timeout or TIMEOUT
+    timeout, meter = wanted.timeout or TIMEOUT, PathMeter()
     with (progress_bar if progress else without_progress)(path.name) as advance:
         if wanted.record is None:
-            report = check_loaded(loaded, advance, timeout)
+            report = check_loaded(loaded, advance, timeout, *([meter.take] if wanted.paths else []))
         else:
             report = record(loaded, Path(wanted.record), advance, timeout)
     if wanted.strict:
@@ -125,7 +128,7 @@ def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Fi
     code = VERDICT_CODES[report.verdict]
     if report.expected is not None:
         code = EQUIVALENT if report.expected else DIVERGED
-    found = record_of(report, line_that_matters(loaded, report))
+    found = record_of(report, line_that_matters(loaded, report), meter.result())
     text, line = text_of(report, wanted), in_one_line(report)
     return Finished(str(path), code, found, text, line, "\n".join(notes))
 

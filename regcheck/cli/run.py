@@ -109,7 +109,8 @@ def run(
             raise UsageError(f"{option}: takes one spec, got {len(found)}")
     form = "none" if as_json else "line" if quiet else "details" if details else "short"
     width, colour = terminal()
-    wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed, record)
+    paths = any(file.suffix.lower() == ".html" for file in files)
+    wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed, record, paths)
     output: Output = JsonOutput() if as_json else TextOutput(len(found) > 1, rule(form, width))
     codes, records = [], []
     try:

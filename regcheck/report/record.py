@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from regcheck import __version__
+from regcheck.compare.paths import Paths
 from regcheck.compare.trace import Trace
 from regcheck.report.json import plain, report_head, row_dict
 from regcheck.report.result import Report
@@ -22,10 +23,12 @@ class Record(NamedTuple):
         head: all keys of the JSON report but `rows`; of a run with an error `regcheck`, `spec` and
             `error`.
         trace: every compared step; None where there is an error.
+        paths: of the parameters, where a page is to show them.
     """
 
     head: dict[str, Any]
     trace: Trace | None = None
+    paths: Paths | None = None
 
     @property
     def outcome(self) -> str:
@@ -51,10 +54,10 @@ class Record(NamedTuple):
             yield plain(row_dict(row))
 
 
-def record_of(report: Report, line: int | None = None) -> Record:
+def record_of(report: Report, line: int | None = None, paths: Paths | None = None) -> Record:
     """Return a report's record; `line` is the one of the spec that the verdict is about."""
     place = {} if line is None else {"line": line}
-    return Record(report_head(report) | place, report.comparison.trace)
+    return Record(report_head(report) | place, report.comparison.trace, paths)
 
 
 def record_of_error(name: str, error: str, line: int | None = None) -> Record:

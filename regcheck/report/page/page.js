@@ -33,6 +33,12 @@
       tensor.allowed = tensor.byRounding ? tensor.bound.map((one) => one * tensor.limit) : tensor.bound;
       tensor.allowedBy = tensor.byRounding ? `rounding allows (${tensor.limit} × bound)` : "rounding could cause";
     }
+    if (data.paths) {
+      data.paths.step = numbers(data.paths.step, Uint32Array);
+      for (const entry of data.paths.entries) {
+        for (const side of ["scratch", "torch"]) entry[side] = numbers(entry[side], Float64Array);
+      }
+    }
     return data;
   }
 
@@ -143,6 +149,20 @@
         trace("one-step", tensor.oneStep, styles("--one-step"), "solid", 2),
         trace(tensor.allowedBy, tensor.allowed, quiet, "dash", 2),
       ], "log", ".1e");
+      this.drawPaths();
+    }
+
+    /** Draw the parameters' paths: a colour for each entry, a dash for each side. */
+    drawPaths() {
+      const {paths} = this.data;
+      if (!paths) return;
+      const colors = ["--scratch", "--torch", "--one-step", "--accumulated", "--bad", "--quiet"].map(styles);
+      this.plot(".paths", paths.entries.flatMap((entry, at) => ["scratch", "torch"].map((side) => ({
+        name: side === "scratch" ? entry.name : `${entry.name}, torch`, x: paths.step, y: entry[side],
+        type: "scatter", mode: paths.step.length > 200 ? "lines" : "lines+markers", connectgaps: true,
+        showlegend: side === "scratch", legendgroup: entry.name, marker: {size: 4, color: colors[at]},
+        line: {color: colors[at], dash: side === "scratch" ? "solid" : "dash", width: 2},
+      }))), "linear", ".9g");
     }
 
     plot(kind, traces, type, format) {
@@ -171,7 +191,7 @@
       const made = this.find(kind);
       if (!made.listens) {
         made.listens = true;
-        made.on("plotly_click", (event) => this.goTo(event.points[0].pointIndex));
+        made.on("plotly_click", (event) => this.goTo(this.nearest(event.points[0].x)));
       }
     }
 

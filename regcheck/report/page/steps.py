@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from regcheck.compare.paths import Paths
 from regcheck.compare.trace import TraceRow
 from regcheck.report.files.words import first_of, limits, shown_rows
 from regcheck.report.record import Record
@@ -120,8 +121,18 @@ def steps_text(record: Record, chosen: Kept) -> str:
             }
             for name in chosen.tensors
         ],
+        "paths": record.paths and paths_of(record.paths),
     }
     return within_script(data)
+
+
+def paths_of(paths: Paths) -> dict[str, Any]:
+    """Return the parameters' paths as the page's script reads them."""
+    entries = [
+        {"name": one.name, "scratch": real(one.scratch), "torch": real(one.torch)}
+        for one in paths.entries
+    ]
+    return {"step": whole(paths.steps), "entries": entries}
 
 
 def within_script(data: Any) -> str:
