@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regcheck.diagnosis.records import Explanation
 from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly
@@ -172,17 +173,32 @@ def faults_of_explanation(seen: Seen, one: Explanation) -> list[str]:
     rule = Rule(**changes)
     start = seen.diagnosis.start if "initial-parameters" in one.causes else None
     of = one.tensors or seen.history.shapes.keys()
-    steps = [step.update for step in exactly(seen, rule, start, one.by_entry, of)]
+    left = np.array([step.update for step in exactly(seen, rule, start, one.by_entry, of)])
+    left /= own_rounding(seen)
     if start is not None:
-        steps = steps[1:]  # the bound of the first is that at the spec's start
+        left = left[1:]  # the bound of the first is that at the spec's start
     allowed = SLACK * gain(seen, rule) * (SINGLE if "precision" in one.causes else 1)
-    largest = max(steps, default=0.0)
+    largest = left.max(initial=0.0)
     if largest > allowed:
         return [f"{one.causes} leaves {largest:.3g} limits"]
     others = seen.history.shapes.keys() - of  # which go by torch's rule
     largest = max((step.update for step in exactly(seen, Rule(), tensors=others)), default=0.0)
     return [f"{others} are {largest:.3g} limits off torch's rule"] if largest > SLACK else []
 
+
+def own_rounding(seen: Seen) -> NDArray[np.floating]:
+    """Return the limits that rounding alone is in each of the code's steps, 1 at least.
+
+    What the code's own rule leaves without rounding, as where a variance E[g²] − E[g]² is nearly 0.
+    """
+    case = seen.case
+    if case.wrong or case.causes & UNLIKE:
+        return np.ones(len(seen.history))
+    return np.array([max(1.0, step.update) for step in exactly(seen, case.code.rule)])
+
+
+UNLIKE = frozenset({"initial-parameters", "precision", "row-order"})
+"""The causes with which the code's steps are not those of its rule."""
 
 FOUND = {
     "schedule-shifted": ("early", "lr_shift"),

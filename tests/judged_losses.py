@@ -61,10 +61,11 @@ def losses_must_be_explained(seen: Seen) -> bool:
     report, history = seen.case.code.report, seen.history
     torch = report.base != "own" or not (seen.case.wrong or seen.case.causes)
     told = [set(one.causes) for one in seen.diagnosis.explanations]
-    explained = seen.report.first_divergence is None or any(seen.case.causes <= one for one in told)
+    explained = any(seen.case.causes <= one for one in told)
     hidden = {one.cause for one in seen.report.not_distinguished}
-    if seen.report.first_divergence is None and seen.case.causes & OUTSIDE.keys():
+    if not explained and seen.case.causes & OUTSIDE.keys():
         return False  # the steps alone tell other rows, or another start
+    explained |= seen.report.first_divergence is None
     if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
         return False
     if not any(report.strengths) or report.plain:

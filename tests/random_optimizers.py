@@ -52,7 +52,7 @@ def rmsprop(random: Generator) -> Options:
     """Draw RMSprop, with momentum or without, centered or not."""
     return {
         "name": "rmsprop",
-        "alpha": float(random.choice([0.99, 0.9, round(random.random(), 3)])),
+        "alpha": float(random.choice([0.99, 0.9, below_1(random)])),
         "eps": random_eps(random, 1e-8),
         "momentum": random_momentum(random) if chance(random, 0.4) else 0.0,
         "centered": chance(random, 0.3),
@@ -71,7 +71,7 @@ def adagrad(random: Generator) -> Options:
 
 def adadelta(random: Generator) -> Options:
     """Draw Adadelta."""
-    rho = float(random.choice([0.9, 0.99, round(random.random(), 3)]))
+    rho = float(random.choice([0.9, 0.99, below_1(random)]))
     return {"name": "adadelta", "rho": rho, "eps": random_eps(random, 1e-6)}
 
 
@@ -126,8 +126,13 @@ def random_betas(random: Generator) -> list[float]:
     """Draw the decays of two moments, mostly the usual ones."""
     if chance(random, 0.5):
         return [0.9, 0.999]
-    first = float(random.choice([0.0, 0.5, 0.9, round(random.random(), 3)]))
-    return [first, float(random.choice([0.9, 0.99, round(random.random(), 3)]))]
+    first = float(random.choice([0.0, 0.5, 0.9, below_1(random)]))
+    return [first, float(random.choice([0.9, 0.99, below_1(random)]))]
+
+
+def below_1(random: Generator) -> float:
+    """Draw what an option below 1 may be; 0.9996 would be rounded to 1."""
+    return min(0.999, round(random.random(), 3))
 
 
 def random_eps(random: Generator, usual: float) -> float:

@@ -203,6 +203,9 @@ FORMS: dict[str, Form] = {
         HEAVY, {"momentum": "ignored"}, uncentered, "momentum-missing"
     ),
     "rmsprop without root": Form(RMSPROP, {"root": "missing"}, rootless, "root-missing"),
+    "rmsprop without root, ε inside": Form(
+        RMSPROP, {"root": "missing", "epsilon": "inside"}, rootless, ""
+    ),
     "rmsprop, lr inside": Form(
         HEAVY, {"momentum_form": "lr-inside"}, lr_in_velocity, "momentum-lr-inside"
     ),
@@ -238,6 +241,22 @@ def test_form_is_what_others_do(name: str) -> None:
         taken = update(rule, at, lambda x: 0 * x)
         memory = taken.memory
         assert taken.delta[0] == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2,)], ids=["matrix", "vector"])
+def test_adafactors_mean_of_a_step_alone_keeps_none_of_the_one_before(
+    shape: tuple[int, ...],
+) -> None:
+    # By ζ = 0, V is g² at every step: V + (g² − V) would lose most digits of a smaller g.
+    settings = Settings(1.0, {}, {}, "adafactor")
+    options, rule = settings.rule.defaults | {"beta2_decay": 0.0, "eps": (0.0, 1.0)}, settings.rule
+    convention, faults = put_in({}, settings.torchs, NO_FAULTS)
+    w = np.zeros(shape)
+    memory = rule.init(options, convention, faults, w)
+    for t, entry in enumerate((3.0, 1e-9), 1):
+        g = np.reshape([entry, 1.0], shape)
+        delta, memory = rule.step(StepInput(options, convention, faults, 0.1, t, w, g, memory))
+        assert delta == pytest.approx(np.full(shape, 0.1), rel=1e-15)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.diagnosis.fits.other_schedules import lrs_between
 from regcheck.diagnosis.records import SpecFix
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
@@ -94,6 +95,13 @@ def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec,
     assert all(fixed["lr_schedule"][key] == value for key, value in other.items())
     keys = {"kind": kind, **SCHEDULES[kind]}
     assert check(fixed, scratch=code(by_lrs(keys | other))).verdict == "equivalent"
+
+
+def test_lrs_between_which_one_makes_all_steps_by_hand() -> None:
+    # 1 to 3, 4 to 8 and 0.5 to 2.5 by the three entries that move: none is in all.
+    slope = np.array([[1.0, 0.0], [0.5, -1.0]])
+    assert lrs_between(slope, np.array([[2.0, 9.0], [3.0, -1.5]])) == (4.0, 2.5)
+    assert lrs_between(slope, np.array([[2.0, 9.0], [1.25, -1.5]])) == (1.0, 2.5)
 
 
 @pytest.mark.slow

@@ -40,6 +40,24 @@ def test_planted_cause_is_named_and_no_other_alone(
     assert faults_of(seen) == []
 
 
+ONCE_WRONG = {
+    100194: "float32 leaves the steps by the code's own rule",
+    100467: "a variance that is nearly 0, whose rounding is the code's own",
+    100644: "three causes in the place of one schedule; its lrs are known to a few limits alone",
+    100827: "a pair in the place of one schedule",
+    100854: "a root that is missing where ε was inside, and so nowhere",
+    100957: "Adafactor's means of one step, whose digits were lost",
+}
+"""Seeds, and what once was wrong in them."""
+
+
+@pytest.mark.sampled(every=2)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", ONCE_WRONG, ids=ONCE_WRONG.get)
+def test_what_once_was_named_wrongly_is_not(seed: int, tmp_path: Path) -> None:
+    assert faults_of(see(random_case(seed, tmp_path))) == []
+
+
 def test_every_cause_of_the_update_is_planted() -> None:
     drawn = {
         cause for seed in range(1000) for cause in random_causes(np.random.default_rng(seed))[0]

@@ -22,11 +22,10 @@ from regcheck.diagnosis.evidence import (
 )
 from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.fits.other_numbers import with_other_numbers
-from regcheck.diagnosis.fits.other_schedules import with_other_schedule
 from regcheck.diagnosis.fits.other_settings import (
     by_entries,
     effective_settings_of,
-    with_other_settings,
+    with_effective_settings,
 )
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
@@ -151,7 +150,7 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
     if not found:
-        ways = (with_other_settings, with_other_schedule, with_other_numbers)
+        ways = (with_effective_settings, with_other_numbers)
         other = next((one for one in (way(replay) for way in ways) if one), None)
         found = (other,) if other else searched(run, replay, with_another_option)
         found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)

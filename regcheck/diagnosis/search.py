@@ -1,10 +1,9 @@
 """Which sets of causes explain a run.
 
-Single causes are tried first, then pairs, then ones with open factors.
-
-All that explain it equally well are returned, the plainest first: fewer causes before more, and
-ones without an open factor before ones with one. A set is only returned where none of its subsets
-explains the run already.
+Single causes are tried first, then pairs, ones with open factors, and another schedule. All that
+explain it equally well are returned, the plainest first: fewer causes before more, and ones without
+an open factor before ones with one. A set is only returned where none of its subsets explains the
+run already.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from regcheck.diagnosis.fits.fitting import with_factor
 from regcheck.diagnosis.fits.other_numbers import with_other_option
+from regcheck.diagnosis.fits.other_schedules import with_another_schedule
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
@@ -64,7 +64,8 @@ class Round(NamedTuple):
         sets: how many causes that leave nothing open, and whether one more with an open factor.
         hidden: whether causes that the run could not show are among them.
         rare: whether each set has a cause that is rare, where else none of several causes has.
-        options: whether to try another value of an option after them, where no plain set is found.
+        options: whether to try another schedule after them, where no single cause is found, and
+            another value of an option, where no plain set is.
     """
 
     needed: Callable[[Found, Training], bool]
@@ -112,6 +113,8 @@ def search(
             for size, fitted in one.sets:
                 found += tuple(explaining(hypotheses, found, size, fitted, one))
             if one.options:
+                singles = [each for each in found if len(each.causes) == 1]
+                found += () if singles else tuple(with_another_schedule(replay))
                 found += tuple(with_other_option(replay)) if none_plain(found, training) else ()
     return listed(nearest(replay, found), training)
 

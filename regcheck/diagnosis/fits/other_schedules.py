@@ -1,4 +1,6 @@
-"""The lr of each step, fitted; and a schedule of the same kind with other keys that has them.
+"""Torch's rule with an earlier or later schedule of the lr, or one of its kind with other keys.
+
+The lr of each step is fitted.
 
 S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
 torch's momentum does not hold the lr, and no optimizer's moments do, so that each step has its own
@@ -50,6 +52,9 @@ BISECTIONS = 100
 MOST_COUNTED = 4096
 """Whole numbers that are tried."""
 
+MOST_SHIFTED = 12
+"""Steps, and epochs, by which a schedule may be early or late."""
+
 
 class Rates(NamedTuple):
     """The lrs of some steps: the scratch side's, as fitted, and torch's.
@@ -60,6 +65,7 @@ class Rates(NamedTuple):
         slack: how far another lr may be from the scratch side's.
         earlier: the lrs before the first divergence, which are both sides'.
         shown: in how many entries' steps the move shows, which must be more than the free numbers.
+        between: the least and the largest lr by which one makes all steps to rounding.
     """
 
     steps: list[int]
@@ -68,15 +74,15 @@ class Rates(NamedTuple):
     slack: Array
     earlier: Array
     shown: int
+    between: tuple[float, float]
 
     @property
     def constant(self) -> bool:
         """Whether one lr is the scratch side's in all steps, and not torch's."""
-        best = int(np.argmin(self.slack))
-        own, torch = (np.append(self.earlier, lrs) for lrs in (self.own, self.torch))
-        slack = np.append(np.zeros_like(self.earlier), self.slack) + self.slack[best]
-        near = np.abs(own - self.own[best]) <= slack
-        return bool(near.all() and (torch != torch[0]).any())
+        lrs = np.append(self.earlier, self.torch)
+        least, most = self.between
+        same = np.all((self.earlier >= least) & (self.earlier <= most))
+        return bool(least <= most and same and (lrs != lrs[0]).any())
 
     @property
     def most(self) -> int:
@@ -116,10 +122,42 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
     torch = np.array([batch.lr for batch in batches])
     slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
     steps, count = [batch.step for batch in batches], int(entries[shown].sum())
-    return Rates(steps, alpha * torch, torch, slack, earlier, count)
+    between = lrs_between(slope / torch[:, None], target)
+    return Rates(steps, alpha * torch, torch, slack, earlier, count, between)
 
 
-def with_other_schedule(replay: Replay) -> Explanation | None:
+def lrs_between(slope: Array, target: Array) -> tuple[float, float]:
+    """Return between which two lrs c all |target − c slope| ≤ 1; the first is larger for none."""
+    moves = slope != 0
+    middle, reach = target[moves] / slope[moves], 1 / np.abs(slope[moves])
+    return float((middle - reach).max()), float((middle + reach).min())
+
+
+def with_another_schedule(replay: Replay) -> Iterator[Explanation]:
+    """Yield torch's rule with the lr's schedule at other steps, or else with other keys."""
+    found = with_shifted_schedule(replay) or with_other_keys(replay)
+    if found is not None:
+        yield found
+
+
+def with_shifted_schedule(replay: Replay) -> Explanation | None:
+    """Return whether the steps are torch's with the schedule of the lr some steps early or late."""
+    schedule = replay.torch.problem.schedule
+    if schedule.lr_schedule is None:
+        return None
+    taken = range(1, len(replay.history) + 1)
+    units = dict.fromkeys((1, schedule.steps_per_epoch))
+    for steps in dict.fromkeys(n * unit for unit in units for n in range(1, MOST_SHIFTED + 1)):
+        for early in (steps, -steps):
+            causes, change = ("schedule-shifted",), {"lr_shift": early}
+            found = replay.explanation(causes, change, note=schedule.shift_text(early))
+            # One lr in all steps is no schedule that is shifted, but none.
+            if found is not None and len({schedule.lr_at(step + early) for step in taken}) > 1:
+                return found
+    return None
+
+
+def with_other_keys(replay: Replay) -> Explanation | None:
     """Return whether the steps are torch's with other keys of the lr's schedule."""
     schedule = replay.torch.problem.schedule
     if schedule.lr_schedule is None:

@@ -1,4 +1,4 @@
-"""Torch's rule with other settings: an lr and a decay of each tensor, or an earlier schedule.
+"""Torch's rule with other settings: an lr and a decay of each tensor.
 
 Torch's rule without a penalty moves a tensor by G_t, and a penalty of λ = 1 alone by P_t, both
 through torch's own momentum. The scratch side moved it by S_t = w_(t−1) − w_t. Least squares over
@@ -44,9 +44,6 @@ from regcheck.numerics.least_squares import (
 )
 from regcheck.problem.problem import Array
 from regcheck.rules.formulas.torch_call import decays_text
-
-MOST_SHIFTED = 12
-"""Steps, and epochs, by which a schedule may be early or late."""
 
 MOST_NUMBERS = 3
 """Numbers that the entries may have beside torch's own: more are no rule."""
@@ -135,11 +132,6 @@ def newton_in_decays(
     return found, new
 
 
-def with_other_settings(replay: Replay) -> Explanation | None:
-    """Find torch's rule with another schedule, or another lr and other decays."""
-    return with_shifted_schedule(replay) or with_effective_settings(replay)
-
-
 def with_effective_settings(replay: Replay) -> Explanation | None:
     """Return whether the steps are torch's with another lr, and a weight decay for each tensor."""
     settings = effective_settings_of(replay)
@@ -170,23 +162,6 @@ def plain_decays(
         if one.weight_decay is not None:
             decays[name] = one.weight_decay.plain((own[name], 0.0, *decays.values())).factor
     return decays
-
-
-def with_shifted_schedule(replay: Replay) -> Explanation | None:
-    """Return whether the steps are torch's with the schedule of the lr some steps early or late."""
-    schedule = replay.torch.problem.schedule
-    if schedule.lr_schedule is None:
-        return None
-    taken = range(1, len(replay.history) + 1)
-    units = dict.fromkeys((1, schedule.steps_per_epoch))
-    for steps in dict.fromkeys(n * unit for unit in units for n in range(1, MOST_SHIFTED + 1)):
-        for early in (steps, -steps):
-            causes, change = ("schedule-shifted",), {"lr_shift": early}
-            found = replay.explanation(causes, change, note=schedule.shift_text(early))
-            # One lr in all steps is no schedule that is shifted, but none.
-            if found is not None and len({schedule.lr_at(step + early) for step in taken}) > 1:
-                return found
-    return None
 
 
 class Family(NamedTuple):

@@ -24,6 +24,7 @@ from regcheck.rules.optimizers.update_rule import (
     StepInput,
     UpdateRule,
     Written,
+    between,
     named_gradient,
     namespace,
 )
@@ -47,15 +48,12 @@ def step(at: StepInput) -> tuple[Array, Memory]:
         smallest = float(xp.finfo(at.w.dtype).eps)
     share = float(at.t) ** at.options["beta2_decay"]
 
-    def toward(known: Array, new: Array) -> Array:
-        return known + share * (new - known)
-
     if g.ndim < 2:
-        squares = toward(at.memory[SQUARES], g * g)
+        squares = between(at.memory[SQUARES], g * g, share)
         memory = {SQUARES: squares}
     else:
-        rows = toward(at.memory[ROWS], xp.mean(g * g, axis=-1, keepdims=True))
-        columns = toward(at.memory[COLUMNS], xp.mean(g * g, axis=-2, keepdims=True))
+        rows = between(at.memory[ROWS], xp.mean(g * g, axis=-1, keepdims=True), share)
+        columns = between(at.memory[COLUMNS], xp.mean(g * g, axis=-2, keepdims=True), share)
         memory = {ROWS: rows, COLUMNS: columns}
         mean = xp.mean(rows, axis=-2, keepdims=True)
         squares = rows * columns / xp.maximum(mean, xp.full_like(mean, smallest))

@@ -9,6 +9,8 @@ have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from regcheck.rules.convention import Convention
 from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.update_rule import (
@@ -38,8 +40,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     xp, eps = namespace(at.g), at.options["eps"]
     memory = {SUM: at.memory[SUM] + at.g * at.g}
     q = at.memory[SUM] if at.faults.moments == "stale" else memory[SUM]
-    root = q if at.faults.root == "missing" else xp.sqrt(q)
-    divisor = xp.sqrt(q + eps) if at.convention.epsilon == "inside" else root + eps
+    root: Callable[[Array], Array] = xp.positive if at.faults.root == "missing" else xp.sqrt
+    divisor = root(q + eps) if at.convention.epsilon == "inside" else root(q) + eps
     steps = at.t if at.faults.lr_decay == "early" else at.t - 1
     return at.lr / (1 + steps * at.options["lr_decay"]) * at.g / divisor, memory
 

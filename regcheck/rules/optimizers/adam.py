@@ -13,6 +13,7 @@ and Ŝ; compounded: M̂ and Ŝ are what is remembered.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from regcheck.rules.convention import Convention
@@ -79,14 +80,14 @@ def divisor(at: StepInput, s: Array, second: float) -> Array:
     """Return √Ŝ + ε with Ŝ = S/second, or what the convention makes of it."""
     xp, eps = namespace(s), at.options["eps"]
     rooted = at.faults.root == "root"
-    root = xp.sqrt(s) if rooted else s
+    root: Callable[[Array], Array] = xp.sqrt if rooted else xp.positive
     match at.convention.epsilon:
         case "outside":
-            return root / (math.sqrt(second) if rooted else second) + eps
+            return root(s) / (math.sqrt(second) if rooted else second) + eps
         case "uncorrected":
-            return (root + eps) / math.sqrt(second)
+            return (root(s) + eps) / math.sqrt(second)
         case "inside":
-            return xp.sqrt(s / second + eps)
+            return root(s / second + eps)
 
 
 def written(

@@ -30,6 +30,7 @@ from regcheck.rules.optimizers.update_rule import (
     UpdateRule,
     Written,
     averaged,
+    between,
     named_gradient,
     namespace,
 )
@@ -62,13 +63,6 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     E = xp.asarray(orthogonal(Z, at.options), dtype=at.w.dtype)
     rows, columns = at.w.shape
     return (at.lr * adjustment(at.options, rows, columns)) * E, {BUFFER: velocity}
-
-
-def between(start: Array, end: Array, share: float) -> Array:
-    """Return (1 − share) start + share end as torch's lerp does: from the nearer of them."""
-    if abs(share) < 0.5:
-        return start + share * (end - start)
-    return end - (end - start) * (1 - share)
 
 
 def adjustment(options: Options, rows: int, columns: int) -> float:

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from regcheck.rules.convention import Convention
 from regcheck.rules.faults import Faults
 from regcheck.rules.optimizers.update_rule import (
@@ -56,8 +58,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     s = known[SQUARE]
     if at.options["centered"]:
         s = s - known[MEAN] * known[MEAN]
-    root = s if at.faults.root == "missing" else xp.sqrt(s)
-    d = at.g / (xp.sqrt(s + eps) if at.convention.epsilon == "inside" else root + eps)
+    root: Callable[[Array], Array] = xp.positive if at.faults.root == "missing" else xp.sqrt
+    d = at.g / (root(s + eps) if at.convention.epsilon == "inside" else root(s) + eps)
     mu, lr = at.options["momentum"], at.lr
     if not mu:
         return lr * d, memory

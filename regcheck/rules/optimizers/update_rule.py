@@ -205,6 +205,13 @@ def namespace(array: Array) -> Any:
     return array.__array_namespace__()
 
 
+def between(start: Array, end: Array, share: float) -> Array:
+    """Return (1 − share) start + share end as torch's lerp does: from the nearer of them."""
+    if abs(share) < 0.5:
+        return start + share * (end - start)
+    return end - (end - start) * (1 - share)
+
+
 def named_gradient(gradient: str) -> tuple[list[str], str]:
     """Return the letter of a gradient that is written more than once, and the line that says so."""
     return ([], gradient) if gradient == "g" else ([f"G ← {gradient}"], "G")
@@ -238,9 +245,11 @@ def started(letter: str, next_of: Callable[[str], str], start: float | str) -> l
 
 def divisor_text(of: str, eps: str, convention: Convention, faults: Faults) -> str:
     """Write the root of a second moment, and where ε enters it: (√S + ε), √(S + ε)."""
+    if faults.root == "missing":
+        return bracketed(plus(of, eps))
     if convention.epsilon == "inside":
         return rooted(plus(of, eps))
-    return bracketed(plus(of if faults.root == "missing" else rooted(of), eps))
+    return bracketed(plus(rooted(of), eps))
 
 
 def rooted(term: str) -> str:
