@@ -10,8 +10,8 @@ import yaml
 
 from regcheck import cli
 from regcheck.checking import check_loaded, no_progress
-from regcheck.compare import paths
-from regcheck.compare.paths import PathMeter
+from regcheck.report.page import paths
+from regcheck.report.page.paths import PathMeter
 from regcheck.report.result import Report
 from regcheck.spec import from_mapping
 from tests.conftest import SMALL, Spec

@@ -107,7 +107,7 @@ def finish(path: Path, loaded: LoadedSpec, wanted: Wanted, progress: bool) -> Fi
     """Run a spec that is read, and write out what was found."""
     load_trainers()
     from regcheck.checking import check_loaded, record, strict
-    from regcheck.compare.paths import PathMeter
+    from regcheck.report.page.paths import PathMeter
     from regcheck.report.record import record_of
     from regcheck.report.terminal.console import in_one_line, progress_bar, without_progress
     from regcheck.user_code.function import TIMEOUT

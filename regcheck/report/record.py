@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from regcheck import __version__
-from regcheck.compare.paths import Paths
 from regcheck.compare.trace import Trace
 from regcheck.report.json import plain, report_head, row_dict
+from regcheck.report.page.paths import Paths
 from regcheck.report.result import Report
 
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from regcheck.compare.paths import Paths
 from regcheck.compare.trace import TraceRow
 from regcheck.report.files.words import first_of, limits, shown_rows
+from regcheck.report.page.paths import Paths
 from regcheck.report.record import Record
 
 MOST_BYTES = 2_300_000
