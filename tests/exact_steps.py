@@ -19,6 +19,7 @@ from regcheck.diagnosis.diagnose import diagnose
 from regcheck.diagnosis.records import ByEntry, Diagnosis
 from regcheck.problem.problem import Parameters
 from regcheck.report.result import Report
+from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.trainers.sides import Sides
 from regcheck.user_code.problem_api import UserProblem, user_problem
 from tests.random_functions import Case, decays_of
@@ -131,6 +132,8 @@ def exactly(
     )
     u = max(float(np.finfo(dtype).eps) for dtype in seen.report.dtypes) / 2
     kept = Kept()
+    linear = OPTIMIZERS[seen.case.spec["optimizer"]["name"]].linear
+    longest, longest_torch = np.zeros((2, history.entries))
     for step, record in enumerate(history.records()):
         at = history.flat(start) if step == 0 and start is not None else record.before
         before = training.pair(*(at[:-1], at[-1]) if training.bias else (at, None))
@@ -142,6 +145,11 @@ def exactly(
             moved = np.abs(after - record.before)
             # What a longer step rounds more.
             bound = np.maximum(1, np.abs(rates)) * record.bound + 2 * u * (step + 1) * moved
+            if not linear:  # the gradient's rounding is a share of the step, of 1% at most
+                longest = np.fmax(longest, moved)
+                longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
+                longer = np.fmax(1, longest / longest_torch / 4)
+                bound += np.fmin((longer - 1) * record.bound, 0.01 * moved.max() / limits)
             off = np.abs(after - record.scratch) / (bound * limits)
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
         off = np.where(np.isnan(off), np.where(known, math.inf, 0), off)

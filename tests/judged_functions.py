@@ -92,12 +92,23 @@ def must_be_named(seen: Seen) -> bool:
         return False  # nor is one on a gradient that is taken after it has acted
     if "schedule-differs" in causes and len(lrs_of(seen)) == 1:
         return False  # which is told, as no schedule
+    if "row-order" in causes and len(steps_off(seen)) < 2:
+        return False  # one step on other rows may be another cause's, by Adafactor its sign alone
     if "initial-parameters" in seen.case.causes:
         # The first step may start anywhere: later ones must move.
         history = seen.history
         moved = np.abs(history.all("framework") - history.all("before"))[1:]
         return bool((moved > history.all("bound")[1:] * seen.limits("weight")).any())
     return all(np.isfinite(record.bound).all() for record in seen.history.records())
+
+
+def steps_off(seen: Seen) -> NDArray[np.intp]:
+    """Return the steps, from 0 on, that are torch's to no rounding."""
+    history = seen.history
+    limits = history.all("bound") * seen.limits("weight")
+    with np.errstate(all="ignore"):
+        off = np.abs(history.all("scratch") - history.all("framework")) > limits
+    return np.flatnonzero(off.any(axis=1))
 
 
 def lrs_of(seen: Seen) -> set[float]:

@@ -152,7 +152,10 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
     if not found:
         ways = (with_effective_settings, with_other_numbers)
         other = next((one for one in (way(replay) for way in ways) if one), None)
-        found = (other,) if other else searched(run, replay, with_another_option)
+        found = (other,) if other else ()
+        if other is None or (other.options and len(other.causes) > 1):
+            # One number beside a cause is less to choose than several.
+            found = searched(run, replay, with_another_option) or found
         found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)
     if found:
         return found, within, None

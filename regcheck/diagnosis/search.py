@@ -2,8 +2,7 @@
 
 Single causes are tried first, then pairs, ones with open factors, and another schedule. All that
 explain it equally well are returned, the plainest first: fewer causes before more, and ones without
-an open factor before ones with one. A set is only returned where none of its subsets explains the
-run already.
+an open factor before ones with one; but none of which a subset explains the run already.
 """
 
 from __future__ import annotations
@@ -92,6 +91,7 @@ ROUNDS = (
     Round(none_plain, ((2, True),)),
     # What torch's rule would not show, another cause may bring out.
     Round(nothing_found, ((2, False), (1, True)), hidden=True),
+    Round(nothing_found, ((2, False),), hidden=True, rare=True),
 )
 
 

@@ -103,13 +103,15 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
 
     A gradient c g is g with ε/c and λ/c in the places of ε and λ, so that 1/c is what is sought.
     It shows through ε alone where there is no penalty, and is not sought on top of other causes,
-    but for a missing root: c m/(c² s + ε) is another step than m/(s + ε).
+    but for a missing root: c m/(c² s + ε) is another step than m/(s + ε); and for squares that are
+    added to a start above 0: c g/√(q + c² s).
 
     Of a penalty c λ w, c is what shows beside a data gradient; where it is nearly alone, the step
     c λ w/(c λ |w| + ε) is 1/(1 + x ε/(λ |w|)) in x = 1/c, and x is.
     """
     problem, of_all = replay.torch.problem, key == "gradient_factor"
-    if change and of_all and "root" not in change:
+    start_of_squares = problem.with_change(change).convention.accumulator_start
+    if change and of_all and "root" not in change and not start_of_squares:
         return None
     for start, inverse in guesses(key, alone=not change):
 
