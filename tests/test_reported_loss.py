@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from regcheck.checking import check
 from regcheck.report.terminal.details import report_text
+from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
     BATCHES,
@@ -156,3 +157,30 @@ def test_causes_in_json_have_words_and_formulas() -> None:
     found = json.loads(json_text(check(BASE, scratch=train)))["diagnosis"]
     for cause in found["causes"]:
         assert all(cause[key] for key in ("id", "title", "fix", "scratch_formula"))
+
+
+def test_loss_is_measured_too_where_the_parameters_have_diverged_already() -> None:
+    # From z = −20 on, torch's float32 loss is z − z = 0, and log(1 + e^z) by hand is 2e-9.
+    X = np.linspace(1, 2, 8)[:, None]
+    spec: Spec = {
+        "data": {"X": X.tolist(), "y": [0.0] * 8},
+        "model": "logistic",
+        "loss": "bce_with_logits",
+        "bias": False,
+        "init": {"weight": [-20.0]},
+        "lr": 1e-6,
+        "epochs": 3,
+        "dtype": "float32",
+        "optimizer": {"name": "adafactor"},
+    }
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w = problem.initial["weight"]
+        for _ in range(problem.steps):
+            loss = np.log1p(np.exp(problem.X @ w.ravel())).mean()
+            w = w + np.float32(0.01)
+            yield {"weight": w, "loss": loss}
+
+    report = check(spec, scratch=train)
+    assert report.first_divergence is not None
+    assert report.first_loss_divergence is None

@@ -221,12 +221,18 @@ class Comparing:
         bounder = self.sides.bounder
         bounds = bounder.bounds(batch, steps, rows_pass)
         row = compare_step(batch, steps, bounds, self.tolerances)
-        while self.first.divergence is None and suspicious(row, self.tolerances):
+        while self.would_diverge(row):
             closer = bounder.closer(batch, steps)
             if closer is None:
                 break
             bounds, row = closer, compare_step(batch, steps, closer, self.tolerances)
         return row, bounds
+
+    def would_diverge(self, row: Row) -> bool:
+        """Whether a row would be the first divergence, of all that is compared or of the losses."""
+        losses = self.losses.with_step(row, self.tolerances)
+        first = self.first.divergence is None and suspicious(row, self.tolerances)
+        return first or losses.divergence is not self.losses.divergence
 
     def result(self) -> Comparison:
         """Return all that was found, once the last step is taken."""
