@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from regcheck.cli.one_run import failed
+from regcheck.cli.outputs import Ended
 from tests.conftest import ROOT
 
 OWN = """
@@ -87,3 +89,16 @@ def test_workers_end_with_a_command_that_is_killed(
         run.kill()
     run.communicate(timeout=120)  # ends with the last process that holds the pipes
     assert len(workers(tmp_path)) == 2
+
+
+def test_ended_specs_are_counted_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = failed(Path("a.yaml"), 2, "a.yaml: wrong")
+    for terminal, line in ((False, ""), (True, "\r\x1b[K1 of 2 specs: a.yaml error\r\x1b[K")):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        ended = Ended(2)
+        ended.clear()
+        ended.add(one)
+        ended.clear()
+        assert capsys.readouterr() == ("", line)

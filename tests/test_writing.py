@@ -88,7 +88,7 @@ def test_full_disk_or_a_kill_leaves_the_old_report(source: str, code: int, tmp_p
     spec.write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     report.write_text(OLD)
     done = subprocess.run(
-        [sys.executable, "-c", source, str(spec), str(report)],
+        [sys.executable, "-B", "-c", source, str(spec), str(report)],  # no compiled file is cut off
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -39,8 +39,13 @@ def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def run_specs(paths: Sequence[Path], wanted: Wanted, jobs: int) -> Iterator[Finished]:
-    """Run specs, so many at once, and yield what comes of them in their order."""
+def run_specs(
+    paths: Sequence[Path], wanted: Wanted, jobs: int, ended: Callable[[Finished], None]
+) -> Iterator[Finished]:
+    """Run specs, so many at once, and yield what comes of them in their order.
+
+    `ended` is called with each as soon as it is there.
+    """
     if jobs == 1 or len(paths) < 2:
         for path in paths:
             yield run_spec(path, wanted, progress=True)
@@ -48,6 +53,7 @@ def run_specs(paths: Sequence[Path], wanted: Wanted, jobs: int) -> Iterator[Fini
     done: dict[int, Finished] = {}
     following = 0
     for place, finished in run_unordered(paths, wanted, min(jobs, len(paths))):
+        ended(finished)
         done[place] = finished
         while following in done:
             yield done.pop(following)

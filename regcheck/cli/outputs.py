@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from regcheck.cli.one_run import GRAVEST_FIRST, Finished
+
+CLEARED = "\r\x1b[K"
+"""What takes a terminal's line away."""
 
 
 class TextOutput:
@@ -36,6 +40,28 @@ class TextOutput:
         sys.stdout.write(self.separator)
         for code, name, headline in ordered:
             sys.stdout.write(f"{'ok  ' if code == 0 else 'FAIL'} {name}: {headline}\n")
+
+
+class Ended:
+    """A line on standard error that counts the specs of several workers, if it is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.count = total, 0
+        self.shows = sys.stderr.isatty()
+
+    def add(self, one: Finished) -> None:
+        """Count a spec, and show what came of it."""
+        self.count += 1
+        if self.shows:
+            line = f"{self.count:,} of {self.total:,} specs: {one.name} {one.record.outcome}"
+            sys.stderr.write(f"{CLEARED}{line[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away, before anything else is written."""
+        if self.shows and self.count:
+            sys.stderr.write(CLEARED)
+            sys.stderr.flush()
 
 
 class JsonOutput:

@@ -11,7 +11,7 @@ import click
 
 from regcheck.cli.jobs import default_jobs, run_specs
 from regcheck.cli.one_run import GRAVEST_FIRST, UNUSABLE, Finished, Wanted, failed
-from regcheck.cli.outputs import JsonOutput, Output, TextOutput
+from regcheck.cli.outputs import Ended, JsonOutput, Output, TextOutput
 from regcheck.cli.shell import completion
 from regcheck.cli.shell.help import WithExamples
 from regcheck.errors import UsageError
@@ -112,14 +112,16 @@ def run(
     paths = any(file.suffix.lower() == ".html" for file in files)
     wanted = Wanted(form, steps, width, colour, strict, timeout, write_fixed, record, paths)
     output: Output = JsonOutput() if as_json else TextOutput(len(found) > 1, rule(form, width))
-    codes, records = [], []
+    codes, records, ended = [], [], Ended(len(found))
     try:
-        for one in results(found, wanted, jobs or default_jobs()):
+        for one in results(found, wanted, jobs or default_jobs(), ended):
+            ended.clear()
             output.add(one)
             codes.append(one.code)
             if files or on_github:
                 records.append(one.record)
     finally:
+        ended.clear()
         output.finish()  # an envelope that was begun is closed, whatever ended the run
     for file in files:
         write_report(file, records)
@@ -131,10 +133,11 @@ def run(
 
 
 def results(
-    found: Sequence[tuple[str, Path | UsageError]], wanted: Wanted, jobs: int
+    found: Sequence[tuple[str, Path | UsageError]], wanted: Wanted, jobs: int, ended: Ended
 ) -> Iterator[Finished]:
     """Yield what comes of each spec, and what is wrong with names, in their order."""
-    runs = run_specs([path for _, path in found if isinstance(path, Path)], wanted, jobs)
+    paths = [path for _, path in found if isinstance(path, Path)]
+    runs = run_specs(paths, wanted, jobs, ended.add)
     for name, path in found:
         yield next(runs) if isinstance(path, Path) else failed(Path(name), UNUSABLE, str(path))
 
