@@ -11,6 +11,10 @@ CLEARED = "\r\x1b[K"
 """What takes a terminal's line away."""
 
 
+MOST_PASSED = 10
+"""Specs that pass which a summary names."""
+
+
 class TextOutput:
     """Reports for people, on standard output; a summary where there are several specs."""
 
@@ -38,8 +42,14 @@ class TextOutput:
             return
         ordered = sorted(self.heads, key=lambda one: GRAVEST_FIRST.index(one[0]))
         sys.stdout.write(self.separator)
-        for code, name, headline in ordered:
-            sys.stdout.write(f"{'ok  ' if code == 0 else 'FAIL'} {name}: {headline}\n")
+        failed, passed = ([one for one in ordered if bool(one[0]) is bad] for bad in (True, False))
+        for _, name, headline in failed:
+            sys.stdout.write(f"FAIL {name}: {headline}\n")
+        for _, name, headline in passed[:MOST_PASSED]:
+            sys.stdout.write(f"ok   {name}: {headline}\n")
+        if len(passed) > MOST_PASSED:
+            sys.stdout.write(f"ok   and {len(passed) - MOST_PASSED:,} more\n")
+        sys.stdout.write(f"{len(passed):,} of {len(ordered):,} specs pass\n")
 
 
 class Ended:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from regcheck.cli.outputs import Ended, JsonOutput, Output, TextOutput
 from regcheck.cli.shell import completion
 from regcheck.cli.shell.help import WithExamples
 from regcheck.errors import UsageError
+
+if TYPE_CHECKING:
+    from regcheck.report.record import Record
 
 RENAMED = {"patience": "timeout"}
 """Former names of options, which are still taken."""
@@ -100,7 +104,7 @@ def run(
 
     A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, except hidden ones.
     """
-    from regcheck.report.files.writing import checked, write_report
+    from regcheck.report.files.writing import checked
 
     files, on_github = [checked(name) for name in reports], in_github_actions()
     found = [(name, path) for name in specs for path in spec_files(name)]
@@ -123,13 +127,26 @@ def run(
     finally:
         ended.clear()
         output.finish()  # an envelope that was begun is closed, whatever ended the run
-    for file in files:
-        write_report(file, records)
+    unwritten = written(files, records)
     if on_github:
         from regcheck.report.github import tell_github
 
         tell_github(records)
-    return next(code for code in GRAVEST_FIRST if code in codes)
+    return next(code for code in GRAVEST_FIRST if code in [*codes, *unwritten])
+
+
+def written(files: Sequence[Path], records: Sequence[Record]) -> list[int]:
+    """Write report files; one that cannot be written stops no other, and is an error's code."""
+    from regcheck.report.files.writing import write_report
+
+    codes = []
+    for file in files:
+        try:
+            write_report(file, records)
+        except UsageError as error:
+            click.echo(str(error), err=True)
+            codes.append(UNUSABLE)
+    return codes
 
 
 def results(

@@ -28,6 +28,8 @@ from regcheck.report.texts.step_table import ratio_head, ratio_legend
 from regcheck.report.texts.text import letter_meanings, sides
 from regcheck.report.texts.values import FinalValues, Values, final_values, values_at
 
+ALTERED = "torch's update has changed since the recording was made, or the recording has."
+
 
 class Rule(NamedTuple):
     """One side's update rule: whose it is, by what name it goes, its lines, and its loss."""
@@ -108,7 +110,9 @@ def explanation(report: Report) -> dict[str, Any]:
     worded = roles_of(report.spec).worded
     best, known = found.best, []
     if best is None and report.first_divergence is not None:
-        known = [*where_to_look(found), *found.evidence]
+        known = [*(found.evidence or where_to_look(found))]
+        if report.spec.recording:
+            known = [ALTERED, *known[:1]]
         known += [one.text for one in fitted_lines(report, found)]
     return {
         "verified": worded(f"{verified(report, found, best)}.") if best else "",

@@ -164,6 +164,10 @@ def moves_later(replay: Replay) -> bool:
         return bool((moved > history.all("bound")[1:] * replay.limits).any())
 
 
+NOISE = 1e-12
+"""The share of the largest parameter below which an entry of a start may be rounding."""
+
+
 def from_elsewhere(
     replay: Replay, causes: tuple[str, ...], change: Change
 ) -> tuple[Explanation, Parameters] | None:
@@ -174,9 +178,10 @@ def from_elsewhere(
     """
     rule = replay.by(change)
     for by_newton in (True, False):
-        start = first_start(replay, rule, by_newton=by_newton)
-        if start is None:
+        solved = first_start(replay, rule, by_newton=by_newton)
+        if solved is None:
             continue
+        start = without_noise(replay, rule, solved)
         first, *later = replay.history.records()
 
         def known(record: Record) -> ForwardBackward | None:
@@ -188,6 +193,18 @@ def from_elsewhere(
             found = Explanation(("initial-parameters", *causes), change, residual)
             return found, replay.history.split(start)
     return None
+
+
+def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
+    """Return a start with zeros for what may be rounding, where that is as good."""
+    first = next(replay.history.records())
+    noise = np.abs(start) <= NOISE * np.abs(first.scratch).max()
+    plain = np.where(noise, 0.0, start)
+    return (
+        plain
+        if replay.largest(afters(replay, rule, [first._replace(before=plain)])) <= 1
+        else start
+    )
 
 
 def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array | None:

@@ -153,6 +153,10 @@ def with_effective_settings(replay: Replay) -> Explanation | None:
     return Explanation(causes, change, residual, fits, decays_text(decays, own), decays)
 
 
+NO_DECAY = 1e-9
+"""The share of torch's own weight decay below which a fitted one is none."""
+
+
 def plain_decays(
     settings: Mapping[str, EffectiveSettings], own: Mapping[str, float]
 ) -> dict[str, float]:
@@ -160,7 +164,8 @@ def plain_decays(
     decays: dict[str, float] = {}
     for name, one in settings.items():
         if one.weight_decay is not None:
-            decays[name] = one.weight_decay.plain((own[name], 0.0, *decays.values())).factor
+            decay = one.weight_decay.plain((own[name], 0.0, *decays.values())).factor
+            decays[name] = 0.0 if abs(decay) < NO_DECAY * own[name] else decay
     return decays
 
 

@@ -29,6 +29,9 @@ MOST_LINES = {"diverged": 40, "inconclusive": 40, "equivalent": 20}
 PLAIN = "NumPy, pytorch"
 """The title of a scratch side that goes by torch's own rule."""
 
+FEW = 2
+"""Lines that both rules share which are always shown."""
+
 ROOMY = 72
 """Columns from which on numbers have all their digits."""
 
@@ -130,7 +133,9 @@ def rules(found: Summary, width: int, shared: int) -> Iterator[RenderableType]:
         yield grid
     else:
         common = shared_lines(known) if len(known) > 1 else []
-        alike = common if len(common) <= shared else [f"{count(len(common), 'line')} alike"]
+        alike = (
+            common if len(common) <= max(shared, FEW) else [f"{count(len(common), 'line')} alike"]
+        )
         sides = [
             Rule(one.side, one.title, tuple(line for line in one.lines if line not in common), "")
             for one in found.rules

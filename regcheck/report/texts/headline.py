@@ -9,6 +9,9 @@ from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upward
 from regcheck.rules.causes.catalogue import CAUSES
 
+LONGEST_EVIDENCE = 120
+"""Letters of what is known without a cause, up to which it may stand in the headline."""
+
 
 def headline(report: Report) -> str:
     """Say the verdict, the step, and the cause in words; the place where there is no cause."""
@@ -23,11 +26,16 @@ def headline(report: Report) -> str:
             return f"{sentence(report)}; no known cause explains it"
         does = " and ".join(CAUSES[cause].title for cause in reported)
         return f"{step}, in the reported loss alone: {who(report)} {does}"
+    worded = roles_of(report.spec).worded
     if found.best is None:
+        tensor = report.first_divergence.at.tensor if report.first_divergence else ""
+        for known in found.evidence:
+            if known.startswith(f"{tensor} is ") and len(known) <= LONGEST_EVIDENCE:
+                return f"{step}: {worded(known).rstrip('.')}"
         return f"{sentence(report)}; no known cause explains it"
     if not found.best.causes:
         return f"{step}: the sides differ by rounding alone"
-    return f"{step}: {who(report)} {' and '.join(cause_notes(report, found.best))}"
+    return worded(f"{step}: {who(report)} {', and '.join(cause_notes(report, found.best))}")
 
 
 def with_causes(report: Report) -> str:

@@ -38,16 +38,17 @@ class Cells(NamedTuple):
 
 def columns(report: Report) -> tuple[Column, ...]:
     """Return the columns from left to right, and which go first where the width is short."""
+    losses, accumulated = (3, 2) if report.first_loss_divergence else (2, 3)
     return (
         Column("", 0),
         Column("step", 1),
         Column("epoch", 1, goes=1),
         Column("batch", 1, goes=1),
-        Column("loss scratch", 2, goes=2),
-        Column("", 1, goes=2),
-        Column("torch", 1, goes=2),
+        Column("loss scratch", 2, goes=losses),
+        Column("", 1, goes=losses),
+        Column("torch", 1, goes=losses),
         Column("tensor", 2, left=True),
-        Column("accumulated", 2, goes=3),
+        Column("accumulated", 2, goes=accumulated),
         Column("one-step", 2),
         Column(ratio_head(report), 2),
         Column("", 1),
