@@ -65,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name, sampled = item.nodeid.partition("[")[0], item.get_closest_marker("sampled")
         marks = {mark.name for mark in item.iter_markers()}
-        if not seen[name] and marks.isdisjoint(("exhaustive", "slow")):
+        if not seen[name] and marks.isdisjoint(("exhaustive", "slow", "whole")):
             item.add_marker("quick")
         # Multiples of the golden ratio keep no step with a parameter that has every nth case.
         if sampled and seen[name] * GOLDEN % 1 >= 1 / sampled.kwargs["every"]:

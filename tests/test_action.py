@@ -61,6 +61,7 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.whole
 def test_action_runs_each_spec_and_writes_the_reports(tmp_path: Path) -> None:
     write(tmp_path / "specs" / "doubled.yaml", convention="doubled")
     write(tmp_path / "a b.yaml", convention="doubled", expect={"verdict": "diverged"})
@@ -78,6 +79,7 @@ def test_action_runs_each_spec_and_writes_the_reports(tmp_path: Path) -> None:
     assert (tmp_path / "summary.md").stat().st_size > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("key", ["specs", "args", "reports"])
 def test_no_input_is_taken_for_a_part_of_the_script(key: str, tmp_path: Path) -> None:
     for hostile in (
@@ -101,6 +103,7 @@ def test_scripts_hold_no_expression_and_every_input_is_used() -> None:
     assert all(one["description"] for one in ACTION["inputs"].values())
 
 
+@pytest.mark.whole
 def test_action_installs_the_package_that_it_stands_in(tmp_path: Path) -> None:
     offline = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
     target = tmp_path / "installed"
@@ -113,6 +116,7 @@ def test_action_installs_the_package_that_it_stands_in(tmp_path: Path) -> None:
     assert (done.code, done.set) == (0, "exit-code=0\n"), done.output
 
 
+@pytest.mark.whole
 def test_hook_runs_the_specs_of_a_commit(tmp_path: Path) -> None:
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
     assert hook["language"] == "python"

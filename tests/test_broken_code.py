@@ -247,6 +247,7 @@ PRINTING = (
 )
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_what_reaches_past_python_leaves_the_reports_whole(tmp_path: Path) -> None:
     acts = {
@@ -275,7 +276,7 @@ def test_other_specs_still_run_beside_a_broken_one(
     broken = write_spec(tmp_path, loop("sys.exit(0)"))
     right = tmp_path / "right.yaml"
     right.write_text(SPEC.replace("scratch: mine.py:train\n", ""), encoding="utf-8")
-    assert cli.exit_code(["run", "--json", str(broken), str(right)]) == 2
+    assert cli.exit_code(["run", "--json", "--jobs", "1", str(broken), str(right)]) == 2
     first, second = runs_of(capsys.readouterr().out)
     assert AT_1 + ENDED in first["error"]
     assert second["verdict"] == "equivalent"

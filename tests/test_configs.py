@@ -34,11 +34,13 @@ def reports() -> dict[str, Report]:
     return {path.stem: check(path) for path in CONFIGS}
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_configs_come_to_their_verdicts(reports: dict[str, Report]) -> None:
     assert {name: report.verdict for name, report in reports.items()} == VERDICTS
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_config_reports_keep_to_their_schema(reports: dict[str, Report]) -> None:
     assert complaints(envelope([record_of(report, 1) for report in reports.values()])) == []
@@ -49,6 +51,7 @@ def test_config_begins_with_a_comment_on_what_it_shows(path: object) -> None:
     assert (ROOT / str(path)).read_text(encoding="utf-8").startswith("# ")
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]) -> None:
     report = reports["stackoverflow"]
@@ -64,6 +67,7 @@ def test_stackoverflow_parts_at_step_2_in_the_penalty(reports: dict[str, Report]
     assert report.training.train_rows == 1096
 
 
+@pytest.mark.whole
 def test_stackoverflow_shows_nothing_at_step_1_because_the_weights_are_zero(
     reports: dict[str, Report],
 ) -> None:
@@ -74,6 +78,7 @@ def test_stackoverflow_shows_nothing_at_step_1_because_the_weights_are_zero(
     assert all(tensor.ratio < 1 for tensor in report.comparison.trace[0].tensors.values())
 
 
+@pytest.mark.whole
 def test_stackoverflow_fixed_agrees_over_1000_steps(reports: dict[str, Report]) -> None:
     report = reports["stackoverflow-fixed"]
     assert report.comparison.compared == 1000
@@ -81,6 +86,7 @@ def test_stackoverflow_fixed_agrees_over_1000_steps(reports: dict[str, Report]) 
     assert report.comparison.drift.largest < 1e-14
 
 
+@pytest.mark.whole
 def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> None:
     report = reports["answer"]
     data = report.to_dict()
@@ -95,12 +101,14 @@ def test_answer_has_the_numbers_worked_by_hand(reports: dict[str, Report]) -> No
     assert data["final"]["scratch"]["bias"][0] == pytest.approx(1.95, rel=1e-15)
 
 
+@pytest.mark.whole
 def test_control_finds_what_it_expects(reports: dict[str, Report]) -> None:
     report = reports["control"]
     assert report.expected is True
     assert told(report.diagnosis).causes == ("penalty-divided-by-batch",)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["stackoverflow", "question"])
 def test_question_is_explained_by_the_division_and_the_penalty_in_its_loss(
     reports: dict[str, Report], name: str
@@ -127,6 +135,7 @@ def test_question_is_explained_by_the_division_and_the_penalty_in_its_loss(
     assert data["residual_ratio"] < 8
 
 
+@pytest.mark.whole
 def test_question_s_own_code_trains_as_the_built_in_side(reports: dict[str, Report]) -> None:
     own, built_in = (
         reports[name].comparison.final["scratch"] for name in ("question", "stackoverflow")
@@ -136,6 +145,7 @@ def test_question_s_own_code_trains_as_the_built_in_side(reports: dict[str, Repo
     assert own.loss == pytest.approx(built_in.loss, abs=1e-13)
 
 
+@pytest.mark.whole
 def test_penguins_have_a_smaller_last_batch_and_learn(reports: dict[str, Report]) -> None:
     report = reports["penguins"]
     assert report.training.batch_rows == (32, 17)
@@ -143,6 +153,7 @@ def test_penguins_have_a_smaller_last_batch_and_learn(reports: dict[str, Report]
     assert len(report.features) == 4
 
 
+@pytest.mark.whole
 def test_mixed_precision_drifts_but_does_not_diverge(reports: dict[str, Report]) -> None:
     report = reports["mixed-precision"]
     # More than float64 could drift, less than float32's rounding over the run.

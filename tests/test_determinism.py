@@ -62,6 +62,7 @@ def threads(number: int) -> dict[str, str]:
     return dict.fromkeys(names, str(number))
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_reports_of_two_processes_are_the_same_to_the_byte(tmp_path: Path) -> None:
     specs: list[Spec] = [

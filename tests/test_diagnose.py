@@ -204,6 +204,7 @@ def test_cause_is_found_whatever_the_tolerance(tolerance: Any) -> None:
     assert causes_of(found) == ["penalty-doubled"]
 
 
+@pytest.mark.slow
 def test_divergence_by_the_dtypes_alone_is_precision() -> None:
     spec = {"tolerance": "exact", "dtype": {"scratch": "float64", "framework": "float32"}}
     found = found_by(code(TORCHS), **spec)

@@ -65,6 +65,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.whole
 def test_run_waits_for_its_workers_and_keeps_what_they_print(
     tmp_path: Path, write_spec: Callable[..., Path]
 ) -> None:
@@ -79,6 +80,7 @@ def test_run_waits_for_its_workers_and_keeps_what_they_print(
     assert not any(map(alive, workers(tmp_path)))
 
 
+@pytest.mark.whole
 def test_workers_end_with_a_command_that_is_killed(
     tmp_path: Path, write_spec: Callable[..., Path]
 ) -> None:

@@ -29,6 +29,7 @@ def test_junit_names_a_case_by_folder_and_file() -> None:
     assert all(one.is_passed for one in found)
 
 
+@pytest.mark.slow
 def test_junit_failure_says_what_the_report_says() -> None:
     (case,) = cases(question())
     (failure,) = case.result

@@ -199,6 +199,7 @@ def test_wrong_run_diverges_at_once(model: str, changes: Spec, latest: int, caus
     assert cause in (report.diagnosis.causes or ("",))
 
 
+@pytest.mark.slow
 def test_other_momentum_is_named_with_its_value() -> None:
     changes = {"framework": {"optimizer": {"name": "muon", "momentum": 0.9}}}
     report = check(BASE | MODELS["mlp"] | changes)
@@ -254,6 +255,8 @@ def test_torchs_own_is_the_textbooks_also_beside_biases_that_it_leaves_alone() -
         assert report.verdict == "equivalent"
 
 
+@pytest.mark.whole
+@pytest.mark.slow
 def test_muon_without_bfloat16_is_another_rule() -> None:
     report = run_beside_the_textbook(Exact, bias=False, all_of_it=True)
     assert report.verdict == "diverged"

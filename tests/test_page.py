@@ -56,6 +56,7 @@ def numbers(text: str, kind: str) -> list[float]:
     return list(np.frombuffer(base64.b64decode(text), kind))
 
 
+@pytest.mark.slow
 def test_page_says_what_the_short_report_says() -> None:
     page, found = Page(question()), question().head["summary"]
     for part in (
@@ -131,6 +132,7 @@ def test_page_of_many_specs_has_the_steps_of_some() -> None:
     ("hidden", "steps", "tensors", "every"),
     [(2, 10_000, 6, 1), (20, 1_000, 42, 1), (20, 10_000, 6, 1), (2, 100_000, 4, 8)],
 )
+@pytest.mark.whole
 def test_page_stays_below_8_megabytes(hidden: int, steps: int, tensors: int, every: int) -> None:
     mlp = {"mlp": {"hidden": [1] * hidden, "activation": "tanh", "head": "linear"}}
     start = {"normal": {"std": 1.0, "seed": 0}}

@@ -92,6 +92,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.parametrize(
     ("width", "dark"), [(DESKTOP, False), (PHONE, True)], ids=["desktop, light", "phone, dark"]
 )
+@pytest.mark.whole
 def test_page_is_drawn_within_the_width(browser: Browser, width: int, dark: bool) -> None:
     browser.open(question(), width=width, dark=dark)
     assert browser.js("document.documentElement.scrollWidth") <= width

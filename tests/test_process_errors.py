@@ -46,6 +46,7 @@ from tests.ranks import is_gone, left, spec_of
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_killed_rank_is_an_error_and_the_others_end(
     monkeypatch: pytest.MonkeyPatch,

@@ -55,6 +55,7 @@ def see_equivalent(spec: Spec) -> None:
         np.testing.assert_allclose(found[name], g, rtol=0, atol=10 * eps * (1 + np.abs(g).max()))
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_three_ranks_with_uneven_shares_take_the_scratch_sides_steps(
     started: list[Processes],

@@ -74,6 +74,7 @@ def test_each_spec_has_the_outcome_that_its_exit_code_says(
     assert not any(word in printed for word in ("pytest_plugin.py", "testing.py", "_hookexec"))
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_specs_are_chosen_by_k_and_by_id_and_shared_among_workers(run: Run) -> None:
     result = run("-n", "2", "-k", "agrees or doubled or broken")

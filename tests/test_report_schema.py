@@ -51,6 +51,7 @@ def from_elsewhere(problem: Any) -> Iterator[dict[str, Any]]:
         yield {"weight": w, "bias": b}
 
 
+@pytest.mark.slow
 def test_report_of_own_code_keeps_to_its_schema(small: Spec) -> None:
     report = check(small, scratch=from_elsewhere)
     assert report.verdict == "diverged"

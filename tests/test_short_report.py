@@ -33,6 +33,7 @@ CASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_report_looks_as_it_was_approved_and_fits_a_screen(
     name: str, file_regression: FileRegressionFixture, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,8 @@ def test_of_a_file(path: Path) -> Any:
 test_of_a_file.__test__ = False  # type: ignore[attr-defined]
 
 
+@pytest.mark.whole
+@pytest.mark.slow
 @pytest.mark.parametrize("start", NEXT)
 def test_what_is_written_runs_as_it_is(
     start: str, here: Path, capsys: pytest.CaptureFixture[str]
@@ -162,6 +164,7 @@ def test_bad_path_is_told(
     assert written(here) == {"file.txt": "mine"}
 
 
+@pytest.mark.slow
 def test_demo_is_the_questions_own_case_and_needs_no_file(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def run(tmp_path: Path) -> Run:
     return in_folder
 
 
+@pytest.mark.whole
 @pytest.mark.slow
 def test_from_the_first_command_to_a_test_suite(run: Run, tmp_path: Path) -> None:
     here = tmp_path / "here"

@@ -81,6 +81,7 @@ write_whole(Path(sys.argv[2]), chunks())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limits and signals")
 @pytest.mark.parametrize(("source", "code"), [(FULL, 2), (KILLED, -signal.SIGKILL)])
 def test_full_disk_or_a_kill_leaves_the_old_report(source: str, code: int, tmp_path: Path) -> None:
