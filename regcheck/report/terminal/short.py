@@ -172,9 +172,9 @@ def shared_lines(both: Sequence[Rule]) -> list[str]:
     return [line for line in first.lines if all(line in other.lines for other in others)]
 
 
-def formulas(lines: Sequence[str], indent: str = "") -> Group:
+def formulas(lines: Sequence[str]) -> Group:
     """Return some formulas, one below the other."""
-    return Group(*(Text(indent + line, "cyan") for line in lines))
+    return Group(*(Text(line, "cyan") for line in lines))
 
 
 def values(found: Values, width: int) -> Iterator[RenderableType]:
