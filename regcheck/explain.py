@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from regcheck.errors import UsageError, suggest
@@ -78,8 +79,8 @@ def explain_name(name: str) -> Explanation:
         entry, after = convention_entry(name), worked_example(dict.fromkeys(["pytorch", name]))
     elif name in CAUSES:
         entry, after = cause_entry(name), []
-    elif name in TORCHS:
-        entry, after = TORCHS[name], []
+    elif name in torchs():
+        entry, after = torchs()[name], []
     else:
         near = suggest(name, all_names())
         raise UsageError(f"nothing is called `{name}`: {near}; or no such file")
@@ -128,7 +129,7 @@ def all_names() -> list[str]:
 def names_by_kind() -> dict[str, list[str]]:
     """List every name that can be explained, by kind."""
     kinds = {"convention": list(NAMED), "key": list(KEYS), "cause": list(CAUSES)}
-    for name, entry in TORCHS.items():
+    for name, entry in torchs().items():
         kinds.setdefault(entry.kind, []).append(name)
     return kinds
 
@@ -272,11 +273,14 @@ OF_DECAY = (
     "others. The loss that torch reports never contains the weight-decay term.",
 )
 
-TORCHS_OWN = (
-    *(Entry(name, "model", one.title, one.formulas) for name, one in MODELS.items()),
-    *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
-    *map(optimizer_entry, OPTIMIZERS),
-    schedules_entry(),
-)
-TORCHS = {entry.name: entry for entry in TORCHS_OWN}
-"""torch's own, by name."""
+
+@cache
+def torchs() -> dict[str, Entry]:
+    """Explain torch's own models, losses, optimizers and schedules, by name."""
+    entries = (
+        *(Entry(name, "model", one.title, one.formulas) for name, one in MODELS.items()),
+        *(Entry(name, "loss", one.title, one.formulas, one.notes) for name, one in LOSSES.items()),
+        *map(optimizer_entry, OPTIMIZERS),
+        schedules_entry(),
+    )
+    return {entry.name: entry for entry in entries}

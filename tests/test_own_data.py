@@ -15,7 +15,7 @@ from torch import nn
 
 import regcheck
 from regcheck import cli
-from regcheck.cli import one_run
+from regcheck.cli.exit_codes import DIVERGED, EQUIVALENT, INCONCLUSIVE
 from regcheck.errors import InputError
 from regcheck.problem.data.load import Rows, load_rows
 from regcheck.problem.problem import build_problem
@@ -200,5 +200,5 @@ def test_command_tells_what_a_row_holds(
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({"data": {"npz": "rows.npz"}} | keys))
     code = cli.exit_code(["run", "--details", str(path)])
-    assert code in (one_run.EQUIVALENT, one_run.INCONCLUSIVE, one_run.DIVERGED)
+    assert code in (EQUIVALENT, INCONCLUSIVE, DIVERGED)
     assert "24 training samples of 1 x 8 x 8 numbers, 2 epochs" in capsys.readouterr().out

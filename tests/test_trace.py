@@ -15,7 +15,7 @@ import yaml
 
 from regcheck import cli
 from regcheck.checking import check
-from regcheck.cli import one_run
+from regcheck.cli.exit_codes import UNUSABLE
 from regcheck.compare import trace as trace_module
 from regcheck.compare.differences import Difference
 from regcheck.compare.trace import Trace
@@ -103,7 +103,7 @@ def test_trace_without_room_says_what_to_do(
         check(small)
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(small))
-    assert cli.exit_code(["run", str(path)]) == one_run.UNUSABLE
+    assert cli.exit_code(["run", str(path)]) == UNUSABLE
 
 
 def test_json_of_a_trace_in_a_file_is_that_of_one_in_memory(

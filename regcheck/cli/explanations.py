@@ -1,4 +1,4 @@
-"""Explanations as text, JSON and Markdown, and the signs of formulas in plain ASCII."""
+"""Explanations as text, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -7,34 +7,7 @@ import re
 
 from regcheck.explain import Entry, Explanation
 
-SPELLED = {
-    "←": "<-",
-    "−": "-",
-    "·": "*",
-    "×": "x",
-    "≠": "!=",
-    "≥": ">=",
-    "½": "1/2",
-    "²": "^2",
-    "…": "...",
-    "‖": "|",
-    "Σ": "sum ",
-    "λ": "lambda",
-    "μ": "mu",
-    "σ": "sigma",
-    "τ": "tau",
-    "ℓ": "l",
-}
-"""What the signs of formulas are spelled as where there is nothing but ASCII."""
-
 BOLD, DIFFERENT, PLAIN = "\x1b[1m", "\x1b[1;33m", "\x1b[0m"
-
-
-def spell(error: UnicodeError) -> tuple[str, int]:
-    """Spell the signs of formulas out where the output's encoding has none for them."""
-    assert isinstance(error, UnicodeEncodeError)
-    signs = error.object[error.start : error.end]
-    return "".join(SPELLED.get(sign, "?") for sign in signs), error.end
 
 
 def as_text(explanation: Explanation) -> str:

@@ -17,26 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
-from regcheck.cli.one_run import (
-    UNUSABLE,
-    Finished,
-    Wanted,
-    failed,
-    load_trainers,
-    run_spec,
-)
+from regcheck.cli.exit_codes import UNUSABLE
+from regcheck.cli.one_run import Finished, Wanted, failed, load_trainers, run_spec
 
 DIED = (
     "the process that ran it has ended, killed by the system (perhaps memory ran out) or by the "
     "code that it ran; `--jobs 1` shows more"
 )
-
-
-def default_jobs() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_specs(
@@ -46,10 +33,6 @@ def run_specs(
 
     `ended` is called with each as soon as it is there.
     """
-    if jobs == 1 or len(paths) < 2:
-        for path in paths:
-            yield run_spec(path, wanted, progress=True)
-        return
     done: dict[int, Finished] = {}
     following = 0
     for place, finished in run_unordered(paths, wanted, min(jobs, len(paths))):

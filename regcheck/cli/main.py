@@ -7,27 +7,51 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from regcheck import __version__
-from regcheck.cli.explain import explain
-from regcheck.cli.explanations import spell
-from regcheck.cli.one_run import EQUIVALENT, INTERNAL, INTERNAL_ERROR, INTERRUPTED, UNUSABLE
-from regcheck.cli.run import run
+from regcheck.cli.exit_codes import (
+    EQUIVALENT,
+    INTERNAL,
+    INTERNAL_ERROR,
+    INTERRUPTED,
+    UNUSABLE,
+)
 from regcheck.cli.shell.help import GroupWithExamples
-from regcheck.cli.starting import demo, init, schema
+from regcheck.cli.shell.spelling import spell
 from regcheck.errors import RegcheckError, UsageError, is_planned, refusal
+
+HOMES = {
+    "demo": "starting",
+    "explain": "explain",
+    "init": "starting",
+    "run": "run",
+    "schema": "starting",
+}
+"""The commands, and the module of each."""
 
 
 class Commands(GroupWithExamples):
-    """The commands; planned ones are refused by name."""
+    """The commands, of which only the one that is used is imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """List the commands' names."""
+        return [*HOMES]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in HOMES:
+            return None
+        found: click.Command = getattr(import_module(f"regcheck.cli.{HOMES[cmd_name]}"), cmd_name)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments name."""
+        """Find the command that the arguments name; planned ones are refused."""
         if args and is_planned("command", args[0]) and not ctx.resilient_parsing:
             raise UsageError(refusal("command", args[0]))
         return super().resolve_command(ctx, args)
@@ -46,10 +70,6 @@ class Commands(GroupWithExamples):
 @click.version_option(__version__, prog_name="regcheck")
 def commands() -> None:
     """Check whether two trainings follow the same rule, and if not, where and why they differ."""
-
-
-for command in (run, explain, init, demo, schema):
-    commands.add_command(command)
 
 
 def main() -> NoReturn:

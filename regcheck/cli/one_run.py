@@ -9,20 +9,20 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from regcheck.cli.exit_codes import (
+    DIVERGED,
+    EQUIVALENT,
+    INTERNAL,
+    INTERNAL_ERROR,
+    UNUSABLE,
+    VERDICT_CODES,
+)
 from regcheck.errors import InputError, RegcheckError, RunError
 
 if TYPE_CHECKING:
     from regcheck.report.record import Record
     from regcheck.report.result import Report
     from regcheck.spec import LoadedSpec
-
-EQUIVALENT, DIVERGED, UNUSABLE, INTERNAL, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
-VERDICT_CODES = {"equivalent": EQUIVALENT, "diverged": DIVERGED, "inconclusive": INCONCLUSIVE}
-GRAVEST_FIRST = (INTERNAL, UNUSABLE, DIVERGED, INCONCLUSIVE, EQUIVALENT)
-
-INTERNAL_ERROR = (
-    "internal error, and no verdict; please report it to the maintainers, with the lines above"
-)
 
 
 class Wanted(NamedTuple):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 
-from regcheck.cli.one_run import GRAVEST_FIRST, Finished
+from regcheck.cli.exit_codes import GRAVEST_FIRST
+from regcheck.cli.one_run import Finished
 
 CLEARED = "\r\x1b[K"
 """What takes a terminal's line away."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from regcheck.cli.jobs import default_jobs, run_specs
-from regcheck.cli.one_run import GRAVEST_FIRST, UNUSABLE, Finished, Wanted, failed
+from regcheck.cli.exit_codes import GRAVEST_FIRST, UNUSABLE
+from regcheck.cli.one_run import Finished, Wanted, failed, run_spec
 from regcheck.cli.outputs import Ended, JsonOutput, Output, TextOutput
 from regcheck.cli.shell import completion
 from regcheck.cli.shell.help import WithExamples
@@ -154,9 +154,21 @@ def results(
 ) -> Iterator[Finished]:
     """Yield what comes of each spec, and what is wrong with names, in their order."""
     paths = [path for _, path in found if isinstance(path, Path)]
-    runs = run_specs(paths, wanted, jobs, ended.add)
+    if jobs == 1 or len(paths) < 2:
+        runs: Iterator[Finished] = (run_spec(path, wanted, progress=True) for path in paths)
+    else:
+        from regcheck.cli.jobs import run_specs
+
+        runs = run_specs(paths, wanted, jobs, ended.add)
     for name, path in found:
         yield next(runs) if isinstance(path, Path) else failed(Path(name), UNUSABLE, str(path))
+
+
+def default_jobs() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_github_actions() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 import regcheck
+from regcheck.cli.exit_codes import DIVERGED, EQUIVALENT
 from regcheck.cli.shell.help import WithExamples
 from regcheck.errors import UsageError
 from regcheck.writing import write_whole
@@ -111,7 +112,7 @@ def demo(details: bool) -> int:
     A logistic regression by hand, whose weight decay is divided by the batch size, beside
     torch.optim.SGD. Exits with 0, although the sides diverge: that is what it shows.
     """
-    from regcheck.cli.one_run import DIVERGED, EQUIVALENT, Wanted, load_trainers, text_of
+    from regcheck.cli.one_run import Wanted, load_trainers, text_of
     from regcheck.cli.run import terminal
     from regcheck.spec import read_spec
 

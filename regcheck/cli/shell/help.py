@@ -7,14 +7,7 @@ from typing import Any
 
 import click
 
-EXIT_CODES = {
-    "0": "equivalent, or as the spec's `expect` says",
-    "1": "diverged, or not as `expect` says",
-    "2": "bad usage, spec, data or code of your own; the message says where",
-    "3": "internal error",
-    "4": "inconclusive: neither a pass nor a divergence",
-    "130": "interrupted",
-}
+from regcheck.cli.exit_codes import MEANINGS
 
 
 class WithExamples(click.Command):
@@ -38,7 +31,7 @@ class WithExamples(click.Command):
         super().format_epilog(ctx, formatter)
         if self.codes:
             with formatter.section("Exit codes"):
-                formatter.write_dl(list(EXIT_CODES.items()))
+                formatter.write_dl([(str(code), meaning) for code, meaning in MEANINGS.items()])
 
 
 class GroupWithExamples(WithExamples, click.Group):
