@@ -17,6 +17,7 @@ from regcheck.rules.causes.cause import put_in
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.settings import Training
+from regcheck.rules.words import all_of
 from regcheck.spec import Spec
 from regcheck.spec.sections.tolerance import ROUNDING
 from regcheck.user_code.problem_api import plain_decay
@@ -44,7 +45,7 @@ def equivalent_settings(
         return None
     if best.tensors:
         differs = "differs" if len(best.tensors) == 1 else "differ"
-        return f"only {' and '.join(best.tensors)} {differs} from torch's rule"
+        return f"only {all_of(best.tensors)} {differs} from torch's rule"
     convention, faults = put_in(best.change, training.settings.torchs, NO_FAULTS)
     if loss == "bce_with_logits":
         faults = faults._replace(bce_slope="floored")

@@ -15,6 +15,7 @@ from regcheck.numerics.bounds.rounding import Bounds
 from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch, Schedule
 from regcheck.problem.problem import Array, Parameters
+from regcheck.rules.words import all_of
 from regcheck.trainers.lockstep import Steps
 
 MOST_BYTES = 2**24
@@ -139,9 +140,7 @@ class History:
                 found.append(name)
             elif len(inside):
                 found += runs_of(name, self.shapes[name], inside)
-        more = len(found) - MOST_NAMED
-        shown = found[:MOST_NAMED] + ([f"{more} more"] if more > 0 else [])
-        return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+        return all_of(found, most=MOST_NAMED)
 
 
 def runs_of(name: str, shape: tuple[int, ...], inside: NDArray[np.intp]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from regcheck.numerics.least_squares import fit_all, fit_columns
 from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
+from regcheck.rules.words import all_of
 
 MOST_RATES = 6
 """The lrs that are listed."""
@@ -164,16 +165,10 @@ def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Train
         rules.setdefault(one.rule(training.settings.weight_decay.get(name, 0.0)), []).append(name)
     if not rules.keys() - {NO_RULE, NO_SETTINGS}:
         return []
-    verbs = {text: "are" if len(names) > 1 else "is" for text, names in rules.items()}
-    return [f"{few(names)} {verbs[text]} updated {text}." for text, names in rules.items()]
-
-
-def few(names: list[str]) -> str:
-    """Name some tensors."""
-    if len(names) > MOST_TENSORS:
-        names = [*names[: MOST_TENSORS - 1], f"{len(names) - MOST_TENSORS + 1} more tensors"]
-        return f"{', '.join(names[:-1])} and {names[-1]}"
-    return " and ".join(names)
+    return [
+        f"{all_of(names, most=MOST_TENSORS)} {'are' if len(names) > 1 else 'is'} updated {text}."
+        for text, names in rules.items()
+    ]
 
 
 def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
+from regcheck.rules.words import all_of
 from regcheck.spec import Spec
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, TorchFollowsScratch
@@ -212,7 +213,7 @@ class EffectiveSettings(NamedTuple):
         if decay is not None and not decay.is_near(weight_decay):
             text = f"a weight_decay of {decay.factor:.6g}"
             other.append("no weight decay" if decay.is_near(0.0) else text)
-        return "by torch's rule" + (f" with {' and '.join(other)}" if other else "")
+        return "by torch's rule" + (f" with {all_of(other)}" if other else "")
 
 
 class Reporting(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.rules.models import Shape
+from regcheck.rules.words import all_of
 from regcheck.spec import LoadedSpec
 from regcheck.spec.sections.init import Init
 
@@ -47,7 +48,7 @@ def given_start(loaded: LoadedSpec, init: Init, name: str, shape: Shape) -> Arra
     widths = {len(row) for row in given} if len(shape) == 2 else {shape[-1]}
     if len(given) != shape[0] or widths != {shape[-1]}:
         rows = f"{shape[0]} rows of {shape[1]}" if len(shape) == 2 else f"{shape[0]}"
-        found = f"{len(given)} of {' and '.join(map(str, sorted(widths)))}"
+        found = f"{len(given)} of {all_of(map(str, sorted(widths)))}"
         found = found if len(shape) == 2 else str(len(given))
         raise loaded.error(("init", name), f"must have {rows} numbers, got {found}")
     return np.array(given, np.float64)

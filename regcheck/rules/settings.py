@@ -13,6 +13,7 @@ from regcheck.rules.optimizers.faulty import faulty
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.sgd import SGD
 from regcheck.rules.optimizers.update_rule import Options, Own, UpdateRule
+from regcheck.rules.words import all_of
 
 
 class Settings(NamedTuple):
@@ -96,7 +97,7 @@ class Training(NamedTuple):
 
     def rows_lines(self, name: str) -> list[str]:
         """Say how many rows there are in a spec, and what they are divided into."""
-        sizes = " and ".join(f"{size:,}" for size in self.batch_rows)
+        sizes = all_of(f"{size:,}" for size in self.batch_rows)
         lines = [f"{name}: {self.train_rows:,} training samples, batches of {sizes}"]
         if self.processes > 1:
             *more, last = (f"{size:,}" for size in self.micro_rows)

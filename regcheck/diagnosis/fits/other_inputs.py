@@ -24,6 +24,7 @@ from regcheck.problem.problem import Array, Parameters
 from regcheck.problem.row_orders import other_orders
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change
+from regcheck.rules.words import all_of
 from regcheck.trainers.numpy_state import ForwardBackward
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
@@ -115,7 +116,7 @@ def parameters_rounded(replay: Replay) -> Explanation | None:
     residual = min(residual_rounded(replay, rounded, start) for start in (True, False))
     if residual > 1:
         return None
-    which = " and ".join(names) if len(names) < len(history.slices) else "the parameters"
+    which = all_of(names) if len(names) < len(history.slices) else "the parameters"
     verb = "is" if len(names) == 1 < len(history.slices) else "are"
     return Explanation(("precision",), {}, residual, note=f"{which} {verb} rounded to float32")
 

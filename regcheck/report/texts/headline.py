@@ -8,6 +8,7 @@ from regcheck.report.texts.diagnosis.cause_text import cause_notes
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upward
 from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.words import all_of
 
 LONGEST_EVIDENCE = 120
 """Letters of what is known without a cause, up to which it may stand in the headline."""
@@ -24,7 +25,7 @@ def headline(report: Report) -> str:
         reported = found.reporting.causes if found.reporting else ()
         if not reported:
             return f"{sentence(report)}; no known cause explains it"
-        does = " and ".join(CAUSES[cause].title for cause in reported)
+        does = all_of(CAUSES[cause].title for cause in reported)
         return f"{step}, in the reported loss alone: {who(report)} {does}"
     worded = roles_of(report.spec).worded
     if found.best is None:
@@ -77,12 +78,12 @@ def kept(report: Report) -> str:
     tolerances = [report.spec.tolerance.of(name) for name in names]
     if any(tolerance.on_drift for tolerance in tolerances):
         texts = {tolerance_text(tolerance) for tolerance in tolerances}
-        return f"every step satisfies {' and '.join(sorted(texts))}"
+        return f"every step satisfies {all_of(sorted(texts))}"
     ratio = report.smallest_tolerance().rounding
     if ratio == 0:
         return "no step differs"
     limits = sorted({tolerance.limit for tolerance in tolerances})
-    allowed = " or ".join(f"{limit:g}" for limit in limits)
+    allowed = all_of((f"{limit:g}" for limit in limits), "or")
     return (
         f"the largest one-step difference is {upward(ratio)} rounding bounds, of {allowed} allowed"
     )
@@ -113,6 +114,6 @@ def expectation(report: Report) -> str:
     by = f" by {expect.cause}" if expect.cause else ""
     missed = ""
     if expect.cause and report.verdict == "diverged" and not report.names(expect.cause):
-        named = " and ".join(report.diagnosis.causes) if report.diagnosis else ""
-        missed = f"; the cause is {named}" if named else "; no cause explains it"
+        causes = report.diagnosis.causes if report.diagnosis else ()
+        missed = f"; the cause is {all_of(causes)}" if causes else "; no cause explains it"
     return f"Not as expected: the spec expects {wanted}{at}{by}{missed}."

@@ -13,6 +13,7 @@ from regcheck.compare.drift import Needed
 from regcheck.report.result import Report
 from regcheck.report.texts.text import WHERE, both, short, upward
 from regcheck.rules.convention import differences, is_bias
+from regcheck.rules.words import all_of
 from regcheck.spec.sections.tolerance import Tolerance
 
 MOST_NAMED = 4
@@ -99,7 +100,7 @@ def left_out(report: Report) -> Iterator[str]:
     if report.first_loss_divergence is not None and "loss" not in judged:
         found.append(f"the reported losses diverge at step {report.first_loss_divergence.step:,}")
     if found:
-        yield f"Not judged, since `compare` leaves it out: {' and '.join(found)}."
+        yield f"Not judged, since `compare` leaves it out: {all_of(found)}."
 
 
 def symmetry(report: Report) -> Iterator[str]:
@@ -189,11 +190,11 @@ def masked(report: Report) -> Iterator[str]:
     ]
     if report.spec.tolerance.on_drift:
         yield (
-            f"The rules differ nevertheless, {' and '.join(stages)}, by more than rounding: the "
+            f"The rules differ nevertheless, {all_of(stages)}, by more than rounding: the "
             "tolerance allows the accumulated difference that results."
         )
     else:
-        yield f"The sides differ {' and '.join(stages)}, but no parameter shows it."
+        yield f"The sides differ {all_of(stages)}, but no parameter shows it."
 
 
 def drift(report: Report) -> Iterator[str]:
@@ -243,10 +244,7 @@ def conventions(report: Report) -> Iterator[str]:
 
 def any_of(names: list[str]) -> str:
     """Name one of some causes: `a`, `a or b`, `a, b, c, d or 3 more`."""
-    if len(names) > MOST_NAMED + 1:
-        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
+    return all_of(names, "or", most=MOST_NAMED)
 
 
 def tolerances(report: Report) -> Iterator[str]:

@@ -8,6 +8,7 @@ from keyword import iskeyword
 from typing import Any, TypeVar
 
 from regcheck.rules.settings import Settings, Training, exact, number
+from regcheck.rules.words import all_of
 
 Value = TypeVar("Value")
 
@@ -84,6 +85,6 @@ def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
     """
     pairs = {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
     return "; ".join(
-        f"the weight_decay of {' and '.join(names)} is {own:.6g}, torch's is {number(other)}"
+        f"the weight_decay of {all_of(names)} is {own:.6g}, torch's is {number(other)}"
         for (own, other), names in alike(pairs).items()
     )

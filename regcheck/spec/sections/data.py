@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from regcheck.errors import suggest
+from regcheck.rules.words import all_of
 from regcheck.spec.sections.fields import (
     Count,
     FalseWord,
@@ -188,7 +189,7 @@ def source_of(value: object) -> type[Source]:
     if found != ["npz"] and ("X" in value or "y" in value):
         found.append("inline X, y")
     if len(found) > 1:
-        raise wrong(f"must have exactly one source, got {' and '.join(found)}")
+        raise wrong(f"must have exactly one source, got {all_of(found)}")
     if not found:
         hints = (suggest(str(key), SOURCES) for key in value)
         hint = next((hint for hint in hints if hint.startswith("did")), "")

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from regcheck.rules.optimizers.lr_schedules import KEYS, KINDS, Kind
 from regcheck.rules.settings import exact
+from regcheck.rules.words import all_of
 from regcheck.spec.sections.fields import (
     Count,
     NotNegative,
@@ -90,7 +91,7 @@ class LrSchedule(Section):
                 yield (key,), f"the kind {self.kind} has no such key; {takes}"
         missing = [key for key in kind.needs if key not in given]
         if missing:
-            yield (), f"the kind {self.kind} needs {' and '.join(missing)}"
+            yield (), f"the kind {self.kind} needs {all_of(missing)}"
         milestones = self.milestones or []
         if any(late <= early for early, late in pairwise(milestones)):
             yield ("milestones",), f"must increase, got {shown(milestones)}"

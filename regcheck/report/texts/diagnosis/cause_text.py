@@ -15,6 +15,7 @@ from regcheck.rules.convention import Convention, is_bias
 from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.formulas.formula import rule_lines, update_lines
 from regcheck.rules.settings import Letters, letters, number
+from regcheck.rules.words import all_of
 
 MOST_TENSORS = 3
 """Tensors that are named."""
@@ -58,9 +59,7 @@ def in_tensors(best: Explanation) -> str:
     """Say in which tensors a cause acts, where it acts in some alone."""
     if not best.tensors:
         return ""
-    more = len(best.tensors) - MOST_TENSORS
-    names = [*best.tensors[:MOST_TENSORS], *([f"{more} more"] if more > 0 else [])]
-    return f"in {' and '.join(names)} alone; all else follows torch's rule"
+    return f"in {all_of(best.tensors, most=MOST_TENSORS)} alone; all else follows torch's rule"
 
 
 def lines_of(

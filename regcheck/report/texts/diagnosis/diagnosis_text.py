@@ -18,6 +18,7 @@ from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import upward
 from regcheck.rules.formulas.torch_call import alike
 from regcheck.rules.settings import number
+from regcheck.rules.words import all_of
 
 MOST_ALTERNATIVES = 3
 """Other explanations that are printed; the JSON report has them all."""
@@ -154,11 +155,11 @@ def fitted_lines(report: Report, found: Diagnosis) -> list[Line]:
     if not rates:
         return []
     texts = [
-        text + (f" of {' and '.join(names)}" if len(group) > 1 else "") + spreads.get(text, "")
+        text + (f" of {all_of(names)}" if len(group) > 1 else "") + spreads.get(text, "")
         for group in (rates, penalties)
         for text, names in group.items()
     ]
-    torch = f"lr {' and '.join(dict.fromkeys(number(settings.of(name).lr) for name in decays))}"
+    torch = f"lr {all_of(dict.fromkeys(number(settings.of(name).lr) for name in decays))}"
     if any(decays.values()):
-        torch += f", weight_decay {' and '.join(f'{value:g}' for value in alike(decays))}"
+        torch += f", weight_decay {all_of(f'{value:g}' for value in alike(decays))}"
     return [Line("Fitted", f"from the scratch side's steps: {', '.join(texts)}; torch has {torch}")]

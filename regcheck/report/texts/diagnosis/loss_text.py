@@ -12,6 +12,7 @@ from regcheck.rules.causes.cause import Change, put_in
 from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.formulas.formula import loss_text
 from regcheck.rules.settings import letters
+from regcheck.rules.words import all_of
 
 TORCHS_LOSS = "torch's loss"
 
@@ -45,9 +46,9 @@ def loss_texts(report: Report, found: Diagnosis) -> list[str]:
     formula = reported_formula(report, reporting, found.best)
     causes, text = reporting.causes, f"the scratch side reports {formula}"
     if formula == TORCHS_LOSS:
-        titles = " and ".join(CAUSES[cause].title for cause in causes)
-        text = titles or "the reported losses differ as the updates do"
-    named = f"{' and '.join(causes)}: " if causes else ""
+        titles = [CAUSES[cause].title for cause in causes]
+        text = all_of(titles) if titles else "the reported losses differ as the updates do"
+    named = f"{all_of(causes)}: " if causes else ""
     evidence = [found.loss_evidence] if found.loss_evidence else []
     return [f"{named}{text}", *evidence]
 

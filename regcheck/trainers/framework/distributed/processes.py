@@ -25,6 +25,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from regcheck.problem.problem import Problem
+from regcheck.rules.words import all_of
 from regcheck.trainers.framework.distributed.launcher import GRACE, Launcher, process_error
 
 START_TIMEOUT = 120.0
@@ -213,7 +214,7 @@ def accepting(listener: Listener, address: str) -> Iterator[SimpleQueue[Connecti
 
 def late(ranks: Sequence[int], count: int, seconds: float, moment: str) -> Exception:
     """Make the error that ranks have not answered in time."""
-    which = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {' and '.join(map(str, ranks))}"
+    which = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {all_of(map(str, ranks))}"
     have = "has" if len(ranks) == 1 else "have"
     what = f"{which} of {count} {have} not answered within {seconds:g} seconds {moment}"
     return process_error(what, todo=MORE_TIME)
