@@ -41,7 +41,7 @@ class PoisonedTorch(TorchTrainer):
     def step(self, batch: Batch) -> Step:
         done = super().step(batch)
         if batch.step == 5:
-            self.views["weight"][0, 1] = math.nan
+            self.views.now()["weight"][0, 1] = math.nan
         return done._replace(after=self.parameters())
 
 

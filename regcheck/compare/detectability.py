@@ -108,7 +108,7 @@ class AlteredOptimizers:
         """Take torch's side before its first step, and the limits of each tensor, in bounds."""
         self.trainer = trainer
         self.limits = np.repeat(
-            [limits[name] for name in trainer.views], [v.size for v in trainer.views.values()]
+            [limits[name] for name in trainer.layout.shapes], trainer.layout.sizes
         )
         self.pending: dict[str, OptimizerClone | None] = {
             "a doubled lr": OptimizerClone(trainer.module, lr=2.0),

@@ -21,6 +21,7 @@ from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import Own
 from regcheck.rules.settings import Settings
+from regcheck.trainers.framework.memory import Views
 
 
 @dataclass
@@ -227,7 +228,7 @@ class OptimizerClone:
         self.module, self.gradient, self.times = module, gradient, times
         originals = list(module.tensors.values())
         self.tensors, self.optimizer = copy.deepcopy((originals, module.optimizer))
-        self.views = [tensor.detach().numpy() for tensor in self.tensors]
+        self.views = Views(dict(zip(module.tensors, self.tensors, strict=True)))
         self.kept: dict[Tensor, Any] = {}
 
     def keep(self) -> None:
@@ -253,7 +254,8 @@ class OptimizerClone:
             error: what is added to the gradients, all entries one after the other.
         """
         start = 0
-        for name, tensor, view in zip(before, self.tensors, self.views, strict=True):
+        views = self.views.now()
+        for tensor, (name, view) in zip(self.tensors, views.items(), strict=True):
             np.copyto(view, before[name].reshape(view.shape), casting="same_kind")
             stop, given = start + view.size, gradients[name]
             tensor.grad = None
@@ -270,7 +272,7 @@ class OptimizerClone:
                 if key in own:
                     own[key] = theirs[key] * self.times.get(key, 1.0)
         self.module.guard(self.optimizer.step)
-        return flat(dict(zip(before, self.views, strict=True)))
+        return flat(self.views.now())
 
 
 def copied(state: Mapping[Tensor, Any]) -> dict[Tensor, Any]:

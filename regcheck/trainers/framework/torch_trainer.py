@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.trainers.framework.built_in import built_in
+from regcheck.trainers.framework.memory import Buffers, Views
 from regcheck.trainers.framework.schedulers import GroupSchedulers
 from regcheck.trainers.framework.torch_model import Module, dense, eager_step, is_torchs
 from regcheck.trainers.framework.user_module import check_loss
@@ -64,25 +64,23 @@ class TorchTrainer:
         self.used: Parameters = {}
         self.placed: Parameters | None = None  # what is known to be there, exactly
         self.has_gradient = dict.fromkeys(self.tensors, True)
-        self.buffers = dict(self.module.model.named_buffers())
+        self.buffers = Buffers(self.module.model)
         self.buffers_before: dict[str, torch.Tensor] = {}
-        # Views of the parameters' memory: reading them costs no call into torch.
-        self.views: dict[str, Array] = {
-            name: tensor.detach().numpy() for name, tensor in self.tensors.items()
-        }
-        self.layout = layout_of({name: view.shape for name, view in self.views.items()})
+        self.views = Views(self.tensors)
+        self.layout = layout_of({name: tuple(x.shape) for name, x in self.tensors.items()})
 
     def parameters(self) -> Parameters:
         """Copy the parameters as they are now."""
-        return self.layout.join(self.views.values())
+        return self.layout.join(self.views.now().values())
 
     def place(self, parameters: Parameters) -> None:
         """Put other parameters in the place of its own; what the optimizer remembers stays."""
+        views = self.views.now()
         with np.errstate(all="ignore"):  # float64 may overflow in float32
-            for name, view in self.views.items():
+            for name, view in views.items():
                 np.copyto(view, parameters[name].reshape(view.shape), casting="same_kind")
         alike = isinstance(parameters, Packed) and parameters.layout is self.layout
-        alike = alike and all(w.dtype == self.views[name].dtype for name, w in parameters.items())
+        alike = alike and all(w.dtype == views[name].dtype for name, w in parameters.items())
         self.placed = parameters if alike else None
 
     def advance(self, batch: Batch) -> Step:
@@ -124,7 +122,7 @@ class TorchTrainer:
     def step(self, batch: Batch) -> Step:
         """Take one update."""
         before = self.parameters() if self.placed is None else self.placed
-        self.buffers_before = {name: x.detach().clone() for name, x in self.buffers.items()}
+        self.buffers_before = self.buffers.copy()
         taken = self.take(batch)
         self.has_gradient = {name: name not in taken.skipped for name in self.tensors}
         self.used = taken.used
@@ -175,7 +173,7 @@ class TorchTrainer:
         pairs = [one[index] for index in rows for one in (self.X, self.y)]
         if not self.loss_checked:
             for X, y in zip(pairs[::2], pairs[1::2], strict=True):
-                with self.keeping_buffers():
+                with self.buffers.kept():
                     check_loss(self.module, X, y)
                 self.loss_checked = len(y) > 1
         return pairs
@@ -201,22 +199,11 @@ class TorchTrainer:
         z = self.module.model(X)
         return z, self.module.loss(z, y)
 
-    @contextmanager
-    def keeping_buffers(self) -> Iterator[None]:
-        """Put the model's buffers back as they were, after passes that are no step of it."""
-        kept = {name: x.detach().clone() for name, x in self.buffers.items()}
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, x in kept.items():
-                    self.buffers[name].copy_(x)
-
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""
         return self.layout.join(
-            np.zeros_like(self.views[name]) if tensor.grad is None else dense(name, tensor.grad)
-            for name, tensor in self.tensors.items()
+            np.zeros_like(view) if (g := self.tensors[name].grad) is None else dense(name, g)
+            for name, view in self.views.now().items()
         )
 
     def given_gradients(self) -> dict[str, Array | None]:

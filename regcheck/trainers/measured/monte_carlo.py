@@ -251,10 +251,9 @@ def sample_unguarded(
     kept, X, y = trainer.parameters(), trainer.X, trainer.y
     grads = [w.grad for w in trainer.tensors.values()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.keeping_buffers():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), trainer.buffers.kept():
             trainer.place(parameters)
-            for name, x in trainer.buffers_before.items():
-                trainer.buffers[name].copy_(x)
+            trainer.buffers.put(trainer.buffers_before)
             if mixed and rounding is not None:
                 trainer.X, trainer.y = (recast(one, rounding) for one in (X, y))
                 for tensor in trainer.tensors.values():
@@ -291,7 +290,7 @@ def is_random(trainer: TorchTrainer) -> bool:
         for batch in islice(trainer.problem.schedule.batches(), 1):
             X, y = trainer.pairs(batch)[:2]
             for _ in range(2):
-                with trainer.keeping_buffers():
+                with trainer.buffers.kept():
                     both = trainer.module.guard(trainer.forward, X, y)
                 tensors = [x for x in both if isinstance(x, Tensor)]
                 found.append([x.detach().numpy().tobytes() for x in tensors])

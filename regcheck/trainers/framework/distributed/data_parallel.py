@@ -72,16 +72,16 @@ class DataParallelTrainer(TorchTrainer):
 
     def bits(self) -> list[bytes]:
         """Return the parameters as bytes."""
-        return [view.tobytes() for view in self.views.values()]
+        return [view.tobytes() for view in self.views.now().values()]
 
     def take(self, batch: Batch) -> Taken:
         """Let the ranks move the parameters by one update."""
-        other = None if self.bits() == self.theirs else list(self.views.values())
+        other = None if self.bits() == self.theirs else list(self.views.now().values())
         moment = f"in step {batch.step:,}"
         answers = self.processes.ask((self.number, other, batch), moment)
         check_alike(answers, moment)
         moved = answers[0].moved
-        for view, w in zip(self.views.values(), moved.parameters, strict=True):
+        for view, w in zip(self.views.now().values(), moved.parameters, strict=True):
             np.copyto(view, w)
         self.theirs = self.bits()
         for tensor, state in zip(self.tensors.values(), moved.state, strict=True):

@@ -64,7 +64,7 @@ class RankTrainer(TorchTrainer):
 
     def answer(self, parameters: Sequence[Array] | None, batch: Batch) -> Answer:
         """Take a step, from other parameters than its own if there are any."""
-        views = list(self.views.values())
+        views = list(self.views.now().values())
         for view, other in zip(views, views if parameters is None else parameters, strict=True):
             np.copyto(view, other)
         taken = self.take(batch)
