@@ -215,6 +215,7 @@ def test_divergence_by_the_dtypes_alone_is_precision() -> None:
 # --- what a spec expects ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=2)
 @pytest.mark.parametrize(
     ("step", "expect", "as_expected"),

@@ -123,6 +123,7 @@ def test_job_summary_is_appended_to(tmp_path: Path) -> None:
     assert path.read_text().startswith("before\n### EQUIVALENT")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "lines"), [(400, 1000), (4000, 200)])
 def test_large_job_summary_is_shortened_to_the_table_of_specs(
     length: int, lines: int, tmp_path: Path

@@ -26,6 +26,7 @@ def words(html: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_markdown_holds_the_short_report() -> None:
     html, found = rendered(question()), question().head["summary"]
     text = words(html)

@@ -112,6 +112,7 @@ def test_conventions_are_named(spec: Spec, cause: str) -> None:
     assert told(report.diagnosis).causes == (cause,)
 
 
+@pytest.mark.slow
 def test_summed_loss_with_class_weights_is_named() -> None:
     """Then the sum is Σ w_y times torch's mean, which no batch size is."""
     loss = {"cross_entropy": {"weight": [1, 2, 0.5]}}

@@ -186,6 +186,7 @@ WRONG: list[tuple[Spec, int, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("changes", "latest", "cause"), WRONG, ids=str)
@@ -249,6 +250,7 @@ def torchs(params: Any) -> Any:
     return torch.optim.Muon(params, lr=0.02, weight_decay=0.1)
 
 
+@pytest.mark.slow
 def test_torchs_own_is_the_textbooks_also_beside_biases_that_it_leaves_alone() -> None:
     for bias in (False, True):
         report = run_beside_the_textbook(torchs, bias=bias, all_of_it=False)

@@ -69,6 +69,7 @@ def test_page_says_what_the_short_report_says() -> None:
         assert part in page.words, part
 
 
+@pytest.mark.slow
 def test_page_holds_every_step() -> None:
     record = question()
     (data,) = Page(record).steps()

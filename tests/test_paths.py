@@ -40,6 +40,7 @@ def test_paths_end_where_both_sides_end_and_the_farthest_is_first() -> None:
     assert apart[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [400, 401, 2000])
 def test_long_runs_keep_evenly_spaced_points(epochs: int) -> None:
     _, found = followed(SMALL | {"epochs": epochs})

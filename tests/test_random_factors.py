@@ -112,6 +112,7 @@ def wrong_factor(seen: Seen, one: Explanation) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.search(sample=3, whole=200)
 def test_factor_near_one_is_named_as_what_it_is(
     seed: int, tmp_path: Path, record_property: Record

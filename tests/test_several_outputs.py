@@ -17,6 +17,7 @@ from tests.conftest import SMALL
 Write = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_summary_is_the_worst_first_then_few_that_pass_then_a_count(
     write_spec: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
