@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,16 +82,21 @@ def test_run_waits_for_its_workers_and_keeps_what_they_print(
 
 
 @pytest.mark.whole
-def test_workers_end_with_a_command_that_is_killed(
-    tmp_path: Path, write_spec: Callable[..., Path]
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_the_command(
+    sent: signal.Signals, tmp_path: Path, write_spec: Callable[..., Path]
 ) -> None:
     run = started(tmp_path, write_spec, slow=True)
     try:
         wait_until(lambda: len(workers(tmp_path)) == 2)
     finally:
-        run.kill()
-    run.communicate(timeout=120)  # ends with the last process that holds the pipes
+        run.send_signal(sent)
+    # It ends with the last process that holds the pipes.
+    _, errors = run.communicate(timeout=120)
     assert len(workers(tmp_path)) == 2
+    if sent != signal.SIGKILL:
+        assert run.returncode == 130
+        assert errors.replace("no line's end", "").split() == ["interrupted"]
 
 
 def test_ended_specs_are_counted_on_a_terminal_alone(
