@@ -180,9 +180,8 @@ def test_number_is_written_once_where_its_name_is_that_number(key: str, factor: 
 def test_decay_of_each_tensor_is_told_in_words() -> None:
     report = check(BASE, scratch=trained(decay=(0.05, 0.2)))
     text = text_of(report)
-    assert "the weight_decay of weight is 0.05, torch's is 0.1" in text
-    assert "the weight_decay of bias is 0.2, torch's is 0.1" in text
-    assert "decay each tensor by torch's weight_decay: 0.1 for weight and bias" in text
+    assert "applies a weight decay of 0.05 to weight, torch's is 0.1; applies a weight" in text
+    assert "decay weight and bias by torch's weight_decay, 0.1" in text
     assert "factor c" not in text
     (cause,) = report.to_dict()["diagnosis"]["causes"]
     assert cause["scratch_formula"] == "w ← w − 0.05 (g + 0.05 w); b ← b − 0.05 (g + 0.2 b)"
@@ -191,8 +190,7 @@ def test_decay_of_each_tensor_is_told_in_words() -> None:
 def test_decays_are_told_together_where_they_are_alike() -> None:
     torch_has = {"0.w": 0.1, "1.w": 0.1, "b": 0.0, "c": 0.3}
     assert decays_text({"0.w": 0.0, "1.w": 0.0, "b": 0.2, "c": 0.3}, torch_has) == (
-        "the weight_decay of 0.w and 1.w is 0, torch's is 0.1; "
-        "the weight_decay of b is 0.2, torch's is 0"
+        "applies no weight decay to 0.w and 1.w; applies a weight decay of 0.2 to b, torch's is 0"
     )
 
 

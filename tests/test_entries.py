@@ -16,6 +16,7 @@ from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
+from regcheck.report.terminal.short import short_text
 from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import Spec, told
 
@@ -257,8 +258,12 @@ def test_tensor_of_a_module_with_a_decay_of_its_own_is_named() -> None:
     report = check(spec, scratch=by_hand("2.weight", 0.0), framework=framework)
     found = told(report.diagnosis)
     assert found.best is not None
-    assert found.causes == ("penalty-scaled",)
+    assert found.causes == ("penalty-missing",)
     assert told(found.best.weight_decay)["2.weight"] == 0
+    text = " ".join(short_text(report).split())
+    assert "DIVERGED at step 1: scratch applies no weight decay to 2.weight both" in text
+    assert "2.weight: w ← w − 0.02 g" in text  # beside what both sides share
+    assert "Fix scratch decay 2.weight by torch's weight_decay, 0.1 or torch" in text
 
 
 def test_entries_are_named_as_slices() -> None:

@@ -200,8 +200,8 @@ def test_each_tensor_may_have_a_decay_of_its_own(spec: Spec, write: Any) -> None
 
     assert best_of(report).causes == ("penalty-scaled",)
     assert best_of(report).note == (
-        "the weight_decay of weight is 0.05, torch's is 0.1; "
-        "the weight_decay of bias is 0.3, torch's is 0.1"
+        "applies a weight decay of 0.05 to weight, torch's is 0.1; "
+        "applies a weight decay of 0.3 to bias, torch's is 0.1"
     )
     assert report.to_dict()["diagnosis"]["matching"]["weight_decay"] == {
         "weight": 0.05,

@@ -20,7 +20,7 @@ from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.problem import Step
 from regcheck.report.result import Report
 from regcheck.report.summary import summary
-from regcheck.report.texts.diagnosis.cause_text import other_options
+from regcheck.report.texts.diagnosis.cause_text import DECAYS, other_options
 from regcheck.report.texts.diagnosis.fixes import fix_of
 from regcheck.report.texts.roles import roles_of
 from regcheck.rules.causes.catalogue import CAUSES, framework_formula, scratch_formula
@@ -185,7 +185,7 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     best, reporting = report.diagnosis.best, report.diagnosis.reporting
     fit = best.fits.get(cause) if best else None
     factor = fit and fit.factor
-    own = report.fitted_training if cause == "penalty-scaled" else None
+    own = report.fitted_training if cause in DECAYS else None
     change: Change | None = None
     if best and cause == "option-differs":
         change = {"options": best.change["options"]}

@@ -21,7 +21,7 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Problem
 from regcheck.rules.causes.cause import Change
-from regcheck.rules.formulas.torch_call import decays_text
+from regcheck.rules.formulas.torch_call import decay_cause, decays_text
 from regcheck.rules.optimizers.update_rule import Options
 
 OPTION = "option-differs"
@@ -163,14 +163,15 @@ class Torch:
             return None
         options = {n.name: fit for n, fit in fits.items() if n.kind == "option"}
         scaled = {"learning-rate-scaled": fits[LR]} if "lr_factor" in change else {}
-        decayed = numbers.weight_decay != own.weight_decay
-        causes = (*scaled, *([OPTION] if options else []), *(["penalty-scaled"] if decayed else []))
+        decays = (numbers.weight_decay, own.weight_decay)
+        decayed = [decay_cause(*decays)] if decays[0] != decays[1] else []
+        causes = (*scaled, *([OPTION] if options else []), *decayed)
         return Explanation(
             tuple(sorted((*self.causes, *causes))) if self.causes else causes,
             {**self.caused, **change},
             residual,
             scaled,
-            decays_text(numbers.weight_decay, own.weight_decay),
+            decays_text(*decays),
             numbers.weight_decay if decayed else None,
             options=options,
         )

@@ -43,7 +43,7 @@ from regcheck.numerics.least_squares import (
     rounded,
 )
 from regcheck.problem.problem import Array
-from regcheck.rules.formulas.torch_call import decays_text
+from regcheck.rules.formulas.torch_call import decay_cause, decays_text
 
 MOST_NUMBERS = 3
 """Numbers that the entries may have beside torch's own: more are no rule."""
@@ -148,7 +148,7 @@ def with_effective_settings(replay: Replay) -> Explanation | None:
     if residual > 1:
         return None
     fits = {} if rate.factor == 1 else {"learning-rate-scaled": rate}
-    causes = (*fits, *(("penalty-scaled",) if decays != own else ()))
+    causes = (*fits, *((decay_cause(decays, own),) if decays != own else ()))
     change = {"lr_factor": rate.factor} if fits else {}
     return Explanation(causes, change, residual, fits, decays_text(decays, own), decays)
 

@@ -22,6 +22,10 @@ def letter_of(tensor: str) -> str:
     return "b" if is_bias(tensor) else "w"
 
 
+LIKEWISE = ", b likewise"
+"""What follows the weight's update where the bias has the same."""
+
+
 def update_lines(
     convention: Convention, given: Letters, tensor: str = "weight", faults: Faults = NO_FAULTS
 ) -> list[str]:
@@ -116,7 +120,7 @@ def rule_lines(convention: Convention, given: Letters, faults: Faults = NO_FAULT
         decay_text(convention, given, name, faults) for name in ("weight", "bias")
     )
     if of_weight == of_bias:
-        return [*before, f"{weight}, b likewise"]
+        return [*before, f"{weight}{LIKEWISE}"]
     return [*before, weight, bias]
 
 

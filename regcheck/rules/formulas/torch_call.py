@@ -12,6 +12,9 @@ from regcheck.rules.words import all_of
 
 Value = TypeVar("Value")
 
+MOST_TENSORS = 4
+"""Tensors that are named in a sentence."""
+
 
 def torch_call(settings: Settings) -> str:
     """Write the call of torch's optimizer with some settings.
@@ -78,13 +81,27 @@ def attribute(name: str) -> str:
 
 
 def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
-    """Describe which tensors have another weight decay than torch's.
+    """Describe which tensors have another weight decay than torch's, to follow who has it.
 
-    >>> decays_text({"0.w": 0.05, "1.w": 0.05, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
-    "the weight_decay of 0.w and 1.w is 0.05, torch's is 0.1"
+    >>> decays_text({"0.w": 0.05, "1.w": 0.0, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
+    "applies a weight decay of 0.05 to 0.w, torch's is 0.1; applies no weight decay to 1.w"
     """
-    pairs = {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
-    return "; ".join(
-        f"the weight_decay of {all_of(names)} is {own:.6g}, torch's is {number(other)}"
-        for (own, other), names in alike(pairs).items()
-    )
+    found = []
+    for (own, other), names in alike(other_decays(decays, torch)).items():
+        decay = f"a weight decay of {own:.6g}" if own else "no weight decay"
+        beside = f", torch's is {number(other)}" if own else ""
+        found.append(f"applies {decay} to {all_of(names, most=MOST_TENSORS)}{beside}")
+    return "; ".join(found)
+
+
+def other_decays(
+    decays: Mapping[str, float], torch: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """Return the weight decay, and torch's, of the tensors of which these are not the same."""
+    return {name: (decay, torch[name]) for name, decay in decays.items() if decay != torch[name]}
+
+
+def decay_cause(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
+    """Name the cause of weight decays that are not torch's: missing where all these are 0."""
+    other = other_decays(decays, torch).values()
+    return "penalty-scaled" if any(own for own, _ in other) else "penalty-missing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from regcheck.diagnosis.records import Explanation
@@ -13,12 +13,17 @@ from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import put_in
 from regcheck.rules.convention import Convention, is_bias
 from regcheck.rules.faults import NO_FAULTS, Faults
-from regcheck.rules.formulas.formula import rule_lines, update_lines
-from regcheck.rules.settings import Letters, letters, number
+from regcheck.rules.formulas.formula import LIKEWISE, rule_lines, update_lines
+from regcheck.rules.formulas.torch_call import alike, other_decays
+from regcheck.rules.settings import Letters, Training, letters, number
 from regcheck.rules.words import all_of
 
 MOST_TENSORS = 3
 """Tensors that are named."""
+
+
+DECAYS = frozenset({"penalty-missing", "penalty-scaled"})
+"""The causes that other weight decays of some tensors have."""
 
 
 class Line(NamedTuple):
@@ -36,23 +41,66 @@ def labelled(label: str, texts: Iterable[str]) -> list[Line]:
 
 def cause_notes(report: Report, best: Explanation) -> list[str]:
     """Say of each cause what the scratch side does, with its number where it has one."""
-    notes = []
-    for cause in best.causes:
-        fit = best.fits.get(cause)
-        text = options_text(report) if cause == "option-differs" else best.note
-        text = text or in_tensors(best)
-        if fit is not None:
-            text = factor_text(report, cause, fit)
-        notes.append(CAUSES[cause].title + (f": {text}" if text else ""))
-    return notes
+    return [cause_note(report, best, cause) for cause in best.causes]
+
+
+def cause_note(report: Report, best: Explanation, cause: str) -> str:
+    """Say what the scratch side does, by one cause."""
+    fit, text = best.fits.get(cause), best.note
+    if best.weight_decay is not None:  # which is what the note is about
+        if cause in DECAYS:
+            return text
+        text = ""
+    text = text or in_tensors(best)
+    if cause == "option-differs":
+        text = options_text(report)
+    elif fit is not None:
+        text = factor_text(report, cause, fit)
+    return CAUSES[cause].title + (f": {text}" if text else "")
 
 
 def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[str]]:
     """Write torch's rule with the causes put into it, and torch's own."""
-    own = letters(report.fitted_training or report.rule_training)
-    convention, faults = put_in(best.change, own.torchs, NO_FAULTS)
-    scratch = lines_of(best, convention, own, faults)
-    return scratch, lines_of(best, own.torchs, letters(report.rule_training))
+    training, fitted = report.rule_training, report.fitted_training
+    convention, faults = put_in(best.change, training.settings.torchs, NO_FAULTS)
+    scratch = lines_of(best, convention, letters(fitted or training), faults)
+    torch = lines_of(best, training.settings.torchs, letters(training))
+    if best.weight_decay is not None and fitted is None:
+        own = report.training.settings.weight_decay
+        scratch += decay_lines(training, best.weight_decay, own, scratch, (convention, faults))
+        torchs = (training.settings.torchs, NO_FAULTS)
+        torch += decay_lines(training, own, best.weight_decay, torch, torchs)
+    return scratch, torch
+
+
+def decay_lines(
+    training: Training,
+    decays: Mapping[str, float],
+    other: Mapping[str, float],
+    shown: Sequence[str],
+    rule: tuple[Convention, Faults],
+) -> list[str]:
+    """Write the updates of those tensors whose weight decay is not the other side's.
+
+    Args:
+        training: with one weight and at most one bias.
+        decays: of each tensor, on the side that is written.
+        other: on the other side.
+        shown: the lines that the side has already, which are left out.
+        rule: the side's, with its faults.
+    """
+    convention, faults = rule
+    seen = {line.removesuffix(LIKEWISE) for line in shown}
+    found = []
+    differing = {name: decays[name] for name in other_decays(decays, other)}
+    for decay, names in alike(differing).items():
+        given = letters(training.with_decays({"weight": decay}))
+        lines = [
+            one for one in update_lines(convention, given, "weight", faults) if one not in seen
+        ]
+        if lines:
+            found.append(f"{all_of(names, most=MOST_TENSORS)}: {'; '.join(lines)}")
+    return found
 
 
 def in_tensors(best: Explanation) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regcheck.diagnosis.records import Diagnosis, Explanation, SpecFix
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis.cause_text import factor_text, other_options
+from regcheck.report.texts.diagnosis.cause_text import DECAYS, factor_text, other_options
 from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import written
@@ -16,9 +16,10 @@ from regcheck.rules.causes.cause import put_in
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.formulas.formula import loss_text, rule_lines
-from regcheck.rules.formulas.torch_call import alike, torch_call
+from regcheck.rules.formulas.torch_call import alike, other_decays, torch_call
 from regcheck.rules.optimizers.lr_schedules import scheduler_call
 from regcheck.rules.settings import letters, number
+from regcheck.rules.words import all_of
 
 RENEW = "renew the recording: `regcheck run SPEC --record FILE`"
 
@@ -37,13 +38,10 @@ def plain_fix(report: Report, cause: str) -> str:
     best = report.diagnosis.best if report.diagnosis else None
     if best is None:
         return fix
-    if cause == "penalty-scaled" and best.weight_decay is not None:
-        each = [
-            f"{number(decay)} for {' and '.join(names)}"
-            for decay, names in alike(report.training.settings.weight_decay).items()
-        ]
-        return f"decay each tensor by torch's weight_decay: {', '.join(each)}"
-    if best.by_entry is not None and CAUSES[cause].fix_by_entry and not apart:
+    if cause in DECAYS and best.weight_decay is not None:
+        return decays_fix(best.weight_decay, report.training.settings.weight_decay)
+    of_decay = apart and cause in DECAYS
+    if best.by_entry is not None and CAUSES[cause].fix_by_entry and not of_decay:
         return CAUSES[cause].fix_by_entry
     if cause == "option-differs":
         own = [f"{name} {number(torch)}" for name, (_, torch) in other_options(report).items()]
@@ -55,6 +53,21 @@ def plain_fix(report: Report, cause: str) -> str:
         factor = factor_text(report, cause, best.fits[cause])
         fix = fix.replace("the factor c", f"the factor {factor}")
     return fix
+
+
+def decays_fix(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
+    """Say which tensors to decay by which number of torch's.
+
+    >>> decays_fix({"w": 0.0, "v": 0.1, "b": 0.1}, {"w": 0.1, "v": 0.1, "b": 0.0})
+    "decay w by torch's weight_decay, 0.1; do not decay b: torch's weight_decay for it is 0"
+    """
+    found = []
+    other = {name: own for name, (_, own) in other_decays(decays, torch).items()}
+    for decay, names in alike(other).items():
+        text, it = all_of(names), "it" if len(names) == 1 else "them"
+        none = f"do not decay {text}: torch's weight_decay for {it} is 0"
+        found.append(f"decay {text} by torch's weight_decay, {number(decay)}" if decay else none)
+    return "; ".join(found)
 
 
 def fixes(report: Report) -> dict[str, list[str]]:
