@@ -67,6 +67,20 @@ class StorageError(RegcheckError):
     """The steps of a run cannot be stored."""
 
 
+def cut_off(error: BaseException) -> str:
+    """Say which compiled file ends too early, if importing a module has found that; else nothing.
+
+    Python compiles a module anew where the file is missing or old, and not where it is damaged.
+    """
+    file, trace = None, error.__traceback__ if isinstance(error, EOFError) else None
+    while trace is not None:
+        file = trace.tb_frame.f_locals.get("bytecode_path", file)  # of importlib's own functions
+        trace = trace.tb_next
+    return (
+        f"{file}: this compiled file is cut off: {error}; delete it, and run again" if file else ""
+    )
+
+
 MOST_CHOICES = 20
 """How many known words are listed where none is near."""
 

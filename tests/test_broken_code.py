@@ -155,6 +155,11 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "np.zeros(10**15)",
     ),
     "waits for input": (loop("input('? ')"), AT_1 + "raised EOFError", "remove input()"),
+    "ends a file": (
+        loop("raise EOFError('mine')"),
+        AT_1 + "raised EOFError: mine",
+        "Your own code raised it",
+    ),
     "changes the problem": (
         loop("problem.X = 2 * problem.X"),
         AT_1 + "raised dataclasses.FrozenInstanceError",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import py_compile
 import subprocess
 import sys
 from collections.abc import Callable
@@ -132,14 +134,41 @@ def test_error_in_one_spec_has_its_exit_code_and_keeps_what_was_printed(
     assert [one.get("verdict") for one in others] == ([] if code == 130 else [None, "equivalent"])
 
 
+def raises_end_of_file() -> None:
+    raise EOFError
+
+
+@pytest.mark.parametrize("fails", [lambda: 1 / 0, raises_end_of_file])
 def test_internal_error_outside_a_run_exits_3(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fails: Callable[[], object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from regcheck import explain
 
-    monkeypatch.setattr(explain, "explain_all", lambda: 1 / 0)
+    monkeypatch.setattr(explain, "explain_all", fails)
     assert cli.exit_code(["explain"]) == 3
     assert "internal error" in capsys.readouterr().err
+
+
+def test_compiled_file_that_is_cut_off_is_named(
+    write_spec: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from regcheck import explain, spec
+
+    whole = tmp_path / "whole.py"
+    whole.touch()
+    compiled = Path(py_compile.compile(str(whole), cfile=str(tmp_path / "cut.pyc")) or "")
+    compiled.write_bytes(compiled.read_bytes()[:-10])
+    monkeypatch.syspath_prepend(tmp_path)
+    for owner, name, command in (
+        (explain, "explain_all", ["explain"]),
+        (spec, "read_spec", ["run", str(write_spec())]),
+    ):
+        monkeypatch.setattr(owner, name, lambda *args: importlib.import_module("cut"))
+        assert cli.exit_code(command) == 2
+        assert f"{compiled}: this compiled file is cut off" in capsys.readouterr().err
 
 
 def test_json_is_all_that_standard_output_holds(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -25,7 +25,7 @@ from regcheck.cli.exit_codes import (
 )
 from regcheck.cli.shell.help import GroupWithExamples
 from regcheck.cli.shell.spelling import spell
-from regcheck.errors import RegcheckError, UsageError, is_planned, refusal
+from regcheck.errors import RegcheckError, UsageError, cut_off, is_planned, refusal
 
 HOMES = {
     "demo": "starting",
@@ -58,6 +58,14 @@ class Commands(GroupWithExamples):
         if args and is_planned("command", args[0]) and not ctx.resilient_parsing:
             raise UsageError(refusal("command", args[0]))
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an EOFError is no interruption, for which click would take it."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            damage = cut_off(error)
+            raise UsageError(damage) if damage else RuntimeError(error) from error
 
 
 @click.group(

@@ -17,7 +17,7 @@ from regcheck.cli.exit_codes import (
     UNUSABLE,
     VERDICT_CODES,
 )
-from regcheck.errors import InputError, RegcheckError, RunError
+from regcheck.errors import InputError, RegcheckError, RunError, cut_off
 
 if TYPE_CHECKING:
     from regcheck.report.record import Record
@@ -87,6 +87,8 @@ def run_spec(path: Path, wanted: Wanted, progress: bool) -> Finished:
     except MemoryError:
         return failed(path, UNUSABLE, f"{path}: not enough memory for this many rows and features")
     except Exception as error:
+        if damage := cut_off(error):
+            return failed(path, UNUSABLE, f"{path}: {damage}")
         sys.excepthook(type(error), error, error.__traceback__)
         return failed(path, INTERNAL, f"{path}: {INTERNAL_ERROR}")
 

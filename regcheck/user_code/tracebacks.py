@@ -31,7 +31,11 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "",
         'regcheck goes on after it: remove it, or put it under `if __name__ == "__main__":`.',
     ),
-    (EOFError, "", "There is no input to read: remove input() and whatever waits for keys."),
+    (
+        EOFError,
+        "reading a line",
+        "There is no input to read: remove input() and whatever waits for keys.",
+    ),
     (
         ImportError,
         "relative import",
