@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.diagnosis.fits.other_schedules import lrs_between
+from regcheck.diagnosis.fits.other_schedules import by_other_unit, lrs_between
 from regcheck.diagnosis.records import SpecFix
+from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
+from regcheck.report.texts.headline import headline
+from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, LAMBDA, LR, At, Spec, Step, code
 from tests.conftest import told
@@ -56,6 +60,10 @@ OTHERS: list[tuple[str, Spec, str]] = [
     ("linear", {"start_factor": 0.25}, "start_factor 0.25 instead of 0.2"),
     ("linear", {"end_factor": 0.9}, "end_factor 0.9 instead of 1"),
     ("linear", {"steps": 7}, "steps 7 instead of 5"),
+    ("cosine", {"per": "epoch"}, "per epoch instead of step"),
+    ("cosine", {"per": "epoch", "steps": 6}, "per epoch instead of step, steps 6 instead of 12"),
+    ("linear", {"per": "epoch", "steps": 3}, "per epoch instead of step, steps 3 instead of 5"),
+    ("one-cycle", {"per": "epoch", "steps": 6}, "per epoch instead of step, steps 6 instead of 12"),
     ("warmup", {"steps": 6}, "steps 6 instead of 5"),
     ("warmup", {"per": "epoch"}, "per epoch instead of step"),
     ("one-cycle", {"steps": 10}, "steps 10 instead of 12"),
@@ -119,6 +127,33 @@ def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     found = told(report.diagnosis)
     assert not found.explained
     assert any("other lrs: from step 2 on 0.02, 0.04" in one for one in found.evidence)
+
+
+def test_schedules_are_tried_by_the_other_unit_with_their_numbers_or_as_long() -> None:
+    own = Schedule(40, 8, 20, False, 1, None, 0.1, LrSchedule(kind="cosine", steps=5))
+    per = ("per", "epoch")
+    assert [*by_other_unit(own)] == [(per,), (per, ("steps", 2)), (per, ("steps", 3))]
+    own = replace(own, lr_schedule=LrSchedule(kind="multistep", milestones=[1, 4], factor=0.5))
+    assert [*by_other_unit(own)][1:] == [(per, ("milestones", at)) for at in ((1, 2), (1, 2))]
+    own = own.with_keys([per])
+    assert [*by_other_unit(own)][1] == (("per", "step"), ("milestones", (2, 8)))
+    own = replace(own, lr_schedule=LrSchedule(kind="exponential", factor=0.5))
+    assert [*by_other_unit(own)] == [(per,)]
+
+
+@pytest.mark.parametrize(
+    ("per", "how"), [("step", "followed"), ("epoch", "stepped every step, not epoch, and followed")]
+)
+def test_cosine_past_its_end_is_told(per: str, how: str) -> None:
+    """As CosineAnnealingLR itself goes on: up again, where the schedule's lr stays."""
+
+    def step(at: At) -> tuple[Any, Any]:
+        return at.along(at.gw, at.gb, lr=LR * (1 + np.cos(np.pi * at.t / 6)) / 2)
+
+    schedule = {"kind": "cosine", "steps": 6, "per": per}
+    report = check(BASE | TWO | {"lr_schedule": schedule}, scratch=code(step))
+    text = f"the updates are torch's with the lr schedule {how} past its end of 6 steps"
+    assert text in " ".join(headline(report).split())
 
 
 @pytest.mark.sampled(every=60)

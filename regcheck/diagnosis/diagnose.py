@@ -16,7 +16,6 @@ from regcheck.diagnosis.evidence import (
     late_evidence,
     not_finite,
     other_penalty,
-    other_rates,
     recursion_evidence,
     settings_evidence,
 )
@@ -30,6 +29,7 @@ from regcheck.diagnosis.fits.other_settings import (
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
+from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from regcheck.compare.history import History, Record
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.other_inputs import implied_gradient
-from regcheck.diagnosis.fits.other_schedules import rates_of
 from regcheck.diagnosis.records import NO_RULE, NO_SETTINGS, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE
@@ -20,9 +19,6 @@ from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.rules.words import all_of
-
-MOST_RATES = 6
-"""The lrs that are listed."""
 
 MOST_TENSORS = 6
 """Tensors that are named."""
@@ -73,29 +69,6 @@ def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
     flat = run.history.flat
     differences = np.abs(flat(run.gradient) - record.gradient)
     return bool((differences <= replay.limits * flat(sample.gradient_bound)).all())
-
-
-def other_rates(replay: Replay) -> str:
-    """Describe steps that are torch's with another lr in each; empty if they are not."""
-    rates = rates_of(replay, least=2)
-    if rates is None:
-        return ""
-    own, torch = rates.own, rates.torch
-    if rates.constant:
-        return (
-            f"The updates are torch's with the constant lr {own[0]:.6g}: the lr schedule "
-            f"({listed(torch)}) is not applied."
-        )
-    return (
-        f"The updates are torch's with other lrs: from step {rates.steps[0]:,} on "
-        f"{listed(own)}, where torch has {listed(torch)}."
-    )
-
-
-def listed(values: Array) -> str:
-    """List the first values."""
-    some = ", ".join(f"{value:.6g}" for value in values[:MOST_RATES])
-    return some + (", .." if len(values) > MOST_RATES else "")
 
 
 def other_penalty(replay: Replay) -> str:

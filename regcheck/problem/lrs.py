@@ -60,19 +60,24 @@ def one_cycle(lr: float, keys: Keys, t: int) -> float:
     return between(lrs[at - 1], lrs[at], share)
 
 
+GOING_ON: dict[str, Callable[[float, Keys, int], float]] = {
+    "cosine": lambda lr, keys, t: cosine(lr, keys["floor"], t / keys["steps"]),
+    "linear": lambda lr, keys, t: straight(
+        lr * keys["start_factor"], lr * keys["end_factor"], t / keys["steps"]
+    ),
+    "warmup": lambda lr, keys, t: lr * ((t + 1) / keys["steps"]),
+}
+"""By kind, of those that end: lr, keys, t → the lr that its formula has, also past the end."""
+
 LRS: dict[str, Callable[[float, Keys, int], float]] = {
     "step": lambda lr, keys, t: times_power(lr, keys["factor"], t // keys["every"]),
     "multistep": lambda lr, keys, t: times_power(
         lr, keys["factor"], bisect_right(keys["milestones"], t)
     ),
     "exponential": lambda lr, keys, t: times_power(lr, keys["factor"], t),
-    "cosine": lambda lr, keys, t: cosine(lr, keys["floor"], min(t, keys["steps"]) / keys["steps"]),
-    "linear": lambda lr, keys, t: straight(
-        lr * keys["start_factor"],
-        lr * keys["end_factor"],
-        min(t, keys["steps"]) / keys["steps"],
-    ),
-    "warmup": lambda lr, keys, t: lr * min(1.0, (t + 1) / keys["steps"]),
+    "cosine": lambda lr, keys, t: GOING_ON["cosine"](lr, keys, min(t, keys["steps"])),
+    "linear": lambda lr, keys, t: GOING_ON["linear"](lr, keys, min(t, keys["steps"])),
+    "warmup": lambda lr, keys, t: GOING_ON["warmup"](lr, keys, min(t, keys["steps"] - 1)),
     "one-cycle": one_cycle,
     "list": lambda _, keys, t: keys["values"][min(t, len(keys["values"]) - 1)],
 }

@@ -2,11 +2,12 @@
 
 The lr of each step is fitted.
 
-S_t = α_t T_t with T_t torch's own step: α_t times its lr is the lr of step t. The velocity of
-torch's momentum does not hold the lr, and no optimizer's moments do, so that each step has its own
-α_t. A schedule explains the steps where one other key gives it all those lrs: by epochs in the
-place of steps; another whole number, of all there are; another number, where the lr of the step
-that differs most is its own; other milestones, where the lr falls.
+S_t = α_t T_t with T_t torch's step at the spec's lr: α_t times that is the lr of step t. The
+velocity of torch's momentum does not hold the lr, and no optimizer's moments do, so that each step
+has its own α_t. A schedule explains the steps where one other key gives it all those lrs: by epochs
+in the place of steps, with its whole numbers as they are or for epochs too; another whole number,
+of all there are; another number, where the lr of the step that differs most is its own; other
+milestones, where the lr falls.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ RANGES: dict[str, tuple[float, float]] = {
 """Where a number is looked for, from the smallest to the largest."""
 
 MAY_BE_0 = frozenset({"factor", "floor", "end_factor"})
+
+COUNTED = ("every", "steps", "milestones")
+"""The keys that count steps, or epochs; a kind has one of them at most."""
 
 PLACES = 60
 """Places in a range, evenly by their logarithms, between two of which a number may lie."""
@@ -104,26 +108,32 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
 
     `least` is in how many entries a step must show, and how many steps must.
     """
-    moves = Moves(replay)
+    moves, base = Moves(replay), replay.torch.problem.schedule.lr
+    every = [record.batch for record in replay.history.records()]
+    lrs = np.array([batch.lr for batch in every[moves.at]])[:, None]
+    steady = {"lr_schedule": (("kind", "list"), ("values", (base,)))}
+    limits = moves.limits
+    if (lrs > 0).any():  # by an lr of 0 torch rounds nothing: the other steps' bounds stand for it
+        limits = np.where(lrs > 0, limits, limits.max(axis=0, where=lrs > 0, initial=0.0))
     with np.errstate(all="ignore"):
-        slope, target = moves.by_torch() / moves.limits, moves.scratch / moves.limits
+        slope, target = moves.by(replay.by(steady)) / limits, moves.scratch / limits
+        largest = np.maximum(np.abs(slope * (lrs / base)), np.abs(target))
     if not (np.isfinite(slope).all() and np.isfinite(target).all()):
         return None
-    entries = (np.abs(slope) > 1).sum(axis=1)
+    entries = (largest > 1).sum(axis=1)
     shown = entries >= least
     slope, target = slope[shown], target[shown]
     alpha, spread = fit_each(slope, target, 1)
     left = np.abs(target - alpha[:, None] * slope)
     if shown.sum() < least or left.max() > 1 or (alpha < 0).any():
         return None
-    every = [record.batch for record in replay.history.records()]
     earlier = np.array([batch.lr for batch in every[: moves.at.start]])
     batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]
     torch = np.array([batch.lr for batch in batches])
-    slack = SLACK * torch * np.hypot(spread, ROUNDED * replay.u)
+    slack = SLACK * base * np.hypot(spread, ROUNDED * replay.u)
     steps, count = [batch.step for batch in batches], int(entries[shown].sum())
-    between = lrs_between(slope / torch[:, None], target)
-    return Rates(steps, alpha * torch, torch, slack, earlier, count, between)
+    between = lrs_between(slope / base, target)
+    return Rates(steps, alpha * base, torch, slack, earlier, count, between)
 
 
 def lrs_between(slope: Array, target: Array) -> tuple[float, float]:
@@ -192,7 +202,8 @@ def candidates(schedule: Schedule, rates: Rates) -> Iterator[Keys]:
     """Yield other keys that may have the lrs."""
     kind = schedule.lr_schedule
     assert kind is not None
-    yield (("per", "epoch" if kind.per == "step" else "step"),)
+    per, *by_both = by_other_unit(schedule)
+    yield per
     most = min(MOST_COUNTED, 4 * schedule.steps)
     for key, own in kind.all_keys.items():
         if key in ("every", "steps"):
@@ -205,6 +216,28 @@ def candidates(schedule: Schedule, rates: Rates) -> Iterator[Keys]:
             yield ((key, "linear" if own == "cos" else "cos"),)
         elif key == "three_phase":
             yield ((key, not own),)
+    yield from by_both
+
+
+def by_other_unit(schedule: Schedule) -> Iterator[Keys]:
+    """Yield the schedule stepped every epoch, not every step, or the other way round.
+
+    Its whole numbers are the spec's, or those that make it as long, rounded either way.
+    """
+    kind, unit = schedule.lr_schedule, schedule.steps_per_epoch
+    assert kind is not None
+    per = ("per", "epoch" if kind.per == "step" else "step")
+    yield (per,)
+    counted = next((key for key in COUNTED if key in kind.all_keys), None)
+    if counted is None:
+        return
+    own = kind.all_keys[counted]
+    for rounded in (math.floor, math.ceil):
+        found = [
+            number * unit if kind.per == "epoch" else max(1, rounded(number / unit))
+            for number in (own if isinstance(own, list) else [own])
+        ]
+        yield (per, (counted, tuple(found) if isinstance(own, list) else found[0]))
 
 
 def numbers(schedule: Schedule, rates: Rates, key: str) -> Iterator[float]:

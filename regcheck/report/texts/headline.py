@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
+from regcheck.diagnosis.records import Diagnosis
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import cause_notes
 from regcheck.report.texts.roles import roles_of
@@ -10,7 +11,7 @@ from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upwa
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.words import all_of
 
-LONGEST_EVIDENCE = 120
+LONGEST_EVIDENCE = 140
 """Letters of what is known without a cause, up to which it may stand in the headline."""
 
 
@@ -29,14 +30,22 @@ def headline(report: Report) -> str:
         return f"{step}, in the reported loss alone: {who(report)} {does}"
     worded = roles_of(report.spec).worded
     if found.best is None:
-        tensor = report.first_divergence.at.tensor if report.first_divergence else ""
-        for known in found.evidence:
-            if known.startswith(f"{tensor} is ") and len(known) <= LONGEST_EVIDENCE:
-                return f"{step}: {worded(known).rstrip('.')}"
-        return f"{sentence(report)}; no known cause explains it"
+        known = told_by_evidence(report, found)
+        return f"{step}: {known}" if known else f"{sentence(report)}; no known cause explains it"
     if not found.best.causes:
         return f"{step}: the sides differ by rounding alone"
     return worded(f"{step}: {who(report)} {', and '.join(cause_notes(report, found.best))}")
+
+
+def told_by_evidence(report: Report, found: Diagnosis) -> str:
+    """Return what is known of the updates, or of the tensor that diverges first, if it is short."""
+    tensor = report.first_divergence.at.tensor if report.first_divergence else ""
+    for known in found.evidence:
+        of_all = known.startswith("The updates are")
+        if (of_all or known.startswith(f"{tensor} is ")) and len(known) <= LONGEST_EVIDENCE:
+            text = roles_of(report.spec).worded(known).rstrip(".")
+            return text.replace("The", "the", 1) if of_all else text
+    return ""
 
 
 def with_causes(report: Report) -> str:
