@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,88 @@ OTHERS: dict[str, Logarithms] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_nothing_is_said_of_other_losses(name: str) -> None:
     report = run(OTHERS[name], "bce_with_logits")
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.loss_diverged
+    assert report.diagnosis.loss_evidence == ""
+
+
+# --- of classes -----------------------------------------------------------------------------------
+
+
+def softmax_by(logarithm: Callable[[Array], Array], *, term: bool, bias: bool = True) -> Train:
+    """Write softmax regression by hand with a loss of this logarithm of p."""
+
+    def train(problem: Any) -> Iterator[dict[str, Any]]:
+        lr, decay = problem.lr, problem.weight_decay
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        decay_b = decay if bias else 0.0
+        for rows in problem.batches:
+            X, y = problem.X[rows], problem.y[rows]
+            right = np.arange(len(y)), y
+            z = X @ w.T + b
+            p = np.exp(z - z.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+            with np.errstate(all="ignore"):
+                loss = -logarithm(p[right]).mean()
+            if term:
+                loss += (decay * (w**2).sum() + decay_b * (b**2).sum()) / 2
+            p[right] -= 1
+            w = w - lr * (p.T @ X / len(y) + decay * w)
+            b = b - lr * (p.mean(axis=0) + decay_b * b)
+            yield {"weight": w, "bias": b, "loss": loss}
+
+    return train
+
+
+def of_classes(logarithm: Callable[[Array], Array], scale: float = 1.0, **how: Any) -> Report:
+    draw = np.random.default_rng(3)
+    X = draw.normal(size=(30, 2)) * scale
+    data = {"X": X.tolist(), "y": draw.integers(3, size=30).tolist()}
+    spec = {"data": data, "model": "softmax", "init": {"normal": {"std": 0.5, "seed": 1}}}
+    spec |= {"lr": 0.5, "weight_decay": 0.1, "epochs": 5}
+    return check(spec, scratch=softmax_by(logarithm, **how))
+
+
+@pytest.mark.parametrize("term", [False, True])
+@pytest.mark.parametrize("floor", [1e-4, 1e-7, 1e-12])
+def test_what_is_added_to_p_of_a_class_is_named_also_beside_the_penalty(
+    floor: float, term: bool
+) -> None:
+    report = of_classes(lambda p: np.log(p + floor), term=term)
+
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    assert f"loss has {floor:.3g} added to p; torch's Cross" in report.diagnosis.loss_evidence
+    assert report.diagnosis.causes == (("penalty-in-loss",) if term else ())
+
+
+def test_both_are_named_beside_another_rule() -> None:
+    report = of_classes(lambda p: np.log(p + 1e-7), term=True, bias=False)
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.causes == ("bias-not-penalized", "penalty-in-loss")
+    assert "loss has 1e-07 added to p; " in report.diagnosis.loss_evidence
+    assert report.diagnosis.reporting is not None
+    assert report.diagnosis.reporting.strengths.keys() == {"weight"}
+
+
+def test_clipped_p_of_a_class_is_named() -> None:
+    report = of_classes(lambda p: np.log(np.clip(p, 1e-3, 1 - 1e-3)), 9.0, term=False)
+
+    assert report.diagnosis is not None
+    assert "p kept between 0.001 and 1 − 0.001; " in report.diagnosis.loss_evidence
+
+
+def test_logarithm_of_a_class_that_is_0_is_named() -> None:
+    report = of_classes(np.log, 900.0, term=False)
+
+    assert report.diagnosis is not None
+    assert "some p rounds to 0 there" in report.diagnosis.loss_evidence
+
+
+def test_another_logarithm_of_classes_is_not_named() -> None:
+    report = of_classes(lambda p: np.log(p + 3.3e-5), term=False)
 
     assert report.diagnosis is not None
     assert report.diagnosis.loss_diverged

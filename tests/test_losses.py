@@ -17,7 +17,7 @@ from regcheck.numerics.losses import (
     bce_plain,
     bce_with_logits,
     brier,
-    mean_bce,
+    mean_by_logarithms,
     mse,
     saturated,
     sigmoid,
@@ -246,9 +246,9 @@ def test_logarithms_by_hand_are_kept_from_zero_and_else_those_of_p(form: str) ->
     for logarithms in KEPT_FROM_ZERO[form]:
         # p is 0, 3/4 and 1; the first and the last row are wrong by all that there is.
         with np.errstate(over="ignore"):
-            wrong = mean_bce(logarithms, 2.0**-40, z, y)
+            wrong = mean_by_logarithms(logarithms, 2.0**-40, z, y)
         assert wrong == pytest.approx((40 * math.log(2) + math.log(4) + 40 * math.log(2)) / 3)
-        assert mean_bce(logarithms, 1e-20, z[1:2], y[1:2]) == pytest.approx(math.log(4))
-        assert mean_bce(logarithms, 0.25, np.zeros(1), np.ones(1)) == pytest.approx(
+        assert mean_by_logarithms(logarithms, 1e-20, z[1:2], y[1:2]) == pytest.approx(math.log(4))
+        assert mean_by_logarithms(logarithms, 0.25, np.zeros(1), np.ones(1)) == pytest.approx(
             -math.log(0.75 if "added" in form else 0.5)
         )

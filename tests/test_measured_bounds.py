@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from regcheck.checking import check
 from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS
-from regcheck.numerics.bounds.rounding import RoundingModel
+from regcheck.numerics.bounds.rounding import Bounds, RoundingModel
 from regcheck.numerics.bounds.update_rounding import RoundingState
 from regcheck.numerics.packing import flat
+from regcheck.problem.batches import Batch
 from regcheck.problem.problem import build_problem
 from regcheck.spec import from_mapping
 from regcheck.trainers.framework.determinism import torch_settings
@@ -36,6 +38,7 @@ from tests.own_models import (
     trainer_of,
 )
 from tests.random_specs import KINDS, SpecDict, mismatched_spec
+from tests.test_model_runs import MLP
 
 Array = NDArray[np.floating]
 
@@ -231,3 +234,20 @@ def test_a_step_near_the_limit_is_measured_with_more_samples(
     at = told(report.first_divergence).step
     assert at == 1
     assert [one for one in counts if one[0] == at] == [(1, 4), (1, 20), (1, 72)]
+
+
+def test_a_loss_that_differs_is_looked_at_closely_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each closer look takes dozens of passes; what has diverged needs no more of them.
+    looks = []
+    closer = MeasuredBounds.closer
+
+    def counted(self: MeasuredBounds, batch: Batch, steps: Steps) -> Bounds | None:
+        looks.append(batch.step)
+        return closer(self, batch, steps)
+
+    monkeypatch.setattr(MeasuredBounds, "closer", counted)
+    report = check(MLP | {"convention": {"penalty_in_loss": True}})
+
+    assert report.first_divergence is None
+    assert report.first_loss_divergence is not None
+    assert set(looks) == {report.first_loss_divergence.step}

@@ -26,9 +26,10 @@ from regcheck.diagnosis.fits.other_settings import (
     effective_settings_of,
     with_effective_settings,
 )
+from regcheck.diagnosis.loss_logarithms import explain_logarithms
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.reported_loss import explain_losses, logarithm_evidence
+from regcheck.diagnosis.reported_loss import explain_losses
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.textbook import other_settings
@@ -91,7 +92,8 @@ def explained(run: Run) -> Diagnosis:
     if run.loss_diverged:
         found = by_losses(run, found, start)
         reporting = explain_losses(run, found, start)
-        loss_evidence = logarithm_evidence(run, explained=reporting is not None)
+        term, loss_evidence = explain_logarithms(run, found, explained=reporting is not None)
+        reporting = reporting or term
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
     made_otherwise = other_settings(run)
     evidence = [made_otherwise] if made_otherwise else []

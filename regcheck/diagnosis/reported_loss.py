@@ -14,7 +14,7 @@ and some of these at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, compress, islice, product
+from itertools import islice, product
 from typing import NamedTuple
 
 import numpy as np
@@ -24,20 +24,13 @@ from regcheck.diagnosis.fits.loss_inputs import Place, losses_of, places
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
-from regcheck.numerics.losses import FLOORS, KEPT_FROM_ZERO, mean_bce, running_mean, sigmoid
+from regcheck.numerics.losses import running_mean
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.convention import is_bias
-from regcheck.rules.losses import LOSSES as TORCHS
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 NAMED_SHARES = (1.0, 0.5, 2.0)
 """Factors on λ that people put into a penalty that they report."""
-
-CLOSE = 1e-9
-"""The relative difference of losses beside their bounds: δ is beside 1 in p, and rounded there."""
-
-OF_Z = TORCHS["bce_with_logits"].formulas[0].removeprefix("ℓ = ")
-"""The loss by which no logarithm is taken of 0."""
 
 
 class Losses(NamedTuple):
@@ -240,60 +233,3 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
         return None
     values = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
     return Penalty(np.asarray(values), fits)
-
-
-def logarithm_evidence(run: Run, *, explained: bool) -> str:
-    """Describe where the scratch side's logarithms stop, if that is why the losses differ; else ''.
-
-    A loss −y log p − (1 − y) log(1 − p) by hand is kept from log 0 by a small δ, in one of the
-    forms of `KEPT_FROM_ZERO`. So reported losses differ once some p is as close to 0 or 1 as δ,
-    though the training is the same.
-
-    `explained` is whether all losses that are numbers are explained already.
-    """
-    if not run.sees_rows or not TORCHS[run.torch.problem.loss].logarithms:
-        return ""
-    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
-    reported = np.isfinite(scratch) & np.isfinite(framework)
-    lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
-    with np.errstate(all="ignore"):
-        record = run.history.record(int(lost[0]) + 1) if len(lost) else None
-        outputs = run.outputs(record) if record is not None else []
-        if any(np.isin(sigmoid(z), (0, 1)).any() for z, _ in outputs):
-            return (
-                f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on: some "
-                "p rounds to 0 or 1 there, and its logarithm is infinite. Compute the loss from z: "
-                f"{OF_Z}."
-            )
-        return "" if explained or not reported.any() else floor_of(run, reported)
-
-
-def floor_of(run: Run, reported: NDArray[np.bool_]) -> str:
-    """Name the floor with which all reported losses agree; '' where there is none.
-
-    The step at which they differ most leaves few forms, of which the others are asked one by one.
-    """
-    scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
-    limits = run.limits["loss"] * run.history.loss("bound") + CLOSE * np.abs(scratch)
-    worst = int(np.argmax(np.where(reported, np.abs(scratch - framework), -1.0)))
-    forms = [(text, by) for text, some in KEPT_FROM_ZERO.items() for by in some]
-    left = [(text, by, floor) for text, by in forms for floor in FLOORS]
-    first = islice(run.history.records(), worst, worst + 1)
-    for record in chain(first, run.history.records()):
-        place = record.batch.step - 1
-        if reported[place] and left:
-            rows = run.outputs(record)
-            sums = [sum(mean_bce(by, floor, z, y) for z, y in rows) for _, by, floor in left]
-            near = np.abs(np.array(sums) / len(rows) - scratch[place]) <= limits[place]
-            left = list(compress(left, near))
-    if not left:
-        return ""
-    floor = min(floor for _, _, floor in left)
-    said = dict.fromkeys(text.format(f"{floor:.3g}") for text, _, one in left if one == floor)
-    torch = TORCHS[run.torch.problem.loss]
-    return (
-        f"the scratch side's loss has {', or '.join(said)}; "
-        f"torch's {torch.torch} {torch.logarithms}. With that in torch's formula the losses of all "
-        f"{int(reported.sum()):,} steps agree. Compute both losses from z, {OF_Z} "
-        "(BCEWithLogitsLoss), or set `compare: [parameters]`."
-    )

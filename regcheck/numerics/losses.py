@@ -110,14 +110,20 @@ def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowL
     tⱼ = (1 − ε) wⱼ [j = y] + ε wⱼ/K with the classes' weights w, for labels y from 0 to K − 1
     (aten/native/LossNLL.cpp, `cross_entropy_loss_label_smoothing`).
     """
+    t = class_targets(z, y, options)
+    log_p = log_softmax(z)
+    return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t)
+
+
+def class_targets(z: Array, y: Array, options: LossOptions) -> Array:
+    """Return tⱼ of `cross_entropy`, (B, K), in z's dtype."""
     classes, eps = z.shape[1], options.label_smoothing
     t: Array = (y[:, None] == np.arange(classes)).astype(z.dtype)
     if eps:
         t = (1 - eps) * t + eps / classes
     if options.weight is not None:
         t = t * np.array(options.weight, z.dtype)
-    log_p = log_softmax(z)
-    return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t)
+    return t
 
 
 def total_weight(y: Array, options: LossOptions) -> float:
@@ -150,9 +156,12 @@ KEPT_FROM_ZERO: dict[str, tuple[Logarithms, ...]] = {
         lambda p, d: (np.log(np.clip(p, d, 1 - d)), np.log(1 - np.clip(p, d, 1 - d))),
         lambda p, d: (np.log(np.maximum(p, d)), np.log(np.maximum(1 - p, d))),
     ),
-    "{0} added to p and to 1 − p": (lambda p, d: (np.log(p + d), np.log(1 - p + d)),),
+    "{0} added to {1}": (lambda p, d: (np.log(p + d), np.log(1 - p + d)),),
 }
-"""By how it is said: each form that losses by hand take. (1 − δ is rounded, and δ is not.)"""
+"""By how it is said, of δ and of what: each form that losses by hand take.
+
+(1 − δ is rounded, and δ is not.)
+"""
 
 FLOORS = (
     *(10.0**-k for k in range(3, 21)),
@@ -162,10 +171,22 @@ FLOORS = (
 """What people take for δ."""
 
 
-def mean_bce(logarithms: Logarithms, floor: float, z: Array, y: Array) -> float:
-    """Return the mean of −y log p − (1 − y) log(1 − p), by logarithms kept from log 0."""
-    log_p, log_other = logarithms(sigmoid(z), floor)
-    return float(np.mean((y - 1) * log_other - y * log_p))
+def probabilities(z: Array) -> Array:
+    """Return p = σ(z) for z (B,), and softmax(z) for z (B, K)."""
+    return sigmoid(z) if z.ndim == 1 else np.exp(log_softmax(z))
+
+
+def mean_by_logarithms(
+    logarithms: Logarithms, floor: float, z: Array, y: Array, options: LossOptions = NO_OPTIONS
+) -> float:
+    """Return the mean of −y log p − (1 − y) log(1 − p), or of −Σⱼ tⱼ log pⱼ for z (B, K).
+
+    The logarithms are kept from log 0; t is that of `cross_entropy`, and so is the mean.
+    """
+    log_p, log_other = logarithms(probabilities(z), floor)
+    if z.ndim == 1:
+        return float(np.mean((y - 1) * log_other - y * log_p))
+    return float(-(class_targets(z, y, options) * log_p).sum()) / total_weight(y, options)
 
 
 def running_mean(values: Array, epochs: Array) -> Array:

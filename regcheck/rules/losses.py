@@ -71,6 +71,7 @@ LOSSES: dict[str, Loss] = {
         ],
         steepest={},
         tail=0.0,
+        logarithms="takes z, and no logarithm of p",
     ),
     "mse": Loss(
         "MSELoss",
