@@ -32,6 +32,9 @@ MOST_NUMBERS = 2**26
 VERSION = 1
 """Of the file's layout."""
 
+SUFFIX = ".npz"
+"""How a recording's file ends."""
+
 UNRECORDED = {"compare", "convention", "data", "expect", "golden", "scratch", "tolerance"}
 """Keys of a spec that do not change what torch does; the data have a digest of their own."""
 
@@ -167,6 +170,9 @@ def golden_of(loaded: LoadedSpec) -> Golden:
         InputError: it is not there, or is none; it says how to make it.
     """
     path = loaded.folder / str(loaded.spec.golden)
+    if path.suffix.lower() != SUFFIX:
+        text = f"must be a recording, a {SUFFIX} file, got {loaded.spec.golden!r}"
+        raise loaded.error(("golden",), text)
     try:
         return read_golden(path)
     except InputError as error:

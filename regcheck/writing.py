@@ -4,10 +4,40 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from regcheck.errors import UsageError
+
+
+def checked(option: str, name: str, suffixes: Collection[str]) -> Path:
+    """Return the path that an option names, if its suffix is one of these and its folder exists.
+
+    Raises:
+        UsageError: it is not.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} {name}: no format has this suffix; take {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {name}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"{option} {name}: this is a folder")
+    return path
+
+
+def check_distinct(named: Iterable[tuple[str, str]]) -> None:
+    """Check that no two options, each with a file's name, would write one file.
+
+    Raises:
+        UsageError: two would.
+    """
+    known: dict[Path, str] = {}
+    for option, name in named:
+        written = f"{option} {name}"
+        other = known.setdefault(Path(name).resolve(), written)
+        if other is not written:
+            raise UsageError(f"{written}: `{other}` writes this file already; name another")
 
 
 def write_whole(path: Path, chunks: Iterable[str | bytes]) -> None:

@@ -44,6 +44,11 @@ def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
         (["run", "--steps", "0", "x.yaml"], "whole number ≥ 1"),
         (["run", "--steps", "few", "x.yaml"], "whole number ≥ 1"),
         (["run", "--report", "x.gif", "x.yaml"], "no format has this suffix"),
+        (
+            ["run", "--report", "a.md", "--report", "./a.md", "x.yaml"],
+            "`--report a.md` writes",
+        ),
+        (["run", "--report", "a.md", "--write-fixed", "a.md", "x.yaml"], "name another"),
         (["convert", "0.1"], "`regcheck convert` is planned"),
         (["explain", "decoupld"], "did you mean `decoupled`?"),
         (["explain", "nowhere.yaml"], "nowhere.yaml: cannot be read"),

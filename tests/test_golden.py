@@ -134,6 +134,17 @@ def test_recording_replaces_a_recording_and_nothing_else(
     assert other.read_bytes() == text
 
 
+def test_recording_has_its_suffix(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "steps.txt"
+    assert cli.exit_code(["run", str(write()), "--record", str(other)]) == 2
+    assert f"--record {other}: no format has this suffix; take .npz" in capsys.readouterr().err
+    assert not other.exists()
+    with pytest.raises(InputError, match=r"golden: must be a recording, a \.npz file, got 'steps"):
+        check(write(golden="steps.txt"))
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"text", None])
 def test_what_is_no_recording_is_refused(
     content: bytes | None, write: Write, tmp_path: Path

@@ -169,5 +169,6 @@ def test_page_without_the_plotting_library_says_what_to_install(
     assert cli.exit_code(["run", str(write_spec()), "--report", str(path)]) == 2
     captured = capsys.readouterr()
     assert "pip install 'regcheck[html]'" in captured.err
+    assert "pip install -e '.[html]'" in captured.err
     assert captured.out == ""
     assert not path.exists()

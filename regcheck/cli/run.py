@@ -16,6 +16,7 @@ from regcheck.cli.outputs import Ended, JsonOutput, Output, TextOutput
 from regcheck.cli.shell import completion
 from regcheck.cli.shell.help import WithExamples
 from regcheck.errors import UsageError
+from regcheck.writing import check_distinct, checked
 
 if TYPE_CHECKING:
     from regcheck.report.record import Record
@@ -74,7 +75,7 @@ def step_count(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Exit with 4 if the sides agree, but the run could not have shown some cause.",
 )
 @click.option("--write-fixed", metavar="FILE", help="Write the spec with the fix, and run it.")
-@click.option("--record", metavar="FILE", help="Record torch's steps, for a spec's `golden: FILE`.")
+@click.option("--record", metavar="FILE", help="Record torch's steps, an .npz for `golden: FILE`.")
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
@@ -104,9 +105,7 @@ def run(
 
     A SPEC is a YAML file, or a folder: every *.yaml and *.yml below it, except hidden ones.
     """
-    from regcheck.report.files.writing import checked
-
-    files, on_github = [checked(name) for name in reports], in_github_actions()
+    files, on_github = checked_files(reports, write_fixed, record), in_github_actions()
     found = [(name, path) for name in specs for path in spec_files(name)]
     for option, name in (("--write-fixed", write_fixed), ("--record", record)):
         if name is not None and len(found) != 1:
@@ -133,6 +132,26 @@ def run(
 
         tell_github(records)
     return next(code for code in GRAVEST_FIRST if code in [*codes, *unwritten])
+
+
+def checked_files(
+    reports: Sequence[str], write_fixed: str | None, record: str | None
+) -> list[Path]:
+    """Return the report files, if every file that is asked for can be written.
+
+    Raises:
+        UsageError: one cannot; said before anything is trained.
+    """
+    from regcheck.report.files.writing import checked_report
+
+    named = [("--write-fixed", write_fixed), ("--record", record)]
+    named += [("--report", name) for name in reports]
+    if record is not None:
+        from regcheck.golden import SUFFIX
+
+        checked("--record", record, [SUFFIX])
+    check_distinct((option, name) for option, name in named if name is not None)
+    return [checked_report(name) for name in reports]
 
 
 def written(files: Sequence[Path], records: Sequence[Record]) -> list[int]:

@@ -13,7 +13,7 @@ from regcheck.report.files.markdown import markdown_chunks
 from regcheck.report.files.step_list import csv_chunks
 from regcheck.report.page.page import html_chunks
 from regcheck.report.record import Record
-from regcheck.writing import write_whole
+from regcheck.writing import checked, write_whole
 
 Format = Callable[[Sequence[Record]], Iterable[str]]
 """What makes a file's text of all runs, in pieces."""
@@ -31,23 +31,17 @@ EXTRAS = {".html": ("plotly", "the plotting library", "html")}
 """What a format needs beyond regcheck itself: a module, what that is, and the extra that has it."""
 
 
-def checked(name: str) -> Path:
-    """Return a report file's path, if its suffix is known and its folder exists.
+def checked_report(name: str) -> Path:
+    """Return a report file's path, if it can be written in a known format.
 
     Raises:
-        UsageError: it is not; said before anything is trained.
+        UsageError: it cannot; said before anything is trained.
     """
-    path = Path(name)
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--report {name}: no format has this suffix; take {', '.join(FORMATS)}")
+    path = checked("--report", name, FORMATS)
     module, what, extra = EXTRAS.get(path.suffix.lower(), ("", "", ""))
     if module and find_spec(module) is None:
-        install = f"pip install 'regcheck[{extra}]'"
+        install = f"pip install 'regcheck[{extra}]', or in a checkout pip install -e '.[{extra}]'"
         raise UsageError(f"--report {name}: {path.suffix} needs {what}: {install}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--report {name}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UsageError(f"--report {name}: this is a folder")
     return path
 
 
