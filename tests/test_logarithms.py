@@ -156,7 +156,8 @@ def of_classes(logarithm: Callable[[Array], Array], scale: float = 1.0, **how: A
     draw = np.random.default_rng(3)
     X = draw.normal(size=(30, 2)) * scale
     data = {"X": X.tolist(), "y": draw.integers(3, size=30).tolist()}
-    spec = {"data": data, "model": "softmax", "init": {"normal": {"std": 0.5, "seed": 1}}}
+    spec: dict[str, Any] = {"data": data, "model": "softmax"}
+    spec["init"] = {"normal": {"std": 0.5, "seed": 1}}
     spec |= {"lr": 0.5, "weight_decay": 0.1, "epochs": 5}
     return check(spec, scratch=softmax_by(logarithm, **how))
 
