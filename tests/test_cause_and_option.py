@@ -75,6 +75,24 @@ def test_cause_and_another_option_are_named_together(
     assert report.diagnosis.best.residual <= 1
 
 
+ADAM_AS_OFTEN_WRITTEN: Spec = {
+    "optimizer": {"name": "adam", "eps": 1e-7},
+    "convention": {"epsilon": "uncorrected", "penalize_bias": False},
+    "framework": {"optimizer": "adam"},
+}
+
+
+@pytest.mark.slow
+def test_two_causes_and_another_option_are_named_together() -> None:
+    report = check(SPEC | ADAM_AS_OFTEN_WRITTEN | {"lr": 0.01})
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.best is not None
+    causes = ("adam-epsilon-uncorrected", "bias-not-penalized", "option-differs")
+    assert report.diagnosis.best.causes == causes
+    assert report.diagnosis.best.options["eps"].factor == 1e-7
+
+
 def test_each_cause_that_a_run_shows_is_tried_beside_another_option() -> None:
     tried: list[tuple[tuple[str, ...], Change]] = []
 

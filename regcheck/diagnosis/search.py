@@ -122,15 +122,17 @@ def search(
 def with_another_option(
     replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
 ) -> Found:
-    """Find the causes that explain a run together with another value of an option."""
+    """Find one cause, or else two, that explain a run together with another value of an option."""
     hypotheses = concerning(replay, training, convention, visible)
-    found = (
-        one
-        for cause in sorted(hypotheses.shown - hypotheses.rare)
-        for change in hypotheses.changes[cause]
-        for one in with_other_option(replay, (cause,), change)
-    )
-    return listed(nearest(replay, tuple(found)), training)
+    found: Found = ()
+    for size in (1, 2):
+        found = found or tuple(
+            one
+            for causes in combinations(sorted(hypotheses.shown - hypotheses.rare), size)
+            for change in ways_of(hypotheses, causes)
+            for one in with_other_option(replay, causes, change)
+        )
+    return listed(nearest(replay, found), training)
 
 
 def nearest(replay: Replay, found: Found) -> Found:
@@ -215,11 +217,7 @@ def trials(
 ) -> Iterator[Explanation | None]:
     """Replay each way to put some causes together, with one more that has an open factor."""
     replay = hypotheses.replay
-    ways: list[Change] = [{}]
-    for cause in causes:
-        pairs = (merged((way, one)) for way in ways for one in hypotheses.changes[cause])
-        ways = [way for way in pairs if way is not None]
-    for change in ways:
+    for change in ways_of(hypotheses, causes):
         if factor is None:
             yield replay.explanation(causes, change, note=shift_note(replay, causes, change))
             continue
@@ -228,6 +226,15 @@ def trials(
         fit = None if key in change else replay.fit(change, key)
         if fit is not None and (fit.factor > 0 or key == "penalty_factor"):
             yield with_factor(replay, names, change, factor, fit, hypotheses.training)
+
+
+def ways_of(hypotheses: Hypotheses, causes: tuple[str, ...]) -> list[Change]:
+    """Return each way to put some causes together."""
+    ways: list[Change] = [{}]
+    for cause in causes:
+        pairs = (merged((way, one)) for way in ways for one in hypotheses.changes[cause])
+        ways = [way for way in pairs if way is not None]
+    return ways
 
 
 def merged(changes: Iterable[Change]) -> Change | None:

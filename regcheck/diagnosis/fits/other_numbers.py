@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from regcheck.diagnosis.fits.fitting import is_told
-from regcheck.diagnosis.fits.newton import Open, solve
+from regcheck.diagnosis.fits.newton import Open, misses, solve
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
@@ -120,6 +120,10 @@ class Torch:
         found = solve(self.replay, lambda at: self.by(dict(zip(numbers, at, strict=True))), opens)
         return {} if found is None else dict(zip(numbers, found.fits, strict=True))
 
+    def misses(self, number: Number) -> bool:
+        """Whether no value of a number comes near the run's first steps."""
+        return misses(self.replay, lambda at: self.by({number: at[0]}), self.open(number))
+
     def plain(self, number: Number, fit: Fit) -> Fit:
         """Return the plainest value near a fitted one: torch's own, its default, or a decimal."""
         among = [self.of(number)]
@@ -186,6 +190,8 @@ def with_other_option(
         return
     for name in torch.rule.numbers:
         number = Number("option", name)
+        if len(causes) > 1 and torch.rule.smooth and torch.misses(number):
+            continue
         own = torch.of(number)
         guesses: tuple[float, ...] = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
         if causes:  # of which there are many
