@@ -208,6 +208,10 @@ def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
     )
 
 
+STALLED = 25
+"""Iterations in which a fixed point's must halve what is left: a slower one never ends in 500."""
+
+
 def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array | None:
     """Solve step(w) = w₁ for where a rule's first step starts; None where it does not converge.
 
@@ -224,14 +228,20 @@ def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array
     if by_newton and len(start) > MOST_SOLVED:
         return None
     times, near = (30, 0.05) if by_newton else (500, 0.01)
+    most = np.inf
     with np.errstate(all="ignore"):
-        for _ in range(times):
+        for iteration in range(times):
             end = after(start)
             rest = record.scratch - end
             if not np.isfinite(rest).all():
                 return None
             here = replay.widened(rule.problem, record._replace(before=start), end)
-            solved = np.abs(rest / (here.bound * replay.limits)).max() < near
+            left = np.abs(rest / (here.bound * replay.limits)).max()
+            solved = left < near
+            if not by_newton and iteration % STALLED == 0:
+                if not solved and left > most / 2:
+                    return None
+                most = left
             if solved and by_newton:
                 return start
             start = start + (newton(after, start, end, rest) if by_newton else rest)
