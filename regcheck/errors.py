@@ -6,7 +6,8 @@ every `RegcheckError` into exit code 2; any other exception is a bug in regcheck
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -105,6 +106,32 @@ def suggest(word: str, known: Iterable[str]) -> str:
     listed = ", ".join(shortened(choice) for choice in choices[:MOST_CHOICES])
     rest = len(choices) - MOST_CHOICES
     return f"known here: {listed}" + (f" and {rest} more" if rest > 0 else "")
+
+
+MOST_NEAR = 3
+"""How many near names are listed."""
+
+
+def nearest(word: str, names: Sequence[str]) -> list[str]:
+    """List the names that are spelled nearly like a word, then those that share a part with it.
+
+    >>> nearest("batch-doubled", ["penalty-doubled", "nesterov-added"])
+    ['penalty-doubled']
+    """
+    import difflib
+
+    parts, word = parts_of(word[:LONGEST_WORD]), word[:LONGEST_WORD].lower()
+    spelled = difflib.get_close_matches(word, names, n=MOST_NEAR)
+    shared = sorted(
+        (name for name in names if parts & parts_of(name)),
+        key=lambda name: -len(parts & parts_of(name)),
+    )
+    return [*dict.fromkeys([*spelled, *shared])][:MOST_NEAR]
+
+
+def parts_of(name: str) -> set[str]:
+    """Return the words that a name is made of, but for short ones, as by, in or not."""
+    return set(re.findall("[a-z0-9]{4,}", name.lower()))
 
 
 def shortened(word: str, longest: int = LONGEST_WORD) -> str:

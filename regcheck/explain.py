@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from regcheck.errors import UsageError, suggest
+from regcheck.errors import UsageError, nearest, one_line, shortened
 from regcheck.rules.causes.catalogue import CAUSES, formulas_of
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
 from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
@@ -82,8 +82,12 @@ def explain_name(name: str) -> Explanation:
     elif name in torchs():
         entry, after = torchs()[name], []
     else:
-        near = suggest(name, all_names())
-        raise UsageError(f"nothing is called `{name}`: {near}; or no such file")
+        near = ", ".join(f"`{one}`" for one in nearest(name, all_names()))
+        raise UsageError(
+            f"no name and no file is called `{shortened(one_line(name))}`; "
+            + f"did you mean {near}? " * bool(near)
+            + "`regcheck explain --list` lists all names"
+        )
     return Explanation(
         legend([entry], OWN_LETTERS.get(entry.kind, tuple(MEANINGS))), [entry], after
     )

@@ -50,7 +50,12 @@ def test_run_bad_spec_exits_2_and_prints_to_standard_error_alone(
         ),
         (["run", "--report", "a.md", "--write-fixed", "a.md", "x.yaml"], "name another"),
         (["convert", "0.1"], "`regcheck convert` is planned"),
-        (["explain", "decoupld"], "did you mean `decoupled`?"),
+        (
+            ["explain", "decoupld"],
+            "did you mean `decoupled`, `doubled`, `penalty-decoupled`? `regcheck explain",
+        ),
+        (["explain", "weight decay"], "`decay`"),
+        (["explain", "n" * 9999], "nn..`; `regcheck explain --list` lists all names"),
         (["explain", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["explain", "--format", "xml"], "xml"),
     ],
@@ -62,6 +67,16 @@ def test_bad_usage_exits_2_with_a_message(
     captured = capsys.readouterr()
     assert says in captured.out + captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(("there", "asked"), [("a.yml", "a.yaml"), ("a.yaml", "a.yml")])
+def test_missing_spec_names_the_one_of_the_other_suffix(
+    there: str, asked: str, write_spec: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_spec(there)
+    for command in ("run", "explain"):
+        assert cli.exit_code([command, str(path.with_name(asked))]) == 2
+        assert f"o such file or directory; did you mean {path}?\n" in capsys.readouterr().err
 
 
 def test_run_folder_runs_every_spec_below_it(

@@ -218,7 +218,9 @@ def spec_files(name: str) -> list[Path] | list[UsageError]:
         path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such file or folder"
-        return [UsageError(f"{path}: {reason.lower()}")]
+        from regcheck.spec.yaml_text import meant
+
+        return [UsageError(f"{path}: {reason.lower()}{meant(path)}")]
     if not path.is_dir():
         return [path]
     found = sorted(

@@ -6,6 +6,7 @@ Duplicate keys, keys without a value, more than one document, anchors and tags a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,19 @@ def dotted(path: SpecPath) -> str:
     return text
 
 
+SUFFIXES = (".yaml", ".yml")
+"""How YAML files end."""
+
+
+def meant(path: Path) -> str:
+    """Name the spec that a missing one may be: its name with the other suffix of YAML files."""
+    if path.suffix not in ("", *SUFFIXES):
+        return ""
+    others = (other for other in map(path.with_suffix, SUFFIXES) if other != path)
+    found = filter(os.path.isfile, others)  # Path.is_file raises where a name is too long
+    return "".join(f"; did you mean {other}?" for other in found)
+
+
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8, with or without a byte order mark.
 
@@ -117,7 +131,7 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        text = f"cannot be read: {error.strerror}"
+        text = f"cannot be read: {error.strerror}{meant(path)}"
         raise InputError([Complaint(Place(str(path)), text)]) from None
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
