@@ -87,8 +87,15 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "raises in NumPy": (
         loop("X @ np.ones(3)"),
         AT_1 + "raised ValueError: matmul",
+        "torch's weight is (outputs, inputs): write `X @ W.T`",
         'mine.py", line 11, in train',
         "X @ np.ones(3)",
+    ),
+    "subtracts what is transposed": (
+        loop("np.ones((2, 3)) - np.ones((3, 2))"),
+        AT_1
+        + "raised ValueError: operands could not be broadcast together with shapes (2,3) (3,2)",
+        "transpose one with `.T`",
     ),
     "raises in what it yields": (
         "class Odd:\n    def __array__(self, *a, **k): raise LookupError('no array today')\n"

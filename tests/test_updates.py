@@ -141,7 +141,14 @@ def test_matrix_of_another_size_is_refused() -> None:
     ("weight", "words"),
     [
         ([1, 2, 3], r"`weight` has shape \(3,\), 3 numbers; expected 2 numbers in shape \(1, 2\)"),
-        (np.zeros((2, 2)), r"shape \(2, 2\), 4 numbers; .*\(2,\) and \(2, 1\) are accepted too"),
+        (
+            np.zeros((2, 2)),
+            r"shape \(2, 2\), 4 numbers; .* are accepted too\n  A \(2,\) and a \(2, 1\) broadcast",
+        ),
+        (
+            np.zeros((9, 2)),
+            r"shape \(9, 2\), .*\n  It has one dimension more: sum over the samples",
+        ),
         (np.array([1j, 0]), "it holds complex numbers\n  Yield an array of real numbers"),
         (["a", "b"], "`weight` is a list, and it holds text, not numbers"),
         (None, "`weight` is None, and it holds objects, not numbers"),

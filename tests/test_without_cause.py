@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
+from regcheck.report.texts.diagnosis.next_steps import NEXT, OF_LOSS, YIELD_GRADIENT
 from tests.by_hand import (
     BASE,
     BATCHES,
@@ -24,7 +26,7 @@ from tests.by_hand import (
     descent,
     found_by,
 )
-from tests.conftest import told
+from tests.conftest import in_one_line, told
 from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
 
 
@@ -85,6 +87,13 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         "gradient",
         ["Finite differences of the loss confirm torch's gradient: at step 1 they differ from it"],
     ),
+    "nothing in one tensor": (
+        lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b),
+        {},
+        1,
+        "update",
+        ["weight is updated by torch's rule.", "bias is never updated."],
+    ),
     "a sum in one tensor": (
         lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (ROWS * at.gb)),
         {},
@@ -136,6 +145,21 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert "Finite differences of the loss confirm torch's gradient" in told
 
 
+def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        return at.along(*at.mean(at.slope + 0.1 * np.sin(at.y)))
+
+    report = check(BASE, scratch=code(step, loss=lambda at: at.loss + 0.1 * np.sin(at.y).mean()))
+    found, short = told(report.diagnosis), summary(report)
+    assert found.evidence[0] == (
+        "The loss differs already at step 1, computed from the same parameters: the forward pass, "
+        "the loss or the data differ, and not the update alone."
+    )
+    assert short.headline.startswith("DIVERGED at step 1: the loss differs already, computed")
+    assert short.next == (f"{OF_LOSS.format(step='step 1')}; is the start `problem.initial`?",)
+    assert "Next compare at step 1, in this order: the samples" in in_one_line(report)
+
+
 # --- the gradient that the code yields ------------------------------------------------------------
 
 
@@ -156,12 +180,22 @@ def flipped(at: At) -> tuple[Any, Any]:
     return -at.gw, at.gb
 
 
+OF_GRADIENT = NEXT["gradient"].format(step="step 1")
+
+NEXT_BY = {
+    ("gradient", False): (OF_GRADIENT, YIELD_GRADIENT),
+    ("gradient", True): (OF_GRADIENT,),
+    ("optimizer", True): (NEXT["optimizer"].format(step="step 1"),),
+}
+"""What is next, by the stage and whether the code yields its gradient."""
+
+
 @pytest.mark.sampled(every=4)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("grad", "stage", "clue"),
     [
-        (None, "gradient", "If your code yields its gradient too"),
+        (None, "gradient", "weight is updated by no combination of torch's gradient"),
         (own, "optimizer", "Your code's gradient is torch's, to rounding"),
         (with_penalty, "optimizer", "Your code's gradient is torch's, to rounding"),
         (flipped, "gradient", "Your code's gradient is not torch's."),
@@ -179,6 +213,7 @@ def test_gradient_that_is_yielded_decides_the_stage(
     assert sum(one.startswith("Your code's gradient is") for one in found.evidence) == (
         grad is not None
     )
+    assert summary(report).next == NEXT_BY[stage, grad is not None]
 
 
 @pytest.mark.parametrize("grad", [own, with_penalty, flipped])

@@ -11,9 +11,11 @@ import numpy as np
 
 from regcheck.diagnosis.distinguishing import distinguishing
 from regcheck.diagnosis.evidence import (
+    differing_loss,
     finite_differences,
     gradient_agrees,
     late_evidence,
+    never_updated,
     not_finite,
     other_penalty,
     recursion_evidence,
@@ -50,11 +52,6 @@ GRADIENT = {
     True: "Your code's gradient is torch's, to rounding: the difference is in the update.",
     False: "Your code's gradient is not torch's.",
 }
-
-YIELD_GRADIENT = (
-    'If your code yields its gradient too, as {"weight": w, .., "grad": {"weight": gw, '
-    "..}}, regcheck says whether the gradient or the update differs."
-)
 
 
 def diagnose(run: Run) -> Diagnosis:
@@ -99,7 +96,7 @@ def explained(run: Run) -> Diagnosis:
     evidence = [made_otherwise] if made_otherwise else []
     stage: str | None = min(stages, key=get_args(Stage).index, default=None)
     if not agree:
-        known, stage = without_cause(run, replay, settings)
+        known, stage = without_cause(run, replay, settings, loss_explained=reporting is not None)
         evidence += known
     return Diagnosis(
         explained=agree and (reporting is not None or not run.loss_diverged),
@@ -210,7 +207,11 @@ def searched(run: Run, replay: Replay, how: Callable[..., Found] = search) -> Fo
 
 
 def without_cause(
-    run: Run, replay: Replay, settings: Mapping[str, EffectiveSettings]
+    run: Run,
+    replay: Replay,
+    settings: Mapping[str, EffectiveSettings],
+    *,
+    loss_explained: bool,
 ) -> tuple[list[str], str]:
     """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
     evidence = late_evidence(run)
@@ -231,15 +232,20 @@ def without_cause(
             text = describe(replay)
             if text:
                 return [*evidence, text], where
-    evidence += settings_evidence(settings, run.training)
-    stage = stage_by(run, agrees)
+    torchs_gradient = agrees or all(one.fits for one in settings.values())
+    differing = [] if torchs_gradient or loss_explained else differing_loss(run)
+    never = never_updated(run.history)
+    evidence += differing
+    evidence += settings_evidence(settings, run.training, never)
+    first = run.comparison.first_divergence
+    if first is not None and first.at.tensor in never:
+        return evidence, "update"
+    stage = "gradient" if differing else stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
         text, stage = recursion_evidence(replay, run.training.settings.momentum)
         evidence += [text] if text else []
     if stage == "gradient":
         evidence += finite_differences(run, replay, record)
-    if run.scratch_is_reference and run.gradient is None:
-        evidence.append(YIELD_GRADIENT)
     return evidence, stage
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 from regcheck.rules.settings import Training
 from regcheck.rules.words import all_of
+
+LOSS_DIFFERS = "The loss differs already"
+
+NEVER = "never updated"
+"""How a tensor goes that no step changes."""
 
 MOST_TENSORS = 6
 """Tensors that are named."""
@@ -128,20 +133,45 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
     }
 
 
-def settings_evidence(settings: Mapping[str, EffectiveSettings], training: Training) -> list[str]:
+def settings_evidence(
+    settings: Mapping[str, EffectiveSettings], training: Training, never: Collection[str] = ()
+) -> list[str]:
     """Describe which tensors go by torch's rule, which by it with other numbers, which by neither.
 
     Nothing where none goes by it, or the run does not tell.
     """
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
-        rules.setdefault(one.rule(training.settings.weight_decay.get(name, 0.0)), []).append(name)
-    if not rules.keys() - {NO_RULE, NO_SETTINGS}:
+        rule = one.rule(training.settings.weight_decay.get(name, 0.0))
+        rules.setdefault(NEVER if name in never else f"updated {rule}", []).append(name)
+    if not rules.keys() - {f"updated {rule}" for rule in (NO_RULE, NO_SETTINGS)}:
         return []
     return [
-        f"{all_of(names, most=MOST_TENSORS)} {'are' if len(names) > 1 else 'is'} updated {text}."
+        f"{all_of(names, most=MOST_TENSORS)} {'are' if len(names) > 1 else 'is'} {text}."
         for text, names in rules.items()
     ]
+
+
+def never_updated(history: History) -> list[str]:
+    """Return the tensors that no step of the scratch side changes, though torch's steps do."""
+    before, scratch, torch = (history.all(key) for key in ("before", "scratch", "framework"))
+    return [
+        name
+        for name, part in history.slices.items()
+        if (scratch[:, part] == before[:, part]).all() and (torch[:, part] != before[:, part]).any()
+    ]
+
+
+def differing_loss(run: Run) -> list[str]:
+    """Describe a loss that differs at the very step at which the parameters first do."""
+    loss, on_drift = run.comparison.losses.divergence, run.spec.tolerance.of("loss").on_drift
+    if loss is None or loss.step != run.first or (on_drift and loss.step > 1):
+        return []
+    text = (
+        f"{LOSS_DIFFERS} at step {loss.step:,}, computed from the same parameters: the "
+        "forward pass, the loss or the data differ, and not the update alone."
+    )
+    return [text]
 
 
 def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:

@@ -64,7 +64,8 @@ def message(record: Record) -> str:
     if found is None:
         return str(record.head["error"])
     fixes = [f"fix in {side}: {line}" for side, lines in found.fixes.items() for line in lines]
-    return "\n".join(line for line in (found.headline, found.expectation, *fixes) if line)
+    lines = (found.headline, found.expectation, *fixes, *(f"next: {line}" for line in found.next))
+    return "\n".join(line for line in lines if line)
 
 
 def message_text(text: str) -> str:

@@ -16,10 +16,10 @@ from regcheck.report.texts.diagnosis.diagnosis_text import (
     alternatives,
     fitted_lines,
     verified,
-    where_to_look,
 )
 from regcheck.report.texts.diagnosis.fixes import short_fixes
 from regcheck.report.texts.diagnosis.loss_text import loss_texts
+from regcheck.report.texts.diagnosis.next_steps import next_steps
 from regcheck.report.texts.heading import short_size, subject
 from regcheck.report.texts.headline import expectation, headline
 from regcheck.report.texts.remarks import first_remarks, short_remarks
@@ -59,6 +59,7 @@ class Summary:
         ambiguous: what explains the run just as well, and which run would distinguish them.
         loss: what explains the reported losses.
         known: what is known of a divergence that has no cause.
+        next: what to compare next, where no cause is named.
         fixes: what to change: in the scratch code, in torch, in the spec; one line each.
         notes: what else limits the verdict.
         final: where both sides ended: the largest differences, the loss, the accuracy.
@@ -77,6 +78,7 @@ class Summary:
     ambiguous: tuple[str, ...]
     loss: tuple[str, ...]
     known: tuple[str, ...]
+    next: tuple[str, ...]
     fixes: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
     final: FinalValues | None
@@ -96,6 +98,7 @@ def summary(report: Report) -> Summary:
         ratio=ratio_head(report),
         ratio_means=tuple(ratio_legend(report)),
         **explanation(report),
+        next=tuple(next_steps(report)),
         fixes=short_fixes(report),
         notes=tuple(short_remarks(report)),
         final=final_values(report),
@@ -110,7 +113,7 @@ def explanation(report: Report) -> dict[str, Any]:
     worded = roles_of(report.spec).worded
     best, known = found.best, []
     if best is None and report.first_divergence is not None:
-        known = [*(found.evidence or where_to_look(found))]
+        known = [*found.evidence]
         if report.spec.recording:
             known = [ALTERED, *known[:1]]
         known += [one.text for one in fitted_lines(report, found)]
@@ -136,7 +139,7 @@ def rules(report: Report) -> tuple[Rule, ...]:
 
 
 def remark_groups(found: Summary) -> list[tuple[str, Sequence[str]]]:
-    """Return what was verified, is equally possible, is known, and the fixes, each with its label.
+    """Return the proof, what else is possible, what is known, the fixes, each with its label.
 
     Groups may be empty.
     """
@@ -146,6 +149,7 @@ def remark_groups(found: Summary) -> list[tuple[str, Sequence[str]]]:
         ("But", found.ambiguous),
         ("Loss", found.loss),
         ("Known", found.known),
+        ("Next", found.next),
         ("Note", found.notes),
         *((f"{'or' if place else 'Fix'} {side}", lines) for place, (side, lines) in sides),
     ]

@@ -47,6 +47,16 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "The targets y are (n,): let the model's output be (n,) too, by `.squeeze(-1)`.",
     ),
     (
+        ValueError,
+        "operands could not be broadcast together",
+        "torch's weight, and its gradient, are (outputs, inputs): transpose one with `.T`, or sum.",
+    ),
+    (
+        ValueError,
+        "mismatch in its core dimension",
+        "torch's weight is (outputs, inputs): write `X @ W.T`, and its gradient `slopes.T @ X`.",
+    ),
+    (
         AttributeError,
         "to field '",
         "The problem's fields cannot be changed: use variables of your own: `X = 2 * problem.X`.",

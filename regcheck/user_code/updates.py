@@ -181,6 +181,10 @@ def shaped(array: np.ndarray[Any, Any], shape: tuple[int, ...], name: str) -> Ar
     todo = f"; ({count},) and ({count}, 1) are accepted too" if len(squeezed) < 2 else ""
     if given == squeezed[::-1]:
         todo = "\n  Transpose it: yield `W.T`."
+    elif given == (count, count) and len(squeezed) == 1:
+        todo += f"\n  A ({count},) and a ({count}, 1) broadcast to it: give both one shape first."
+    elif given[1:] == squeezed:
+        todo = "\n  It has one dimension more: sum over the samples."
     raise Refused(
         f"`{name}` has shape {array.shape}, {array.size:,} numbers; expected "
         f"{count:,} numbers in shape {shape}{todo}"

@@ -170,6 +170,8 @@ class Summary(Part):
     """What explains the reported losses."""
     known: list[str]
     """What is known of a divergence without a cause."""
+    next: list[str]
+    """What to compare next, where no cause is named."""
     fixes: dict[str, list[str]]
     """What to change, by whom."""
     notes: list[str]

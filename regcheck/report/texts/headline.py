@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
+from regcheck.diagnosis.evidence import LOSS_DIFFERS
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import cause_notes
@@ -38,11 +39,16 @@ def headline(report: Report) -> str:
 
 
 def told_by_evidence(report: Report, found: Diagnosis) -> str:
-    """Return what is known of the updates, or of the tensor that diverges first, if it is short."""
+    """Return what is known of the loss, of all updates, or of the first tensor; if it is short."""
     tensor = report.first_divergence.at.tensor if report.first_divergence else ""
     for known in found.evidence:
+        if known.startswith(LOSS_DIFFERS):
+            where = "the loss differs already, computed from the same parameters"
+            return f"{where}; no known cause explains it"
         of_all = known.startswith("The updates are")
-        if (of_all or known.startswith(f"{tensor} is ")) and len(known) <= LONGEST_EVIDENCE:
+        names = known.partition(" are " if " are " in known else " is ")[0]
+        of_tensor = tensor in names.replace(" and ", ", ").split(", ")
+        if (of_all or of_tensor) and len(known) <= LONGEST_EVIDENCE:
             text = roles_of(report.spec).worded(known).rstrip(".")
             return text.replace("The", "the", 1) if of_all else text
     return ""

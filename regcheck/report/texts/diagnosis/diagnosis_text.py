@@ -14,6 +14,7 @@ from regcheck.report.texts.diagnosis.cause_text import (
     labelled,
 )
 from regcheck.report.texts.diagnosis.loss_text import loss_lines
+from regcheck.report.texts.diagnosis.next_steps import next_steps
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import upward
 from regcheck.rules.formulas.torch_call import alike
@@ -28,15 +29,6 @@ UNEXPLAINED = (
     "not explained: no known cause, no pair of causes, no factor on the lr, the gradient or the "
     "weight decay and no other value of an option reproduces these steps."
 )
-
-
-UNEXPLAINED_STAGES = {
-    "gradient": "in the gradient of the loss, as far as the steps show: check the forward pass, "
-    "the loss's derivative, and which samples are used.",
-    "optimizer": "in the optimizer: how the step uses the gradient.",
-    "penalty": "in the weight decay: the gradient of the loss is torch's.",
-}
-"""Where to look if no cause explains a divergence."""
 
 
 SAME_RULE = "the same rule under another name: fix either"
@@ -54,16 +46,11 @@ def diagnosis_lines(report: Report) -> list[Line]:
         lines += labelled("Or", alternatives(report, found))
     elif report.first_divergence is not None:
         lines.append(Line("Cause", UNEXPLAINED))
-        lines += labelled("Where", where_to_look(found))
     lines += labelled("Known", found.evidence)
+    lines += labelled("Next", next_steps(report))
     lines += loss_lines(report, found) + fitted_lines(report, found)
     roles = roles_of(report.spec)
     return [one if one.formula else one._replace(text=roles.worded(one.text)) for one in lines]
-
-
-def where_to_look(found: Diagnosis) -> list[str]:
-    """Say where to look for what no cause explains, where the stage is known."""
-    return [UNEXPLAINED_STAGES[found.stage]] if found.stage in UNEXPLAINED_STAGES else []
 
 
 def cause_lines(report: Report, best: Explanation) -> list[Line]:
