@@ -142,9 +142,11 @@ def test_what_cannot_be_written_leaves_nothing_behind(
         real(path, chunks)
 
     monkeypatch.setattr("regcheck.cli.starting.write_whole", full)
-    assert cli.exit_code(["init"]) == 2
-    assert f"{failing}: cannot be written" in capsys.readouterr().err
-    assert written(here) == {}
+    (here / "there").mkdir()
+    for folder in (".", "new/folder", "there", "there/new"):
+        assert cli.exit_code(["init", folder]) == 2
+        assert f"{failing}: cannot be written" in capsys.readouterr().err
+        assert [*here.rglob("*")] == [here / "there"]
 
 
 @pytest.mark.parametrize(

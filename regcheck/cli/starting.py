@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import click
@@ -83,25 +84,38 @@ def starter(start: str, spec: str) -> dict[str, str]:
 
 
 def write_all(files: dict[Path, str]) -> None:
-    """Write files, each whole; if one cannot be written, those that are new are taken away again.
+    """Write files, each whole; if one cannot be written, what is new is taken away again.
 
     Raises:
         UsageError: a folder cannot be made, or a file cannot be written.
     """
-    new: list[Path] = []
     try:
-        for file, text in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not os.path.lexists(file)
-            write_whole(file, [text])
-            new += [file] * is_new
-    except (OSError, UsageError) as error:
-        for file in new:
-            file.unlink(missing_ok=True)
-        if isinstance(error, UsageError):
-            raise
+        with ExitStack() as made:
+            for file, text in files.items():
+                make_folder(file.parent, made)
+                is_new = not os.path.lexists(file)
+                write_whole(file, [text])
+                if is_new:
+                    made.callback(file.unlink, missing_ok=True)
+            made.pop_all()  # all are there, and stay
+    except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UsageError(f"{error.filename}: cannot be a folder: {reason}") from error
+
+
+def make_folder(folder: Path, made: ExitStack) -> None:
+    """Make a folder and those above it; `made` takes those away again that are new."""
+    missing = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+    for one in reversed(missing):
+        one.mkdir()
+        made.callback(remove_empty, one)
+    folder.mkdir(exist_ok=True)  # raises where it is a file
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder, unless something is in it that came from elsewhere."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @click.command(cls=WithExamples, examples={"regcheck demo": "it needs no file"})
