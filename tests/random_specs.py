@@ -132,6 +132,29 @@ def random_training(
     return spec, rows
 
 
+MOST_NUMBERS = 20_000
+"""Numbers in X up to which a long run is not too long."""
+
+
+def lengthened(spec: SpecDict, X: Array, steps: int) -> SpecDict:
+    """Give a spec at least so many steps, or a tenth of them where X is large."""
+    rows = len(X)
+    batch_size = rows if spec["batch_size"] == "full" else spec["batch_size"]
+    batches = rows // batch_size if spec.get("drop_last") else math.ceil(rows / batch_size)
+    per_epoch = max(1, math.ceil(batches / spec["accumulate"]))
+    epochs = math.ceil((steps if X.size <= MOST_NUMBERS else steps // 10) / per_epoch)
+    changed = spec | {"epochs": epochs}
+    if isinstance(schedule := spec.get("lr_schedule"), dict) and schedule["kind"] == "one-cycle":
+        changed["lr_schedule"] = schedule | {"steps": epochs * per_epoch}  # torch takes no more
+    return changed
+
+
+def columns_of(spec: SpecDict) -> Array:
+    """Return a spec's X."""
+    data = spec["data"]
+    return np.array(data["X"]) if "X" in data else np.load(data["npz"])["X"]
+
+
 def random_columns(
     random: Generator, *, rows: tuple[int, int], features: int, constant: bool
 ) -> Array:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.judged_specs import effects, matched_faults, mismatched_faults, observe
-from tests.random_specs import matched_spec, mismatched_spec
+from tests.random_specs import columns_of, lengthened, matched_spec, mismatched_spec
 
 Record = Callable[[str, object], None]
 
@@ -36,6 +36,30 @@ def test_mismatched_spec_diverges_at_its_first_clear_step(
 ) -> None:
     observed = observe(mismatched_spec(seed, tmp_path))
     record_property("mismatched specs", observed.report.verdict)
+
+    assert mismatched_faults(observed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.search(sample=1, whole=100)
+def test_matched_spec_raises_no_alarm_in_1000_steps(
+    seed: int, tmp_path: Path, record_property: Record
+) -> None:
+    spec = matched_spec(seed, tmp_path)
+    observed = observe(lengthened(spec, columns_of(spec), 1000))
+    record_property("matched specs of 1,000 steps", observed.report.verdict)
+
+    assert matched_faults(observed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.search(sample=1, whole=100)
+def test_mismatched_spec_of_1000_steps_diverges_at_its_first_clear_step(
+    seed: int, tmp_path: Path, record_property: Record
+) -> None:
+    spec = mismatched_spec(seed, tmp_path)
+    observed = observe(lengthened(spec, columns_of(spec), 1000))
+    record_property("mismatched specs of 1,000 steps", observed.report.verdict)
 
     assert mismatched_faults(observed) == []
 
