@@ -242,7 +242,9 @@ def optimizer_entry(name: str) -> Entry:
     ]
     arguments += ["weight_decay=λ"] if rule.weight_decay else []
     call = f"torch.optim.{rule.torch}(lr, {', '.join(arguments)})"
-    of_decay = OF_DECAY if rule.weight_decay else ("torch's class takes no weight_decay.",)
+    of_decay = of_decays("matrix" if rule.matrices else "parameter, biases included")
+    if not rule.weight_decay:
+        of_decay = ("torch's class takes no weight_decay.",)
     return Entry(name, "optimizer", call, lines, [*rule.notes, *of_decay])
 
 
@@ -272,10 +274,12 @@ def argument(letter: str | tuple[str, ...]) -> str:
     return letter if isinstance(letter, str) else f"({', '.join(letter)})"
 
 
-OF_DECAY = (
-    "weight_decay acts on every parameter, biases included; parameter groups can set",
-    "others. The loss that torch reports never contains the weight-decay term.",
-)
+def of_decays(trained: str) -> tuple[str, ...]:
+    """Say what torch's weight decay acts on."""
+    return (
+        f"weight_decay acts on every {trained}; parameter groups can set",
+        "others. The loss that torch reports never contains the weight-decay term.",
+    )
 
 
 @cache

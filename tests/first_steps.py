@@ -41,6 +41,8 @@ CENTERED: Spec = {"optimizer": RMSPROP["optimizer"] | {"centered": True}}
 HEAVY_RMSPROP: Spec = {"optimizer": RMSPROP["optimizer"] | {"momentum": 0.9}}
 ADAGRAD: Spec = {"optimizer": {"name": "adagrad", "lr_decay": 0.2, "eps": 0.01}}
 STARTED: Spec = {"optimizer": ADAGRAD["optimizer"] | {"initial_accumulator_value": 0.5}}
+ADAFACTOR: Spec = {"optimizer": {"name": "adafactor", "eps": [1e-12, 0.1]}, "lr": 0.8}
+MUON: Spec = {"optimizer": {"name": "muon"}, "bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
 ADADELTA: Spec = {"optimizer": {"name": "adadelta", "rho": 0.8, "eps": 0.01}}
 ADAMAX: Spec = {"optimizer": {"name": "adamax", "betas": [0.9, 0.95], "eps": 0.01}}
 FALLING_LR: Spec = {"lr_schedule": {"kind": "exponential", "factor": 0.8}}
@@ -86,6 +88,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "accumulation-over-rows": (STEP_1._replace(settings={"accumulate": 3}, batches=("mini",)),),
     # The first step is remembered, and the second divides by it.
     "adadelta-lr-inside": (First(2, 2, "optimizer", ADADELTA),),
+    # 1/√2 is below 0.8.
+    "adafactor-lr-uncapped": (First(2, 2, "optimizer", ADAFACTOR),),
     "adagrad-accumulator-initial": (First(1, 1, "optimizer", STARTED),) * 3,
     "adagrad-lr-decay-early": (First(1, 1, "optimizer", ADAGRAD),),
     "adagrad-lr-decay-missing": (First(2, 2, "optimizer", ADAGRAD),),
@@ -167,6 +171,7 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     ),
     # v₁ = g₁; but Nesterov's first step is (1 + μ) g₁.
     "momentum-missing": (First(2, 2, "optimizer", MOMENTUM), First(1, 1, "optimizer", NESTEROV)),
+    "muon-bfloat16-missing": (First(1, 1, "optimizer", MUON),),
     "nesterov-added": (First(1, 1, "optimizer", MOMENTUM),),
     "nesterov-missing": (First(1, 1, "optimizer", NESTEROV),),
     "optimizer-state-reset": (

@@ -15,7 +15,7 @@ TOKEN = re.compile(
     r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
     r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
     r"|rows|columns|mean|RMS|sign|min|max|abs|[βε][₁₂]|[μη]ₜ(?:₊₁)?|η[₊₋]|Δmin|Δmax|N∞"
-    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²ᵗʲᵉ^,])"
+    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτφψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²ᵗʲᵉ^,])"
 )
 POWERS = {"²": "**2"}
 for sign, count in zip("ᵗʲᵉ", "tje", strict=True):

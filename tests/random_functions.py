@@ -38,6 +38,10 @@ BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "
 """The causes that a model without a bias cannot have."""
 
 
+OF_RARE = {"adafactor-lr-uncapped": "adafactor", "muon-bfloat16-missing": "muon"}
+"""The causes that only a rare optimizer can have, by which."""
+
+
 @dataclass
 class Case:
     """A spec, and the user's function that is checked against it.
@@ -76,6 +80,7 @@ def random_case(seed: int, folder: Path) -> Case:
     needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
     spec, X, y = random_spec(random, needs, folder / f"{seed}.npz")
     spec = with_rare_optimizer(spec, seed, needs)
+    causes = with_rare_cause(causes, spec, seed)
     if not BIASED.intersection(causes):
         spec = without_some_biases(spec, seed)
     facts = Facts(
@@ -109,7 +114,7 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
         return (), ""
     if kind < 0.22:
         return (), str(random.choice(sorted(WRONG)))
-    names = sorted(FAULTS)
+    names = sorted(FAULTS.keys() - OF_RARE.keys())
     if kind < 0.55:
         return (str(random.choice(names)),), ""
     if kind < 0.70:
@@ -119,6 +124,13 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
         one, other = sorted(map(str, random.choice(names, size=2, replace=False)))
         if compatible(one, other):
             return (one, other), ""
+
+
+def with_rare_cause(causes: tuple[str, ...], spec: SpecDict, seed: int) -> tuple[str, ...]:
+    """Put a cause that only a rare optimizer can have in the place of some single ones."""
+    own = tuple(cause for cause, name in OF_RARE.items() if name == spec["optimizer"]["name"])
+    rarely = len(causes) == 1 and chance(np.random.default_rng([seed, 97]), 0.4)
+    return own if own and rarely and not OUTSIDE.keys() & set(causes) else causes
 
 
 def compatible(one: str, other: str) -> bool:

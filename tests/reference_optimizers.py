@@ -234,7 +234,41 @@ def adafactor(given: Given) -> tuple[Array, Memory]:
     u = g / np.maximum(np.sqrt(v), least)
     u = u / max(1, np.sqrt((u**2).mean()) / float(options["d"]))
     size = max(smallest, np.sqrt((w**2).mean()))
-    return size * min(given.lr, 1 / math.sqrt(given.t)) * u, new
+    lr = min(given.lr, 1 / math.sqrt(given.t)) if given.rule.capped else given.lr
+    return size * lr * u, new
+
+
+def muon(given: Given) -> tuple[Array, Memory]:
+    """Move by the mean gradient with its singular values made equal (Jordan and others, 2024).
+
+    A weight is one row here, whose length is its singular value; a bias that there is not stays.
+    """
+    options, g, mu = given.options, given.g, float(given.options["momentum"])
+    if g.ndim == 0:
+        return g, {}
+    v = mu * given.memory.get("momentum_buffer", 0 * g) + (1 - mu) * g
+    ahead = (
+        options["nesterov"]
+        if given.rule.nesterov == "as set"
+        else (given.rule.nesterov == "always")
+    )
+    cast = in_bfloat16 if given.rule.cast else np.asarray
+    E = cast(mu * v + (1 - mu) * g if ahead else v)
+    E = cast(E / np.maximum(cast(np.sqrt((E**2).sum())), cast(np.asarray(options["eps"]))))
+    a, b, c = map(float, options["ns_coefficients"])
+    for _ in range(options["ns_steps"]):
+        K = cast((E**2).sum())
+        E = cast(a * E + cast(b * K + c * K**2) * E)
+    size = 0.2 * math.sqrt(g.size) if options["adjust_lr_fn"] == "match_rms_adamw" else 1.0
+    return (given.lr * size * E).astype(g.dtype), {"momentum_buffer": v}
+
+
+def in_bfloat16(x: Array) -> Array:
+    """Round to the upper half of a float32's bits, to the even one of two as near."""
+    bits = np.asarray(x, np.float32).view(np.uint32).astype(np.int64)
+    upper = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16
+    rounded: Array = upper.astype(np.uint32).view(np.float32).astype(np.asarray(x).dtype)
+    return rounded
 
 
 def rprop(given: Given) -> tuple[Array, Memory]:
@@ -271,6 +305,7 @@ OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
     "adamax": adamax,
     "adamw": adam,
     "asgd": asgd,
+    "muon": muon,
     "nadam": nadam,
     "radam": radam,
     "rmsprop": rmsprop,
@@ -279,7 +314,7 @@ OPTIMIZERS: dict[str, Callable[[Given], tuple[Array, Memory]]] = {
 }
 """By torch's name in lower case: what a step subtracts, and what it remembers."""
 
-DECOUPLED = frozenset({"adafactor", "adamw"})
+DECOUPLED = frozenset({"adafactor", "adamw", "muon"})
 """The optimizers whose weight decay stands apart from the gradient."""
 
 EPSILON: dict[str, Where] = {"adadelta": "inside", "radam": "uncorrected"}

@@ -55,6 +55,8 @@ class Rule(NamedTuple):
         centered: as the spec says, always, or never.
         lr_decay: Adagrad's counts the steps before, this one too, or none.
         average: Adadelta's is of the steps, or of the steps times lr.
+        capped: whether Adafactor's lr is at most 1/√t.
+        cast: whether Muon's iteration is in bfloat16.
         other: other values of the optimizer's options.
         clip: one norm over both tensors, or one for each.
         micro_batches: their gradients are averaged, summed, or averaged by their rows.
@@ -94,6 +96,8 @@ class Rule(NamedTuple):
     centered: Literal["as set", "always", "never"] = "as set"
     lr_decay: Literal["before", "this too", "none"] = "before"
     average: Literal["d", "lr d"] = "d"
+    capped: bool = True
+    cast: bool = True
     other: tuple[tuple[str, Any], ...] = ()
     clip: Literal["together", "each"] = "together"
     micro_batches: Literal["mean", "sum", "by rows"] = "mean"

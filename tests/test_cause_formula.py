@@ -25,7 +25,7 @@ UPDATING = [
     (name, way)
     for name, cause in CAUSES.items()
     for way in range(len(cause.changes))
-    if cause.kind == "update"
+    if cause.kind == "update" and name != "muon-bfloat16-missing"  # which `test_muon` reads
 ]
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
 X = 60 * np.array(DATA["X"])
@@ -38,8 +38,14 @@ ADADELTA: dict[str, Any] = {"optimizer": {"name": "adadelta", "rho": 0.7, "eps":
 ADAGRAD: dict[str, Any] = {"optimizer": {"name": "adagrad", "lr_decay": 0.3, "eps": 0.01}}
 RMSPROP: dict[str, Any] = {"name": "rmsprop", "alpha": 0.7, "eps": 0.01, "momentum": 0.6}
 
+ADAFACTOR: dict[str, Any] = {
+    "optimizer": {"name": "adafactor", "eps": [1e-3, 0.01], "beta2_decay": -0.5},
+    "lr": 1.5,
+}
+
 CONCERNED: dict[str, dict[str, Any]] = {
     "adadelta-lr-inside": ADADELTA,
+    "adafactor-lr-uncapped": ADAFACTOR,
     "adagrad-accumulator-initial": ADAGRAD,
     "adagrad-accumulator-initial by 2": {
         "optimizer": {"name": "adagrad", "initial_accumulator_value": 0.4}
@@ -101,7 +107,7 @@ def concerned_case(name: str, way: int) -> Case:
     return case
 
 
-ASSIGNED = ("G", "M", "S", "A", "Q", "U", "M̂", "Ŝ", "d", "D", "v", "w")
+ASSIGNED = ("G", "R", "V", "Y", "φ", "M", "S", "A", "Q", "U", "M̂", "Ŝ", "d", "D", "v", "w")
 """What a step assigns to, in its order."""
 
 

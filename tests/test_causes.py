@@ -26,6 +26,7 @@ from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec, told
 from tests.faults import BUGS, Planted
 from tests.first_steps import FIRSTS, NESTEROV
+from tests.random_specs import without_bias
 from tests.test_concerns import IN_BATCHES, UNCHANGING
 
 # --- what a cause does --------------------------------------------------------------------------
@@ -61,6 +62,10 @@ def a_training(random: Generator) -> tuple[Problem, Training]:
         **SCHEDULES[random.integers(len(SCHEDULES))],
         **CLIPPINGS[random.integers(len(CLIPPINGS))],
     }
+    if spec["optimizer"]["name"] == "adafactor":
+        spec["lr"] = 0.9  # which 1/√t falls below
+    if spec["optimizer"]["name"] == "muon":
+        spec = without_bias(spec)
     loaded = from_mapping(spec)
     return build_problem(loaded), training_of(loaded.spec, rows)
 
@@ -84,6 +89,8 @@ OPTIMIZERS: tuple[Spec, ...] = (
     {"name": "adagrad", "lr_decay": 0.3, "initial_accumulator_value": 0.4, "eps": 1e-3},
     {"name": "adadelta", "rho": 0.7, "eps": 1e-3},
     {"name": "adamax", "betas": [0.8, 0.3], "eps": 1e-3},
+    {"name": "adafactor", "eps": [1e-9, 1e-3]},
+    {"name": "muon"},
 )
 SCHEDULES: tuple[Spec, ...] = (
     {},
@@ -151,7 +158,8 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 # --- the table itself ---------------------------------------------------------------------------
 NAMES = """
     accumulation-not-averaged accumulation-over-rows adadelta-lr-inside
-    adagrad-accumulator-initial adagrad-lr-decay-early adagrad-lr-decay-missing
+    adafactor-lr-uncapped adagrad-accumulator-initial adagrad-lr-decay-early
+    adagrad-lr-decay-missing
     adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
     adam-bias-correction-swapped adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset
@@ -161,7 +169,8 @@ NAMES = """
     gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
     learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-summed
     moments-not-averaged moments-stale momentum-dampened momentum-lr-inside momentum-missing
-    nesterov-added nesterov-missing optimizer-state-reset option-differs penalty-constant
+    muon-bfloat16-missing nesterov-added nesterov-missing optimizer-state-reset option-differs
+    penalty-constant
     penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
     penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
     penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
@@ -255,6 +264,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "at every batch of several samples": {(1, 1)},
     "at every step with several micro-batches or ranks": {(1, 1)},
     "where a step's micro-batches, or its ranks' shares, differ in size": {(1, 1)},
+    "at the first step t whose lr is above 1/√t": {(2, 2)},
     "at the first step whose samples differ": {(1, 1)},
     "at the smaller last batch, or a smaller share": {(3, 3)},
     "before step 1": {(1, 1)},

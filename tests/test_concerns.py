@@ -105,7 +105,14 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         OF_BETAS - OF_COUNT | PENALTY | BIAS | DECOUPLED,
     ),
     ({"optimizer": "asgd"}, PENALTY | BIAS | {"penalty-decoupled", RESET}),
-    ({"optimizer": "adafactor"}, PENALTY | BIAS | {"penalty-coupled", RESET}),
+    (
+        {"optimizer": "adafactor"},
+        PENALTY | BIAS | {"adafactor-lr-uncapped", "penalty-coupled", RESET},
+    ),
+    (
+        NO_DECAY | {"optimizer": "muon", "bias": False, "init": {"weight": [1.0, 2.0]}},
+        MOMENTUM - {"momentum-dampened"} | {"muon-bfloat16-missing", "nesterov-missing"},
+    ),
     (NO_DECAY | {"optimizer": "rprop"}, {RESET}),
     # What the spec's convention says of a coupled penalty is not torch's own.
     (
@@ -147,7 +154,8 @@ def test_cause_concerns_the_trainings_that_it_is_about(
     training, convention = training_of(loaded.spec, 4), loaded.spec.named_convention()
     found = {name for name, cause in CAUSES.items() if cause.concerns(training, convention)}
 
-    assert found == ALWAYS | UNCHANGING | concerning
+    of_bias = set() if changes.get("bias", True) else {"update-sequential"}
+    assert found == (ALWAYS - of_bias) | UNCHANGING | concerning
 
     # The tensors of a deeper model go by other names, and concern the same.
     decays = {f"layers.0.{name}": decay for name, decay in training.settings.weight_decay.items()}

@@ -14,6 +14,7 @@ from regcheck.spec import from_mapping
 from tests.conftest import Spec
 from tests.first_steps import (
     ADADELTA,
+    ADAFACTOR,
     ADAM,
     ADAMAX,
     ADAMW,
@@ -22,6 +23,7 @@ from tests.first_steps import (
     DAMPENED,
     HEAVY_RMSPROP,
     MOMENTUM,
+    MUON,
     NESTEROV,
     NEW_LR_AT_5,
     SATURATED,
@@ -71,7 +73,7 @@ def test_run_in_which_everything_acts_could_have_shown_every_cause(
 
 def test_every_cause_and_what_may_hide_it_is_in_some_run() -> None:
     concerned = set()
-    for changes in (MOMENTUM | FREE, *OPTIMIZERS.values(), SATURATED):
+    for changes in (MOMENTUM | FREE, *OPTIMIZERS.values(), ADAFACTOR, MUON, SATURATED):
         loaded = from_mapping(ACTING | changes)
         training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
         concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}
@@ -220,6 +222,11 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
     "second moments that grow": (
         {"optimizer": {"name": "adam", "eps": 0.01}},
         {"small": {"adam-amsgrad-added"}},
+    ),
+    "an lr that Adafactor does not cap": (
+        {"optimizer": ADAFACTOR["optimizer"]},
+        # A factor on the gradient is one on its size, by which it is divided.
+        {"lr-below-cap": {"adafactor-lr-uncapped"}, "small": {"gradient-scaled"}},
     ),
     "no gradient of AdamW's": (
         NOTHING_TO_LEARN | ADAMW,

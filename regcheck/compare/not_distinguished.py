@@ -70,6 +70,7 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
         len({total_weight(problem.y[rows], problem.loss_options) for rows in batch.micro_batches})
         == 1
     ),
+    "lr-below-cap": lambda _, batch, __: batch.lr * math.sqrt(batch.step) <= 1,
     "lr-unchanged": lambda problem, batch, _: batch.lr == problem.schedule.lr_at(1),
     "lr-zero": lambda problem, batch, _: batch.lr == 0 and not acts_at_zero_lr(problem),
     "never-clipped": lambda problem, _, step: not clips(problem, step),

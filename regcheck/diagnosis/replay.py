@@ -112,7 +112,8 @@ class Replay:
         larger, a quarter of it is ample. Larger steps add their own rounding.
 
         Where a step is no linear function of the gradients, their rounding is a share of it: of
-        an entry's longest step so far, as one that is nearly 0 by cancellation has no less.
+        an entry's longest step so far, as one that is nearly 0 by cancellation has no less. And a
+        rule may make its own rounding larger, in all entries.
 
         Args:
             rule: what makes the step.
@@ -122,16 +123,18 @@ class Replay:
         """
         with np.errstate(all="ignore"):
             larger = np.fmax(gain(rule, record.batch), longer) / 4 - 1
-            wider = record.bound + 2 * self.u * np.abs(after - record.before)
+            moved = np.abs(after - record.before)
+            wider = record.bound + 2 * self.u * moved
+            # What swallows the rule's own steps would prove nothing.
+            most = SHARE * moved.max() / self.limits
+            own = rule.scratch_settings.rule.growth(rule.scratch_settings.options, rule.faults)
+            if own:
+                wider += np.minimum(own * self.u * moved.max(), most)
             if np.any(larger > 0):
                 larger = np.fmax(larger, 0)
                 rest = record.bound - 2 * self.u * np.abs(record.before)
                 more = larger * np.maximum(rest, 0)
-                if np.ndim(longer):  # what swallows the rule's own steps would prove nothing
-                    more = np.minimum(
-                        more, SHARE * np.abs(after - record.before).max() / self.limits
-                    )
-                wider += more
+                wider += np.minimum(more, most) if np.ndim(longer) else more
             if not finite(wider):
                 wider = np.where(np.isfinite(wider), wider, record.bound)
         return record._replace(bound=wider)

@@ -167,8 +167,8 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "residual_ratio": best and best.residual * report.limit_within,
         **effective_dict(report),
         "effective_options": {
-            name: {"scratch": fit.factor, "framework": torch, "deviation": fit.deviation}
-            for name, (fit, torch) in other_options(report).items()
+            name: {"scratch": one.scratch, "framework": one.torch, "deviation": one.deviation}
+            for name, one in other_options(report).items()
         },
         "matching": matching_dict(match) if isinstance(match, Matching) else None,
         "no_match_because": match if isinstance(match, str) else None,

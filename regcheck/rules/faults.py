@@ -38,6 +38,8 @@ class Faults(NamedTuple):
         centered: as set, or with it or without whatever is set.
         lr_decay: as set, ignored, or from step 1 on, not from step 2 on.
         lr_in_average: Adadelta's average of d², or of the squares of lr d.
+        lr_cap: Adafactor's lr is at most 1/√t, or the lr itself.
+        cast: Muon rounds to bfloat16, or not.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
         options: other values of some of the optimizer's options, in pairs.
     """
@@ -69,6 +71,8 @@ class Faults(NamedTuple):
     centered: Literal["as-set", "added", "missing"] = "as-set"
     lr_decay: Literal["as-set", "early", "missing"] = "as-set"
     lr_in_average: Literal["outside", "inside"] = "outside"
+    lr_cap: Literal["capped", "missing"] = "capped"
+    cast: Literal["bfloat16", "missing"] = "bfloat16"
     decay_rate: Literal["lr", "corrected"] = "lr"
     options: tuple[tuple[str, Any], ...] = ()
 

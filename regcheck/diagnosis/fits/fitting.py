@@ -20,7 +20,7 @@ from regcheck.diagnosis.fits.newton import Open, misses, solve
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit, fit_all, rounded
-from regcheck.problem.problem import Problem
+from regcheck.problem.problem import Array, Problem
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change, named_factors
 from regcheck.rules.settings import Training
@@ -51,7 +51,8 @@ def fitted_factor(replay: Replay, change: Change, key: str) -> Fit | None:
     if clipped and key == "gradient_factor":
         return None if change else fit_clipped(replay)
     if not is_affine(replay, change, key):
-        return fit_by_newton(replay, change, key)
+        smooth = replay.torch.settings.rule.smooth
+        return fit_by_newton(replay, change, key) if smooth else None
     fit, factor = None, 1.0
     for coarse, most in ((COARSE, FEW), (COARSE, 64), (1.0, None)):
         fit = fit_near(replay, change, key, factor, coarse=coarse, most=most)
@@ -201,7 +202,7 @@ def fit_near(
     """
     other = factor * share if factor else 1.0
     here, there = (replay.steps(replay.by({**change, key: value})) for value in (factor, other))
-    shown, informative, slopes, rests = False, 0, [], []
+    informative, slopes, rests = 0, [], []
     for (record, one), (_, two) in zip(here, there, strict=True):
         with np.errstate(all="ignore"):
             bound = record.bound * replay.limits
@@ -211,14 +212,22 @@ def fit_near(
             return None
         slopes.append(slope)
         rests.append(rest)
-        shown = shown or bool(slope.any())
-        if not shown and np.abs(rest).max() > coarse:
-            return None
+        by, _ = fit_all(slope[None], rest[None])
+        if (most or not slope.any()) and left_by(by, slope, rest, other) > coarse:
+            return None  # one step tells most of what no factor makes
         informative += bool(np.abs(slope).max() > 1e-3)
         if informative == most:
             break
     slope, rest = np.array(slopes), np.array(rests)
     by, spread = fit_all(slope, rest)
-    left = np.abs(rest - by * slope).max() / (1 + abs(by / other))
-    fits = math.isfinite(by) and left <= coarse
+    fits = math.isfinite(by) and left_by(by, slope, rest, other) <= coarse
     return rounded(factor + by, spread, replay.u) if fits else None
+
+
+def left_by(by: float, slope: Array, rest: Array, other: float) -> float:
+    """Return the limits that a fit leaves, whose rounding is multiplied by the way to it.
+
+    All of the rest where there is no slope, and so no fit.
+    """
+    by = by if math.isfinite(by) else 0.0
+    return float(np.abs(rest - by * slope).max() / (1 + abs(by / other)))

@@ -9,9 +9,11 @@ rounded parameters it is within half a unit in the last place of float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,22 +180,21 @@ def from_elsewhere(
     must show that.
     """
     rule = replay.by(change)
-    for by_newton in (True, False):
-        solved = first_start(replay, rule, by_newton=by_newton)
-        if solved is None:
-            continue
-        start = without_noise(replay, rule, solved)
-        first, *later = replay.history.records()
+    solved = first_start(replay, rule)
+    if solved is None:
+        return None
+    start = without_noise(replay, rule, solved)
+    first, *later = replay.history.records()
 
-        def known(record: Record) -> ForwardBackward | None:
-            return None if record.batch.step == 1 else replay.scaled_pass(rule.problem, record)
+    def known(record: Record) -> ForwardBackward | None:
+        return None if record.batch.step == 1 else replay.scaled_pass(rule.problem, record)
 
-        steps = afters(replay, rule, [first._replace(before=start), *later], known)
-        residual = replay.largest(islice(steps, 1, None))
-        if residual <= 1:
-            found = Explanation(("initial-parameters", *causes), change, residual)
-            return found, replay.history.split(start)
-    return None
+    steps = afters(replay, rule, [first._replace(before=start), *later], known)
+    residual = replay.largest(islice(steps, 1, None))
+    if residual > 1:
+        return None
+    found = Explanation(("initial-parameters", *causes), change, residual)
+    return found, replay.history.split(start)
 
 
 def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
@@ -208,15 +209,38 @@ def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
     )
 
 
-STALLED = 25
-"""Iterations in which a fixed point's must halve what is left: a slower one never ends in 500."""
+class Way(NamedTuple):
+    """A way to solve for a start.
+
+    Attributes:
+        times: iterations after which it is given up.
+        near: the share of a limit that may be left.
+        patience: iterations after which less must be left,
+        slow: than this share.
+    """
+
+    times: int
+    near: float
+    patience: int
+    slow: float
 
 
-def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array | None:
+BY_FIXED_POINT, BY_NEWTON = Way(500, 0.01, 25, 0.7), Way(30, 0.05, 4, 0.5)
+
+
+def first_start(replay: Replay, rule: NumpyTrainer) -> Array | None:
     """Solve step(w) = w₁ for where a rule's first step starts; None where it does not converge.
 
-    Newton's method is w ← w + J⁺ (w₁ − step(w)), and the fixed point's takes 1 for J⁺.
+    The fixed point's iteration, which is w ← w + (w₁ − step(w)), is that of a lr which is not
+    large; else Newton's method has J⁺ (w₁ − step(w)), where steps are smooth.
     """
+    start = solved_start(replay, rule, BY_FIXED_POINT)
+    smooth = rule.settings.rule.smooth and replay.history.entries <= MOST_SOLVED
+    return solved_start(replay, rule, BY_NEWTON) if start is None and smooth else start
+
+
+def solved_start(replay: Replay, rule: NumpyTrainer, way: Way) -> Array | None:
+    """Solve for a start in one way."""
     split, flat = replay.history.split, replay.history.flat
     record, first = next(replay.history.records()), rule.start()
 
@@ -224,29 +248,21 @@ def first_start(replay: Replay, rule: NumpyTrainer, *, by_newton: bool) -> Array
         state = first._replace(parameters=split(start))
         return flat(rule.step(state, record.batch).step.after)
 
-    start = record.scratch.copy()
-    if by_newton and len(start) > MOST_SOLVED:
-        return None
-    times, near = (30, 0.05) if by_newton else (500, 0.01)
-    most = np.inf
+    start, least = record.scratch.copy(), [math.inf]
     with np.errstate(all="ignore"):
-        for iteration in range(times):
+        for _ in range(way.times):
             end = after(start)
             rest = record.scratch - end
             if not np.isfinite(rest).all():
                 return None
             here = replay.widened(rule.problem, record._replace(before=start), end)
-            left = np.abs(rest / (here.bound * replay.limits)).max()
-            solved = left < near
-            if not by_newton and iteration % STALLED == 0:
-                if not solved and left > most / 2:
-                    return None
-                most = left
-            if solved and by_newton:
-                return start
-            start = start + (newton(after, start, end, rest) if by_newton else rest)
-            if solved:
-                return start
+            left = float(np.abs(rest / (here.bound * replay.limits)).max())
+            if left < way.near:
+                return start + rest if way is BY_FIXED_POINT else start
+            least.append(min(left, least[-1]))
+            if len(least) > way.patience and least[-1] > way.slow * least[-1 - way.patience]:
+                return None
+            start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
     return None
 
 

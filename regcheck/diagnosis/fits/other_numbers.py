@@ -3,7 +3,7 @@
 Newton's method looks for one option alone first, and then for all numbers together, of which those
 that come out as torch's own are no difference. The others are proved by replaying all steps, and
 must be fewer than the entries' steps that differ. Where a step jumps with the options, as Muon's
-does that is rounded to bfloat16, usual values of one are tried instead.
+does that is rounded to bfloat16, the values that they usually have are tried instead.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ OPTION = "option-differs"
 
 BETWEEN = (0.5, 0.9, 0.99)
 """Other first guesses of a number below 1, and of one that torch has at 0."""
-
-USUAL = (0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-"""Values that are tried of an option that cannot be fitted."""
 
 NEARLY_NONE = 1e-3
 """The share of torch's value below which another one may be none."""
@@ -185,8 +182,11 @@ def with_other_option(
     replay: Replay, causes: tuple[str, ...] = (), change: Change = NONE
 ) -> Iterator[Explanation]:
     """Yield the options of which another value makes all steps, beside causes or alone."""
-    torch = Torch(replay, causes, change)
     if shown(replay) < 2:
+        return
+    torch = Torch(replay, causes, change)
+    if not torch.rule.smooth:
+        yield from with_tried_values(torch)
         return
     for name in torch.rule.numbers:
         number = Number("option", name)
@@ -196,11 +196,21 @@ def with_other_option(
         guesses: tuple[float, ...] = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
         if causes:  # of which there are many
             guesses = guesses[:1] if own == 0 else ()
-        tried = (own, *guesses) if torch.rule.smooth else USUAL
-        for guess in dict.fromkeys(tried):
-            fits = torch.solved([number], guess) if torch.rule.smooth else {number: Fit(guess, 0.0)}
-            found = torch.explanation(fits)
+        for guess in dict.fromkeys((own, *guesses)):
+            found = torch.explanation(torch.solved([number], guess))
             if found is not None and is_told(replay, found.change):
+                yield found
+                break
+
+
+def with_tried_values(torch: Torch) -> Iterator[Explanation]:
+    """Yield the options of which one of the values that are tried makes all steps."""
+    causes = tuple(sorted((*torch.causes, OPTION)))
+    for key, option in torch.rule.options.items():
+        for value in option.tried:
+            change = {**torch.caused, "options": ((key, value),)}
+            found = torch.replay.explanation(causes, change)
+            if found is not None and is_told(torch.replay, change):
                 yield found
                 break
 

@@ -2,12 +2,12 @@
 
 The lr of each step is fitted.
 
-S_t = α_t T_t with T_t torch's step at the spec's lr: α_t times that is the lr of step t. The
-velocity of torch's momentum does not hold the lr, and no optimizer's moments do, so that each step
-has its own α_t. A schedule explains the steps where one other key gives it all those lrs: by epochs
-in the place of steps, with its whole numbers as they are or for epochs too; another whole number,
-of all there are; another number, where the lr of the step that differs most is its own; other
-milestones, where the lr falls.
+S_t = α_t T_t with T_t torch's step at the spec's lr: α_t times that is the lr of step t. (An
+optimizer may take no larger lr than some.) The velocity of torch's momentum does not hold the lr,
+and no optimizer's moments do, so that each step has its own α_t. A schedule explains the steps
+where one other key gives it all those lrs: by epochs in the place of steps, with its whole numbers
+as they are or for epochs too; another whole number, of all there are; another number, where the lr
+of the step that differs most is its own; other milestones, where the lr falls.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Rates(NamedTuple):
 
     Attributes:
         steps: their numbers, from 1; those whose move shows.
-        own, torch: the lrs.
+        own, torch: the lrs, as far as the optimizer takes them.
+        largest: the largest lr that the optimizer takes at each step.
         slack: how far another lr may be from the scratch side's.
         earlier: the lrs before the first divergence, which are both sides'.
         shown: in how many entries' steps the move shows, which must be more than the free numbers.
@@ -75,6 +76,7 @@ class Rates(NamedTuple):
     steps: list[int]
     own: Array
     torch: Array
+    largest: Array
     slack: Array
     earlier: Array
     shown: int
@@ -100,7 +102,11 @@ class Rates(NamedTuple):
 
     def off(self, schedule: Schedule, at: int) -> float:
         """Return how far a schedule's lr of a step is from the scratch side's."""
-        return abs(schedule.lr_at(self.steps[at]) - float(self.own[at]))
+        return abs(self.lr_of(schedule, at) - float(self.own[at]))
+
+    def lr_of(self, schedule: Schedule, at: int) -> float:
+        """Return the lr that the optimizer takes of a schedule at a step."""
+        return min(schedule.lr_at(self.steps[at]), float(self.largest[at]))
 
 
 def rates_of(replay: Replay, least: int = 1) -> Rates | None:
@@ -129,11 +135,12 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
         return None
     earlier = np.array([batch.lr for batch in every[: moves.at.start]])
     batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]
-    torch = np.array([batch.lr for batch in batches])
-    slack = SLACK * base * np.hypot(spread, ROUNDED * replay.u)
+    most = np.array([replay.torch.settings.rule.most_lr(batch.step) for batch in batches])
+    torch, at = np.minimum([batch.lr for batch in batches], most), np.minimum(base, most)
+    slack = SLACK * at * np.hypot(spread, ROUNDED * replay.u)
     steps, count = [batch.step for batch in batches], int(entries[shown].sum())
-    between = lrs_between(slope / base, target)
-    return Rates(steps, alpha * base, torch, slack, earlier, count, between)
+    between = lrs_between(slope / at[:, None], target)
+    return Rates(steps, alpha * at, torch, most, slack, earlier, count, between)
 
 
 def lrs_between(slope: Array, target: Array) -> tuple[float, float]:
@@ -242,11 +249,12 @@ def by_other_unit(schedule: Schedule) -> Iterator[Keys]:
 
 def numbers(schedule: Schedule, rates: Rates, key: str) -> Iterator[float]:
     """Yield the numbers by which the step that differs most has its own lr, by bisection."""
-    step, own = rates.steps[rates.most], float(rates.own[rates.most])
+    place = rates.most
+    own = float(rates.own[place])
 
     def off(number: float) -> float:
         other = with_keys(schedule, ((key, number),))
-        return other.lr_at(step) - own if other is not None else math.nan
+        return rates.lr_of(other, place) - own if other is not None else math.nan
 
     if key in MAY_BE_0:
         yield 0.0

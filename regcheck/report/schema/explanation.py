@@ -29,11 +29,11 @@ class Cause(Part):
 
 
 class Fitted(Part):
-    """A number that the scratch side's steps come to."""
+    """An option that the scratch side's steps come to: a number, or a word."""
 
-    scratch: Number
+    scratch: Number | str | None
     """What they come to."""
-    framework: Number
+    framework: Number | str | None
     """What torch has."""
     deviation: Number
     """The uncertainty that rounding leaves."""

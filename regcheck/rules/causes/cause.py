@@ -22,6 +22,7 @@ HIDING: dict[str, str] = {
     "bias-zero": "the bias stays 0",
     "even-micro-batches": "the micro-batches of each step have the same weight",
     "equal-targets": "all targets of each batch are equal",
+    "lr-below-cap": "no lr is above 1/√t",
     "lr-unchanged": "the lr does not change in these steps",
     "lr-zero": "the lr is 0",
     "never-clipped": "no gradient is large enough to be clipped",

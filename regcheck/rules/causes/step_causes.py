@@ -66,6 +66,15 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="average the squares of the step before the lr, and use the lr only in the update of w",
         hidden_by=("one-step", "zero-gradient"),
     ),
+    "adafactor-lr-uncapped": Cause(
+        "uses the lr itself, where Adafactor's is at most 1/√t",
+        changes=({"lr_cap": "missing"},),
+        concerns=obeys("lr_cap"),
+        stage="optimizer",
+        since="at the first step t whose lr is above 1/√t",
+        fix="use the smaller of the lr and 1/√t, with t = 1 at the first step",
+        hidden_by=("lr-below-cap", "zero-gradient"),
+    ),
     "adagrad-accumulator-initial": Cause(
         "starts the sum or average of squares at another value",
         changes=tuple({"accumulator_start": start} for start in STARTS),
@@ -160,6 +169,15 @@ STEP_CAUSES: dict[str, Cause] = {
         since="from step 2 on (with Nesterov momentum from step 1 on)",
         fix="keep a velocity, μ times the last one plus the gradient, and update w by it",
         hidden_by=("one-plain-step",),
+    ),
+    "muon-bfloat16-missing": Cause(
+        "does not round to bfloat16 where Muon does",
+        changes=({"cast": "missing"},),
+        concerns=obeys("cast"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="round Z, its norm, and what each iteration makes of them to bfloat16, as torch does",
+        hidden_by=("zero-gradient",),
     ),
     "nesterov-added": Cause(
         "uses Nesterov momentum; torch's momentum is plain",

@@ -58,8 +58,14 @@ def step(at: StepInput) -> tuple[Array, Memory]:
         mean = xp.mean(rows, axis=-2, keepdims=True)
         squares = rows * columns / xp.maximum(mean, xp.full_like(mean, smallest))
     steep = g / xp.sqrt(xp.maximum(squares, xp.full_like(squares, smallest * smallest)))
-    rate = max(scale, size_of(at.w)) * min(at.lr, 1 / math.sqrt(at.t))
+    lr = at.lr if at.faults.lr_cap == "missing" else min(at.lr, most_lr(at.t))
+    rate = max(scale, size_of(at.w)) * lr
     return (rate / max(1.0, size_of(steep) / at.options["d"])) * steep, memory
+
+
+def most_lr(t: int) -> float:
+    """Return the largest lr of step t."""
+    return 1 / math.sqrt(t)
 
 
 def size_of(array: Array) -> float:
@@ -87,9 +93,10 @@ def written(
         f"R ← (1 − t^({decay})) R + t^({decay}) mean of {g}² along rows, C along columns",
         f"V ← R C/{mean}, of a vector (1 − t^({decay})) V + t^({decay}) {g}²",
         f"Y ← {g}/{least}",
+        f"φ ← {lr if faults.lr_cap == 'missing' else f'min({lr}, 1/√t)'}",
     ]
     size = f"max({scale}, RMS(w))" if scale else "RMS(w)"
-    direction = f"{size} min({lr}, 1/√t) Y/max(1, RMS(Y)/{most})"
+    direction = f"{size} φ Y/max(1, RMS(Y)/{most})"
     return Written(lines, direction, lr_inside=True)
 
 
@@ -111,6 +118,7 @@ ADAFACTOR = UpdateRule(
         "V": "second moment of the gradient",
         "Y": "gradient divided by its size",
         "RMS": "root mean square",
+        "φ": "relative step size",
         "t": "number of the step, from 1",
         "ζ": "beta2_decay",
         "ε₁": "eps[0], by default the machine epsilon of the parameters",
@@ -120,7 +128,9 @@ ADAFACTOR = UpdateRule(
     examples={"plain": {}},
     torchs=lambda _: {"decay": "decoupled"},
     resolved=resolved,
+    keys=frozenset({"lr_cap"}),
     proportional=False,
+    most_lr=most_lr,
     elementwise=False,
     scaling=None,
 )

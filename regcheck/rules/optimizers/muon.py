@@ -40,6 +40,12 @@ BUFFER = "momentum_buffer"
 ADJUSTMENTS = ("original", "match_rms_adamw")
 """How torch may adjust the lr to a matrix's shape; None is the first."""
 
+QUINTIC = (3.4445, -4.775, 2.0315)
+"""Torch's coefficients, by which small singular values grow fast and none comes to 1."""
+
+CONVERGING = ((2.0, -1.5, 0.5), (1.875, -1.25, 0.375), (1.5, -0.5, 0.0))
+"""Those by which all come to 1, of fifth and of third order."""
+
 MOST_STEPS = 99
 """How many iterations torch takes at most."""
 
@@ -60,7 +66,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     xp, g, mu = namespace(at.w), at.g, at.options["momentum"]
     velocity = between(at.memory[BUFFER], g, 1 - mu)
     Z = between(g, velocity, mu) if at.options["nesterov"] else velocity
-    E = xp.asarray(orthogonal(Z, at.options), dtype=at.w.dtype)
+    ways = (uncast, uncast) if at.faults.cast == "missing" else (once, bfloat16)
+    E = xp.asarray(orthogonal(Z, at.options, *ways), dtype=at.w.dtype)
     rows, columns = at.w.shape
     return (at.lr * adjustment(at.options, rows, columns)) * E, {BUFFER: velocity}
 
@@ -75,16 +82,20 @@ def adjustment(options: Options, rows: int, columns: int) -> float:
 def bfloat16(exact: Array) -> Array:
     """Round to bfloat16, ties to even, by way of float32 as torch does; held in float64.
 
-    x has 24 bits. So x + 2⁴⁵ x has its last digit at 2⁻⁷ of x's power of 2, where 2⁴⁵ x is even.
+    x has 24 bits. So 2⁴⁵ |x| + |x| has its last digit at 2⁻⁷ of x's power of 2, where 2⁴⁵ |x| is
+    even; and 2⁻⁸¹ + |x| at 2⁻¹³³, the smallest number there is.
     """
     xp = namespace(exact)
     x = in_float32(exact)
-    finite = xp.where(xp.isfinite(x), x, xp.zeros_like(x))
-    far = finite * 2.0**45
-    rounded = xp.where(xp.abs(x) < SUBNORMAL, UNIT * xp.round(finite / UNIT), (far + finite) - far)
-    over = xp.copysign(xp.full_like(x, math.inf), rounded)
-    rounded = xp.where(xp.abs(rounded) < OVER, rounded, over)
-    return xp.where(xp.isfinite(x), rounded, x)
+    size = xp.abs(x)
+    inside = bool(xp.max(size) < OVER / 2)  # of what ends in no infinity
+    known = size if inside else xp.where(size < OVER, size, xp.zeros_like(size))
+    far = xp.maximum(known * 2.0**45, xp.full_like(size, UNIT * 2.0**52))
+    rounded = (far + known) - far
+    if not inside:
+        over = xp.where(rounded < OVER, rounded, xp.full_like(size, math.inf))
+        rounded = xp.where(size < OVER, over, size)
+    return xp.copysign(rounded, x)
 
 
 def in_float32(exact: Array) -> Array:
@@ -98,10 +109,18 @@ def once(exact: Array, size: Callable[[], Array], terms: int) -> Array:
     return bfloat16(exact)
 
 
-def orthogonal(Z: Array, options: Options, summed: Summed = once) -> Array:
+def uncast(exact: Array, *_: object) -> Array:
+    """Leave numbers and sums as they are."""
+    return exact
+
+
+def orthogonal(
+    Z: Array, options: Options, summed: Summed = once, cast: Callable[[Array], Array] = bfloat16
+) -> Array:
     """Return E of a matrix, or of each of several; in float64, rounded to bfloat16.
 
     `summed` rounds what is a sum: others than `once` tell what its rounding in float32 may do.
+    `cast` rounds all else.
     """
     xp, (first, second, third) = namespace(Z), options["ns_coefficients"]
 
@@ -115,18 +134,27 @@ def orthogonal(Z: Array, options: Options, summed: Summed = once) -> Array:
         exact = factor * start + times * xp.matmul(left, right)
         return summed(exact, size, left.shape[-1])
 
-    E = bfloat16(xp.asarray(Z, dtype=xp.float64))
+    E = cast(xp.asarray(Z, dtype=xp.float64))
     tall = E.shape[-2] > E.shape[-1]
     if tall:
         E = xp.matrix_transpose(E)
-    norm = xp.sqrt(xp.sum(in_float32(E * E), axis=(-2, -1), keepdims=True))
+    squares = in_float32(E * E) if cast is bfloat16 else E * E
+    norm = xp.sqrt(xp.sum(squares, axis=(-2, -1), keepdims=True))
     norm = summed(norm, lambda: norm, E.shape[-2] * E.shape[-1])
-    E = bfloat16(E / xp.maximum(norm, bfloat16(xp.full_like(norm, options["eps"]))))
+    E = cast(E / xp.maximum(norm, cast(xp.full_like(norm, options["eps"]))))
     for _ in range(options["ns_steps"]):
         K = product(E, xp.matrix_transpose(E), 1.0, xp.zeros_like(norm), 0.0)
         polynomial = product(K, K, third, K, second)
         E = product(polynomial, E, 1.0, E, first)
     return xp.matrix_transpose(E) if tall else E
+
+
+def growth(options: Options, faults: Faults) -> float:
+    """Return how the smallest singular values grow, and their rounding with them: |ω₁|ˢ."""
+    if faults.cast == "bfloat16":
+        return 0.0
+    first, *_ = options["ns_coefficients"]
+    return float(max(1.0, abs(first)) ** options["ns_steps"])
 
 
 def written(
@@ -139,7 +167,8 @@ def written(
     lines += [
         f"v ← {averaged(mu, 'v', g)}",
         f"Z ← {averaged(mu, 'v', g)}" if ahead else "Z ← v",
-        f"E ← Z/max(‖Z‖, {eps or '0'}), in bfloat16 from here on",
+        f"E ← Z/max(‖Z‖, {eps or '0'})"
+        + (", in bfloat16 from here on" if faults.cast == "bfloat16" else ""),
     ]
     first, second, third = (one or "0" for one in options["ns_coefficients"])
     if options["ns_steps"]:
@@ -154,12 +183,14 @@ def written(
 MUON = UpdateRule(
     torch="Muon",
     options={
-        "momentum": Option(0.95, "μ"),
+        "momentum": Option(0.95, "μ", tried=(0.0, 0.5, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)),
         "nesterov": Option(default=True),
-        "ns_coefficients": Option((3.4445, -4.775, 2.0315), ("ω₁", "ω₂", "ω₃"), least=-math.inf),
-        "eps": Option(1e-7, "ε"),
-        "ns_steps": Option(5, most=MOST_STEPS),
-        "adjust_lr_fn": Option(None, choices=ADJUSTMENTS),
+        "ns_coefficients": Option(
+            QUINTIC, ("ω₁", "ω₂", "ω₃"), least=-math.inf, tried=(QUINTIC, *CONVERGING)
+        ),
+        "eps": Option(1e-7, "ε", tried=(0.0, 1e-8, 1e-7, 1e-6)),
+        "ns_steps": Option(5, most=MOST_STEPS, tried=tuple(range(13))),
+        "adjust_lr_fn": Option(None, choices=ADJUSTMENTS, tried=ADJUSTMENTS),
     },
     init=init,
     step=step,
@@ -189,8 +220,10 @@ MUON = UpdateRule(
         "Rounded to bfloat16 (8 significant bits): Z, ‖Z‖, Z/‖Z‖, K, ω₂ K + ω₃ K², and E.",
     ),
     torchs=lambda _: {"decay": "decoupled"},
+    keys=frozenset({"cast"}),
     elementwise=False,
     matrices=True,
     smooth=False,
+    growth=growth,
     scaling=None,
 )

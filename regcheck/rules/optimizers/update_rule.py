@@ -23,7 +23,9 @@ class Option(NamedTuple):
     """One option: torch's default, its letter in formulas, and the range of its numbers.
 
     Several numbers have a letter each; a truth value, or what no formula shows, has none. Where the
-    default is None, None is a value too. An option with `choices` is one of these words.
+    default is None, None is a value too. An option with `choices` is one of these words. Of an
+    option that cannot be fitted, as a word or a number of iterations, other code may have those
+    values that are `tried`.
     """
 
     default: Any
@@ -32,6 +34,7 @@ class Option(NamedTuple):
     below: float = math.inf
     most: float = math.inf
     choices: tuple[str, ...] = ()
+    tried: tuple[Any, ...] = ()
 
     def text(self, value: Any, write: Callable[[float, str], str]) -> Any:
         """Write a value if it has a letter; a number that is 0 is empty, and None its letter."""
@@ -106,6 +109,7 @@ class UpdateRule(NamedTuple):
         linear: whether a step is a linear function of the gradients so far.
         errors: options that torch refuses, with what is wrong.
         proportional: whether a step is proportional to its lr.
+        most_lr: the largest lr that step t takes, whatever is set.
         correction: the factor on the lr at step t that stands for the moments' bias correction.
         written_correction: that factor with letters or numbers for the options.
         scaling: options, the lr among them, that each divided by a power of c make at g the step
@@ -113,7 +117,10 @@ class UpdateRule(NamedTuple):
         weight_decay: whether torch's class takes one.
         elementwise: whether an entry's step needs no other entry, so that all tensors are one.
         matrices: whether torch's class takes matrices alone.
-        smooth: whether a step changes smoothly with the options, so that they can be fitted.
+        smooth: whether a step changes smoothly with the gradient and the options, so that numbers
+            can be fitted.
+        growth: how many times its own rounding a step is off by, of its largest entry's, where a
+            fault leaves it more exact than torch's.
         resolved: the options with what torch works out for a dtype, by its machine epsilon.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
@@ -131,6 +138,7 @@ class UpdateRule(NamedTuple):
     linear: bool = False
     errors: Callable[[Options], Mapping[str, str]] = lambda _: {}
     proportional: bool = True
+    most_lr: Callable[[int], float] = lambda _: math.inf
     correction: Callable[[Options, int], float] | None = None
     written_correction: Callable[[Options], str] = lambda _: ""
     scaling: Mapping[str, int] | None = {"eps": 1}
@@ -138,6 +146,7 @@ class UpdateRule(NamedTuple):
     elementwise: bool = True
     matrices: bool = False
     smooth: bool = True
+    growth: Callable[[Options, Faults], float] = lambda *_: 0.0
     resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import name_of_factor
@@ -140,17 +140,48 @@ def fitted_text(fit: Fit) -> str:
     return f"{fit.factor:.10g}" + (f" ± {fit.deviation:.1g}" if shows else "")
 
 
-def other_options(report: Report) -> dict[str, tuple[Fit, float]]:
-    """Return the options that are fitted by their names, and torch's values of them."""
-    best, settings = report.diagnosis and report.diagnosis.best, report.training.settings
-    numbers = settings.rule.numbers
-    fits = best.options if best else {}
-    return {name: (fit, numbers[name].of(settings.options)) for name, fit in fits.items()}
+class OtherOption(NamedTuple):
+    """An option, or one number of several, that is not torch's, and its deviation if fitted."""
+
+    scratch: Any
+    torch: Any
+    deviation: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """Write the scratch side's value."""
+        if isinstance(self.scratch, float):
+            return fitted_text(Fit(self.scratch, self.deviation))
+        return str(self.scratch)
+
+    @property
+    def torchs_text(self) -> str:
+        """Write torch's value."""
+        return number(self.torch) if isinstance(self.torch, float) else str(self.torch)
+
+
+def other_options(report: Report) -> dict[str, OtherOption]:
+    """Return the options that are not torch's by their names, each of several numbers by itself."""
+    best = report.diagnosis.best if report.diagnosis else None
+    if best is None:
+        return {}
+    found: dict[str, OtherOption] = {}
+    changed: Any = best.change.get("options", ())
+    for key, value in changed:
+        own = report.training.settings.options[key]
+        if not isinstance(value, tuple):
+            found[key] = OtherOption(value, own)
+            continue
+        for place, (scratch, torch) in enumerate(zip(value, own, strict=True)):
+            if scratch != torch:
+                found[f"{key}[{place}]"] = OtherOption(scratch, torch)
+    fits = {name: fit for name, fit in best.options.items() if name in found}
+    return found | {name: found[name]._replace(deviation=x.deviation) for name, x in fits.items()}
 
 
 def options_text(report: Report) -> str:
     """Describe which options have another value than torch's: betas[0] is 0.95, torch's is 0.9."""
     return "; ".join(
-        f"{name} is {fitted_text(fit)}, torch's is {number(torch)}"
-        for name, (fit, torch) in other_options(report).items()
+        f"{name} is {other.text}, torch's is {other.torchs_text}"
+        for name, other in other_options(report).items()
     )

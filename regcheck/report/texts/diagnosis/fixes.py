@@ -44,7 +44,7 @@ def plain_fix(report: Report, cause: str) -> str:
     if best.by_entry is not None and CAUSES[cause].fix_by_entry and not of_decay:
         return CAUSES[cause].fix_by_entry
     if cause == "option-differs":
-        own = [f"{name} {number(torch)}" for name, (_, torch) in other_options(report).items()]
+        own = [f"{name} {one.torchs_text}" for name, one in other_options(report).items()]
         return f"{fix}: {', '.join(own)}"
     schedule = report.schedule.lr_schedule
     if cause == "schedule-differs" and schedule is not None:
