@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ from regcheck.cli import commands
 from regcheck.cli.exit_codes import MEANINGS
 from regcheck.cli.main import HOMES
 from regcheck.rules.causes.catalogue import CAUSES
+from tests.conftest import ROOT
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELLS = ["bash", "zsh", "fish"]
 
 
@@ -44,6 +48,36 @@ def test_names_to_explain_are_completed(shell: str, monkeypatch: pytest.MonkeyPa
     assert {kind for kind, _ in found} == {"plain"}
     assert all(value.startswith("pen") for _, value in found)
     assert ("plain", "adamw") in completed("regcheck explain ad", shell, monkeypatch)
+
+
+SCRIPTS = {
+    "bash": 'eval "$(_REGCHECK_COMPLETE=bash_source regcheck)"; COMP_WORDS=(regcheck explain pen);'
+    " COMP_CWORD=2; $(complete -p regcheck | grep -o '[^ ]*_completion') regcheck;"
+    ' printf "%s\\n" "${COMPREPLY[@]}"',
+    "fish": "_REGCHECK_COMPLETE=fish_source regcheck | source; complete -C 'regcheck explain pen'",
+}
+
+
+@pytest.mark.whole
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_shell_itself_completes_by_the_line_in_the_readme(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    script = SCRIPTS[shell]
+    (line,) = (
+        row.split("|", 3)[3] for row in README.splitlines() if row.startswith(f"| {shell} |")
+    )
+    assert script.partition(";")[0] in line.replace("\\|", "|")
+    environment = dict(os.environ) | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [shell, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    offered = {one.partition("\t")[0] for one in done.stdout.splitlines()}
+    assert {name for name in CAUSES if name.startswith("pen")} <= offered, done.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)
