@@ -15,6 +15,7 @@ from torch.nn import functional
 from regcheck.checking import check
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import print_report
+from regcheck.report.terminal.short import short_text
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from tests.by_hand import BASE
 from tests.own_optimizers import OwnAdamW, OwnSGD, build
@@ -160,6 +161,34 @@ NAMED: dict[str, list[tuple[str, ...]]] = {
     "swapped": [("adam-betas-swapped",)],
     "unscaled": [("decay-not-scaled-by-lr",), ("penalty-scaled",)],
 }
+
+
+COUNTED: dict[str, tuple[str, str]] = {
+    "t from 0": (
+        "step 1: first.weight is nan after step 1 of your optimizer, where the textbook's step",
+        "look for a division by 0 (by 1 − βᵗ, if t starts at 0)",
+    ),
+    "t late": ("step 2: the updates are the textbook's with another t", "step 2 on it is 1 too"),
+    "t of the epoch": ("step 4: the updates are", "correction: it counts from 1 in each epoch"),
+    "t any": (
+        "step 3: the updates are",
+        "step 3 on 2, 5, 3, 3, .., where the textbook adamw has 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", COUNTED)
+def test_wrong_t_is_told(mistake: str) -> None:
+    report = adamw(mistake)
+    text = " ".join(short_text(report).split())
+
+    assert report.verdict == "diverged"
+    assert all(part in text for part in COUNTED[mistake]), text
+    assert ("Next let t be 1 at the first step" in text) == (mistake != "t from 0")
+    # The sides are named as the headline does, and the one without a loss has no column of it.
+    assert "step epoch batch loss yours tensor accumulated" in text
+    assert "textbook yours difference update" in text
+    assert "scratch" not in text
 
 
 @pytest.mark.sampled(every=4)

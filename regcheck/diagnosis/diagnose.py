@@ -34,6 +34,7 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
+from regcheck.diagnosis.step_counts import other_counts
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -252,6 +253,7 @@ def without_cause(
 def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], str]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
     yield "optimizer", other_rates
+    yield "optimizer", other_counts
     if run.is_linear:
         yield "penalty", other_penalty
 

@@ -58,10 +58,12 @@ def not_finite(run: Run, record: Record) -> str:
     if not lost.any():
         return ""
     place = int(lost.argmax())
+    counts = "counts_from" in run.torch.settings.rule.keys
+    corrected = " (by 1 − βᵗ, if t starts at 0)" if counts else ""
     return (
-        f"At step {record.batch.step} the scratch side gives {record.scratch[place]:g} in "
-        f"{run.history.tensor_at(place)}, where torch's step gives finite "
-        "numbers from the same parameters: look for a division by 0, a logarithm of 0, or an "
+        f"{run.history.tensor_at(place)} is {record.scratch[place]:g} after step "
+        f"{record.batch.step:,} of the scratch side, where torch's step gives finite numbers from "
+        f"the same parameters: look for a division by 0{corrected}, a logarithm of 0, or an "
         "exponential that overflows."
     )
 

@@ -90,8 +90,8 @@ class Replay:
         """Yield each record, its bounds widened for a rule, and the parameters after its step."""
         longest, longest_torch = np.zeros((2, self.history.entries))
         for record, update in self.updates(rule):
-            if update is None:
-                yield record, np.full_like(record.scratch, math.nan)
+            if update is None:  # which explains no step, be it finite or not
+                yield record, np.where(np.isfinite(record.scratch), math.nan, 0.0)
                 continue
             after = self.history.flat(update.step.after)
             longer: Array | float = 1.0

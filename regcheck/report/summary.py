@@ -83,6 +83,11 @@ class Summary:
     notes: tuple[str, ...]
     final: FinalValues | None
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The names of both sides, as columns are headed."""
+        return tuple(rule.side for rule in self.rules)
+
 
 def summary(report: Report) -> Summary:
     """Return a report in short."""

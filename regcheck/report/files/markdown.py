@@ -102,7 +102,7 @@ def run_parts(record: Record) -> Iterator[str]:
     yield block(rule_text(found.rules, found.letters))
     if found.values is not None:
         yield plain(found.values.place)
-        yield number_table("", side_by_side(found.values))
+        yield number_table("", found.sides, side_by_side(found.values))
         yield from map(plain, found.before)
     remarks = list(remark_lines(found))
     if remarks:
@@ -114,12 +114,12 @@ def run_parts(record: Record) -> Iterator[str]:
         if len(rows[0].tensors) > TENSORS:
             yield f"Of {len(rows[0].tensors):,} tensors the {TENSORS} that exceed their limit most."
     if found.final is not None:
-        yield number_table(f"After step {found.final.step:,}", ends(found.final))
+        yield number_table(f"After step {found.final.step:,}", found.sides, ends(found.final))
 
 
-def number_table(head: str, rows: Sequence[Cells]) -> str:
+def number_table(head: str, sides: Sequence[str], rows: Sequence[Cells]) -> str:
     """Write a table of what both sides have."""
-    return table((head, "scratch", "torch", "difference"), rows)
+    return table((head, *sides, "difference"), rows)
 
 
 def remark_lines(found: Summary) -> Iterator[str]:
@@ -131,20 +131,22 @@ def remark_lines(found: Summary) -> Iterator[str]:
 
 def step_table(record: Record, found: Summary, rows: Sequence[TraceRow]) -> str:
     """Write some steps, a line for each tensor; `>` is where it begins, `!` what exceeds."""
+    # A side without a loss has no column; of the others the first step's is a number.
+    none = math.isnan(rows[0].scratch_loss)
     heads = (
-        *("", "step", "epoch", "batch", "loss scratch", "loss torch"),
+        *("", "step", "epoch", "batch", *(f"loss {side}" for side in found.sides[none:])),
         *("tensor", "accumulated", "one-step", found.ratio, ""),
     )
     limit, first = limits(record), first_of(record).known
     lines = []
     for row in rows:
-        losses = (loss_number(row.scratch_loss), loss_number(row.framework_loss))
+        losses = [loss_number(row.scratch_loss), loss_number(row.framework_loss)][none:]
         own = (">" if row.step in first else "", *map(str, row[:3]), *losses)
         for name, one in worst(row, limit):
             numbers = (power(one.drift), power(one.local), power(one.judged))
             lines.append((*own, name, *numbers, "!" if one.judged > limit[name] else ""))
             own = ("",) * len(own)
-    return table(heads, lines, left=(0, 6, 10))
+    return table(heads, lines, left=(0, len(heads) - 5, len(heads) - 1))
 
 
 def worst(row: TraceRow, limit: Mapping[str, float]) -> list[tuple[str, TensorTrace]]:

@@ -117,17 +117,25 @@ def plain_text(record: Record) -> str:
         rule_text(found.rules, found.letters),
     ]
     if found.values is not None:
-        parts.append([found.values.place, *aligned("", side_by_side(found.values)), *found.before])
+        parts.append(
+            [
+                found.values.place,
+                *aligned("", found.sides, side_by_side(found.values)),
+                *found.before,
+            ]
+        )
     remarks = [f"{label}: {line}" for label, lines in remark_groups(found) for line in lines]
     parts.append(remarks)
     if found.final is not None:
-        parts.append(list(aligned(f"After step {found.final.step:,}", ends(found.final))))
+        parts.append(
+            list(aligned(f"After step {found.final.step:,}", found.sides, ends(found.final)))
+        )
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def aligned(head: str, rows: Sequence[Cells]) -> Iterator[str]:
+def aligned(head: str, sides: Sequence[str], rows: Sequence[Cells]) -> Iterator[str]:
     """Write a table of numbers in columns."""
-    table = [(head, "scratch", "torch", "difference"), *rows]
+    table = [(head, *sides, "difference"), *rows]
     first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
     for what, *numbers in table:
         columns = (f"  {text:>{wide}}" for text, wide in zip(numbers, others, strict=True))

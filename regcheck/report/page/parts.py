@@ -57,7 +57,7 @@ def words_of(found: Summary) -> Iterator[str]:
     if remarks:
         yield f"<dl>{remarks}</dl>"
     if found.values is not None:
-        heads = ("", "scratch", "torch", "difference")
+        heads = ("", *found.sides, "difference")
         yield "<h3>The first divergence in numbers</h3>"
         yield table(heads, side_by_side(found.values), found.values.place)
         yield paragraphs(found.before)
@@ -131,7 +131,7 @@ def final_part(record: Record, found: Summary) -> Iterator[str]:
     """Yield where both sides ended: the results, and the entries that differ most."""
     if found.final is None:
         return
-    heads = ("", "scratch", "torch", "difference")
+    heads = ("", *found.sides, "difference")
     yield f"<h3>After step {found.final.step:,}</h3>"
     yield table(heads, ends(found.final), "Each side trained by itself")
     entries = sorted(entries_of(record.head["final"]), key=lambda one: -one.apart)

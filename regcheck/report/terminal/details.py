@@ -20,6 +20,7 @@ from regcheck.report.texts.diagnosis.fixes import fixes
 from regcheck.report.texts.heading import subject, training_size
 from regcheck.report.texts.headline import expectation, sentence
 from regcheck.report.texts.remarks import first_remarks, remarks
+from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.step_table import LEGEND, ratio_legend, table_lines
 
 ROWS = 9
@@ -115,8 +116,9 @@ def print_terms(report: Report, divergence: Divergence, console: Console) -> Non
     if report.spec.tolerance.of(at.tensor).on_drift:
         where = text.entry(report, at.tensor, at.index)
         console.print(Text(f"  {where}, each side on its own:"))
-        scratch, torch = text.both(at.scratch, at.framework)
-        console.print(f"  scratch has {scratch}\n  torch   has {torch}", highlight=False)
+        names, numbers = roles_of(report.spec).sides, text.both(at.scratch, at.framework)
+        for name, number in zip(names, numbers, strict=True):
+            console.print(f"  {name:<{max(map(len, names))}} has {number}", highlight=False)
         console.print(f"  difference {at.difference:.4g}, allowed {at.bound:.4g}", highlight=False)
         if within == at:
             return
@@ -145,7 +147,7 @@ def print_final(report: Report, console: Console) -> None:
     """Print where both sides ended, side by side."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(f"after step {report.comparison.trace[-1].step:,}", no_wrap=True)
-    for name in ("scratch", "torch", "difference"):
+    for name in (*roles_of(report.spec).sides, "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     scratch, framework = report.comparison.final["scratch"], report.comparison.final["framework"]
     entries = [

@@ -21,7 +21,7 @@ from regcheck.report.terminal.console import STYLES, captured
 from regcheck.report.texts.numbers import power
 from regcheck.report.texts.step_table import table_lines
 from regcheck.report.texts.text import count
-from regcheck.report.texts.values import FinalValues, Value, Values, value_rows
+from regcheck.report.texts.values import Value, value_rows
 
 MOST_LINES = {"diverged": 40, "inconclusive": 40, "equivalent": 20}
 """Lines that a report has at most at 80 columns, so that the verdict stays on the screen."""
@@ -111,7 +111,7 @@ def sections(
             yield Text.assemble(*line, no_wrap=True, overflow="ignore")
         yield from (Text(f" {legend}", "dim") for legend in found.ratio_means)
     if found.values is not None:
-        yield from values(found.values, width)
+        yield from values(found, width)
         yield from (Padding(Text(line), (0, 0, 0, 2)) for line in found.before)
     said = remarks(found, extent.remarks)
     if said.row_count:
@@ -119,7 +119,7 @@ def sections(
         yield said
     if found.final is not None and extent.ends:
         yield ""
-        yield final(found.final, extent.ends, width)
+        yield final(found, extent.ends, width)
     yield more(report)
 
 
@@ -177,19 +177,20 @@ def formulas(lines: Sequence[str]) -> Group:
     return Group(*(Text(line, "cyan") for line in lines))
 
 
-def values(found: Values, width: int) -> Iterator[RenderableType]:
+def values(found: Summary, width: int) -> Iterator[RenderableType]:
     """Yield the terms of the entry that diverges first."""
-    yield Text(f"  {found.place}")
-    table = number_table("", found.values, width)
-    table.add_row(f"  {found.allowed_by}", "", "", power(found.allowed))
+    assert found.values is not None
+    yield Text(f"  {found.values.place}")
+    table = number_table("", found.values.values, found.sides, width)
+    table.add_row(f"  {found.values.allowed_by}", "", "", power(found.values.allowed))
     yield table
 
 
-def number_table(head: str, found: Sequence[Value], width: int) -> Table:
+def number_table(head: str, found: Sequence[Value], sides: Sequence[str], width: int) -> Table:
     """Return a table of what both sides have and how far apart it is, a format for each column."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column(head, overflow="fold")
-    for name in ("scratch", "torch", "difference"):
+    for name in (*sides, "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     for what, *numbers in value_rows(found, narrow=width < ROOMY):
         table.add_row(f"  {what}", *numbers)
@@ -206,12 +207,15 @@ def remarks(found: Summary, most: int) -> Table:
     return grid
 
 
-def final(found: FinalValues, most: int, width: int) -> Table:
+def final(found: Summary, most: int, width: int) -> Table:
     """Return where both sides ended: the parameter farthest apart, the results, more parameters."""
-    first, *others = found.parameters
-    results = found.results[: max(0, most - 1)]
+    end = found.final
+    assert end is not None
+    first, *others = end.parameters
+    results = end.results[: max(0, most - 1)]
     more = others[: most - 1 - len(results)] if most > 1 + len(results) else []
-    return number_table(f" After step {found.step:,}", [first, *more, *results], width)
+    shown = [first, *more, *results]
+    return number_table(f" After step {end.step:,}", shown, found.sides, width)
 
 
 def more(report: Report) -> Text:

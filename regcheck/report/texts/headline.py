@@ -48,8 +48,9 @@ def told_by_evidence(report: Report, found: Diagnosis) -> str:
         of_all = known.startswith("The updates are")
         names = known.partition(" are " if " are " in known else " is ")[0]
         of_tensor = tensor in names.replace(" and ", ", ").split(", ")
-        if (of_all or of_tensor) and len(known) <= LONGEST_EVIDENCE:
-            text = roles_of(report.spec).worded(known).rstrip(".")
+        short = known if len(known) <= LONGEST_EVIDENCE else known.partition(": ")[0]
+        if (of_all or of_tensor) and len(short) <= LONGEST_EVIDENCE:
+            text = roles_of(report.spec).worded(short).rstrip(".")
             return text.replace("The", "the", 1) if of_all else text
     return ""
 

@@ -16,6 +16,7 @@ class Roles(NamedTuple):
         fix: where to change what is explained.
         matching: what stands before torch's call that does the same.
         words: patterns in the catalogue's sentences, and what is written in their places.
+        explains_torch: whether it is torch's side that is explained.
     """
 
     explained: str
@@ -23,6 +24,13 @@ class Roles(NamedTuple):
     fix: str
     matching: str
     words: tuple[tuple[str, str], ...] = ()
+    explains_torch: bool = False
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The names of the scratch side and of torch's, as columns and rules are headed."""
+        names = self.explained, self.reference
+        return names[::-1] if self.explains_torch else names
 
     def worded(self, text: str) -> str:
         """Write a sentence of the catalogue, or of the diagnosis, for these sides."""
@@ -62,4 +70,6 @@ def textbook(name: str) -> Roles:
         (r"\btorch's\b", "the textbook's"),
         (r"\btorch\b(?!\.)", f"the textbook {name}"),
     )
-    return Roles("yours", "textbook", "in your optimizer", "as it stands", words)
+    return Roles(
+        "yours", "textbook", "in your optimizer", "as it stands", words, explains_torch=True
+    )

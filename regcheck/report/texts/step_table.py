@@ -8,6 +8,7 @@ from typing import NamedTuple
 from regcheck.compare.trace import TensorTrace, TraceRow
 from regcheck.report.result import Report
 from regcheck.report.texts.numbers import power
+from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import WHERE, count
 
 LEGEND = "accumulated: each side by itself · one-step: both from the same parameters"
@@ -39,14 +40,17 @@ class Cells(NamedTuple):
 def columns(report: Report) -> tuple[Column, ...]:
     """Return the columns from left to right, and which go first where the width is short."""
     losses, accumulated = (3, 2) if report.first_loss_divergence else (2, 3)
+    scratch, torch = roles_of(report.spec).sides
+    # A side without a loss has no column.
+    of_both = [(f"loss {scratch}", 2), ("", 1), (torch, 1)]
+    if not report.comparison.losses.reported:
+        of_both = [("", 0), ("", 0), (f"loss {torch}", 2)]
     return (
         Column("", 0),
         Column("step", 1),
         Column("epoch", 1, goes=1),
         Column("batch", 1, goes=1),
-        Column("loss scratch", 2, goes=losses),
-        Column("", 1, goes=losses),
-        Column("torch", 1, goes=losses),
+        *(Column(head, gap, goes=losses) for head, gap in of_both),
         Column("tensor", 2, left=True),
         Column("accumulated", 2, goes=accumulated),
         Column("one-step", 2),
@@ -136,7 +140,7 @@ def step_cells(report: Report, row: TraceRow, worst_alone: bool) -> list[Cells]:
     """Write one step; the remark says what begins here."""
     begins = beginnings(report, row.step)
     beyond = row.loss_judged > report.spec.tolerance.of("loss").limit
-    own = loss_number(row.scratch_loss) if report.comparison.losses.reported else "-"
+    own = loss_number(row.scratch_loss) if report.comparison.losses.reported else ""
     at = [">" if begins else "", str(row.step), str(row.epoch), str(row.batch)]
     losses = [own, "≠" if beyond else "", loss_number(row.framework_loss)]
     of_loss = "red" if beyond else ""

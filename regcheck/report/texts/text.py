@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from regcheck.compare.steps import Divergence
 from regcheck.report.result import Report
+from regcheck.report.texts.roles import roles_of
 from regcheck.rules.convention import Convention, differences, name_of
 from regcheck.rules.formulas.formula import (
     delta_text,
@@ -90,7 +91,9 @@ class Side(NamedTuple):
 
 def sides(report: Report) -> list[Side]:
     """Describe who is compared with whom, each with its rule and the spec's numbers in it."""
-    return [scratch_side(report), framework_side(report)]
+    names = roles_of(report.spec).sides
+    pair = (scratch_side(report), framework_side(report))
+    return [side._replace(side=name) for side, name in zip(pair, names, strict=True)]
 
 
 def scratch_side(report: Report) -> Side:
@@ -198,7 +201,7 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         does = "outputs"
     return [
         Term(side, does, list(dict.fromkeys(texts)), value)
-        for side, texts, value in zip(("scratch", "torch"), formulas, values, strict=True)
+        for side, texts, value in zip(roles_of(report.spec).sides, formulas, values, strict=True)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regcheck.diagnosis.evidence import NEVER
+from regcheck.diagnosis.step_counts import ANOTHER_T
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
 
@@ -25,6 +26,17 @@ YIELD_GRADIENT = (
 )
 
 
+BY_WORDS = {
+    "ook for": "",  # which says itself what is next
+    NEVER: "update in each step what is never updated, as all else",
+    ANOTHER_T: "let t be 1 at the first step, and one more at each, in all epochs alike",
+    "with the lr schedule": "let the lr stay as it is at the end of the schedule",
+    "with the constant lr": "take the lr of the schedule in each step",
+    "with other lrs": "take in each step the lr of the spec and its `lr_schedule`",
+}
+"""What is next where the evidence has some words, the first that it has."""
+
+
 def next_steps(report: Report) -> list[str]:
     """Say what to compare next; nothing where a cause is named, or nothing diverges."""
     found, first = report.diagnosis, report.first_divergence
@@ -32,10 +44,13 @@ def next_steps(report: Report) -> list[str]:
         return []
     if report.spec.recording or "parameters" not in report.spec.compare:
         return []
-    if any(NEVER in one for one in found.evidence):
-        return ["update in each step what is never updated, as all else"]
-    loss, own = report.first_loss_divergence, report.spec.scratch is not None
-    text = NEXT.get(found.stage or "", IN_ORDER)
+    known = " ".join(found.evidence)
+    told = next((text for words, text in BY_WORDS.items() if words in known), None)
+    if told is not None:
+        return [told] if told else []
+    textbook = report.spec.textbook is not None  # by the very gradient that the optimizer takes
+    loss, own = report.first_loss_divergence, report.spec.scratch is not None and not textbook
+    text = NEXT.get("optimizer" if textbook else found.stage or "", IN_ORDER)
     if found.stage == "gradient" and not found.reporting and loss and loss.step == first.step:
         text = OF_LOSS
         if first.step == 1 and own:
