@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from regcheck.checking import check
+from regcheck.diagnosis.step_counts import told
+from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import print_report
 from regcheck.report.terminal.short import short_text
@@ -177,6 +179,8 @@ COUNTED: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.sampled(every=4)
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", COUNTED)
 def test_wrong_t_is_told(mistake: str) -> None:
     report = adamw(mistake)
@@ -189,6 +193,20 @@ def test_wrong_t_is_told(mistake: str) -> None:
     assert "step epoch batch loss yours tensor accumulated" in text
     assert "textbook yours difference update" in text
     assert "scratch" not in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([1, 2, 1, 2, 1, 2], "it counts from 1 in each epoch"),
+        ([1, 2, 2, 3, 4, 5], "from step 3 on it is 1 too small"),
+        ([1, 4, 5, 6, 7, 8], "from step 2 on it is 2 too large"),
+        ([1, 2, 9, 9, 9, 8], "from step 3 on 9, 9, 9, 8, .., where torch has 3, 4, 5, 6, .."),
+    ],
+)
+def test_other_t_is_described(counts: list[int], text: str) -> None:
+    batches = Schedule(4, 3, 2, False, 1, None, 0.1, None).batches()
+    assert told(counts, list(batches)) == text
 
 
 @pytest.mark.sampled(every=4)
