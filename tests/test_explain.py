@@ -115,12 +115,14 @@ def test_json_format_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["entries"][0]["differs"]["penalize_bias"] == {"here": "false", "torch": "true"}
 
 
-def test_no_color_is_respected(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("value", ["", "1"])
+def test_no_color_is_respected_where_it_is_not_empty(
+    value: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert cli.exit_code(["explain"]) == 0
-    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.exit_code(["explain", "doubled"]) == 0
+    assert ("\x1b" in capsys.readouterr().out) == (value == "")
 
 
 @pytest.mark.parametrize(

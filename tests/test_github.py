@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from regcheck import cli
-from regcheck.report.github import MOST_BYTES, annotation, tell_github
+from regcheck.report.github import MOST_BYTES, SHORTENED, annotation, tell_github
 from regcheck.report.record import record_of_error
 from tests.records import named, run
 
@@ -135,6 +135,7 @@ def test_large_job_summary_is_shortened_to_the_table_of_specs(
     assert MOST_BYTES // 3 < path.stat().st_size <= MOST_BYTES
     assert text.startswith("### 1,000 of 1,000 specs pass")
     assert "<details>" not in text
+    assert text.endswith(SHORTENED)
     assert lines <= text.count("\n| ok |") <= 1000
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from regcheck.report.files.markdown import code, markdown_chunks, plain
+from regcheck.report.files.markdown import code, markdown_chunks, overview, plain
 from regcheck.report.record import Record, record_of_error
 from tests.records import HOSTILE, inconclusive, named, question, run
 
@@ -61,6 +61,13 @@ def test_markdown_of_several_specs_begins_with_a_table_the_worst_first() -> None
     assert rows == list(zip(["FAIL"] * 3 + ["ok"], verdicts, strict=True))
     assert html.count("<details>") == html.count("</details>") == 4
     assert "bad.yaml:2: nor this" in html
+
+
+def test_control_that_diverges_as_expected_says_so_in_its_row() -> None:
+    control = run(convention="doubled", expect={"verdict": "diverged"})
+    row = overview([control]).splitlines()[-1]
+    assert row.startswith("| ok |")
+    assert row.endswith("added twice). As expected. |")
 
 
 def test_markdown_shows_any_name_as_it_is() -> None:

@@ -42,6 +42,6 @@ def explain(what: str | None, listing: bool, form: str) -> None:
         else:
             explanation = explaining.explain_name(what)
         text = EXPLANATION_FORMATS[form](explanation)
-    if "NO_COLOR" in os.environ or not sys.stdout.isatty():
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         text = click.unstyle(text)
     sys.stdout.write(text + "\n")

@@ -18,6 +18,12 @@ from regcheck.report.record import Record
 MOST_BYTES = 2**20
 """Of a step's summary; of a larger one GitHub shows nothing."""
 
+SHORTENED = """
+This summary is shortened, since GitHub shows at most 1 MiB of a step: the table may end early, and
+the reports are left out. All of them are in the step's log, and in a file by `--report FILE.md`, or
+by the action's `reports`.
+"""
+
 
 def tell_github(records: Sequence[Record], environment: Mapping[str, str] = os.environ) -> None:
     """Write the annotations to standard error, and append to the job's summary.
@@ -87,12 +93,12 @@ def property_text(text: str) -> str:
 
 
 def job_summary(records: Sequence[Record], room: int) -> bytes:
-    """Return the Markdown report, or as many lines of its table of specs as there is room for."""
-    for text in ("".join(markdown_chunks(records)), overview(worst_first(records))):
-        whole = encoded(text)
-        if len(whole) <= room:
-            return whole
-    return b"".join(lines_within(text, room))
+    """Return the Markdown report, or what there is room for of its table of specs, and says so."""
+    whole = encoded("".join(markdown_chunks(records)))
+    if len(whole) <= room:
+        return whole
+    table = lines_within(overview(worst_first(records)), room - len(encoded(SHORTENED)))
+    return b"".join((*table, encoded(SHORTENED)))[: max(0, room)]
 
 
 def lines_within(text: str, room: int) -> Iterator[bytes]:

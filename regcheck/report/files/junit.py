@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from regcheck.report.files.words import plain_text, summary_of
+from regcheck.report.files.words import plain_text, result_of
 from regcheck.report.record import Record
 
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -34,7 +34,7 @@ def junit_chunks(records: Sequence[Record]) -> Iterator[str]:
         wrong = record.outcome == "error"
         counts["errors" if wrong else "failures"] += 1
         result = SubElement(case, "error" if wrong else "failure", type=record.outcome)
-        result.set("message", allowed(message(record)))
+        result.set("message", allowed(result_of(record)))
         result.text = allowed(plain_text(record))
     suite.attrib |= {name: str(count) for name, count in counts.items()}
     root = Element("testsuites", suite.attrib)
@@ -50,10 +50,3 @@ def names(record: Record) -> dict[str, str]:
     path = PurePath(spec)
     folder = ".".join(part for part in path.parent.parts if part.strip("./\\"))
     return {"classname": folder or "regcheck", "name": path.name or spec, "file": spec}
-
-
-def message(record: Record) -> str:
-    """Return the headline, and what else was expected."""
-    found = summary_of(record)
-    expectation = found.expectation if found else ""
-    return f"{record.headline}. {expectation}" if expectation else record.headline

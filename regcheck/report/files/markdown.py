@@ -14,6 +14,7 @@ from regcheck.report.files.words import (
     first_of,
     is_code,
     limits,
+    result_of,
     rule_text,
     shown_rows,
     side_by_side,
@@ -74,7 +75,7 @@ def markdown_chunks(records: Sequence[Record]) -> Iterator[str]:
     ordered = worst_first(records)
     yield overview(ordered)
     for record in ordered:
-        title = escape(f"{record.head['spec']}: {record.headline}".replace("\n", " "))
+        title = escape(f"{record.head['spec']}: {result_of(record)}".replace("\n", " "))
         yield f"\n<details><summary>{title}</summary>\n\n"
         yield "\n\n".join(run_parts(record)) + "\n\n</details>\n"
 
@@ -83,7 +84,7 @@ def overview(records: Sequence[Record]) -> str:
     """Write how many runs passed, and a line for each."""
     passed = sum(record.passed for record in records)
     rows = [
-        ("ok" if one.passed else "FAIL", str(one.head["spec"]), one.headline) for one in records
+        ("ok" if one.passed else "FAIL", str(one.head["spec"]), result_of(one)) for one in records
     ]
     head = f"### {passed:,} of {len(records):,} specs pass"
     return f"{head}\n\n{table(('', 'spec', 'result'), rows, left=(0, 1, 2))}\n"

@@ -42,6 +42,12 @@ def worst_first(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=grade)
 
 
+def result_of(record: Record) -> str:
+    """Return the verdict in one line, and whether it is what the spec expects."""
+    expectation = (record.head.get("summary") or {}).get("expectation")
+    return f"{record.headline}. {expectation}" if expectation else record.headline
+
+
 class First(NamedTuple):
     """The steps at which the parameters and the reported losses first differ, if they do."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
-from regcheck.report.files.words import summary_of, worst_first
+from regcheck.report.files.words import result_of, summary_of, worst_first
 from regcheck.report.page.parts import final_part, paragraphs, plots, words_of
 from regcheck.report.page.steps import MOST_BYTES, kept, steps_text
 from regcheck.report.record import Record
@@ -51,7 +51,7 @@ def opening(records: Sequence[Record]) -> str:
     title = f"{passed:,} of {len(records):,} specs pass" if several else records[0].headline
     lines = "".join(
         f'<li class="{escape(one.outcome)}"><a href="#run-{place}">{escape(str(one.head["spec"]))}'
-        f"</a> {'ok' if one.passed else 'FAIL'}: {escape(one.headline)}</li>"
+        f"</a> {'ok' if one.passed else 'FAIL'}: {escape(result_of(one))}</li>"
         for place, one in enumerate(records)
     )
     return f"""<!doctype html>
