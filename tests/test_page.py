@@ -73,6 +73,7 @@ def test_page_says_what_the_short_report_says() -> None:
 def test_page_holds_every_step() -> None:
     record = question()
     (data,) = Page(record).steps()
+    assert data["sides"] == ["scratch", "torch"]
     assert record.trace is not None
     rows = list(record.trace)
     assert numbers(data["step"], "<u4") == [row.step for row in rows]

@@ -120,10 +120,10 @@
     }
 
     tell() {
-      const {data, tensor, place} = this;
+      const {data, tensor, place} = this, [own, theirs] = data.sides;
       this.find(".readout").textContent =
         `step ${data.step[place]} (epoch ${data.epoch[place]}, batch ${data.batch[place]}): ` +
-        `loss ${loss(data.scratch[place])} scratch, ${loss(data.framework[place])} torch; ` +
+        `loss ${loss(data.scratch[place])} ${own}, ${loss(data.framework[place])} ${theirs}; ` +
         `${tensor.name}: accumulated ${small(tensor.accumulated[place])}, ` +
         `one-step ${small(tensor.oneStep[place])}, ${tensor.allowedBy} ${small(tensor.allowed[place])}`;
     }
@@ -141,8 +141,8 @@
       });
       const scratch = styles("--scratch"), torch = styles("--torch"), quiet = styles("--quiet");
       this.plot(".losses", [
-        trace("scratch", data.scratch, scratch, "solid", 3),
-        trace("torch", data.framework, torch, "dash", 2),
+        trace(data.sides[0], data.scratch, scratch, "solid", 3),
+        trace(data.sides[1], data.framework, torch, "dash", 2),
       ], "linear", ".9g");
       this.plot(".differences", [
         trace("accumulated", tensor.accumulated, styles("--accumulated"), "dot", 3),
@@ -154,11 +154,11 @@
 
     /** Draw the parameters' paths: a colour for each entry, a dash for each side. */
     drawPaths() {
-      const {paths} = this.data;
+      const {paths, sides} = this.data;
       if (!paths) return;
       const colors = ["--scratch", "--torch", "--one-step", "--accumulated", "--bad", "--quiet"].map(styles);
       this.plot(".paths", paths.entries.flatMap((entry, at) => ["scratch", "torch"].map((side) => ({
-        name: side === "scratch" ? entry.name : `${entry.name}, torch`, x: paths.step, y: entry[side],
+        name: side === "scratch" ? entry.name : `${entry.name}, ${sides[1]}`, x: paths.step, y: entry[side],
         type: "scatter", mode: paths.step.length > 200 ? "lines" : "lines+markers", connectgaps: true,
         showlegend: side === "scratch", legendgroup: entry.name, marker: {size: 4, color: colors[at]},
         line: {color: colors[at], dash: side === "scratch" ? "solid" : "dash", width: 2},
@@ -197,7 +197,7 @@
 
     head() {
       const row = document.createElement("tr");
-      const heads = ["step", "epoch", "batch", "loss scratch", "loss torch",
+      const heads = ["step", "epoch", "batch", ...this.data.sides.map((side) => `loss ${side}`),
         "accumulated", "one-step", "bound", this.data.ratio];
       row.append(...heads.map((text) => {
         const cell = element("th", text);

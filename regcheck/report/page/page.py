@@ -84,7 +84,7 @@ def section(place: int, name: str, record: Record, most_bytes: int) -> Iterator[
     yield from words_of(found)
     if most_bytes:
         chosen = kept(record, most_bytes)
-        yield plots(chosen, record)
+        yield plots(chosen, record, found.sides)
         yield f'<script type="application/json">{steps_text(record, chosen)}</script>\n'
     elif record.trace:
         yield paragraphs([f"Of {MOST_PLOTTED} specs the steps are here; run this one alone."])

@@ -76,13 +76,13 @@ def remark_items(found: Summary) -> Iterator[str]:
 
 
 PATHS = """<figure class="wide"><figcaption>Parameters' paths, of the entries farthest apart
-(solid: scratch, dashed: torch)</figcaption>
+(solid: {}, dashed: {})</figcaption>
 <div class="plot paths" tabindex="0" role="application" aria-describedby="keys"
  aria-label="Plot of the parameters along the steps"></div></figure>
 """
 
 
-def plots(chosen: Kept, record: Record) -> str:
+def plots(chosen: Kept, record: Record, sides: Sequence[str]) -> str:
     """Write where the plots and the table of steps go; the page's script fills them."""
     options = "".join(f"<option>{escape(name)}</option>" for name in chosen.tensors)
     left_out = len(record.trace.tensors) - len(chosen.tensors) if record.trace else 0
@@ -107,7 +107,7 @@ def plots(chosen: Kept, record: Record) -> str:
 <figure><figcaption>Difference of <b class="name"></b> (log scale; 0 is below it)</figcaption>
 <div class="plot differences" tabindex="0" role="application" aria-describedby="keys"
  aria-label="Plot of the differences of a tensor"></div></figure>
-{PATHS if record.paths else ""}</div>
+{PATHS.format(*map(escape, sides)) if record.paths else ""}</div>
 <p class="readout" aria-live="polite"></p>
 <div class="steps" tabindex="0" role="group" aria-label="Table of every step"><table>
 <thead></thead><tbody></tbody></table></div>"""

@@ -108,6 +108,7 @@ def steps_text(record: Record, chosen: Kept) -> str:
         "lossJudged": real([row.loss_judged for row in rows]),
         "lossLimit": limit["loss"],
         "ratio": record.head["summary"]["ratio"],
+        "sides": [rule["side"] for rule in record.head["summary"]["rules"]],
         "marked": marked and marked._asdict(),
         "tensors": [
             {
