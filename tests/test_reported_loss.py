@@ -24,7 +24,7 @@ from tests.by_hand import (
     code,
     descent,
 )
-from tests.conftest import json_text, told
+from tests.conftest import in_one_line, json_text, told
 
 
 def squares(at: At) -> tuple[float, float]:
@@ -143,6 +143,7 @@ def test_loss_that_nothing_explains_leaves_the_training_explained_in_part() -> N
     assert not found["explained"]
     assert causes_of(found) == ["penalty-doubled"]
     assert "no known cause explains why the reported losses differ" in report_text(report)
+    assert "Next compare at step 1 how the loss is computed" in in_one_line(report)
 
 
 def test_expected_cause_of_the_reported_loss() -> None:

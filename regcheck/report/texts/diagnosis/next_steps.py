@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from regcheck.compare.steps import Divergence
 from regcheck.diagnosis.evidence import NEVER
+from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.step_counts import ANOTHER_T
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
@@ -17,6 +19,11 @@ NEXT = {
 """What to compare, by the stage at which the sides differ."""
 
 IN_ORDER = "compare at {step}, in this order: the loss, the gradient, the update"
+
+IN_LOSS = (
+    "compare at {step} how the loss is computed: each sample's loss, their mean or sum, before or "
+    "after the update"
+)
 
 OF_LOSS = "compare at {step}, in this order: the samples, the predictions, the loss of each sample"
 
@@ -39,11 +46,20 @@ BY_WORDS = {
 
 def next_steps(report: Report) -> list[str]:
     """Say what to compare next; nothing where a cause is named, or nothing diverges."""
-    found, first = report.diagnosis, report.first_divergence
-    if report.verdict != "diverged" or found is None or found.best or first is None:
+    found = report.diagnosis
+    if report.verdict != "diverged" or found is None or report.spec.recording:
         return []
-    if report.spec.recording or "parameters" not in report.spec.compare:
-        return []
+    first, loss, lines = report.first_divergence, report.first_loss_divergence, []
+    judged = report.spec.compare
+    if first is not None and found.best is None and "parameters" in judged:
+        lines = of_updates(report, found, first)
+    elif loss is not None and "loss" in judged and not (found.reporting or found.loss_evidence):
+        lines = [IN_LOSS.format(step=f"step {loss.step:,}")]
+    return [roles_of(report.spec).worded(line) for line in lines]
+
+
+def of_updates(report: Report, found: Diagnosis, first: Divergence) -> list[str]:
+    """Say what to compare where updates differ by no cause that is named."""
     known = " ".join(found.evidence)
     told = next((text for words, text in BY_WORDS.items() if words in known), None)
     if told is not None:
@@ -60,4 +76,4 @@ def next_steps(report: Report) -> list[str]:
     yields = sample is not None and sample.scratch.gradient is not None
     if own and not yields and text in (NEXT["gradient"], IN_ORDER):
         lines.append(YIELD_GRADIENT)
-    return [roles_of(report.spec).worded(line) for line in lines]
+    return lines
