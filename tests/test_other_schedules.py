@@ -97,6 +97,7 @@ def test_key_that_differs_is_named_and_given_to_the_spec(kind: str, other: Spec,
     assert (told(found.best).note, len(found.explanations)) == (note, 1)
     text = " ".join(report_text(report).split())
     assert f"another value in the lr schedule: {note}" in text
+    assert f"lr_schedule: {note} torch" in text  # below the rule, which is torch's
     fix = found.fix
     assert isinstance(fix, SpecFix)
     fixed = BASE | TWO | fix.changes

@@ -51,6 +51,8 @@ def cause_note(report: Report, best: Explanation, cause: str) -> str:
         if cause in DECAYS:
             return text
         text = ""
+    if best.by_entry is not None and cause == "penalty-missing":  # of one group of entries
+        return f"{CAUSES[cause].title} to {text.replace(': no weight decay', '')}"
     text = text or in_tensors(best)
     if cause == "option-differs":
         text = options_text(report)
@@ -70,6 +72,10 @@ def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[
         scratch += decay_lines(training, best.weight_decay, own, scratch, (convention, faults))
         torchs = (training.settings.torchs, NO_FAULTS)
         torch += decay_lines(training, own, best.weight_decay, torch, torchs)
+    if best.by_entry is not None:  # whose entries and numbers the note has, and last the rest
+        scratch += best.note.split("; ")[:-1]
+    elif "lr_schedule" in best.change:
+        scratch.append(f"lr_schedule: {best.note}")
     return scratch, torch
 
 
