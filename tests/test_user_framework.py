@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
+from regcheck.report.terminal.short import short_text
+from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, LOGISTIC, MOMENTUM, TORCHS, Spec, Train, causes_of, code
 from tests.conftest import told
 from tests.user_modules import (
     NO_MODEL,
     SHUFFLED,
     Build,
+    Made,
     flat_line,
     mlp,
     mlp_by_hand,
@@ -158,3 +161,30 @@ def test_penalty_divided_by_the_batch_is_found_in_any_module(spec: Spec, others:
     assert report.diagnosis.explained
     told = [one.causes for one in report.diagnosis.explanations[1:]]
     assert (("penalty-divided-by-dataset",) in told) is others
+
+
+class Penalized(torch.nn.MSELoss):
+    """A loss function that holds ½·0.3 Σw² of all parameters, as somebody adds a penalty."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.tensors = parameters
+
+    def forward(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return super().forward(z, y) + 0.15 * sum(w.square().sum() for w in self.tensors)
+
+
+def test_penalty_in_torchs_own_loss_function_is_named() -> None:
+    def build(problem: UserProblem) -> Made:
+        model = flat_line(problem)
+        parameters = list(model.parameters())
+        return model, Penalized(parameters), torch.optim.SGD(parameters, lr=problem.lr)
+
+    report = check(BASE, scratch=code(TORCHS), framework=build)
+
+    assert report.diagnosis is not None
+    text = " ".join(short_text(report, 160).split())
+    assert "scratch adds 0.2 w less than torch to the gradient of " in text
+    assert "add 0.2 w to the gradient of weight and bias, or take it from torch's" in text
+    assert "w ← w − 0.05 (g − 0.2 w)" in text
+    assert "torch's loss is the scratch side's + ½·0.3 Σweight² + ½·0.3 Σbias², in all" in text

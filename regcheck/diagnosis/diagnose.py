@@ -31,7 +31,7 @@ from regcheck.diagnosis.fits.other_settings import (
 from regcheck.diagnosis.loss_logarithms import explain_logarithms
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.reported_loss import explain_losses
+from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.step_counts import other_counts
@@ -92,6 +92,8 @@ def explained(run: Run) -> Diagnosis:
         reporting = explain_losses(run, found, start)
         term, loss_evidence = explain_logarithms(run, found, explained=reporting is not None)
         reporting = reporting or term
+        if reporting is None and not loss_evidence:
+            loss_evidence = torchs_penalty(run)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
     made_otherwise = other_settings(run)
     evidence = [made_otherwise] if made_otherwise else []

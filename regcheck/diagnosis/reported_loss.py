@@ -233,3 +233,24 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
         return None
     values = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
     return Penalty(np.asarray(values), fits)
+
+
+def torchs_penalty(run: Run) -> str:
+    """Say by which penalty torch's loss is larger than the scratch side's; '' where that is not it.
+
+    So it is where a user's own loss function has it: ℓ_torch = ℓ_scratch + κ/2 ‖w‖².
+    """
+    losses = reported_at(run, next(places(run, (), None)))
+    torchs = losses.shown.framework
+    penalty = fitted_penalty(losses, torchs - losses.scratch)
+    if penalty is None:
+        return ""
+    less = penalty._replace(values=-penalty.values)
+    if reporting_of(losses, DataLoss((), torchs), less) is None:
+        return ""
+    fits = {name: fit.plain((0.0,)).factor for name, fit in penalty.strengths.items()}
+    terms = [f"½·{kappa:.6g} Σ{name}²" for name, kappa in fits.items() if kappa]
+    return (
+        f"torch's loss is the scratch side's + {' + '.join(terms)}, in all {len(torchs):,} steps: "
+        "look for a weight-decay term in torch's loss function that the other loss has not."
+    )

@@ -85,9 +85,15 @@ def decays_text(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
 
     >>> decays_text({"0.w": 0.05, "1.w": 0.0, "b": 0.0}, {"0.w": 0.1, "1.w": 0.1, "b": 0.0})
     "applies a weight decay of 0.05 to 0.w, torch's is 0.1; applies no weight decay to 1.w"
+    >>> decays_text({"w": -0.1}, {"w": 0.0})
+    'adds 0.1 w less than torch to the gradient of w'
     """
     found = []
     for (own, other), names in alike(other_decays(decays, torch)).items():
+        if own < 0 == other:
+            which = all_of(names, most=MOST_TENSORS)
+            found.append(f"adds {-own:.6g} w less than torch to the gradient of {which}")
+            continue
         decay = f"a weight decay of {own:.6g}" if own else "no weight decay"
         beside = f", torch's is {number(other)}" if own else ""
         found.append(f"applies {decay} to {all_of(names, most=MOST_TENSORS)}{beside}")

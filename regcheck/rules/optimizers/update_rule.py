@@ -267,8 +267,14 @@ def rooted(term: str) -> str:
 
 
 def plus(left: str, right: str) -> str:
-    """Write a sum, of which either part may be empty."""
-    return f"{left} + {right}" if left and right else left or right
+    """Write a sum, of which either part may be empty.
+
+    >>> plus("g", "0.1 w"), plus("g", "-0.1 w")
+    ('g + 0.1 w', 'g − 0.1 w')
+    """
+    if not (left and right):
+        return left or right
+    return f"{left} − {right[1:]}" if right.startswith("-") else f"{left} + {right}"
 
 
 def times(left: str, right: str) -> str:

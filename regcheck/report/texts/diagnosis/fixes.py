@@ -62,9 +62,18 @@ def decays_fix(decays: Mapping[str, float], torch: Mapping[str, float]) -> str:
     "decay w by torch's weight_decay, 0.1; do not decay b: torch's weight_decay for it is 0"
     """
     found = []
-    other = {name: own for name, (_, own) in other_decays(decays, torch).items()}
-    for decay, names in alike(other).items():
+    # What is below torch's 0 is missing there: torch's loss function has it, not its optimizer.
+    other = {
+        name: (decay, -own if own < 0 == decay else 0.0)
+        for name, (own, decay) in other_decays(decays, torch).items()
+    }
+    for (decay, missing), names in alike(other).items():
         text, it = all_of(names), "it" if len(names) == 1 else "them"
+        if missing:
+            found.append(
+                f"add {number(missing)} w to the gradient of {text}, or take it from torch's"
+            )
+            continue
         none = f"do not decay {text}: torch's weight_decay for {it} is 0"
         found.append(f"decay {text} by torch's weight_decay, {number(decay)}" if decay else none)
     return "; ".join(found)
