@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from regcheck.compare.history import Record
-from regcheck.diagnosis.fits.fitting import COARSE, FEW, fit_near
+from regcheck.diagnosis.fits.fitting import COARSE, FEW, NEARER, fit_near
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array
@@ -19,13 +19,14 @@ from tests.test_replay import U, replay_of
 # --- factors that are fitted ----------------------------------------------------------------------
 
 
-def lines(slopes: Sequence[float], scratch: Sequence[float], limit: float = 1.0) -> Any:
+def lines(slopes: Sequence[Any], scratch: Sequence[Any], limit: float = 1.0, **spec: Any) -> Any:
     """Replay a rule that goes from 0 to c times each slope, by its one key's factor c.
 
     Its steps are counted: `taken` holds how many each replay took.
     """
     steps = [(0, end, slope, slope, 1) for slope, end in zip(slopes, scratch, strict=True)]
-    replay: Any = replay_of(steps, limit, epochs=len(steps), batch_size="full")
+    spec = {"epochs": len(steps), "batch_size": "full", **spec}
+    replay: Any = replay_of(steps, limit, **spec)
 
     def steps_by(factor: float) -> Iterator[tuple[Record, Array]]:
         place = len(replay.taken)
@@ -89,17 +90,37 @@ def test_fit_near_takes_so_many_steps_that_move_by_more_than_a_thousandth_of_a_b
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "taken"),
-    [(1, [FEW] * 2), (10, [FEW] * 2 + [64] * 2), (80, [FEW] * 2 + [64] * 2 + [90] * 2)],
+    ("spoilt", "by", "taken"),
+    [
+        (1, COARSE, [FEW] * 2),
+        (10, COARSE, [FEW] * 2 + [64] * 2),
+        (10, NEARER, [FEW] * 2 + [64] * 2),
+        (80, COARSE, [FEW] * 2 + [64] * 2 + [90] * 2),
+    ],
 )
-def test_fit_that_does_not_hold_is_given_up_after_few_steps(spoilt: int, taken: list[int]) -> None:
+def test_fit_that_does_not_hold_is_given_up_after_few_steps(
+    spoilt: int, by: float, taken: list[int]
+) -> None:
     ends = [20.0] * 90
     assert lines([10] * 90, ends).fit({}, "key") == (pytest.approx(2), pytest.approx(9000**-0.5))
-    ends[spoilt] += 4 * COARSE
-    ends[spoilt + 1] -= 4 * COARSE
+    ends[spoilt] += 4 * by
+    ends[spoilt + 1] -= 4 * by
     replay = lines([10] * 90, ends)
     assert replay.fit({}, "key") is None
     assert replay.taken == taken
+
+
+TWO: dict[str, Any] = {"data": {"X": [[1, 1]], "y": [0]}, "init": {"weight": [0, 0]}}
+
+
+def test_step_whose_entries_need_two_factors_ends_a_fit() -> None:
+    # 2 and 3 times the slope: least squares leave 500 or so of each.
+    replay = lines([[1e3, 1e3]] * 9, [[2e3, 3e3]] * 9, **TWO)
+    assert fit_near(replay, {}, "key", 1.0, coarse=100.0) is None
+    assert replay.taken == [1, 1]
+    # 1 leaves 1 in each; of one step alone, least squares leave 1.2 by 1.02.
+    replay = lines([[10, 30]] * 2, [[9, 31], [11, 29]], **TWO)
+    assert fit_near(replay, {}, "key", 1.0, coarse=1.0)
 
 
 @pytest.mark.parametrize(("off", "fits"), [(1.0, True), (1.5, False)])

@@ -31,6 +31,9 @@ FEW = 4
 COARSE = 1e3
 """Limits that a first fit may leave: from far off, rounding is multiplied by the way to c."""
 
+NEARER = 10.0
+"""Limits that the next may leave."""
+
 GRADIENTS = (1.0, 1e-3, 1e3)
 """First guesses of a factor on a gradient that is clipped."""
 
@@ -54,7 +57,7 @@ def fitted_factor(replay: Replay, change: Change, key: str) -> Fit | None:
         smooth = replay.torch.settings.rule.smooth
         return fit_by_newton(replay, change, key) if smooth else None
     fit, factor = None, 1.0
-    for coarse, most in ((COARSE, FEW), (COARSE, 64), (1.0, None)):
+    for coarse, most in ((COARSE, FEW), (NEARER, 64), (1.0, None)):
         fit = fit_near(replay, change, key, factor, coarse=coarse, most=most)
         if fit is None:
             return None
@@ -212,9 +215,12 @@ def fit_near(
             return None
         slopes.append(slope)
         rests.append(rest)
+        # One step tells most of what no factor makes. Least squares may leave √n in one of its n
+        # entries where the right factor leaves 1 in each; without a slope, all is left.
         by, _ = fit_all(slope[None], rest[None])
-        if (most or not slope.any()) and left_by(by, slope, rest, other) > coarse:
-            return None  # one step tells most of what no factor makes
+        enough = max(coarse, math.sqrt(slope.size)) if slope.any() else coarse
+        if left_by(by, slope, rest, other) > enough:
+            return None
         informative += bool(np.abs(slope).max() > 1e-3)
         if informative == most:
             break
