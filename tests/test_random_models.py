@@ -117,6 +117,17 @@ PLANTED: dict[str, Spec] = {
 def test_fault_planted_in_a_random_model_is_named(
     seed: int, tmp_path: Path, record_property: Record
 ) -> None:
+    planted_fault_is_named(seed, tmp_path, record_property)
+
+
+def test_fault_is_named_though_rounding_passes_a_derived_bound(
+    tmp_path: Path, record_property: Record
+) -> None:
+    planted_fault_is_named(507, tmp_path, record_property)
+
+
+def planted_fault_is_named(seed: int, tmp_path: Path, record_property: Record) -> None:
+    """Check a random model with a fault planted in it."""
     spec = random_spec(seed, tmp_path)
     cause = sorted(PLANTED)[seed % len(PLANTED)]
     spec |= {"dtype": "float64", "convention": PLANTED[cause]}

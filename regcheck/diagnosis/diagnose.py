@@ -40,6 +40,7 @@ from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Stage
 from regcheck.rules.optimizers.registry import OPTIMIZERS
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 
 Found = tuple[Explanation, ...]
 
@@ -158,6 +159,7 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         if other is None or (other.options and len(other.causes) > 1):
             # One number beside a cause is less to choose than several.
             found = searched(run, replay, with_another_option) or found
+        found = found or in_wider_limits(run)
         found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)
     if found:
         return found, within, None
@@ -165,6 +167,22 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         found, start = from_other_inputs(run, replay)
         return found, replay, start
     return (), replay, None
+
+
+DERIVED = 4.0
+"""Limits that rounding may come to where a bound is derived from those that are measured.
+
+A run that would diverge by such a bound measures again. What has diverged cannot: of its steps
+rounding is not all.
+"""
+
+
+def in_wider_limits(run: Run) -> Found:
+    """Find the cause that makes the steps, but for where a derived bound may be too small."""
+    if not isinstance(run.sides.bounder, MeasuredBounds):
+        return ()
+    wider = replay_of(run, {name: DERIVED * limit for name, limit in run.limits.items()})
+    return searched(run, wider, single_causes)
 
 
 OUT_OF_REACH = 1e200
