@@ -73,6 +73,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
         user(lambda _: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double()),
         ["0.weight (3, 3), 0.bias (3,), 1.weight (1, 3), 1.bias (1,)", "give `scratch` too"],
     ),
+    "a lazy module": (
+        user(lambda _: nn.Sequential(nn.LazyLinear(1), nn.Flatten(0))),
+        ["0.weight has no shape yet", "call the lazy model once"],
+    ),
     "half precision": (
         user(lambda problem: line(problem, torch.bfloat16)),
         ["weight is torch.bfloat16; it must be torch.float32 or torch.float64"],

@@ -63,6 +63,11 @@ def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, n
     own = dict(model.named_parameters())
     if not own:
         raise UserCodeError(f"{label}: the model has no parameters; there is nothing to train")
+    if lazy := [name for name, w in own.items() if isinstance(w, nn.UninitializedParameter)]:
+        raise UserCodeError(
+            f"{label}: {lazy[0]} has no shape yet: call the lazy model once on rows as X has them, "
+            "before you make the optimizer"
+        )
     if problem.architecture is None:
         return own
     if not problem.architecture.is_one_vector:
