@@ -5,7 +5,6 @@ Loads neither torch nor NumPy, and pydantic only where a spec is explained.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -146,10 +145,10 @@ def formulas(convention: Convention, given: Letters) -> list[str]:
 def legend(
     entries: Iterable[Entry], known: Sequence[str] = tuple(MEANINGS), of: Training = EXAMPLE
 ) -> list[str]:
-    """Explain the letters of a training's formulas; each stays with its meaning's first word."""
+    """Explain the letters of a training's formulas; each is tied to its meaning's first word."""
     lines = [formula for entry in entries for formula in entry.formulas]
     joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines, known, of))
-    return [line.replace("\xa0", " ") for line in textwrap.wrap(joined, 80)]
+    return [joined] if joined else []
 
 
 def convention_entry(name: str) -> Entry:
@@ -184,9 +183,7 @@ def cause_entry(name: str) -> Entry:
         sentences.append(f"The factor is fitted; a run can show it if it shows {ONE_PERCENT:g}.")
     if cause.changes:
         sentences.append("A run that lists it in `not_distinguished` could not have shown it.")
-    # They fit into 80 columns below the entry's title.
-    notes = [line for one in sentences for line in textwrap.wrap(one, 76, break_on_hyphens=False)]
-    return Entry(name, "cause", f"the scratch side {cause.title}", lines or [SAME_RULE], notes)
+    return Entry(name, "cause", f"the scratch side {cause.title}", lines or [SAME_RULE], sentences)
 
 
 SAME_RULE = "both     the same rule: no formula differs"
@@ -216,9 +213,8 @@ def schedule_lines(spec: Spec, training: Training) -> list[str]:
     call = scheduler_call(kind.kind, kind.all_keys, spec.lr)
     steps = dict.fromkeys(1 + (schedule.steps - 1) * quarter // 4 for quarter in range(5))
     lrs = ", ".join(f"{step:,}: {schedule.lr_at(step):.6g}" for step in steps if step > 0)
-    head, *lines = textwrap.wrap(f"lr  {call}, by {kind.per}", 76, break_on_hyphens=False)
-    lines += [*kind.rule.formulas, f"at steps {lrs}"]
-    return [head, *(f"    {line}" for line in lines), ""]
+    lines = [*kind.rule.formulas, f"at steps {lrs}"]
+    return [f"lr  {call}, by {kind.per}", *(f"    {line}" for line in lines), ""]
 
 
 def optimizer_entry(name: str) -> Entry:

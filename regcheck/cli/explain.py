@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import click
 
-from regcheck.cli.explanations import EXPLANATION_FORMATS, listed
+from regcheck.cli.explanations import EXPLANATION_FORMATS, as_text, listed
 from regcheck.cli.shell import completion
 from regcheck.cli.shell.help import WithExamples
 
@@ -41,7 +42,10 @@ def explain(what: str | None, listing: bool, form: str) -> None:
             explanation = explaining.explain_spec(what)
         else:
             explanation = explaining.explain_name(what)
-        text = EXPLANATION_FORMATS[form](explanation)
+        if form == "text":
+            text = as_text(explanation, shutil.get_terminal_size().columns)
+        else:
+            text = EXPLANATION_FORMATS[form](explanation)
     if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         text = click.unstyle(text)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(text.replace("\xa0", " ") + "\n")
