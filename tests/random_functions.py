@@ -20,6 +20,7 @@ from tests.random_optimizers import (
 )
 from tests.random_specs import (
     SpecDict,
+    with_muon,
     without_some_biases,
 )
 from tests.rule import Base, Reported, Rule
@@ -37,6 +38,9 @@ class Facts(NamedTuple):
 BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "update-sequential"})
 """The causes that a model without a bias cannot have."""
 
+
+NOT_OF_MUON = BIASED | {"decay-bias-corrected", "gradient-scaled"}
+"""The causes that Muon cannot have, or whose factor nothing tells through a cast to bfloat16."""
 
 OF_RARE = {"adafactor-lr-uncapped": "adafactor", "muon-bfloat16-missing": "muon"}
 """The causes that only a rare optimizer can have, by which."""
@@ -80,6 +84,8 @@ def random_case(seed: int, folder: Path) -> Case:
     needs = frozenset[str]().union(*(NEEDS[cause] for cause in causes))
     spec, X, y = random_spec(random, needs, folder / f"{seed}.npz")
     spec = with_rare_optimizer(spec, seed, needs)
+    if len(causes) < 2 and not NOT_OF_MUON.intersection(causes):
+        spec = with_muon(spec, seed, needs)
     causes = with_rare_cause(causes, spec, seed)
     if not BIASED.intersection(causes):
         spec = without_some_biases(spec, seed)

@@ -110,6 +110,20 @@ def adafactor(random: Generator) -> Options:
     }
 
 
+def muon(random: Generator) -> Options:
+    """Draw Muon, with torch's coefficients mostly."""
+    coefficients = [3.4445, -4.775, 2.0315] if chance(random, 0.7) else [2.0, -1.5, 0.5]
+    return {
+        "name": "muon",
+        "momentum": random_momentum(random) if chance(random, 0.8) else 0.0,
+        "nesterov": chance(random, 0.7),
+        "ns_coefficients": coefficients,
+        "eps": random_eps(random, 1e-7),
+        "ns_steps": 5 if chance(random, 0.6) else int(random.integers(0, 9)),
+        "adjust_lr_fn": str(random.choice(["original", "match_rms_adamw"])),
+    }
+
+
 def rprop(random: Generator) -> Options:
     """Draw Rprop."""
     etas = [0.5, 1.2] if chance(random, 0.5) else [round(random.uniform(0.1, 0.9), 3), 1.5]
@@ -169,6 +183,7 @@ FORMS: dict[str, dict[str, list[Any]]] = {
     "adamax": {"bias_correction": [False, "compounded"], "epsilon": ["outside"]},
     "adamw": OF_MOMENTS,
     "asgd": {},
+    "muon": {},
     "nadam": OF_MOMENTS,
     "radam": {"bias_correction": [False, "compounded"], "epsilon": ["outside", "inside"]},
     "rmsprop": {

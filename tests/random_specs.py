@@ -17,6 +17,7 @@ from tests.random_optimizers import (
     WORKED_OUT,
     Options,
     chance,
+    muon,
     power_of_ten,
     random_decay,
     random_optimizer,
@@ -49,7 +50,7 @@ def matched_spec(seed: int, folder: Path) -> SpecDict:
     """Make a spec whose two sides follow the same rule, whatever its convention is called."""
     random = np.random.default_rng([seed, 0])
     spec, rows = random_training(random, folder / f"{seed}.npz", strange=True)
-    spec = with_rare_optimizer(spec, seed, WORKED_OUT)
+    spec = with_muon(with_rare_optimizer(spec, seed, WORKED_OUT), seed)
     spec["convention"] = equal_convention(random, spec, rows)
     return without_some_biases(spec, seed)
 
@@ -79,6 +80,22 @@ BIAS_KEYS = ("penalize_bias", "update_order")
 def without_some_biases(spec: SpecDict, seed: int) -> SpecDict:
     """Take the bias out of the model of every seventh spec or so, whatever else was drawn."""
     return without_bias(spec) if chance(np.random.default_rng([seed, 99]), 0.15) else spec
+
+
+NEEDS_OF_MUON = """
+apart batches clip clip-norm decay epochs float64 matrices micro-batches remembering saturated
+schedule shuffle uneven uneven-steps
+"""
+OF_MUON = frozenset(NEEDS_OF_MUON.split())
+"""What Muon has of what a cause may need."""
+
+
+def with_muon(spec: SpecDict, seed: int, needs: frozenset[str] = frozenset()) -> SpecDict:
+    """Put Muon into every twentieth spec or so, without a bias, if it has what is needed."""
+    random = np.random.default_rng([seed, 78])
+    if not (chance(random, 0.05) and needs <= OF_MUON):
+        return spec
+    return without_bias(spec | {"optimizer": muon(random)})
 
 
 def without_bias(spec: SpecDict) -> SpecDict:
@@ -270,7 +287,7 @@ def equal_convention(random: Generator, spec: SpecDict, rows: int) -> Any:
     if not decays(spec):
         keys = {"divide_penalty_by": "batch", "penalty_factor": 3, "penalty_norm": "unsquared"}
         equal += [keys, {"penalty_in_loss": True, "decay": "after-update"}]
-    if isinstance(spec["weight_decay"], dict) and spec["weight_decay"]["bias"] == 0:
+    if isinstance(spec["weight_decay"], dict) and spec["weight_decay"].get("bias") == 0:
         equal += [{"penalize_bias": False}]
     if rows == 1:
         equal += [{"divide_penalty_by": "dataset", "loss_reduction": "sum"}]
