@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.conftest import ROOT, SMALL
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 INSTALL, RUN = (step for step in ACTION["runs"]["steps"] if "run" in step)
 BIN = Path(sys.executable).parent
+OFFLINE = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+"""What makes pip take what is installed already, and nothing from an index."""
 INPUT = re.compile(r"\$\{\{ inputs\.([a-z-]+) \}\}")
 
 pytestmark = pytest.mark.slow
@@ -105,9 +108,8 @@ def test_scripts_hold_no_expression_and_every_input_is_used() -> None:
 
 @pytest.mark.whole
 def test_action_installs_the_package_that_it_stands_in(tmp_path: Path) -> None:
-    offline = {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
     target = tmp_path / "installed"
-    done = run_step(INSTALL, tmp_path, {"torch-index": ""}, PIP_TARGET=str(target), **offline)
+    done = run_step(INSTALL, tmp_path, {"torch-index": ""}, PIP_TARGET=str(target), **OFFLINE)
     assert done.code == 0, done.output
     assert (target / "regcheck" / "starters" / "own-code" / "train.py").is_file()
     done = run_step(
@@ -117,34 +119,41 @@ def test_action_installs_the_package_that_it_stands_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.whole
-def test_hook_runs_the_specs_of_a_commit(tmp_path: Path) -> None:
-    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
-    assert hook["language"] == "python"
-    # pre-commit would install regcheck from its repository; here it is installed already.
-    config = {"repos": [{"repo": "local", "hooks": [hook | {"language": "system"}]}]}
-    (tmp_path / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    write(tmp_path / "agrees.regcheck.yaml")
-    write(tmp_path / "no-spec.yaml", lrr=1)
-    environment = dict(os.environ) | {
+def test_hook_is_installed_and_runs_the_specs_of_a_commit(tmp_path: Path) -> None:
+    site_packages = str(Path(yaml.__file__).parent.parent)
+    environment = dict(os.environ) | OFFLINE
+    environment |= {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": site_packages,  # what regcheck needs, and the backend that builds it
         "PRE_COMMIT_HOME": str(tmp_path / "cache"),
         "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b.c",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b.c",
     }
+    source, work = tmp_path / "regcheck", tmp_path / "work"
+    source.mkdir()
+    shutil.copytree(ROOT / "regcheck", source / "regcheck")
+    for name in (".pre-commit-hooks.yaml", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
 
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
+    def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
 
-    manifest = str(ROOT / ".pre-commit-hooks.yaml")
-    assert run("pre-commit", "validate-manifest", manifest).returncode == 0
-    run("git", "init", "-q")
-    run("git", "add", "*.yaml")
-    assert run("pre-commit", "run").returncode == 0
-    write(tmp_path / "doubled.regcheck.yml", convention="doubled")
-    run("git", "add", "*.yml")
-    done = run("pre-commit", "run")
-    assert done.returncode == 1
-    assert "doubled.regcheck.yml: DIVERGED at step 1: scratch doubles" in done.stdout
+    run(source, "git", "init", "-q")
+    run(source, "git", "add", ".")
+    run(source, "git", "commit", "-q", "-m", "all")
+    write(work / "agrees.regcheck.yaml")
+    write(work / "doubled.regcheck.yml", convention="doubled")
+    write(work / "no-spec.yaml", lrr=1)
+    run(work, "git", "init", "-q")
+    run(work, "git", "add", ".")
+    done = run(work, "pre-commit", "try-repo", str(source), "regcheck")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Installing environment" in done.stdout
+    assert "FAIL doubled.regcheck.yml: DIVERGED at step 1: scratch doubles" in done.stdout
+    assert "ok   agrees.regcheck.yaml: EQUIVALENT" in done.stdout
     assert "no-spec" not in done.stdout
