@@ -314,6 +314,8 @@ def test_other_option_of_own_code_is_named_with_its_value(options: Spec, model: 
     if not isinstance(value, tuple):
         assert told[name] == {"scratch": value, "framework": MUON.defaults[name], "deviation": 0}
     assert all(key.startswith(name) for key in told)
+    if name == "adjust_lr_fn":
+        assert 'Muon(lr=0.02, adjust_lr_fn="match_rms_adamw", ' in report_text(report)
     assert f"{name}{'[0]' if isinstance(value, tuple) else ''} is " in report_text(report)
 
 

@@ -54,9 +54,15 @@ def own_text(settings: Settings, tensor: str) -> str:
 
 
 def option_text(value: Any) -> str:
-    """Write an option's value as Python does."""
+    """Write an option's value as Python does.
+
+    >>> option_text((0.9, 0.999)), option_text("original"), option_text(None)
+    ('(0.9, 0.999)', '"original"', 'None')
+    """
     if isinstance(value, tuple):
         return f"({', '.join(map(option_text, value))})"
+    if isinstance(value, str):
+        return json.dumps(value)
     return exact(value) if isinstance(value, float) else str(value)
 
 
