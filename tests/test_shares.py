@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from regcheck.checking import check
-from regcheck.cli.explanations import EXPLANATION_FORMATS
+from regcheck.cli.explanations import as_text
 from regcheck.diagnosis.records import SpecFix
 from regcheck.errors import InputError
 from regcheck.explain import explain_spec
@@ -30,8 +30,6 @@ from tests.conftest import Spec, agrees, in_one_line, told
 from tests.faults import BUGS
 from tests.first_steps import spec_of
 from tests.random_specs import matched_spec
-
-written = EXPLANATION_FORMATS["text"]
 
 TWO: Spec = {"framework": {"processes": 2}}
 
@@ -268,9 +266,9 @@ def test_report_says_how_many_processes_there_are(in_one_process: None) -> None:
 
 def test_formulas_of_a_spec_have_the_mean_over_ranks(write_spec: Callable[..., Path]) -> None:
     explained = explain_spec(write_spec(**TWO, convention={"loss_reduction": "sum"}))
-    text = " ".join(written(explained).split())
+    text = " ".join(as_text(explained).split())
     assert "batches of 4 2 processes, each with a share of 2 samples" in text
     assert "g 1/2 Σᵣ gᵣ, gᵣ the gradient of rank r's mean loss, without weight decay" in text
-    uneven = written(explain_spec(write_spec(framework={"processes": 3}, accumulate=2)))
+    uneven = as_text(explain_spec(write_spec(framework={"processes": 3}, accumulate=2)))
     uneven = " ".join(uneven.split())
     assert "3 processes, each with a share of 2 or 1 samples" in uneven

@@ -190,7 +190,7 @@ def with_other_option(
         return
     for name in torch.rule.numbers:
         number = Number("option", name)
-        if len(causes) > 1 and torch.rule.smooth and torch.misses(number):
+        if len(causes) > 1 and torch.misses(number):
             continue
         own = torch.of(number)
         guesses: tuple[float, ...] = BETWEEN if own == 0 or torch.open(number).below == 1 else ()
