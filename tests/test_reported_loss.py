@@ -10,6 +10,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.report.terminal.details import report_text
+from regcheck.report.terminal.short import short_text
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
@@ -185,3 +186,11 @@ def test_loss_is_measured_too_where_the_parameters_have_diverged_already() -> No
     report = check(spec, scratch=train)
     assert report.first_divergence is not None
     assert report.first_loss_divergence is None
+
+
+def test_loss_with_the_penalty_alone_is_written_without_a_factor() -> None:
+    # 1 is ½ · 1/(1 − μ) for μ = ½.
+    momentum = {"optimizer": {"name": "sgd", "momentum": 0.5}}
+    report = check(BASE | momentum | {"convention": {"penalty_in_loss": True}})
+
+    assert "the scratch side reports torch's loss + ½·0.1 Σw²" in short_text(report, 200)

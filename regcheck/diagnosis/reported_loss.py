@@ -231,8 +231,9 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
     fits = {name: fit for name, fit in zip(terms, solution.fits, strict=True) if fit}
     if not solution.unique or any(fit.factor < -SLACK * fit.deviation for fit in fits.values()):
         return None
-    values = np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0)
-    return Penalty(np.asarray(values), fits)
+    values = np.asarray(np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0))
+    telling = int((np.abs(values) > losses.shown.limit).sum())  # as many numbers fit any steps
+    return Penalty(values, fits) if telling > len(fits) else None
 
 
 def torchs_penalty(run: Run) -> str:

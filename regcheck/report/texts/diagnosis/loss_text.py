@@ -56,7 +56,7 @@ def loss_texts(report: Report, found: Diagnosis) -> list[str]:
 def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:
     """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
     scale = f"{reporting.scale:.6g}"
-    for share, half in ((0.5, "½ "), (1.0, "")):
+    for share, half in ((0.5, "½ "), (1.0, "")) if reporting.scale != 1 else ():
         fit = Fit(reporting.scale / share, 0.0)
         named = name_of_factor("gradient-scaled", fit, report.training)
         scale = half + named.text if named else scale
