@@ -52,6 +52,7 @@ ONCE_WRONG = {
     100854: "a root that is missing where ε was inside, and so nowhere",
     100957: "Adafactor's means of one step, whose digits were lost",
     100998: "a factor on the gradient beside a cause, where squares start above 0",
+    500018: "a loss after the update, which is much larger than the one before it",
     500274: "a penalty fitted to the one step whose loss tells",
 }
 """Seeds, and what once was wrong in them."""

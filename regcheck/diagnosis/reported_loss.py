@@ -156,8 +156,11 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
     if losses.run.sees_rows:
         history = losses.run.history
         after = losses_of(losses.run.torch, history, history.all("scratch"), batches)
-        yield DataLoss(("loss-after-update",), after[kept])
-        mean = running_mean(after, epochs)[kept]
+        with np.errstate(all="ignore"):  # a larger loss rounds by more
+            own = losses.every.limit * np.fmax(1, np.abs(after / every))
+        yield DataLoss(("loss-after-update",), after[kept], limit=own[kept])
+        mean, limit = running_mean(after, epochs)[kept], running_mean(own, epochs)[kept]
+        limit = np.maximum(own[kept], limit)
         yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, limit=limit)
 
 
