@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from regcheck.checking import check
 from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
 from regcheck.report.texts.diagnosis.next_steps import NEXT, OF_LOSS, YIELD_GRADIENT
+from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
     BATCHES,
     LAMBDA,
     LR,
+    MOMENTUM,
     ROWS,
     TORCHS,
     At,
@@ -158,6 +161,32 @@ def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
     assert short.headline.startswith("DIVERGED at step 1: the loss differs already, computed")
     assert short.next == (f"{OF_LOSS.format(step='step 1')}; is the start `problem.initial`?",)
     assert "Next compare at step 1, in this order: the samples" in in_one_line(report)
+
+
+# --- steps that are another one's, or differ alone ------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [{}, BATCHES, BATCHES | MOMENTUM], ids=["full", "batches", "μ"])
+def test_code_that_yields_before_its_update_is_told_so(spec: Spec) -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        v = at.memory["v"] = at.memory.get("v", 0) * momentum + at.gw + LAMBDA * at.w
+        c = at.memory["c"] = at.memory.get("c", 0) * momentum + at.gb + LAMBDA * at.b
+        return at.w - LR * v, at.b - LR * c
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        before = problem.initial
+        for after in code(step)(problem):
+            yield {**before, "loss": after["loss"]}
+            before = {name: after[name] for name in before}
+
+    momentum = 0.9 if "optimizer" in spec else 0
+    assert check(BASE | spec, scratch=code(step)).verdict == "equivalent"
+    report = check(BASE | spec, scratch=train)
+    short = summary(report)
+    assert told(report.diagnosis).causes == ()
+    assert short.headline.endswith("your code yields its parameters before their update")
+    assert [one.partition(",")[0] for one in short.next] == ["put `yield` after the update"]
+    assert not short.fixes
 
 
 # --- the gradient that the code yields ------------------------------------------------------------

@@ -35,6 +35,7 @@ from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.step_counts import other_counts
+from regcheck.diagnosis.step_evidence import EARLY_LOSS, yielded_early
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -83,6 +84,16 @@ def explained(run: Run) -> Diagnosis:
     diverged = run.first is not None
     found: Found = ()
     start = None
+    early = yielded_early(run, replay) if diverged else ""
+    if early:  # each step is another one's: neither settings nor losses tell more
+        return Diagnosis(
+            explained=False,
+            loss_diverged=run.loss_diverged,
+            loss_evidence=EARLY_LOSS if run.loss_diverged else "",
+            steps=len(run.history),
+            stage="update",
+            evidence=(early,),
+        )
     if diverged:
         found, replay, start = explain_updates(run, replay)
     settings = effective_settings_of(replay)

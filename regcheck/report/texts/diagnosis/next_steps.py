@@ -6,6 +6,7 @@ from regcheck.compare.steps import Divergence
 from regcheck.diagnosis.evidence import NEVER
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.step_counts import ANOTHER_T
+from regcheck.diagnosis.step_evidence import YIELDED_EARLY
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
 
@@ -34,6 +35,8 @@ YIELD_GRADIENT = (
 
 
 BY_WORDS = {
+    YIELDED_EARLY: "put `yield` after the update, and yield with the updated parameters the loss "
+    "that was computed before it",
     "ook for": "",  # which says itself what is next
     NEVER: "update in each step what is never updated, as all else",
     ANOTHER_T: "let t be 1 at the first step, and one more at each, in all epochs alike",
