@@ -28,6 +28,7 @@ from tests.by_hand import (
     code,
     descent,
     found_by,
+    silent,
 )
 from tests.conftest import in_one_line, told
 from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
@@ -187,6 +188,19 @@ def test_code_that_yields_before_its_update_is_told_so(spec: Spec) -> None:
     assert short.headline.endswith("your code yields its parameters before their update")
     assert [one.partition(",")[0] for one in short.next] == ["put `yield` after the update"]
     assert not short.fixes
+
+
+def test_one_step_without_decay_is_no_other_start_where_its_loss_is_torchs() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        return at.along(at.gw, at.gb, penalty=LAMBDA if at.t else 0)
+
+    report = check(BASE | BATCHES, scratch=code(step))
+    assert told(report.diagnosis).causes == ()
+    assert summary(report).headline == (
+        "DIVERGED at step 1: only step 1 differs, and is torch's without weight decay"
+    )
+    # A loss that is not told contradicts nothing.
+    assert check(BASE | BATCHES, scratch=code(step, silent)).names("initial-parameters")
 
 
 # --- the gradient that the code yields ------------------------------------------------------------

@@ -35,7 +35,7 @@ from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.step_counts import other_counts
-from regcheck.diagnosis.step_evidence import EARLY_LOSS, yielded_early
+from regcheck.diagnosis.step_evidence import one_step_alone, yielded_early
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -84,16 +84,9 @@ def explained(run: Run) -> Diagnosis:
     diverged = run.first is not None
     found: Found = ()
     start = None
-    early = yielded_early(run, replay) if diverged else ""
-    if early:  # each step is another one's: neither settings nor losses tell more
-        return Diagnosis(
-            explained=False,
-            loss_diverged=run.loss_diverged,
-            loss_evidence=EARLY_LOSS if run.loss_diverged else "",
-            steps=len(run.history),
-            stage="update",
-            evidence=(early,),
-        )
+    early = yielded_early(run, replay) if diverged else None
+    if early is not None:
+        return early
     if diverged:
         found, replay, start = explain_updates(run, replay)
     settings = effective_settings_of(replay)
@@ -254,6 +247,7 @@ def without_cause(
         text = f"Only the first {kept:,} steps are stored and could be replayed."
         return [*evidence, text], "update"
     known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
+    known = known or one_step_alone(run, replay)
     if known:
         return [*evidence, known], "update"
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.fits.moves import Moves
-from regcheck.diagnosis.fits.other_inputs import implied_gradient
+from regcheck.diagnosis.fits.moves import Moves, implied_gradient
 from regcheck.diagnosis.records import NO_RULE, NO_SETTINGS, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.search import LATE

@@ -3,40 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from dataclasses import replace
+from itertools import islice, pairwise
 
 import numpy as np
 
 from regcheck.compare.history import Record
 from regcheck.diagnosis.fits.other_inputs import afters
-from regcheck.diagnosis.records import Run
+from regcheck.diagnosis.records import Diagnosis, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Array
 from regcheck.trainers.numpy_state import ForwardBackward
 
 YIELDED_EARLY = "Your code yields its parameters before their update"
 
+ALONE = "Only step"
+
+LEAST_STEPS = 3
+"""Steps of which one may differ from all others."""
+
 EARLY_LOSS = "is judged from the parameters that the code yields: run again once these are right."
 
 
-def yielded_early(run: Run, replay: Replay) -> str:
-    """Say that the code yields its parameters before each update; empty where it does not.
+def yielded_early(run: Run, replay: Replay) -> Diagnosis | None:
+    """Return whether the code yields its parameters before each update.
 
     Then the first that it yields are the start itself, and each later w_k is torch's step from
-    w_(k−1) with the batch, and the lr, of step k−1.
+    w_(k−1) with the batch, and the lr, of step k−1. Each step is another one's: neither effective
+    settings nor the losses tell more.
     """
     first = next(replay.history.records())
-    if run.first != 1 or not run.scratch_is_reference or len(run.history) < 3:
-        return ""
-    if not np.array_equal(first.scratch, first.before):
-        return ""
-    if not (run.sees_rows or run.training.batch_rows[0] >= run.training.train_rows):
-        return ""
+    if run.first != 1 or not run.scratch_is_reference or len(run.history) < LEAST_STEPS:
+        return None
+    known = run.sees_rows or run.training.batch_rows[0] >= run.training.train_rows
+    if not known or not np.array_equal(first.scratch, first.before):
+        return None
     if replay.largest(late_steps(replay)) > 1:
-        return ""
-    return (
+        return None
+    text = (
         f"{YIELDED_EARLY}: those of step 1 are the start, and those of each later step are by "
         "torch's rule those after the step before."
+    )
+    return Diagnosis(
+        explained=False,
+        loss_diverged=run.loss_diverged,
+        loss_evidence=EARLY_LOSS if run.loss_diverged else "",
+        steps=len(run.history),
+        stage="update",
+        evidence=(text,),
+    )
+
+
+def one_step_alone(run: Run, replay: Replay) -> str:
+    """Say that one step alone differs, and whether it lacks weight decay; empty if others do."""
+    records = run.history.records()
+    differing = [one for one in records if replay.ratios(one, one.framework).max() > 1]
+    if len(differing) != 1 or len(run.history) < LEAST_STEPS:
+        return ""
+    step, problem = differing[0].batch.step, replay.torch.problem
+    lacks = ""
+    if any(problem.weight_decay.values()):
+        free = replace(problem, weight_decay=dict.fromkeys(problem.weight_decay, 0.0))
+        record, after = next(islice(replay.steps(replay.torch.by(free)), step - 1, None))
+        if replay.ratios(record, after).max() <= 1:
+            lacks = ", and is torch's without weight decay"
+    return (
+        f"{ALONE} {step:,} differs{lacks}: the other {len(run.history) - 1:,} steps are torch's. "
+        f"Look for what step {step:,} does otherwise, such as the branch of an `if`."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the scratch side, and any rule, subtract at a run's recorded steps."""
+"""What the scratch side, and any rule, subtract at a run's recorded steps; by which gradient."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from regcheck.compare.history import Record
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Array, Problem
+from regcheck.trainers.numpy_state import ForwardBackward
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 MOST = 512
@@ -83,3 +84,27 @@ class Moves:
         faults = problem.faults._replace(gradient_factor=0.0)
         rule = replace(problem, weight_decay=ones, faults=faults)
         return self.by(self.replay.torch.by(rule))
+
+
+def implied_gradient(replay: Replay, record: Record) -> Array | None:
+    """Return the data gradient that would make the scratch side's first diverging step by torch's.
+
+    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
+    gradient gives a. None where it is not, or where clipping or an lr of 0 hides it.
+    """
+    problem, step = replay.torch.problem, record.batch.step
+    clipped = problem.clip_norm is not None or problem.clip_value is not None
+    if clipped or not problem.settings.rule.linear:
+        return None
+
+    def after(gradient: Array) -> Array:
+        def known(one: Record) -> ForwardBackward:
+            return replay.pass_with(one, gradient if one.batch.step == step else one.gradient)
+
+        *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
+        assert update is not None
+        return replay.history.flat(update.step.after)
+
+    torch = after(record.gradient)
+    slope = after(record.gradient + 1) - torch
+    return record.gradient + (record.scratch - torch) / slope if slope.all() else None

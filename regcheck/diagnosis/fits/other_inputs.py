@@ -1,7 +1,5 @@
 """Whether a user's code follows a rule from other inputs: another start, other rows, or rounded.
 
-Of a step that no rule makes, the gradient is sought.
-
 Data or parameters that are kept in float32, in a computation that else is in float64, are known by
 what a step comes to from them: from rounded data all of it, to the rounding of float64; from
 rounded parameters it is within half a unit in the last place of float32.
@@ -45,7 +43,7 @@ def from_other_inputs(
     if run.first == 1 and run.sees_rows and moves_later(replay):
         for causes, change in single_causes(run):
             elsewhere = from_elsewhere(replay, causes, change)
-            if elsewhere is not None:
+            if elsewhere is not None and not starts_as_torch(run, elsewhere[1]):
                 return (elsewhere[0],), elsewhere[1]
     return (), None
 
@@ -167,6 +165,17 @@ def moves_later(replay: Replay) -> bool:
         return bool((moved > history.all("bound")[1:] * replay.limits).any())
 
 
+def starts_as_torch(run: Run, start: Parameters) -> bool:
+    """Whether the loss reported in step 1 is that of the spec's start, and not of another start."""
+    record = next(run.history.records())
+    reported, torch, bound = (
+        float(run.history.loss(what)[0]) for what in ("scratch", "framework", "bound")
+    )
+    limit = run.limits["loss"] * bound
+    there = run.torch.forward_backward(start, record.batch).loss
+    return abs(reported - torch) <= limit < abs(reported - there)
+
+
 NOISE = 1e-12
 """The share of the largest parameter below which an entry of a start may be rounding."""
 
@@ -264,27 +273,3 @@ def solved_start(replay: Replay, rule: NumpyTrainer, way: Way) -> Array | None:
                 return None
             start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
     return None
-
-
-def implied_gradient(replay: Replay, record: Record) -> Array | None:
-    """Return the data gradient that would make the scratch side's first diverging step by torch's.
-
-    Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
-    gradient gives a. None where it is not, or where clipping or an lr of 0 hides it.
-    """
-    problem, step = replay.torch.problem, record.batch.step
-    clipped = problem.clip_norm is not None or problem.clip_value is not None
-    if clipped or not problem.settings.rule.linear:
-        return None
-
-    def after(gradient: Array) -> Array:
-        def known(one: Record) -> ForwardBackward:
-            return replay.pass_with(one, gradient if one.batch.step == step else one.gradient)
-
-        *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
-        assert update is not None
-        return replay.history.flat(update.step.after)
-
-    torch = after(record.gradient)
-    slope = after(record.gradient + 1) - torch
-    return record.gradient + (record.scratch - torch) / slope if slope.all() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from regcheck.compare.steps import Divergence
 from regcheck.diagnosis.evidence import LOSS_DIFFERS
 from regcheck.diagnosis.records import Diagnosis
-from regcheck.diagnosis.step_evidence import YIELDED_EARLY
+from regcheck.diagnosis.step_evidence import ALONE, YIELDED_EARLY
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import cause_notes
 from regcheck.report.texts.roles import roles_of
@@ -46,7 +46,7 @@ def told_by_evidence(report: Report, found: Diagnosis) -> str:
         if known.startswith(LOSS_DIFFERS):
             where = "the loss differs already, computed from the same parameters"
             return f"{where}; no known cause explains it"
-        of_all = known.startswith(("The updates are", YIELDED_EARLY))
+        of_all = known.startswith(("The updates are", YIELDED_EARLY, ALONE))
         names = known.partition(" are " if " are " in known else " is ")[0]
         of_tensor = tensor in names.replace(" and ", ", ").split(", ")
         short = known if len(known) <= LONGEST_EVIDENCE else known.partition(": ")[0]
