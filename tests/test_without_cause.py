@@ -48,6 +48,13 @@ def stale(at: At) -> tuple[Any, Any]:
     return at.along(*last)
 
 
+def before_its_velocity(at: At) -> tuple[Any, Any]:
+    v, c = at.memory.get("v", 0), at.memory.get("c", 0)
+    at.memory["v"] = 0.9 * v + at.gw + LAMBDA * at.w
+    at.memory["c"] = 0.9 * c + at.gb + LAMBDA * at.b
+    return at.w - LR * v, at.b - LR * c
+
+
 def absolute(at: At) -> tuple[Any, Any]:
     return (
         at.w - LR * (at.gw + LAMBDA * np.sign(at.w)),
@@ -83,6 +90,13 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         2,
         "gradient",
         ["Each update uses the gradient of the previous step: compute the predictions"],
+    ),
+    "the velocity of the step before": (
+        before_its_velocity,
+        BATCHES | MOMENTUM,
+        1,
+        "optimizer",
+        ["Each update uses the velocity, or the gradient, of the previous step: swap the two"],
     ),
     "a derivative": (
         wrong_derivative,

@@ -192,7 +192,7 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
         return "", "gradient"
     now, last, decay, kept = (fit.factor if fit else 0.0 for fit in rule.fits)
     if abs(now) <= 1e-3 * abs(last):
-        return PREVIOUS_GRADIENT, "gradient"
+        return (PREVIOUS_VELOCITY, "optimizer") if momentum else (PREVIOUS_GRADIENT, "gradient")
     if not momentum:
         return "", "gradient"
     terms = {"g": now, "times the previous g": last, "times the previous update": kept, "w": decay}
@@ -205,6 +205,13 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
 PREVIOUS_GRADIENT = (
     "Each update uses the gradient of the previous step: compute the predictions and the "
     "gradient anew, from the current parameters."
+)
+
+
+PREVIOUS_VELOCITY = (
+    "Each update uses the velocity, or the gradient, of the previous step: swap the two lines, to "
+    "update the velocity first and then the parameters by it; or, as both make the same numbers, "
+    "look for predictions that are not computed anew."
 )
 
 

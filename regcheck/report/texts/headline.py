@@ -17,6 +17,10 @@ LONGEST_EVIDENCE = 140
 """Letters of what is known without a cause, up to which it may stand in the headline."""
 
 
+OF_ALL = ("The updates are", "Each update uses", YIELDED_EARLY, ALONE)
+"""How evidence begins that is of all tensors."""
+
+
 def headline(report: Report) -> str:
     """Say the verdict, the step, and the cause in words; the place where there is no cause."""
     found = report.diagnosis
@@ -46,7 +50,7 @@ def told_by_evidence(report: Report, found: Diagnosis) -> str:
         if known.startswith(LOSS_DIFFERS):
             where = "the loss differs already, computed from the same parameters"
             return f"{where}; no known cause explains it"
-        of_all = known.startswith(("The updates are", YIELDED_EARLY, ALONE))
+        of_all = known.startswith(OF_ALL)
         names = known.partition(" are " if " are " in known else " is ")[0]
         of_tensor = tensor in names.replace(" and ", ", ").split(", ")
         short = known if len(known) <= LONGEST_EVIDENCE else known.partition(": ")[0]
