@@ -96,34 +96,6 @@ OWN_LETTERS = {"loss": ("ℓ",), "model": ("ℓ",), "schedule": ("lr",)}
 """The letters that are not an entry's own, by kinds of entries."""
 
 
-def explain_spec(path: str | Path) -> Explanation:
-    """Explain a spec: both sides' rules with its numbers, and what makes torch match.
-
-    Raises:
-        InputError: the spec or its data are not as they must be.
-    """
-    from pathlib import Path
-
-    from regcheck.problem.batches import check_shares, training_of
-    from regcheck.problem.data.files import train_rows
-    from regcheck.spec import read_spec
-
-    loaded = read_spec(Path(path))
-    check_shares(loaded, count := train_rows(loaded))
-    training = training_of(loaded.spec, count).of_kinds()
-    convention = loaded.spec.named_convention()
-    scratch = f"NumPy, {name_of(convention, training.settings.torchs) or 'a convention of its own'}"
-    given = letters(training)
-    differs = differences(convention, given.torchs, bias="bias" in training.settings.weight_decay)
-    entries = [
-        Entry("scratch", "side", scratch, formulas(convention, given), differs=differs),
-        Entry("torch", "side", framework_call(training), formulas(given.torchs, given)),
-    ]
-    before = training.rows_lines(f"{path}") + legend(entries, of=training)
-    after = [*schedule_lines(loaded.spec, training), *matching_lines(convention, training)]
-    return Explanation(before, entries, after)
-
-
 def all_names() -> list[str]:
     """List every name that can be explained."""
     return [name for names in names_by_kind().values() for name in names]
@@ -187,34 +159,6 @@ def cause_entry(name: str) -> Entry:
 
 
 SAME_RULE = "both     the same rule: no formula differs"
-
-
-def matching_lines(convention: Convention, training: Training) -> list[str]:
-    """Describe what makes torch train as the scratch side does."""
-    try:
-        match = matching(convention, training)
-    except NoMatchError as reason:
-        return [f"No lr and weight_decay make torch match: {reason}."]
-    if match.settings == training.settings:
-        return ["Both sides already train by the same rule."]
-    lines = ["torch matches the scratch side with", f"  {torch_call(match.settings)}"]
-    if training.lr_varies:
-        lines.append(f"  and every lr of the schedule times {exact(match.lr_factor)}")
-    return lines
-
-
-def schedule_lines(spec: Spec, training: Training) -> list[str]:
-    """Describe the schedule of a spec's lr: torch's class, the formula, and some of its lrs."""
-    from regcheck.problem.batches import schedule_of
-
-    schedule, kind = schedule_of(spec, training.train_rows), spec.lr_schedule
-    if kind is None:
-        return []
-    call = scheduler_call(kind.kind, kind.all_keys, spec.lr)
-    steps = dict.fromkeys(1 + (schedule.steps - 1) * quarter // 4 for quarter in range(5))
-    lrs = ", ".join(f"{step:,}: {schedule.lr_at(step):.6g}" for step in steps if step > 0)
-    lines = [*kind.rule.formulas, f"at steps {lrs}"]
-    return [f"lr  {call}, by {kind.per}", *(f"    {line}" for line in lines), ""]
 
 
 def optimizer_entry(name: str) -> Entry:

@@ -15,7 +15,7 @@ from torch import nn
 from regcheck import cli
 from regcheck.checking import check
 from regcheck.errors import InputError, UserCodeError
-from regcheck.explain import explain_spec
+from regcheck.explain_spec import explain_spec
 from regcheck.problem.problem import Problem, build_problem
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem

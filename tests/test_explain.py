@@ -13,7 +13,8 @@ import pytest
 from regcheck import cli
 from regcheck.cli.explanations import EXPLANATION_FORMATS as FORMATS
 from regcheck.cli.explanations import as_text
-from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name, explain_spec
+from regcheck.explain import SAME_RULE, all_names, explain_all, explain_name
+from regcheck.explain_spec import RULE_OF_CODE, explain_spec
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING
 from regcheck.rules.convention import KEYS, NAMED, Decay, PenaltyNorm
@@ -186,6 +187,31 @@ def test_spec_of_one_rule_is_told_so() -> None:
     text = plain_text(explain_spec(ROOT / "configs" / "penguins.yaml"))
     assert "273 training samples, batches of 32 and 17" in text
     assert "Both sides already train by the same rule." in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scratch": "own.py:train"},
+        {"framework": "own.py:build"},
+        {"scratch": "adam", "framework": "own.py:build"},
+    ],
+)
+def test_rule_of_own_code_is_not_known_before_it_is_run(
+    changes: dict[str, str], write_spec: Callable[..., Path]
+) -> None:
+    text = plain_text(explain_spec(write_spec(**changes)))
+    assert text.count(RULE_OF_CODE) == 1
+    assert f"{changes.get('framework', 'own.py:train')}, your " in text
+    assert "regcheck run" in text.splitlines()[-1]
+    assert "already" not in text
+
+
+def test_spec_with_settings_for_torch_alone_has_them(write_spec: Callable[..., Path]) -> None:
+    settings = {"lr": 0.25, "weight_decay": 0.5}
+    text = plain_text(explain_spec(write_spec(framework=settings)))
+    assert "torch  torch.optim.SGD(lr=0.25, weight_decay=0.5)" in text
+    assert "already" not in text
 
 
 def test_spec_that_nothing_matches_is_told_why(write_spec: Callable[..., Path]) -> None:

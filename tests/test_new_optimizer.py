@@ -13,7 +13,7 @@ import yaml
 
 from regcheck.checking import check
 from regcheck.errors import InputError
-from regcheck.explain import explain_spec
+from regcheck.explain_spec import explain_spec
 from regcheck.report.terminal.details import report_text
 from regcheck.rules.convention import Convention
 from regcheck.rules.faults import Faults

@@ -18,7 +18,7 @@ from regcheck.checking import check
 from regcheck.cli.explanations import as_text
 from regcheck.diagnosis.records import SpecFix
 from regcheck.errors import InputError
-from regcheck.explain import explain_spec
+from regcheck.explain_spec import explain_spec
 from regcheck.numerics.bounds.rounding import averaging
 from regcheck.problem.batches import schedule_of, shares, training_of
 from regcheck.problem.problem import build_problem

@@ -39,7 +39,9 @@ def explain(what: str | None, listing: bool, form: str) -> None:
         elif what not in explaining.all_names() and (
             what.endswith((".yaml", ".yml")) or os.path.exists(what)  # noqa: PTH110
         ):
-            explanation = explaining.explain_spec(what)
+            from regcheck.explain_spec import explain_spec
+
+            explanation = explain_spec(what)
         else:
             explanation = explaining.explain_name(what)
         if form == "text":

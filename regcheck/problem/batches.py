@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regcheck.problem.lrs import scheduled_lr
-from regcheck.rules.settings import Training
+from regcheck.rules.settings import Settings, Training
 from regcheck.spec import LoadedSpec, Spec
 from regcheck.spec.sections.lr_schedule import LrSchedule
+from regcheck.spec.sections.training import TorchSettings
 
 if TYPE_CHECKING:  # `explain` counts steps and rows without loading NumPy
     import numpy as np
@@ -233,3 +234,11 @@ def training_of(spec: Spec, rows: int) -> Training:
         loss=spec.loss_name,
         weighted=spec.loss_options.weight is not None,
     )
+
+
+def torch_settings_of(spec: Spec) -> Settings:
+    """Return the settings of torch's optimizer, where it is given others than the scratch side."""
+    alone = spec.torch_settings or TorchSettings(lr=spec.lr)
+    decays = spec.decays if alone.weight_decay is None else alone.weight_decay.of(spec.decays)
+    optimizer = alone.optimizer or spec.optimizer
+    return optimizer.settings(spec.lr if alone.lr is None else alone.lr, decays)
