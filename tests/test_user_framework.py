@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from regcheck.checking import check
+from regcheck.report.summary import summary
 from regcheck.report.terminal.short import short_text
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, LOGISTIC, MOMENTUM, TORCHS, Spec, Train, causes_of, code
@@ -114,6 +115,16 @@ def test_nesterov_that_only_the_framework_has_is_told() -> None:
     spec = BASE | {"optimizer": HEAVY}
     report = check(spec, framework=with_sgd(momentum=0.9, nesterov=True))
     assert causes_of(report.to_dict()["diagnosis"]) == ["nesterov-missing"]
+
+
+def test_built_in_scratch_side_has_the_rule_of_the_spec() -> None:
+    """`w ← w − 0.1 (g + 0.2 w)` where the spec says so, whatever the user's optimizer has."""
+    spec = BASE | {"weight_decay": 0.2, "optimizer": "adam", "epochs": 2}
+    report = check(spec, framework=with_sgd(weight_decay=0.3))
+    scratch, torchs = summary(report).rules
+    assert scratch.lines[0] == "G ← g + 0.2 w"
+    assert "torch.optim.SGD" in torchs.lines[0]
+    assert "0.3 w" in torchs.lines[-1]
 
 
 @pytest.mark.slow

@@ -78,6 +78,12 @@ class Report:
         return self.classes == tuple(map(str, range(len(self.classes))))
 
     @property
+    def scratch_training(self) -> Training:
+        """The training that the spec itself has: the built-in scratch side's."""
+        spec = self.spec
+        return self.training._replace(settings=spec.optimizer.settings(spec.lr, spec.decays))
+
+    @property
     def rule_training(self) -> Training:
         """The training with one weight and at most one bias, as formulas have it."""
         return self.training.of_kinds()

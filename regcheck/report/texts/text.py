@@ -107,7 +107,8 @@ def scratch_side(report: Report) -> Side:
     if report.spec.scratch is not None:
         loss = "its own loss" if report.comparison.losses.reported else "no loss"
         return Side("scratch", f"{code_name(report.spec.scratch)}, your code", [], loss)
-    convention, given = report.spec.named_convention(), letters(report.rule_training)
+    convention = report.spec.named_convention()
+    given = letters(report.scratch_training.of_kinds())
     torchs = given.torchs
     name = name_of(convention, torchs) or ", ".join(
         f"{key}: {here}" for key, (here, _) in differences(convention, torchs).items()
@@ -133,10 +134,15 @@ def code_name(code: object) -> str:
     return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
+LAST_LETTERS = ("lr", "B", "m", "mᵢ")
+"""Letters whatever the optimizer, which are explained last."""
+
+
 def letter_meanings(report: Report, lines: Sequence[str]) -> list[str]:
     """Say what those letters of some rules mean that a spec has not, with its settings."""
     spec = report.spec
-    unsaid = ("g", *report.training.settings.rule.meanings, "lr", "B", "m", "mᵢ")
+    rules = [one.settings.rule for one in (report.training, report.scratch_training)]
+    unsaid = dict.fromkeys(["g", *(one for rule in rules for one in rule.meanings), *LAST_LETTERS])
     found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid, report.training))
     if spec.lr_schedule is not None:
         keys = spec.lr_schedule.model_dump(exclude_none=True)
@@ -177,8 +183,11 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
     """Return the two terms that differ, with their values at the diverging step."""
     within, stage = divergence.within, divergence.stage
     values = [within.scratch, within.framework]
-    conventions = [report.spec.named_convention(), report.training.settings.torchs]
-    written = [symbols(report.training), letters(report.training)]
+    scratch = report.scratch_training if report.spec.scratch is None else report.training
+    rules = [
+        (report.spec.named_convention(), [symbols(scratch), letters(scratch)]),
+        (report.training.settings.torchs, [symbols(report.training), letters(report.training)]),
+    ]
     does = "has"
     formulas: list[list[str]] = [[], []]
     if within == divergence.at:
@@ -190,13 +199,13 @@ def terms(report: Report, divergence: Divergence) -> list[Term]:
         lr = report.schedule.lr_at(divergence.step) or 1.0
         values = [value / lr for value in values]
         formulas = [
-            [penalty_term(side, one, within.tensor) for one in written] for side in conventions
+            [penalty_term(side, one, within.tensor) for one in written] for side, written in rules
         ]
     elif stage == "gradient":
-        formulas = [[gradient_text(side, one) for one in written] for side in conventions]
+        formulas = [[gradient_text(side, one) for one in written] for side, written in rules]
     elif stage == "optimizer":
         does = "subtracts"
-        formulas = [[delta_text(side, written[1], within.tensor)] for side in conventions]
+        formulas = [[delta_text(side, written[1], within.tensor)] for side, written in rules]
     elif stage == "forward":
         does = "outputs"
     return [
