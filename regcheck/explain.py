@@ -34,8 +34,6 @@ from regcheck.rules.settings import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from regcheck.spec import Spec
-
 
 class Entry(NamedTuple):
     """One explained thing: formulas in a fixed order, then notes.

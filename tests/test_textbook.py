@@ -79,6 +79,7 @@ def test_right_optimizer_is_equivalent_for_300_steps(dtype: str) -> None:
     own = getattr(torch, dtype)
     for report in (adamw(dtype=own, epochs=100), sgd(dtype=own, epochs=100)):
         assert (report.verdict, report.comparison.compared) == ("equivalent", 300)
+        assert not report.not_distinguished  # that no loss is compared hides nothing
         assert all(share < 1e-2 for share in report.comparison.power.shares.values())
 
 

@@ -99,6 +99,13 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
 """Whether a step leaves what hides a cause (`HIDING`) in force; only all steps make it a reason."""
 
 
+WITHOUT_OBJECT = frozenset({"never-saturated"})
+"""What leaves a cause no sample to act on: the two rules are then one, and nothing is hidden.
+
+Where another reason hides a cause, it acts on the samples, and other numbers would show it.
+"""
+
+
 class Hidden(NamedTuple):
     """A cause that a run could not have shown, and why."""
 
@@ -174,11 +181,11 @@ class Trials:
         """
         self.spec, self.steps = spec, 0
         convention = spec.named_convention()
+        compares_loss = "loss" in spec.compare and spec.textbook is None  # which reports no loss
         trials = [
             Trial(name, change, torch)
             for name, cause in CAUSES.items()
-            if cause.concerns(training, convention)
-            and (cause.kind == "update" or "loss" in spec.compare)
+            if cause.concerns(training, convention) and (cause.kind == "update" or compares_loss)
             for change in cause.changing(training.settings.torchs)
         ]
         self.pending = [trial for trial in trials if sees_rows or not trial.needs_rows]
@@ -208,6 +215,8 @@ class Trials:
         """Return the causes that no step has shown, in the catalogue's order."""
         reasons: dict[str, str] = {}
         for trial in self.pending:
+            if WITHOUT_OBJECT & trial.holding:
+                continue
             reasons.setdefault(trial.cause, trial.reason(self.spec, self.steps))
         return [Hidden(cause, reason) for cause, reason in reasons.items()]
 
