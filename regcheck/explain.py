@@ -31,9 +31,6 @@ from regcheck.rules.settings import (
     symbols,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 class Entry(NamedTuple):
     """One explained thing: formulas in a fixed order, then notes.
