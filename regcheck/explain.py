@@ -1,33 +1,29 @@
-"""Explanations: the formulas of conventions, keys, optimizers and losses, and those of a spec.
+"""Explanations: the formulas of conventions, keys, optimizers and losses.
 
-Loads neither torch nor NumPy, and pydantic only where a spec is explained.
+Loads neither torch nor NumPy nor pydantic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from regcheck.errors import UsageError, nearest, one_line, shortened
 from regcheck.rules.causes.catalogue import CAUSES, formulas_of
 from regcheck.rules.causes.cause import HIDING, ONE_PERCENT
-from regcheck.rules.convention import KEYS, NAMED, Convention, differences, name_of
-from regcheck.rules.equivalent import NoMatchError, matching
+from regcheck.rules.convention import KEYS, NAMED, Convention, differences
 from regcheck.rules.formulas.examples import EXAMPLE, trainings, worked_example
 from regcheck.rules.formulas.formula import loss_text, rule_lines
 from regcheck.rules.formulas.meanings import MEANINGS, meanings
-from regcheck.rules.formulas.torch_call import framework_call, torch_call
 from regcheck.rules.losses import LOSSES
 from regcheck.rules.models import MODELS
-from regcheck.rules.optimizers.lr_schedules import KINDS, scheduler_call
+from regcheck.rules.optimizers.lr_schedules import KINDS
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.settings import (
     SYMBOLIC,
     Letters,
     Training,
-    exact,
-    letters,
     symbols,
 )
 
