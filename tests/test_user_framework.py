@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -199,3 +201,33 @@ def test_penalty_in_torchs_own_loss_function_is_named() -> None:
     assert "add 0.2 w to the gradient of weight and bias, or take it from torch's" in text
     assert "w ← w − 0.05 (g − 0.2 w)" in text
     assert "torch's loss is the scratch side's + ½·0.3 Σweight² + ½·0.3 Σbias², in all" in text
+
+
+def weighted(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return a loss of the same class of functions as the spec's, and another one."""
+    weight = torch.tensor(3.0, dtype=torch.float64)
+    return nn.functional.binary_cross_entropy_with_logits(z, y, pos_weight=weight)
+
+
+LOSSES: dict[str, Any] = {
+    "other weights": weighted,
+    "a sum": nn.BCEWithLogitsLoss(reduction="sum"),
+    "a sigmoid of a probability": lambda z, y: nn.BCEWithLogitsLoss()(torch.sigmoid(z), y),
+}
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("side", ["own", "built-in"])
+@pytest.mark.parametrize("loss", ["bce", "bce_with_logits"])
+def test_what_is_known_of_the_specs_loss_is_not_said_of_another(
+    name: str, side: str, loss: str
+) -> None:
+    sides: Spec = {"scratch": code(TORCHS)} if side == "own" else {}
+    report = check(BASE | LOGISTIC | {"loss": loss}, framework=user(loss=LOSSES[name]), **sides)
+
+    assert report.verdict == "diverged"
+    assert report.diagnosis is not None
+    assert report.diagnosis.loss_evidence == ""
+    assert "precision" not in report.diagnosis.causes
+    assert "bce-saturated" not in report.diagnosis.causes

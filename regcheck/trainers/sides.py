@@ -28,6 +28,7 @@ from regcheck.trainers.framework.distributed.processes import Processes, process
 from regcheck.trainers.framework.torch_model import Module
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.framework.user_module import builder, of_module, take_state, user_function
+from regcheck.trainers.likeness import is_the_specs
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.measured.monte_carlo import is_random
@@ -212,7 +213,9 @@ def sides_of(
             follower = trainer_of(given, clone_of(framework, build_again), processes, 1)
             pair = TorchFollowsScratch(code, framework, follower)
         sees_rows = problem.architecture is not None
-        bounder = bounder_of(spec, follower, torch)
+        if sees_rows and torch is not None and module is not None:
+            sees_rows = is_the_specs(probe, torch)
+        bounder = bounder_of(spec, follower, torch if sees_rows else None)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
 
 
