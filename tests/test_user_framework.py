@@ -231,3 +231,27 @@ def test_what_is_known_of_the_specs_loss_is_not_said_of_another(
     assert report.diagnosis.loss_evidence == ""
     assert "precision" not in report.diagnosis.causes
     assert "bce-saturated" not in report.diagnosis.causes
+
+
+def weight_alone(problem: UserProblem, model: Any) -> torch.optim.SGD:
+    return torch.optim.SGD([model[0].weight], lr=problem.lr, weight_decay=0.1)
+
+
+ODD: dict[str, Build] = {
+    "a tensor that the optimizer does not have": user(optimizer=weight_alone),
+    "a loss of what has no gradient": user(
+        loss=lambda z, y: nn.MSELoss()(z.detach().requires_grad_(), y)
+    ),
+    "an lr that is a tensor, of float32": user(
+        optimizer=lambda problem, model: sgd(problem, model, lr=torch.tensor(problem.lr))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("sides", [{}, {"scratch": code(TORCHS)}], ids=["built-in", "own"])
+def test_odd_framework_side_diverges_at_once(name: str, sides: Spec) -> None:
+    report = check(BASE, framework=ODD[name], **sides)
+
+    assert report.first_divergence is not None
+    assert report.first_divergence.step == 1

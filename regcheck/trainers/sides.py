@@ -215,7 +215,8 @@ def sides_of(
         sees_rows = problem.architecture is not None
         if sees_rows and torch is not None and module is not None:
             sees_rows = is_the_specs(probe, torch)
-        bounder = bounder_of(spec, follower, torch if sees_rows else None)
+        closed = sees_rows and not follower.module.untrained()
+        bounder = bounder_of(spec, follower, torch if closed else None)
         yield Sides(problem, pair, bounder, torch, sees_rows, probe, random)
 
 

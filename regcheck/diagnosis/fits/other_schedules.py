@@ -131,7 +131,7 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
     slope, target = slope[shown], target[shown]
     alpha, spread = fit_each(slope, target, 1)
     left = np.abs(target - alpha[:, None] * slope)
-    if shown.sum() < least or left.max() > 1 or (alpha < 0).any():
+    if shown.sum() < least or left.max() > 1 or (alpha < 0).any() or not slope.any():
         return None
     earlier = np.array([batch.lr for batch in every[: moves.at.start]])
     batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]

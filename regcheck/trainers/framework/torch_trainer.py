@@ -133,7 +133,9 @@ class TorchTrainer:
         if not self.module.outputs_are_z:
             return step
         groups, layout = self.groups.items(), self.layout
-        decay = {name: one["lr"] * one.get("weight_decay", 0.0) for name, one in groups}
+        decay = {
+            name: float(one["lr"]) * float(one.get("weight_decay", 0.0)) for name, one in groups
+        }
         return step._replace(penalty=layout.scaled(decay, before), delta=layout.less(before, after))
 
     def take(self, batch: Batch) -> Taken:
@@ -151,12 +153,13 @@ class TorchTrainer:
         penalty, delta = {}, {}
         for name, w in step.before.items():
             group = self.sgd_groups[name]
-            d = self.used[name] + group["weight_decay"] * w
+            lr, decay = float(group["lr"]), float(group["weight_decay"])  # either may be a tensor
+            d = self.used[name] + decay * w
             v = step.memory[name].get("momentum_buffer")
             if v is not None:
                 d = d + group["momentum"] * v if group["nesterov"] else v
-            penalty[name] = group["lr"] * (group["weight_decay"] * w)
-            delta[name] = group["lr"] * d
+            penalty[name] = lr * (decay * w)
+            delta[name] = lr * d
         packed = self.layout.packed
         return step._replace(penalty=packed(penalty), delta=packed(delta))
 
