@@ -119,6 +119,16 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         "gradient",
         ["weight is updated by torch's rule.", "bias is updated by 40 times torch's gradient"],
     ),
+    "a mean of a mean in one tensor": (
+        lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * at.gb / len(at.y)),
+        BATCHES,
+        1,
+        "gradient",
+        [
+            "weight is updated by torch's rule.",
+            "bias is updated by 1/B times torch's gradient, B being each batch's own size, without",
+        ],
+    ),
     "an L1 penalty": (
         absolute,
         {},
@@ -158,7 +168,7 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert found is not None
     assert (first.step, first.stage, found.explained) == (1, "gradient", False)
     told = " ".join(found.evidence)
-    assert "0.weight and 0.bias are updated by no combination of torch's gradient" in told
+    assert "0.weight and 0.bias are updated by no constant combination of torch's gradient" in told
     assert "2.weight and 2.bias are updated by torch's rule." in told
     assert "Finite differences of the loss confirm torch's gradient" in told
 
@@ -252,7 +262,7 @@ NEXT_BY = {
 @pytest.mark.parametrize(
     ("grad", "stage", "clue"),
     [
-        (None, "gradient", "weight is updated by no combination of torch's gradient"),
+        (None, "gradient", "weight is updated by no constant combination of torch's gradient"),
         (own, "optimizer", "Your code's gradient is torch's, to rounding"),
         (with_penalty, "optimizer", "Your code's gradient is torch's, to rounding"),
         (flipped, "gradient", "Your code's gradient is not torch's."),

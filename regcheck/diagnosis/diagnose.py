@@ -35,7 +35,7 @@ from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
 from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
 from regcheck.diagnosis.step_counts import other_counts
-from regcheck.diagnosis.step_evidence import one_step_alone, yielded_early
+from regcheck.diagnosis.step_evidence import by_batch_size, one_step_alone, yielded_early
 from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
@@ -262,7 +262,7 @@ def without_cause(
     differing = [] if torchs_gradient or loss_explained else differing_loss(run)
     never = never_updated(run.history)
     evidence += differing
-    evidence += settings_evidence(settings, run.training, never)
+    evidence += settings_evidence(settings, run.training, never, by_batch_size(replay, settings))
     first = run.comparison.first_divergence
     if first is not None and first.at.tensor in never:
         return evidence, "update"

@@ -135,15 +135,19 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
 
 
 def settings_evidence(
-    settings: Mapping[str, EffectiveSettings], training: Training, never: Collection[str] = ()
+    settings: Mapping[str, EffectiveSettings],
+    training: Training,
+    never: Collection[str],
+    by_size: Mapping[str, str],
 ) -> list[str]:
     """Describe which tensors go by torch's rule, which by it with other numbers, which by neither.
 
-    Nothing where none goes by it, or the run does not tell.
+    Nothing where none goes by it, or the run does not tell. `by_size` has the rules of those that
+    go by another factor in batches of another size.
     """
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
-        rule = one.rule(training.settings.weight_decay.get(name, 0.0))
+        rule = by_size.get(name) or one.rule(training.settings.weight_decay.get(name, 0.0))
         rules.setdefault(NEVER if name in never else f"updated {rule}", []).append(name)
     if not rules.keys() - {f"updated {rule}" for rule in (NO_RULE, NO_SETTINGS)}:
         return []

@@ -150,7 +150,7 @@ class Explanation:
     tensors: tuple[str, ...] = ()
 
 
-NO_RULE = "by no combination of torch's gradient and the parameters"
+NO_RULE = "by no constant combination of torch's gradient and the parameters"
 """How a tensor goes that no effective settings fit."""
 
 NO_SETTINGS = "not by torch's rule, whatever its lr and weight_decay"

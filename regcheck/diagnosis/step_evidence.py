@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.other_inputs import afters
-from regcheck.diagnosis.records import Diagnosis, Run
+from regcheck.diagnosis.records import Diagnosis, EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import fit_columns
 from regcheck.problem.problem import Array
 from regcheck.trainers.numpy_state import ForwardBackward
 
@@ -71,6 +73,38 @@ def one_step_alone(run: Run, replay: Replay) -> str:
         f"{ALONE} {step:,} differs{lacks}: the other {len(run.history) - 1:,} steps are torch's. "
         f"Look for what step {step:,} does otherwise, such as the branch of an `if`."
     )
+
+
+def by_batch_size(replay: Replay, settings: Mapping[str, EffectiveSettings]) -> dict[str, str]:
+    """Say which tensors go by torch's gradient times or over each batch's own size, by name.
+
+    Only of those that go by no constant factor: S_t ≈ α G_t(B^±1 g) + κ P_t.
+    """
+    strange = [name for name, one in settings.items() if one.linear and not one.fits]
+    found: dict[str, str] = {}
+    if not strange or len(set(replay.torch.problem.schedule.sizes())) < 2:
+        return found
+    moves, decays = Moves(replay), replay.torch.problem.weight_decay
+    penalty = moves.by_penalty()
+    for share, power in (("1/B", -1.0), ("B", 1.0)):
+
+        def added(record: Record, power: float = power) -> Array:
+            return np.asarray((record.batch.size**power - 1) * record.gradient)
+
+        gradient = moves.by_gradient(added)
+        wider = max(1.0, max(replay.torch.problem.schedule.sizes()) ** power)
+        for name in strange:
+            part = replay.history.slices[name]
+            columns, limits = (gradient[:, part], penalty[:, part]), wider * moves.limits[:, part]
+            fitted = fit_columns(columns, moves.scratch[:, part], limits, replay.u, least=1.0)
+            fits = fitted.unique and fitted.residual <= 1
+            alpha, decay = fitted.fits
+            rule = EffectiveSettings(alpha, decay, fits).rule(decays.get(name, 0.0))
+            if fits:
+                rule = rule.replace("torch's rule", "torch's gradient")
+                own = f"{share} times torch's gradient, B being each batch's own size"
+                found[name] = rule.replace("torch's gradient", own)
+    return found
 
 
 def late_steps(replay: Replay) -> Iterator[tuple[Record, Array]]:
