@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -247,7 +248,6 @@ def without_cause(
         text = f"Only the first {kept:,} steps are stored and could be replayed."
         return [*evidence, text], "update"
     known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
-    known = known or one_step_alone(run, replay)
     if known:
         return [*evidence, known], "update"
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
@@ -275,12 +275,13 @@ def without_cause(
     return evidence, stage
 
 
-def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], str]]]:
+def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], str]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
     yield "optimizer", other_rates
     yield "optimizer", other_counts
     if run.is_linear:
         yield "penalty", other_penalty
+    yield "update", partial(one_step_alone, run)
 
 
 def stage_by(run: Run, agrees: bool | None) -> str:
