@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
 from regcheck.rules.convention import NAMED
 from tests.by_hand import (
@@ -28,6 +29,7 @@ from tests.by_hand import (
     descent,
     found_by,
 )
+from tests.conftest import told
 
 # --- several causes at once -----------------------------------------------------------------------
 
@@ -98,6 +100,21 @@ def test_half_loss_and_doubled_penalty_with_a_doubled_lr_are_a_fourfold_penalty(
     assert causes_of(found) == ["penalty-scaled"]
     assert found["causes"][0]["factor"] == pytest.approx(4, rel=1e-9)
     assert ["learning-rate-scaled", "loss-halved", "penalty-doubled"] in found["alternatives"]
+
+
+def test_sum_over_the_number_of_all_samples_is_told_as_one_slip() -> None:
+    def over_all(at: At) -> tuple[Any, Any]:
+        return descent(LAMBDA, by=len(at.y) / ROWS)(at)
+
+    report = check(BASE | BATCHES, scratch=code(over_all))
+    short = summary(report)
+    assert told(report.diagnosis).causes == ("gradient-scaled", "loss-summed")
+    assert report.names("last-batch-divisor")  # with an odd factor, 16/40
+    assert short.headline.endswith(
+        "scratch divides each batch's sum by the number of all samples, n, not by the batch's own"
+    )
+    fixes = short.fixes["scratch"]
+    assert fixes == ("divide each batch's sum by the batch's own number of samples, not by n",)
 
 
 # --- other starts, rows and dtypes ----------------------------------------------------------------

@@ -116,7 +116,7 @@ THREE = one("bias-not-penalized", "loss-halved", "penalty-missing")
         ((ODD_PAIR, HALVED), (HALVED,)),
         ((ODD_PAIR, BY_N), (BY_N,)),
         ((ODD_PAIR, PAIR), (PAIR,)),
-        ((ODD_PAIR, NAMED_PAIR), (ODD_PAIR, NAMED_PAIR)),
+        ((ODD_PAIR, NAMED_PAIR), (NAMED_PAIR, ODD_PAIR)),
         ((ODD_PAIR, BY_ODD), (BY_ODD, ODD_PAIR)),
         ((PAIR, BY_ODD), (BY_ODD, PAIR)),
     ],

@@ -265,11 +265,12 @@ def listed(found: Found, training: Training) -> Found:
     factors = (fit for one in kept if len(one.causes) == 1 for fit in one.fits.values())
     shortest = min(map(digits, factors), default=sys.float_info.dig)
 
-    def size(one: Explanation) -> tuple[bool, bool, bool, int, int, tuple[str, ...]]:
+    def size(one: Explanation) -> tuple[bool, bool, bool, int, bool, int, tuple[str, ...]]:
         # ε = 1.2987e-9 is a gradient times 7.7, and nobody writes a negative dampening.
         odd = any(digits(fit) > shortest for fit in one.options.values())
         negative = any(fit.factor < 0 for fit in one.options.values())
-        return len(one.causes) > 1, odd, negative, len(one.fits), len(one.causes), one.causes
+        several, unnamed = len(one.causes) > 1, not all_named(one, training)
+        return several, odd, negative, len(one.fits), unnamed, len(one.causes), one.causes
 
     return tuple(sorted(kept, key=size))
 

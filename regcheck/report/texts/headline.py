@@ -7,7 +7,7 @@ from regcheck.diagnosis.evidence import LOSS_DIFFERS
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.step_evidence import ALONE, YIELDED_EARLY
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis.cause_text import cause_notes
+from regcheck.report.texts.diagnosis.cause_text import joined_notes
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import WHERE, count, entry, tolerance_text, upward
 from regcheck.rules.causes.catalogue import CAUSES
@@ -40,7 +40,7 @@ def headline(report: Report) -> str:
         return f"{step}: {known}" if known else f"{sentence(report)}; no known cause explains it"
     if not found.best.causes:
         return f"{step}: the sides differ by rounding alone"
-    return worded(f"{step}: {who(report)} {', and '.join(cause_notes(report, found.best))}")
+    return worded(f"{step}: {who(report)} {joined_notes(report, found.best)}")
 
 
 def told_by_evidence(report: Report, found: Diagnosis) -> str:

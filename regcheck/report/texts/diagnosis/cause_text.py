@@ -61,6 +61,27 @@ def cause_note(report: Report, best: Explanation, cause: str) -> str:
     return CAUSES[cause].title + (f": {text}" if text else "")
 
 
+OVER_ALL = frozenset({"gradient-scaled", "loss-summed"})
+"""The causes that a sum over each batch, divided by the number of all samples, comes to."""
+
+
+def sums_over_all(report: Report, best: Explanation) -> bool:
+    """Whether both causes are one slip: a batch's sum is divided by the number of all samples."""
+    fit = best.fits.get("gradient-scaled")
+    if fit is None or not OVER_ALL.issubset(best.causes):
+        return False
+    return factor_name(report, "gradient-scaled", fit) == "1/n"
+
+
+def joined_notes(report: Report, best: Explanation) -> str:
+    """Say in one sentence what the scratch side does, with causes that are one slip as one."""
+    notes = dict(zip(best.causes, cause_notes(report, best), strict=True))
+    if sums_over_all(report, best):
+        both = "divides each batch's sum by the number of all samples, n, not by the batch's own"
+        notes |= dict.fromkeys(OVER_ALL, both)
+    return ", and ".join(dict.fromkeys(notes.values()))
+
+
 def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[str]]:
     """Write torch's rule with the causes put into it, and torch's own."""
     training, fitted = report.rule_training, report.fitted_training

@@ -7,7 +7,13 @@ from typing import Any
 
 from regcheck.diagnosis.records import Diagnosis, Explanation, SpecFix
 from regcheck.report.result import Report
-from regcheck.report.texts.diagnosis.cause_text import DECAYS, factor_text, other_options
+from regcheck.report.texts.diagnosis.cause_text import (
+    DECAYS,
+    OVER_ALL,
+    factor_text,
+    other_options,
+    sums_over_all,
+)
 from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import written
@@ -40,6 +46,8 @@ def plain_fix(report: Report, cause: str) -> str:
         return fix
     if cause in DECAYS and best.weight_decay is not None:
         return decays_fix(best.weight_decay, report.training.settings.weight_decay)
+    if cause in OVER_ALL and sums_over_all(report, best):
+        return "divide each batch's sum by the batch's own number of samples, not by n"
     of_decay = apart and cause in DECAYS
     if best.by_entry is not None and CAUSES[cause].fix_by_entry and not of_decay:
         return CAUSES[cause].fix_by_entry
@@ -113,7 +121,7 @@ def scratch_fixes(report: Report, found: Diagnosis) -> list[str]:
     """Say what to change in the scratch code, a sentence for each cause."""
     if report.spec.recording:
         return [RENEW]
-    return [fix_of(report, cause) for cause in found.causes]
+    return list(dict.fromkeys(fix_of(report, cause) for cause in found.causes))
 
 
 def fixed_rule(report: Report, found: Diagnosis) -> list[str]:
