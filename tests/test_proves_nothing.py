@@ -164,6 +164,7 @@ def test_nor_does_a_step_of_which_rounding_is_some_percent() -> None:
 
     assert report.verdict == "inconclusive"
     assert "% of the update of weight; an lr error of" in report.reason
+    assert "less than float32: return the model as model.double()." in in_one_line(report)
     # And so it is.
     share = report.comparison.power.shares["weight"]
     assert 0.01 < share < 1

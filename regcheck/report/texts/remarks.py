@@ -29,6 +29,7 @@ def remarks(report: Report) -> list[str]:
     """Return the other remarks that apply, in the order of reading."""
     groups = (
         recorded,
+        coarse,
         left_out,
         symmetry,
         saturation,
@@ -44,7 +45,17 @@ def remarks(report: Report) -> list[str]:
 
 def short_remarks(report: Report) -> list[str]:
     """Return those remarks that limit the verdict, in the order of reading."""
-    groups = (recorded, left_out, symmetry, saturation, unjudged, masked, drift, hidden_causes)
+    groups = (
+        recorded,
+        coarse,
+        left_out,
+        symmetry,
+        saturation,
+        unjudged,
+        masked,
+        drift,
+        hidden_causes,
+    )
     return [remark for group in groups for remark in group(report)]
 
 
@@ -52,6 +63,17 @@ def recorded(report: Report) -> Iterator[str]:
     """Say that torch's steps are the recorded ones."""
     if report.golden:
         yield f"torch's steps are those of {report.golden}."
+
+
+def coarse(report: Report) -> Iterator[str]:
+    """Say how to have less rounding, where that of float32 is why a run is inconclusive."""
+    power = report.comparison.power
+    if report.verdict != "inconclusive" or "float32" not in report.dtypes:
+        return
+    if power is not None and report.reason == power.reason() != "":
+        own = report.spec.own_framework is not None and report.dtypes[1] == "float32"
+        how = "return the model as model.double()" if own else "set `dtype: float64`"
+        yield f"float64 rounds by 5e+08 times less than float32: {how}."
 
 
 def hidden_causes(report: Report) -> Iterator[str]:
