@@ -227,6 +227,27 @@ def test_one_step_without_decay_is_no_other_start_where_its_loss_is_torchs() -> 
     assert check(BASE | BATCHES, scratch=code(step, silent)).names("initial-parameters")
 
 
+def to_norm(at: At) -> tuple[Any, Any]:
+    scale = min(1, 0.5 / np.sqrt((at.gw**2).sum() + at.gb[0] ** 2))
+    return at.along(scale * at.gw, scale * at.gb)
+
+
+@pytest.mark.parametrize(
+    ("step", "spec", "known"),
+    [
+        (TORCHS, {"clip_norm": 0.5}, "The updates are torch's without clipping: clip the"),
+        (TORCHS, {"clip_value": 0.3}, "The updates are torch's without clipping: clip the"),
+        (to_norm, {}, "The updates are torch's with the gradient clipped to norm 0.5, which"),
+    ],
+    ids=["norm", "value", "reverse"],
+)
+def test_clipping_of_one_side_alone_is_told(step: Step, spec: Spec, known: str) -> None:
+    short = summary(check(BASE | BATCHES | spec, scratch=code(step)))
+    assert short.known[0].startswith(known)
+    assert known.removeprefix("The").partition(",")[0].partition(":")[0] in short.headline
+    assert not short.next
+
+
 # --- the gradient that the code yields ------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 
+from regcheck.diagnosis.clip_evidence import one_clips
 from regcheck.diagnosis.distinguishing import distinguishing
 from regcheck.diagnosis.evidence import (
     differing_loss,
@@ -277,6 +278,7 @@ def without_cause(
 
 def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], str]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
+    yield "optimizer", one_clips
     yield "optimizer", other_rates
     yield "optimizer", other_counts
     if run.is_linear:

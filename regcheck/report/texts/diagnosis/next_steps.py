@@ -38,6 +38,7 @@ BY_WORDS = {
     YIELDED_EARLY: "put `yield` after the update, and yield with the updated parameters the loss "
     "that was computed before it",
     "ook for": "",  # which says itself what is next
+    "clipping": "",
     NEVER: "update in each step what is never updated, as all else",
     ANOTHER_T: "let t be 1 at the first step, and one more at each, in all epochs alike",
     "with the lr schedule": "let the lr stay as it is at the end of the schedule",
