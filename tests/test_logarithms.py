@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from regcheck.checking import check
 from regcheck.report.result import Report
+from regcheck.report.texts.headline import headline
 from regcheck.report.texts.diagnosis.loss_text import loss_lines
+from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import At, Train, code, descent
+from tests.user_modules import Made
 
 Array = NDArray[np.floating]
 Logarithms = Callable[[Array], tuple[Array, Array]]
@@ -77,6 +82,9 @@ def test_the_floor_of_the_logarithms_is_named(form: str, floor: float, loss: str
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
     assert said.format(f"{floor:.3g}") in report.diagnosis.loss_evidence
+    assert headline(report).startswith("DIVERGED at step ")
+    assert said.format(f"{floor:.3g}") in headline(report)
+    assert "no known cause" not in headline(report)
     assert report.diagnosis.loss_evidence in report.to_dict()["diagnosis"]["clues"]
     assert [line.text for line in loss_lines(report, report.diagnosis)] == [
         report.diagnosis.loss_evidence
@@ -205,3 +213,26 @@ def test_another_logarithm_of_classes_is_not_named() -> None:
     assert report.diagnosis is not None
     assert report.diagnosis.loss_diverged
     assert report.diagnosis.loss_evidence == ""
+
+
+def test_penalty_in_a_users_own_loss_of_torch_is_no_floor() -> None:
+    """ℓ_torch = BCE + ½ 0.1 ‖w‖², whose gradient is left out: the scratch side's loss is the plain."""
+
+    def build(problem: UserProblem) -> Made:
+        model = nn.Linear(3, 1, dtype=torch.float64)
+        with torch.no_grad():
+            model.weight.copy_(torch.as_tensor(problem.initial["weight"]).reshape(1, -1))
+            model.bias.copy_(torch.as_tensor(problem.initial["bias"]))
+
+        def loss(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            term = 0.05 * (model.weight.detach() ** 2).sum()
+            return nn.functional.binary_cross_entropy_with_logits(z.squeeze(1), y) + term
+
+        return model, loss, torch.optim.SGD(model.parameters(), lr=problem.lr)
+
+    data = {"synthetic": {"rows": 40, "features": 3, "seed": 0}}
+    spec = {"data": data, "model": "logistic", "init": {"normal": {"std": 0.1, "seed": 0}}}
+    report = check(spec | {"lr": 0.1, "epochs": 8}, framework=build)
+
+    said = "in the reported loss alone: torch's loss is the scratch side's + ½·0.1 Σweight²"
+    assert headline(report) == f"DIVERGED at step 1, {said}"

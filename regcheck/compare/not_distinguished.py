@@ -99,11 +99,8 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
 """Whether a step leaves what hides a cause (`HIDING`) in force; only all steps make it a reason."""
 
 
-WITHOUT_OBJECT = frozenset({"never-saturated"})
-"""What leaves a cause no sample to act on: the two rules are then one, and nothing is hidden.
-
-Where another reason hides a cause, it acts on the samples, and other numbers would show it.
-"""
+WITHOUT_OBJECT = frozenset({HIDING["never-saturated"]})
+"""Reasons that leave a cause no sample to act on, where others are of the parameters' values."""
 
 
 class Hidden(NamedTuple):
@@ -111,6 +108,11 @@ class Hidden(NamedTuple):
 
     cause: str
     reason: str
+
+    @property
+    def has_no_object(self) -> bool:
+        """Whether the cause has no sample to act on: here the two rules are one."""
+        return self.reason in WITHOUT_OBJECT
 
 
 class Trial:
@@ -215,8 +217,6 @@ class Trials:
         """Return the causes that no step has shown, in the catalogue's order."""
         reasons: dict[str, str] = {}
         for trial in self.pending:
-            if WITHOUT_OBJECT & trial.holding:
-                continue
             reasons.setdefault(trial.cause, trial.reason(self.spec, self.steps))
         return [Hidden(cause, reason) for cause, reason in reasons.items()]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.diagnosis.fits.loss_inputs import places
+from regcheck.diagnosis.fits.loss_inputs import losses_of, places
 from regcheck.diagnosis.records import Explanation, Reporting, Run
 from regcheck.diagnosis.reported_loss import Losses, Penalty, named_penalties, reported_at
 from regcheck.numerics.losses import (
@@ -96,7 +96,10 @@ def floor_of(run: Run, found: Sequence[Explanation]) -> tuple[Reporting | None, 
     losses = reported_at(run, next(places(run, (), None)))
     if not len(losses.scratch):
         return None, ""
-    problem = run.torch.problem
+    problem, shown = run.torch.problem, losses.shown
+    formula = losses_of(run.torch, run.history, shown.before, shown.batches)
+    if (np.abs(formula - shown.framework) > shown.limit + CLOSE[-1] * np.abs(formula)).any():
+        return None, ""  # torch's is another, as a user's own may be
     rules = [*(problem.with_change(one.change) for one in found), problem]
     known: dict[int, Array] = {}
     for close in CLOSE:

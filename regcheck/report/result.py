@@ -69,8 +69,9 @@ class Report:
 
     @property
     def not_distinguished(self) -> tuple[Hidden, ...]:
-        """The causes that the run could not have shown, and why."""
-        return self.comparison.not_distinguished
+        """The causes that the run could not have shown, of those that it has samples for; why."""
+        hidden = self.comparison.not_distinguished
+        return tuple(one for one in hidden if not one.has_no_object)
 
     @property
     def classes_are_numbers(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from regcheck.compare.steps import Divergence
 from regcheck.diagnosis.evidence import LOSS_DIFFERS
 from regcheck.diagnosis.records import Diagnosis
@@ -30,6 +32,9 @@ def headline(report: Report) -> str:
     in_parameters = report.first_divergence is not None and "parameters" in report.spec.compare
     if not in_parameters:
         reported = found.reporting.causes if found.reporting else ()
+        known = told_of_loss(report, found)
+        if not reported and known:
+            return f"{step}, in the reported loss alone: {known}"
         if not reported:
             return f"{sentence(report)}; no known cause explains it"
         does = all_of(CAUSES[cause].title for cause in reported)
@@ -49,7 +54,7 @@ def told_by_evidence(report: Report, found: Diagnosis) -> str:
     for known in found.evidence:
         if known.startswith(LOSS_DIFFERS):
             where = "the loss differs already, computed from the same parameters"
-            return f"{where}; no known cause explains it"
+            return f"{where}; {told_of_loss(report, found) or 'no known cause explains it'}"
         of_all = known.startswith(OF_ALL)
         names = known.partition(" are " if " are " in known else " is ")[0]
         of_tensor = tensor in names.replace(" and ", ", ").split(", ")
@@ -58,6 +63,14 @@ def told_by_evidence(report: Report, found: Diagnosis) -> str:
             text = roles_of(report.spec).worded(short).rstrip(".")
             return text[0].lower() + text[1:] if of_all else text
     return ""
+
+
+def told_of_loss(report: Report, found: Diagnosis) -> str:
+    """Return how one side's loss differs from the other's: the first clause of what is known."""
+    if not found.loss_evidence.startswith(("the scratch side's loss ", "torch's loss ")):
+        return ""
+    clause = re.split(r"[;:] |, in all ", found.loss_evidence, maxsplit=1)[0]
+    return roles_of(report.spec).worded(clause)
 
 
 def with_causes(report: Report) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence import NEVER
+from regcheck.diagnosis.evidence import LOSS_DIFFERS, NEVER
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.step_counts import ANOTHER_T
 from regcheck.diagnosis.step_evidence import YIELDED_EARLY
@@ -27,6 +27,8 @@ IN_LOSS = (
 )
 
 OF_LOSS = "compare at {step}, in this order: the samples, the predictions, the loss of each sample"
+
+LOSSES_ALIKE = "compute both losses in the same way, and the gradient of the same loss; then run again"
 
 YIELD_GRADIENT = (
     'yield your gradient too, {"weight": w, .., "grad": {"weight": gw, ..}}: regcheck then says '
@@ -70,6 +72,8 @@ def of_updates(report: Report, found: Diagnosis, first: Divergence) -> list[str]
         return [told] if told else []
     textbook = report.spec.textbook is not None  # by the very gradient that the optimizer takes
     loss, own = report.first_loss_divergence, report.spec.scratch is not None and not textbook
+    if found.loss_evidence and LOSS_DIFFERS in known:  # whose reason is known
+        return [LOSSES_ALIKE]
     text = NEXT.get("optimizer" if textbook else found.stage or "", IN_ORDER)
     if found.stage == "gradient" and not found.reporting and loss and loss.step == first.step:
         text = OF_LOSS
