@@ -28,7 +28,9 @@ IN_LOSS = (
 
 OF_LOSS = "compare at {step}, in this order: the samples, the predictions, the loss of each sample"
 
-LOSSES_ALIKE = "compute both losses in the same way, and the gradient of the same loss; then run again"
+LOSSES_ALIKE = (
+    "compute both losses in the same way, and the gradient of the same loss; then run again"
+)
 
 YIELD_GRADIENT = (
     'yield your gradient too, {"weight": w, .., "grad": {"weight": gw, ..}}: regcheck then says '
