@@ -197,6 +197,7 @@ STEP_CAUSES: dict[str, Cause] = {
         stage="optimizer",
         since=AT_ONCE,
         fix="update by the gradient (with λ w in it) plus μ v, not by the velocity v alone",
+        fix_apart="update by (1 − μ) g + μ v, not by the velocity v alone",
         hidden_by=("zero-gradient",),
     ),
     "optimizer-state-reset": Cause(

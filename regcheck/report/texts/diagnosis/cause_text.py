@@ -47,6 +47,8 @@ def cause_notes(report: Report, best: Explanation) -> list[str]:
 def cause_note(report: Report, best: Explanation, cause: str) -> str:
     """Say what the scratch side does, by one cause."""
     fit, text = best.fits.get(cause), best.note
+    if cause == "bias-penalized" and (names := undecayed(report)):
+        return f"applies weight decay to {all_of(names, most=MOST_TENSORS)} too"
     if best.weight_decay is not None:  # which is what the note is about
         if cause in DECAYS:
             return text
@@ -80,6 +82,12 @@ def joined_notes(report: Report, best: Explanation) -> str:
         both = "divides each batch's sum by the number of all samples, n, not by the batch's own"
         notes |= dict.fromkeys(OVER_ALL, both)
     return ", and ".join(dict.fromkeys(notes.values()))
+
+
+def undecayed(report: Report) -> list[str]:
+    """Return the tensors that torch does not decay, where there are others than biases."""
+    names = [name for name, decay in report.training.settings.weight_decay.items() if not decay]
+    return [] if all(map(is_bias, names)) else names
 
 
 def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[str]]:

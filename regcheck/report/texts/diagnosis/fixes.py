@@ -13,6 +13,7 @@ from regcheck.report.texts.diagnosis.cause_text import (
     factor_text,
     other_options,
     sums_over_all,
+    undecayed,
 )
 from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS
 from regcheck.report.texts.roles import roles_of
@@ -48,6 +49,9 @@ def plain_fix(report: Report, cause: str) -> str:
         return decays_fix(best.weight_decay, report.training.settings.weight_decay)
     if cause in OVER_ALL and sums_over_all(report, best):
         return "divide each batch's sum by the batch's own number of samples, not by n"
+    if cause == "bias-penalized" and (names := undecayed(report)):
+        torchs = report.training.settings.weight_decay
+        return decays_fix(torchs | dict.fromkeys(names, max(torchs.values())), torchs)
     of_decay = apart and cause in DECAYS
     if best.by_entry is not None and CAUSES[cause].fix_by_entry and not of_decay:
         return CAUSES[cause].fix_by_entry
