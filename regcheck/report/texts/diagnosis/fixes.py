@@ -51,7 +51,8 @@ def plain_fix(report: Report, cause: str) -> str:
         return "divide each batch's sum by the batch's own number of samples, not by n"
     if cause == "bias-penalized" and (names := undecayed(report)):
         torchs = report.training.settings.weight_decay
-        return decays_fix(torchs | dict.fromkeys(names, max(torchs.values())), torchs)
+        decayed = dict.fromkeys(names, max(torchs.values()))
+        return decays_fix({**torchs, **decayed}, torchs)
     of_decay = apart and cause in DECAYS
     if best.by_entry is not None and CAUSES[cause].fix_by_entry and not of_decay:
         return CAUSES[cause].fix_by_entry
