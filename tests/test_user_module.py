@@ -32,6 +32,12 @@ def giving(*changed: Any, place: int | None = None) -> Build:
     return made
 
 
+def scheduled(problem: UserProblem, model: nn.Module) -> torch.optim.SGD:
+    optimizer = sgd(problem, model)
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    return optimizer
+
+
 RETURNS = "it must return (model, loss_function, optimizer)"
 
 BAD: dict[str, tuple[Any, list[str]]] = {
@@ -88,6 +94,10 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "an optimizer that needs a closure": (
         user(optimizer=lambda _, model: torch.optim.LBFGS(model.parameters())),
         ["torch.optim.LBFGS computes the loss several times per step", "torch.optim.SGD"],
+    ),
+    "a scheduler": (
+        user(optimizer=scheduled),
+        ["an lr scheduler is made for the optimizer", "set `lr_schedule` in the spec"],
     ),
     "no function of the problem": (
         lambda: None,

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from regcheck.errors import UserCodeError
 from regcheck.problem.problem import Problem
 from regcheck.spec import LoadedSpec
+from regcheck.trainers.framework.followed import check_tensors
 from regcheck.trainers.framework.torch_model import Module
 from regcheck.user_code.function import UserFunction, imported
 from regcheck.user_code.guard import Guard
@@ -116,31 +117,6 @@ def tensors_in_order(
         f"{label}: the model has {shapes}; the spec's {problem.model} model has {needed}. To "
         "compare another model, leave `model` and `loss` out of the spec and give `scratch` too"
     )
-
-
-def check_tensors(tensors: Mapping[str, nn.Parameter], optimizer: Optimizer, label: str) -> None:
-    """Refuse parameters that regcheck cannot follow."""
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu":
-            raise UserCodeError(
-                f"{label}: {name} is on {tensor.device}; regcheck trains on the CPU: "
-                "remove .to(device)"
-            )
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise UserCodeError(
-                f"{label}: {name} is {tensor.dtype}; it must be torch.float32 or torch.float64"
-            )
-    known = {id(tensor) for tensor in tensors.values()}
-    trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
-    if not any(id(tensor) in known for tensor in trained):
-        raise UserCodeError(
-            f"{label}: the optimizer has none of the model's parameters; give it model.parameters()"
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise UserCodeError(
-            f"{label}: torch.optim.LBFGS computes the loss several times per step; regcheck takes "
-            "optimizers with one gradient per step, such as torch.optim.SGD"
-        )
 
 
 class ShapeTrap(TorchDispatchMode):  # type: ignore[no-untyped-call]
