@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.diagnosis.evidence import FROZEN, NOT_GIVEN
 from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
 from regcheck.report.texts.diagnosis.next_steps import NEXT, OF_LOSS, YIELD_GRADIENT
@@ -31,7 +32,7 @@ from tests.by_hand import (
     silent,
 )
 from tests.conftest import in_one_line, told
-from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, user
+from tests.user_modules import NO_MODEL, mlp, mlp_by_hand, sgd, user
 
 
 def wrong_sign_of_bias(at: At) -> tuple[Any, Any]:
@@ -171,6 +172,26 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert "0.weight and 0.bias are updated by no constant combination of torch's gradient" in told
     assert "2.weight and 2.bias are updated by torch's rule." in told
     assert "Finite differences of the loss confirm torch's gradient" in told
+
+
+def frozen(problem: UserProblem) -> Any:
+    model, loss, optimizer = user(mlp)(problem)
+    model[0].requires_grad_(False)
+    return model, loss, optimizer
+
+
+def forgotten(problem: UserProblem) -> Any:
+    model, loss, _ = user(mlp)(problem)
+    return model, loss, sgd(problem, model[2])
+
+
+@pytest.mark.parametrize(("framework", "why"), [(frozen, FROZEN), (forgotten, NOT_GIVEN)])
+def test_tensors_that_torch_does_not_train_are_told_with_the_reason(
+    framework: Any, why: str
+) -> None:
+    short = summary(check(NO_MODEL, scratch=mlp_by_hand(), framework=framework))
+    assert short.headline.endswith(f": 0.weight and 0.bias are updated, {why}")
+    assert short.next[0].endswith("or leave them as they are in the scratch code")
 
 
 def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:

@@ -17,11 +17,11 @@ from regcheck.diagnosis.evidence import (
     finite_differences,
     gradient_agrees,
     late_evidence,
-    never_updated,
     not_finite,
     other_penalty,
     recursion_evidence,
     settings_evidence,
+    updated_by_one_side,
 )
 from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.fits.other_numbers import with_other_numbers
@@ -261,11 +261,13 @@ def without_cause(
                 return [*evidence, text], where
     torchs_gradient = agrees or all(one.fits for one in settings.values())
     differing = [] if torchs_gradient or loss_explained else differing_loss(run)
-    never = never_updated(run.history)
+    one_sided = updated_by_one_side(run)
     evidence += differing
-    evidence += settings_evidence(settings, run.training, never, by_batch_size(replay, settings))
+    evidence += settings_evidence(
+        settings, run.training, by_batch_size(replay, settings) | one_sided
+    )
     first = run.comparison.first_divergence
-    if first is not None and first.at.tensor in never:
+    if first is not None and first.at.tensor in one_sided:
         return evidence, "update"
     stage = "gradient" if differing else stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ LOSS_DIFFERS = "The loss differs already"
 
 NEVER = "never updated"
 """How a tensor goes that no step changes."""
+
+FROZEN = "though frozen in torch (requires_grad is False)"
+
+NOT_GIVEN = "though not in torch's optimizer"
 
 MOST_TENSORS = 6
 """Tensors that are named."""
@@ -135,20 +139,16 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
 
 
 def settings_evidence(
-    settings: Mapping[str, EffectiveSettings],
-    training: Training,
-    never: Collection[str],
-    by_size: Mapping[str, str],
+    settings: Mapping[str, EffectiveSettings], training: Training, known: Mapping[str, str]
 ) -> list[str]:
     """Describe which tensors go by torch's rule, which by it with other numbers, which by neither.
 
-    Nothing where none goes by it, or the run does not tell. `by_size` has the rules of those that
-    go by another factor in batches of another size.
+    Nothing where none goes by it, or the run does not tell. Of some, `known` has how they go.
     """
     rules: dict[str, list[str]] = {}
     for name, one in settings.items():
-        rule = by_size.get(name) or one.rule(training.settings.weight_decay.get(name, 0.0))
-        rules.setdefault(NEVER if name in never else f"updated {rule}", []).append(name)
+        rule = one.rule(training.settings.weight_decay.get(name, 0.0))
+        rules.setdefault(known.get(name, f"updated {rule}"), []).append(name)
     if not rules.keys() - {f"updated {rule}" for rule in (NO_RULE, NO_SETTINGS)}:
         return []
     return [
@@ -157,14 +157,19 @@ def settings_evidence(
     ]
 
 
-def never_updated(history: History) -> list[str]:
-    """Return the tensors that no step of the scratch side changes, though torch's steps do."""
-    before, scratch, torch = (history.all(key) for key in ("before", "scratch", "framework"))
-    return [
-        name
-        for name, part in history.slices.items()
-        if (scratch[:, part] == before[:, part]).all() and (torch[:, part] != before[:, part]).any()
-    ]
+def updated_by_one_side(run: Run) -> dict[str, str]:
+    """Say which tensors the steps of one side alone change, by name, and what keeps torch's."""
+    tensors, untrained = run.sides.probe.tensors, run.sides.probe.module.untrained()
+    before, *sides = (run.history.all(key) for key in ("before", "scratch", "framework"))
+    found: dict[str, str] = {}
+    for name, part in run.history.slices.items():
+        scratch, torch = (bool((after[:, part] != before[:, part]).any()) for after in sides)
+        if torch and not scratch:
+            found[name] = NEVER
+        elif scratch and not torch and name in untrained:
+            frozen = not tensors[name].requires_grad
+            found[name] = f"updated, {FROZEN if frozen else NOT_GIVEN}"
+    return found
 
 
 def differing_loss(run: Run) -> list[str]:

@@ -103,7 +103,7 @@ def by_batch_size(replay: Replay, settings: Mapping[str, EffectiveSettings]) -> 
             if fits:
                 rule = rule.replace("torch's rule", "torch's gradient")
                 own = f"{share} times torch's gradient, B being each batch's own size"
-                found[name] = rule.replace("torch's gradient", own)
+                found[name] = "updated " + rule.replace("torch's gradient", own)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence import LOSS_DIFFERS, NEVER
+from regcheck.diagnosis.evidence import FROZEN, LOSS_DIFFERS, NEVER, NOT_GIVEN
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.diagnosis.step_counts import ANOTHER_T
 from regcheck.diagnosis.step_evidence import YIELDED_EARLY
@@ -43,6 +43,9 @@ BY_WORDS = {
     "that was computed before it",
     "ook for": "",  # which says itself what is next
     "clipping": "",
+    FROZEN: "train these tensors in torch too, or leave them as they are in the scratch code",
+    NOT_GIVEN: "give these tensors to torch's optimizer, or leave them as they are in the scratch "
+    "code",
     NEVER: "update in each step what is never updated, as all else",
     ANOTHER_T: "let t be 1 at the first step, and one more at each, in all epochs alike",
     "with the lr schedule": "let the lr stay as it is at the end of the schedule",
