@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regcheck.checking import check
 from regcheck.diagnosis.distinguishing import distinguishing, standing_for, trained
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import merged
@@ -120,3 +121,13 @@ def test_fitted_factor_that_is_a_number_of_rows_is_that_of_the_small_problem(
     steps = trained(problem, Explanation((), change, 0.0), scaled)
     assert steps.shape == (6, 3)
     assert np.array_equal(steps, trained(problem, Explanation((), here or change, 0.0), {}))
+
+
+def test_factor_that_is_the_batch_size_follows_it_into_other_batches() -> None:
+    # B · (sum over a smaller last batch)/B is the sum, whatever B is.
+    report = check(BASE | {"batch_size": 16, "convention": {"loss_reduction": "sum"}})
+
+    assert report.diagnosis is not None
+    causes = [one.causes for one in report.diagnosis.explanations]
+    assert causes == [("loss-summed",), ("gradient-scaled", "last-batch-divisor")]
+    assert report.diagnosis.distinguished_by == ("", "")

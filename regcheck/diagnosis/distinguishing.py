@@ -29,8 +29,8 @@ def distinguishing(torch: Problem, found: Sequence[Explanation]) -> tuple[str, .
 def probe_of(torch: Problem, pair: tuple[Explanation, Explanation]) -> str:
     """Return the first circumstance under which two explanations differ."""
     problems = small_problems(torch)
-    scaled = standing_for(torch, problems[AS_IT_IS])
     for name, problem in problems.items():
+        scaled = standing_for(torch, problem)
         with np.errstate(all="ignore"):
             one, other = (trained(problem, explanation, scaled) for explanation in pair)
         if np.isfinite(one).all() and np.isfinite(other).all():
@@ -49,10 +49,10 @@ def unlike(torch: Problem, step: int) -> str:
     return "other data"
 
 
-def standing_for(torch: Problem, base: Problem) -> dict[float, float]:
-    """Return what stands for the rows of a batch, and of all, in the small problem."""
+def standing_for(torch: Problem, small: Problem) -> dict[float, float]:
+    """Return what stands for the rows of a batch, and of all, in a small problem."""
     found: dict[float, float] = {}
-    there, here = torch.schedule, base.schedule
+    there, here = torch.schedule, small.schedule
     batches = (min(one.batch_size, one.rows) for one in (there, here))
     for of_torch, of_base in (tuple(batches), (there.rows, here.rows)):
         found |= {float(of_torch): float(of_base), 1 / of_torch: 1 / of_base}
