@@ -17,6 +17,7 @@ from regcheck.problem.problem import build_problem
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
 from regcheck.report.texts.diagnosis.diagnosis_text import diagnosis_lines
+from regcheck.report.texts.text import letter_meanings
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.formulas.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping
@@ -279,3 +280,8 @@ def test_nothing_is_said_of_steps_to_which_nothing_was_fitted() -> None:
     report = check(BASE, scratch=trained(), framework=linear_of(torch.optim.Adam))
     assert report.verdict == "diverged"
     assert "Fitted" not in text_of(report)
+
+
+def test_number_of_the_update_is_explained_where_a_cause_counts_it() -> None:
+    report = check(BASE | {"optimizer": "adam", "epochs": 1})
+    assert letter_meanings(report, ["M̂ ← M/(1 − 0.9ʲ)"])[-1].startswith("j: number of the update")

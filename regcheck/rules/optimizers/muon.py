@@ -170,7 +170,8 @@ def written(
         f"E ← Z/max(‖Z‖, {eps or '0'})"
         + (", in bfloat16 from here on" if faults.cast == "bfloat16" else ""),
     ]
-    first, second, third = (one or "0" for one in options["ns_coefficients"])
+    coefficients = (one or "0" for one in options["ns_coefficients"])
+    first, second, third = (f"−{one[1:]}" if one[0] == "-" else one for one in coefficients)
     if options["ns_steps"]:
         iteration = f"E ← {first} E + ({second} K + {third} K²) E"
         lines.append(f"{options['ns_steps']} times: K ← E Eᵀ, then {iteration}")

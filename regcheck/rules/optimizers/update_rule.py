@@ -236,7 +236,7 @@ def averaged(decay: str, kept: str, new: str, faults: Faults = NO_FAULTS) -> str
     if not decay:
         return new
     added = new if faults.averages == "sums" else times(f"(1 − {decay})", new)
-    return f"{decay} {kept} + {added}"
+    return f"{times(decay, kept)} + {added}"
 
 
 def started(letter: str, next_of: Callable[[str], str], start: float | str) -> list[str]:
@@ -278,8 +278,13 @@ def plus(left: str, right: str) -> str:
 
 
 def times(left: str, right: str) -> str:
-    """Write a product, whose right part may be a sum."""
-    return f"{left} {bracketed(right)}"
+    """Write a product, whose right part may be a sum, or begin with a number.
+
+    >>> times("0.1", "g + λ w"), times("0.1", "10000 g")
+    ('0.1 (g + λ w)', '0.1·10000 g')
+    """
+    right = bracketed(right)
+    return f"{left}·{right}" if right[:1].isdigit() else f"{left} {right}"
 
 
 def bracketed(term: str) -> str:

@@ -62,7 +62,8 @@ def reported_formula(report: Report, reporting: Reporting, best: Explanation | N
         scale = half + named.text if named else scale
     if scale == "1" and "reported-loss-scaled" in reporting.causes:
         scale = "c"  # another at each step
-    formula = f"{scale} {TORCHS_LOSS}".removeprefix("1 ")
+    between = "·" if scale[-1].isdigit() else " "
+    formula = f"{scale}{between}{TORCHS_LOSS}".removeprefix("1·")
     if best is not None and not reporting.causes and counts_rows_otherwise(report, best.change):
         convention, faults = put_in(best.change, report.training.settings.torchs, NO_FAULTS)
         formula = loss_text(convention, letters(report.training), faults)
