@@ -65,6 +65,7 @@ def test_what_is_written_runs_as_it_is(
     command = re.search(r"^  regcheck (run .*?)    (.*)$", printed, flags=re.MULTILINE)
     assert command is not None
     assert ("diverge" in command[2]) == bool(CODES[start])
+    assert ("as a test, which fails until they agree" in printed) == bool(CODES[start])
     assert cli.exit_code(command[1].split()) == CODES[start]
     text = capsys.readouterr().out
     assert ("DIVERGED at step 2: " if CODES[start] else "EQUIVALENT over ") in text

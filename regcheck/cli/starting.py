@@ -68,7 +68,8 @@ def init(path: str, start: str, force: bool) -> None:
     write_all(files)
     click.echo(f"Written: {', '.join(map(str, files))}\n\nTry next:")
     click.echo(f"  regcheck run {folder / spec}    {NEXT[start]}")
-    click.echo(f"  pytest {folder / TEST}    the same, as a test")
+    fails = ", which fails until they agree" if start == "question" else ""
+    click.echo(f"  pytest {folder / TEST}    the same, as a test{fails}")
     click.echo("Specs called *.regcheck.yaml are tests by themselves: pytest collects them.")
 
 

@@ -1,4 +1,4 @@
-"""Run by `pytest`: fails with the first step that differs, and the cause."""
+"""Run by `pytest`: fails while the sides differ, with the first step that does, and the cause."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ HERE = Path(__file__).parent
 
 
 def test_numpy_and_torch_agree():
-    """Hold that both sides of the spec follow the same rule at every step."""
+    """Pass once both sides of the spec follow the same rule at every step."""
     regcheck.assert_equivalent(HERE / "training.yaml")
