@@ -8,6 +8,7 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.problem.batches import training_of
+from regcheck.report.summary import summary
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING
 from regcheck.spec import from_mapping
@@ -299,3 +300,8 @@ def test_what_is_hidden_does_not_depend_on_what_the_scratch_side_does(key: Spec)
 def test_clipping_of_one_tensor_is_the_same_by_its_own_norm() -> None:
     spec = spec_of() | {"clip_norm": 0.1, "bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
     assert "clip-per-tensor" not in dict(check(spec).not_distinguished)
+
+
+def test_short_report_begins_its_notes_with_what_could_not_have_shown() -> None:
+    notes = summary(check(spec_of() | {"epochs": 1})).notes
+    assert notes[0] == "This run cannot distinguish gradient-accumulated (why: --details)."

@@ -53,8 +53,8 @@ def short_remarks(report: Report) -> list[str]:
         saturation,
         unjudged,
         masked,
-        drift,
         hidden_causes,
+        drift,
     )
     return [remark for group in groups for remark in group(report)]
 
@@ -82,7 +82,7 @@ def hidden_causes(report: Report) -> Iterator[str]:
     if diverged or not report.comparison.compared or not report.not_distinguished:
         return
     causes = [hidden.cause for hidden in report.not_distinguished]
-    yield f"This run cannot distinguish torch's rule from {any_of(causes)}."
+    yield f"This run cannot distinguish {any_of(causes)} (why: --details)."
 
 
 def overflow(report: Report) -> Iterator[str]:
