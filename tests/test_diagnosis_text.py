@@ -212,7 +212,7 @@ LOSSES: dict[str, tuple[Train, Spec, str, str]] = {
         "½ B torch's loss",
         "0.5 Σℓ",
     ),
-    "odd": (trained(reported=lambda rows: 0.3), {}, "0.3 torch's loss", "0.3 mean ℓ"),
+    "odd": (trained(reported=lambda rows: 0.3), {}, "0.3·torch's loss", "0.3 mean ℓ"),
     "penalty alone": (
         trained(inside=0.2),
         {},
