@@ -10,8 +10,9 @@ import pytest
 
 from regcheck.checking import check
 from regcheck.diagnosis.fits.fitting import guesses, with_factor
+from regcheck.diagnosis.listing import Found
 from regcheck.diagnosis.records import Explanation
-from regcheck.diagnosis.search import Found, nearest
+from regcheck.diagnosis.search import nearest
 from regcheck.numerics.least_squares import Fit
 from regcheck.rules.causes.cause import Change
 from tests.by_hand import BASE, ROWS, Spec, training

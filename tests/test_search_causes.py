@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
+from regcheck.diagnosis.listing import Found, listed
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.search import (
     LATE,
-    Found,
     Hypotheses,
     concerning,
     is_late,
-    listed,
 )
 from regcheck.numerics.least_squares import Fit
 from regcheck.rules.convention import Convention

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from regcheck.diagnosis.listing import name_of_factor
 from regcheck.diagnosis.records import Explanation
-from regcheck.diagnosis.search import name_of_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.rules.causes.catalogue import CAUSES

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from regcheck.diagnosis.listing import name_of_factor
 from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting
-from regcheck.diagnosis.search import name_of_factor
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import Line, labelled
