@@ -71,8 +71,8 @@ def test_start_from_elsewhere_is_given_up_at_the_first_step_that_refutes_it() ->
     # Each cause by itself is tried from another start: a rule that went on would take all steps.
     few, many = steps_of_diagnosis(15)[0], steps_of_diagnosis(35)[0]
 
-    # The scales and clues take a dozen rules along the steps that they are fitted to.
-    assert many - few < 20 * (35 - 15)
+    # The scales and clues take some twenty rules along the steps that they are fitted to.
+    assert many - few < 25 * (35 - 15)
 
 
 @pytest.mark.sampled(every=4)
