@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -31,8 +32,15 @@ def test_command_starts_without_what_takes_long_to_import(arguments: list[str]) 
         "late = {'torch', 'numpy', 'multiprocessing'} & {*sys.modules};"
         "sys.exit('+'.join(late) or 0)"
     )
+    measured = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")  # coverage imports much itself
+    bare = {name: value for name, value in os.environ.items() if name not in measured}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=bare,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr
