@@ -26,36 +26,20 @@ def first_remarks(report: Report) -> list[str]:
 
 def remarks(report: Report) -> list[str]:
     """Return the other remarks that apply, in the order of reading."""
-    groups = (
-        recorded,
-        coarse,
-        left_out,
-        symmetry,
-        saturation,
-        losses,
-        unjudged,
-        masked,
-        drift,
-        conventions,
-        tolerances,
-    )
+    groups = (of_run, losses, unjudged, masked, drift, conventions, tolerances)
     return [remark for group in groups for remark in group(report)]
 
 
 def short_remarks(report: Report) -> list[str]:
     """Return those remarks that limit the verdict, in the order of reading."""
-    groups = (
-        recorded,
-        coarse,
-        left_out,
-        symmetry,
-        saturation,
-        unjudged,
-        masked,
-        hidden_causes,
-        drift,
-    )
+    groups = (of_run, unjudged, masked, hidden_causes, drift)
     return [remark for group in groups for remark in group(report)]
+
+
+def of_run(report: Report) -> Iterator[str]:
+    """Say what limits all that a run can say."""
+    for group in (recorded, coarse, left_out, symmetry, saturation):
+        yield from group(report)
 
 
 def recorded(report: Report) -> Iterator[str]:
