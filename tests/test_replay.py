@@ -179,6 +179,16 @@ def test_bounds_of_larger_gradients_and_steps_are_wider(
     assert replay.widened(rule, record, np.array([3.0])).bound == [wider * U]
 
 
+def test_rounding_of_a_difference_is_a_larger_share_of_it() -> None:
+    # S = ¾ g² and M² = 9/16 g², of which the difference is S/4, so that a step is twice torch's.
+    framework = 2 - 0.5 / math.sqrt(0.75)
+    optimizer = {"name": "rmsprop", "alpha": 0.25, "eps": 0.0}
+    replay = replay_of([(2, 0, framework, 1, 100 * U)], optimizer=optimizer)
+    ((record, after),) = replay.steps(replay.by({"centered": "added"}))
+    assert 2 - after == pytest.approx(2 * (2 - framework))
+    assert record.bound / U == pytest.approx(100 + 2 * (2 - after) + (2**3 / 4 - 1) * (100 - 4))
+
+
 def test_coarser_dtype_rounds() -> None:
     assert replay_of([]).u == U
     assert replay_of([], dtype={"scratch": "float32", "framework": "float64"}).u == 2.0**-24

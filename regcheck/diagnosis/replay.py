@@ -89,6 +89,7 @@ class Replay:
     def steps(self, rule: NumpyTrainer) -> Iterator[tuple[Record, Array]]:
         """Yield each record, its bounds widened for a rule, and the parameters after its step."""
         longest, longest_torch = np.zeros((2, self.history.entries))
+        steepness = rule.settings.rule.steepness(rule.problem.faults)
         for record, update in self.updates(rule):
             if update is None:  # which explains no step, be it finite or not
                 yield record, np.where(np.isfinite(record.scratch), math.nan, 0.0)
@@ -99,7 +100,7 @@ class Replay:
                 with np.errstate(all="ignore"):
                     longest = np.fmax(longest, np.abs(after - record.before))
                     longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
-                    longer = longest / longest_torch
+                    longer = (longest / longest_torch) ** steepness
             yield self.widened(rule.problem, record, after, longer), after
 
     def widened(
@@ -119,7 +120,8 @@ class Replay:
             rule: what makes the step.
             record: the step.
             after: the parameters after the rule's step.
-            longer: how many times longer the rule's longest steps are than torch's, by entry.
+            longer: how many times longer the rule's longest steps are than torch's, by entry; or
+                how many times more they round for that.
         """
         with np.errstate(all="ignore"):
             larger = np.fmax(gain(rule, record.batch), longer) / 4 - 1

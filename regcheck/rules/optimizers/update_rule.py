@@ -121,6 +121,8 @@ class UpdateRule(NamedTuple):
             can be fitted.
         growth: how many times its own rounding a step is off by, of its largest entry's, where a
             fault leaves it more exact than torch's.
+        steepness: the power of how many times longer than torch's a fault's step is by which it
+            rounds more.
         resolved: the options with what torch works out for a dtype, by its machine epsilon.
         start_option: that which torch has for `accumulator_start`; empty where it has none.
     """
@@ -147,6 +149,7 @@ class UpdateRule(NamedTuple):
     matrices: bool = False
     smooth: bool = True
     growth: Callable[[Options, Faults], float] = lambda *_: 0.0
+    steepness: Callable[[Faults], int] = lambda _: 1
     resolved: Callable[[Options, float], Options] = lambda options, _: options
     start_option: str = ""
 
