@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from regcheck.checking import check
-from regcheck.diagnosis.step_counts import told
+from regcheck.diagnosis.evidence.step_counts import told
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import print_report

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.diagnosis.evidence import FROZEN, NOT_GIVEN
+from regcheck.diagnosis.evidence.tensors import FROZEN, NOT_GIVEN
 from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
 from regcheck.report.texts.diagnosis.next_steps import NEXT, OF_LOSS, YIELD_GRADIENT

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import get_args
 
 import numpy as np
 
-from regcheck.diagnosis.clip_evidence import one_clips
 from regcheck.diagnosis.distinguishing import distinguishing
-from regcheck.diagnosis.evidence import (
-    differing_loss,
-    finite_differences,
-    gradient_agrees,
-    late_evidence,
-    not_finite,
-    other_penalty,
-    recursion_evidence,
-    settings_evidence,
-    updated_by_one_side,
-)
+from regcheck.diagnosis.evidence.optimizers import other_settings, unknown_rule
+from regcheck.diagnosis.evidence.steps import yielded_early
+from regcheck.diagnosis.evidence.without_cause import without_cause
 from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
 from regcheck.diagnosis.fits.other_numbers import with_other_numbers
 from regcheck.diagnosis.fits.other_settings import (
@@ -31,32 +21,16 @@ from regcheck.diagnosis.fits.other_settings import (
     with_effective_settings,
 )
 from regcheck.diagnosis.loss_logarithms import explain_logarithms
-from regcheck.diagnosis.records import FLOAT32, Diagnosis, EffectiveSettings, Explanation, Run
+from regcheck.diagnosis.records import FLOAT32, Diagnosis, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
-from regcheck.diagnosis.schedule_evidence import other_rates
 from regcheck.diagnosis.search import search, single_causes, with_another_option
-from regcheck.diagnosis.step_counts import other_counts
-from regcheck.diagnosis.step_evidence import by_batch_size, one_step_alone, yielded_early
-from regcheck.diagnosis.textbook import other_settings
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Stage
-from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 
 Found = tuple[Explanation, ...]
-
-KEEPS_TO_IT = (
-    "The scratch side follows torch's rule with the settings of the framework side's optimizer; "
-    "the framework side does not. Look for what else changes its parameters: a hook, a clamp, a "
-    "constraint, tied weights."
-)
-
-GRADIENT = {
-    True: "Your code's gradient is torch's, to rounding: the difference is in the update.",
-    False: "Your code's gradient is not torch's.",
-}
 
 
 def diagnose(run: Run) -> Diagnosis:
@@ -64,20 +38,6 @@ def diagnose(run: Run) -> Diagnosis:
     if run.sides.torch is None:
         return unknown_rule(run.sides.probe.optimizer)
     return explained(run) if len(run.history) else Diagnosis(explained=False)
-
-
-def unknown_rule(optimizer: object) -> Diagnosis:
-    """Return that the framework side's rule is not in the catalogue."""
-    kind = type(optimizer)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    classes = [f"torch.optim.{rule.torch}" for rule in OPTIMIZERS.values()]
-    if kind.__module__.startswith("torch.optim.") and f"torch.optim.{kind.__name__}" in classes:
-        name = f"torch.optim.{kind.__name__} with `maximize`"
-    text = (
-        f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)}, "
-        "without `maximize`."
-    )
-    return Diagnosis(explained=False, evidence=(text,))
 
 
 def explained(run: Run) -> Diagnosis:
@@ -231,68 +191,3 @@ def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
 def searched(run: Run, replay: Replay, how: Callable[..., Found] = search) -> Found:
     """Search the catalogue."""
     return how(replay, run.training, run.spec.named_convention(), run.visible)
-
-
-def without_cause(
-    run: Run,
-    replay: Replay,
-    settings: Mapping[str, EffectiveSettings],
-    *,
-    loss_explained: bool,
-) -> tuple[list[str], str]:
-    """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
-    evidence = late_evidence(run)
-    assert run.first is not None
-    record = run.history.record(run.first)
-    if record is None:
-        kept = len(run.history)
-        text = f"Only the first {kept:,} steps are stored and could be replayed."
-        return [*evidence, text], "update"
-    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
-    if known:
-        return [*evidence, known], "update"
-    agrees = run.shares_gradient or gradient_agrees(run, replay, record)
-    if agrees is not None and not run.shares_gradient:
-        evidence.append(GRADIENT[agrees])
-    if agrees is not False:
-        for where, describe in descriptions(run):
-            text = describe(replay)
-            if text:
-                return [*evidence, text], where
-    torchs_gradient = agrees or all(one.fits for one in settings.values())
-    differing = [] if torchs_gradient or loss_explained else differing_loss(run)
-    one_sided = updated_by_one_side(run)
-    evidence += differing
-    evidence += settings_evidence(
-        settings, run.training, by_batch_size(replay, settings) | one_sided
-    )
-    first = run.comparison.first_divergence
-    if first is not None and first.at.tensor in one_sided:
-        return evidence, "update"
-    stage = "gradient" if differing else stage_by(run, agrees)
-    if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
-        text, stage = recursion_evidence(replay, run.training.settings.momentum)
-        evidence += [text] if text else []
-    if stage == "gradient":
-        evidence += finite_differences(run, replay, record)
-    return evidence, stage
-
-
-def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], str]]]:
-    """Yield what may describe the steps all the same, and the stage at which they differ then."""
-    yield "optimizer", one_clips
-    yield "optimizer", other_rates
-    yield "optimizer", other_counts
-    if run.is_linear:
-        yield "penalty", other_penalty
-    yield "update", partial(one_step_alone, run)
-
-
-def stage_by(run: Run, agrees: bool | None) -> str:
-    """Return the stage by whether the gradient agrees; where that is not known, by the steps.
-
-    Those of an optimizer that divides by the gradient's size do not tell their gradient.
-    """
-    if agrees is None:
-        return "gradient" if run.is_linear else "update"
-    return "optimizer" if agrees else "gradient"

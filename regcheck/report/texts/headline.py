@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence import LOSS_DIFFERS
+from regcheck.diagnosis.evidence.gradients import LOSS_DIFFERS
+from regcheck.diagnosis.evidence.steps import ALONE, YIELDED_EARLY
 from regcheck.diagnosis.records import Diagnosis
-from regcheck.diagnosis.step_evidence import ALONE, YIELDED_EARLY
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import joined_notes
 from regcheck.report.texts.roles import roles_of

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence import FROZEN, LOSS_DIFFERS, NEVER, NOT_GIVEN
+from regcheck.diagnosis.evidence.gradients import LOSS_DIFFERS
+from regcheck.diagnosis.evidence.step_counts import ANOTHER_T
+from regcheck.diagnosis.evidence.steps import YIELDED_EARLY
+from regcheck.diagnosis.evidence.tensors import FROZEN, NEVER, NOT_GIVEN
 from regcheck.diagnosis.records import Diagnosis
-from regcheck.diagnosis.step_counts import ANOTHER_T
-from regcheck.diagnosis.step_evidence import YIELDED_EARLY
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
 

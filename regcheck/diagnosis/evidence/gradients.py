@@ -1,74 +1,36 @@
-"""What is known of updates that no cause explains: where they differ, how, and who is right."""
+"""What is known of a loss and a gradient that no cause explains: which differs, who is right."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.compare.history import History, Record
+from regcheck.compare.history import Record
 from regcheck.diagnosis.fits.moves import Moves, implied_gradient
-from regcheck.diagnosis.records import NO_RULE, NO_SETTINGS, EffectiveSettings, Run
+from regcheck.diagnosis.records import Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.search import LATE
-from regcheck.numerics.least_squares import fit_all, fit_columns
+from regcheck.numerics.least_squares import fit_columns
 from regcheck.problem.problem import Array
-from regcheck.rules.convention import is_bias
-from regcheck.rules.settings import Training
-from regcheck.rules.words import all_of
 
 LOSS_DIFFERS = "The loss differs already"
 
-NEVER = "never updated"
-"""How a tensor goes that no step changes."""
-
-FROZEN = "though frozen in torch (requires_grad is False)"
-
-NOT_GIVEN = "though not in torch's optimizer"
-
-MOST_TENSORS = 6
-"""Tensors that are named."""
 
 MOST_PROBED = 12
 """Entries whose derivative is taken by finite differences."""
 
+
 NEARER = 0.1
 """How much nearer to a derivative one gradient must be than the other."""
+
 
 RELIABLE = 0.25
 """How far two finite differences may be apart, of what the two gradients are apart."""
 
+
 FLOORED = 27.0
 """z beyond which torch's BCELoss no longer follows its own logarithm: p (1 − p) is 1e-12 there."""
-
-
-def late_evidence(run: Run) -> list[str]:
-    """Describe many steps that agree before the first that does not."""
-    if run.first is None or run.first <= LATE:
-        return []
-    text = (
-        f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, such "
-        "as the lr, the epoch, or the branch of an `if`."
-    )
-    return [text]
-
-
-def not_finite(run: Run, record: Record) -> str:
-    """Describe where the scratch side's first diverging step is not finite; empty if it is."""
-    lost = ~np.isfinite(record.scratch)
-    if not lost.any():
-        return ""
-    place = int(lost.argmax())
-    counts = "counts_from" in run.torch.settings.rule.keys
-    corrected = " (by 1 − βᵗ, if t starts at 0)" if counts else ""
-    return (
-        f"{run.history.tensor_at(place)} is {record.scratch[place]:g} after step "
-        f"{record.batch.step:,} of the scratch side, where torch's step gives finite numbers from "
-        f"the same parameters: look for a division by 0{corrected}, a logarithm of 0, or an "
-        "exponential that overflows."
-    )
 
 
 def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
@@ -79,97 +41,6 @@ def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
     flat = run.history.flat
     differences = np.abs(flat(run.gradient) - record.gradient)
     return bool((differences <= replay.limits * flat(sample.gradient_bound)).all())
-
-
-def other_penalty(replay: Replay) -> str:
-    """Describe steps that are torch's with a penalty of another shape; empty if they are not.
-
-    S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
-    """
-    moves, history = Moves(replay), replay.history
-    by_gradient, limits = moves.by_gradient(), moves.limits
-    with np.errstate(all="ignore"):
-        target = (moves.scratch - by_gradient) / limits
-        off = (moves.scratch - moves.by_torch()) / limits
-    # Some tensors, like the bias, may be free of it, or have torch's own.
-    concerned = np.zeros(history.entries, dtype=bool)
-    for part in history.slices.values():
-        concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
-    for text, shape in penalties(history).items():
-        with np.errstate(all="ignore"):
-            slope = (moves.by_gradient(shape) - by_gradient) / limits
-        if not (np.isfinite(slope).all() and np.isfinite(target).all()):
-            continue
-        here, there = slope[:, concerned], target[:, concerned]
-        if here.any():
-            strength, _ = fit_all(here, there)
-            if strength and np.abs(there - strength * here).max() <= 1:
-                return text.format(f"{strength:.6g}")
-    return ""
-
-
-def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
-    """Return other penalties' gradients, by what they are: functions of a step."""
-    weights = np.zeros(history.entries, dtype=bool)
-    for name, part in history.slices.items():
-        weights[part] = not is_bias(name)
-
-    def sums(entries: NDArray[np.bool_], *, by_row: bool) -> Callable[[Record], Array]:
-        def added(record: Record) -> Array:
-            total = record.before[entries].sum() / (record.batch.size if by_row else 1)
-            return np.full_like(record.before, total)
-
-        return added
-
-    every = np.ones_like(weights)
-    shape = "The updates are torch's with weight decay whose gradient is {} %s."
-    number = (
-        "The updates are torch's with one number, {} %s, added to each entry of the gradient as "
-        "weight decay: multiply λ by each weight, not by their sum."
-    )
-    return {
-        shape % "sign(w), as of an L1 term λ Σ|w|": lambda record: np.sign(record.before),
-        shape % "w³": lambda record: record.before**3,
-        shape % "|w|": lambda record: np.abs(record.before),
-        number % "Σw": sums(weights, by_row=False),
-        number % "Σw over weights and biases": sums(every, by_row=False),
-        number % "Σw/B": sums(weights, by_row=True),
-        number % "Σw/B over weights and biases": sums(every, by_row=True),
-    }
-
-
-def settings_evidence(
-    settings: Mapping[str, EffectiveSettings], training: Training, known: Mapping[str, str]
-) -> list[str]:
-    """Describe which tensors go by torch's rule, which by it with other numbers, which by neither.
-
-    Nothing where none goes by it, or the run does not tell. Of some, `known` has how they go.
-    """
-    rules: dict[str, list[str]] = {}
-    for name, one in settings.items():
-        rule = one.rule(training.settings.weight_decay.get(name, 0.0))
-        rules.setdefault(known.get(name, f"updated {rule}"), []).append(name)
-    if not rules.keys() - {f"updated {rule}" for rule in (NO_RULE, NO_SETTINGS)}:
-        return []
-    return [
-        f"{all_of(names, most=MOST_TENSORS)} {'are' if len(names) > 1 else 'is'} {text}."
-        for text, names in rules.items()
-    ]
-
-
-def updated_by_one_side(run: Run) -> dict[str, str]:
-    """Say which tensors the steps of one side alone change, by name, and what keeps torch's."""
-    tensors, untrained = run.sides.probe.tensors, run.sides.probe.module.untrained()
-    before, *sides = (run.history.all(key) for key in ("before", "scratch", "framework"))
-    found: dict[str, str] = {}
-    for name, part in run.history.slices.items():
-        scratch, torch = (bool((after[:, part] != before[:, part]).any()) for after in sides)
-        if torch and not scratch:
-            found[name] = NEVER
-        elif scratch and not torch and name in untrained:
-            frozen = not tensors[name].requires_grad
-            found[name] = f"updated, {FROZEN if frozen else NOT_GIVEN}"
-    return found
 
 
 def differing_loss(run: Run) -> list[str]:

@@ -1,30 +1,59 @@
-"""What is known of steps that no cause explains: yielded too early, or one that alone differs."""
+"""What is known of steps that no cause explains: not finite, yielded too early, or one alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
 
 from regcheck.compare.history import Record
-from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.other_inputs import afters
-from regcheck.diagnosis.records import Diagnosis, EffectiveSettings, Run
+from regcheck.diagnosis.records import Diagnosis, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import fit_columns
+from regcheck.diagnosis.search import LATE
 from regcheck.problem.problem import Array
 from regcheck.trainers.numpy_state import ForwardBackward
 
 YIELDED_EARLY = "Your code yields its parameters before their update"
 
+
 ALONE = "Only step"
+
 
 LEAST_STEPS = 3
 """Steps of which one may differ from all others."""
 
+
 EARLY_LOSS = "is judged from the parameters that the code yields: run again once these are right."
+
+
+def late_evidence(run: Run) -> list[str]:
+    """Describe many steps that agree before the first that does not."""
+    if run.first is None or run.first <= LATE:
+        return []
+    text = (
+        f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, such "
+        "as the lr, the epoch, or the branch of an `if`."
+    )
+    return [text]
+
+
+def not_finite(run: Run, record: Record) -> str:
+    """Describe where the scratch side's first diverging step is not finite; empty if it is."""
+    lost = ~np.isfinite(record.scratch)
+    if not lost.any():
+        return ""
+    place = int(lost.argmax())
+    counts = "counts_from" in run.torch.settings.rule.keys
+    corrected = " (by 1 − βᵗ, if t starts at 0)" if counts else ""
+    return (
+        f"{run.history.tensor_at(place)} is {record.scratch[place]:g} after step "
+        f"{record.batch.step:,} of the scratch side, where torch's step gives finite numbers from "
+        f"the same parameters: look for a division by 0{corrected}, a logarithm of 0, or an "
+        "exponential that overflows."
+    )
 
 
 def yielded_early(run: Run, replay: Replay) -> Diagnosis | None:
@@ -56,6 +85,20 @@ def yielded_early(run: Run, replay: Replay) -> Diagnosis | None:
     )
 
 
+def late_steps(replay: Replay) -> Iterator[tuple[Record, Array]]:
+    """Yield the steps from the second on, each with the batch before, and torch's parameters."""
+
+    def known(record: Record) -> ForwardBackward | None:
+        return None if replay.sees_rows else replay.scaled_pass(replay.torch.problem, record)
+
+    pairs = pairwise(replay.history.records())
+    late = (
+        record._replace(batch=last.batch, bound=np.maximum(last.bound, record.bound))
+        for last, record in pairs
+    )
+    return afters(replay, replay.torch, late, known)
+
+
 def one_step_alone(run: Run, replay: Replay) -> str:
     """Say that one step alone differs, and whether it lacks weight decay; empty if others do."""
     records = run.history.records()
@@ -73,49 +116,3 @@ def one_step_alone(run: Run, replay: Replay) -> str:
         f"{ALONE} {step:,} differs{lacks}: the other {len(run.history) - 1:,} steps are torch's. "
         f"Look for what step {step:,} does otherwise, such as the branch of an `if`."
     )
-
-
-def by_batch_size(replay: Replay, settings: Mapping[str, EffectiveSettings]) -> dict[str, str]:
-    """Say which tensors go by torch's gradient times or over each batch's own size, by name.
-
-    Only of those that go by no constant factor: S_t ≈ α G_t(B^±1 g) + κ P_t.
-    """
-    strange = [name for name, one in settings.items() if one.linear and not one.fits]
-    found: dict[str, str] = {}
-    if not strange or len(set(replay.torch.problem.schedule.sizes())) < 2:
-        return found
-    moves, decays = Moves(replay), replay.torch.problem.weight_decay
-    penalty = moves.by_penalty()
-    for share, power in (("1/B", -1.0), ("B", 1.0)):
-
-        def added(record: Record, power: float = power) -> Array:
-            return np.asarray((record.batch.size**power - 1) * record.gradient)
-
-        gradient = moves.by_gradient(added)
-        wider = max(1.0, max(replay.torch.problem.schedule.sizes()) ** power)
-        for name in strange:
-            part = replay.history.slices[name]
-            columns, limits = (gradient[:, part], penalty[:, part]), wider * moves.limits[:, part]
-            fitted = fit_columns(columns, moves.scratch[:, part], limits, replay.u, least=1.0)
-            fits = fitted.unique and fitted.residual <= 1
-            alpha, decay = fitted.fits
-            rule = EffectiveSettings(alpha, decay, fits).rule(decays.get(name, 0.0))
-            if fits:
-                rule = rule.replace("torch's rule", "torch's gradient")
-                own = f"{share} times torch's gradient, B being each batch's own size"
-                found[name] = "updated " + rule.replace("torch's gradient", own)
-    return found
-
-
-def late_steps(replay: Replay) -> Iterator[tuple[Record, Array]]:
-    """Yield the steps from the second on, each with the batch before, and torch's parameters."""
-
-    def known(record: Record) -> ForwardBackward | None:
-        return None if replay.sees_rows else replay.scaled_pass(replay.torch.problem, record)
-
-    pairs = pairwise(replay.history.records())
-    late = (
-        record._replace(batch=last.batch, bound=np.maximum(last.bound, record.bound))
-        for last, record in pairs
-    )
-    return afters(replay, replay.torch, late, known)

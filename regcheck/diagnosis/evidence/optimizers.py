@@ -1,11 +1,26 @@
-"""What is known of a user's optimizer beside a textbook rule: the settings it was made with."""
+"""What is known of the framework side's optimizer: its class, and the settings it was made with."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from regcheck.diagnosis.records import Run
+from regcheck.diagnosis.records import Diagnosis, Run
 from regcheck.rules.formulas.torch_call import option_text
+from regcheck.rules.optimizers.registry import OPTIMIZERS
+
+
+def unknown_rule(optimizer: object) -> Diagnosis:
+    """Return that the framework side's rule is not in the catalogue."""
+    kind = type(optimizer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    classes = [f"torch.optim.{rule.torch}" for rule in OPTIMIZERS.values()]
+    if kind.__module__.startswith("torch.optim.") and f"torch.optim.{kind.__name__}" in classes:
+        name = f"torch.optim.{kind.__name__} with `maximize`"
+    text = (
+        f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)}, "
+        "without `maximize`."
+    )
+    return Diagnosis(explained=False, evidence=(text,))
 
 
 def other_settings(run: Run) -> str:

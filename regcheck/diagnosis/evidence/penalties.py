@@ -1,0 +1,72 @@
+"""What is known of weight decay that no cause explains: a penalty of another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regcheck.compare.history import History, Record
+from regcheck.diagnosis.fits.moves import Moves
+from regcheck.diagnosis.replay import Replay
+from regcheck.numerics.least_squares import fit_all
+from regcheck.problem.problem import Array
+from regcheck.rules.convention import is_bias
+
+
+def other_penalty(replay: Replay) -> str:
+    """Describe steps that are torch's with a penalty of another shape; empty if they are not.
+
+    S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
+    """
+    moves, history = Moves(replay), replay.history
+    by_gradient, limits = moves.by_gradient(), moves.limits
+    with np.errstate(all="ignore"):
+        target = (moves.scratch - by_gradient) / limits
+        off = (moves.scratch - moves.by_torch()) / limits
+    # Some tensors, like the bias, may be free of it, or have torch's own.
+    concerned = np.zeros(history.entries, dtype=bool)
+    for part in history.slices.values():
+        concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
+    for text, shape in penalties(history).items():
+        with np.errstate(all="ignore"):
+            slope = (moves.by_gradient(shape) - by_gradient) / limits
+        if not (np.isfinite(slope).all() and np.isfinite(target).all()):
+            continue
+        here, there = slope[:, concerned], target[:, concerned]
+        if here.any():
+            strength, _ = fit_all(here, there)
+            if strength and np.abs(there - strength * here).max() <= 1:
+                return text.format(f"{strength:.6g}")
+    return ""
+
+
+def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
+    """Return other penalties' gradients, by what they are: functions of a step."""
+    weights = np.zeros(history.entries, dtype=bool)
+    for name, part in history.slices.items():
+        weights[part] = not is_bias(name)
+
+    def sums(entries: NDArray[np.bool_], *, by_row: bool) -> Callable[[Record], Array]:
+        def added(record: Record) -> Array:
+            total = record.before[entries].sum() / (record.batch.size if by_row else 1)
+            return np.full_like(record.before, total)
+
+        return added
+
+    every = np.ones_like(weights)
+    shape = "The updates are torch's with weight decay whose gradient is {} %s."
+    number = (
+        "The updates are torch's with one number, {} %s, added to each entry of the gradient as "
+        "weight decay: multiply λ by each weight, not by their sum."
+    )
+    return {
+        shape % "sign(w), as of an L1 term λ Σ|w|": lambda record: np.sign(record.before),
+        shape % "w³": lambda record: record.before**3,
+        shape % "|w|": lambda record: np.abs(record.before),
+        number % "Σw": sums(weights, by_row=False),
+        number % "Σw over weights and biases": sums(every, by_row=False),
+        number % "Σw/B": sums(weights, by_row=True),
+        number % "Σw/B over weights and biases": sums(every, by_row=True),
+    }

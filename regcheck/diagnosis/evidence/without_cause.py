@@ -1,0 +1,102 @@
+"""What is known where no cause explains the updates: each piece of evidence, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+from regcheck.diagnosis.evidence.clipping import one_clips
+from regcheck.diagnosis.evidence.gradients import (
+    differing_loss,
+    finite_differences,
+    gradient_agrees,
+    recursion_evidence,
+)
+from regcheck.diagnosis.evidence.lrs import other_rates
+from regcheck.diagnosis.evidence.penalties import other_penalty
+from regcheck.diagnosis.evidence.step_counts import other_counts
+from regcheck.diagnosis.evidence.steps import late_evidence, not_finite, one_step_alone
+from regcheck.diagnosis.evidence.tensors import (
+    by_batch_size,
+    settings_evidence,
+    updated_by_one_side,
+)
+from regcheck.diagnosis.records import EffectiveSettings, Run
+from regcheck.diagnosis.replay import Replay
+
+KEEPS_TO_IT = (
+    "The scratch side follows torch's rule with the settings of the framework side's optimizer; "
+    "the framework side does not. Look for what else changes its parameters: a hook, a clamp, a "
+    "constraint, tied weights."
+)
+
+
+GRADIENT = {
+    True: "Your code's gradient is torch's, to rounding: the difference is in the update.",
+    False: "Your code's gradient is not torch's.",
+}
+
+
+def without_cause(
+    run: Run,
+    replay: Replay,
+    settings: Mapping[str, EffectiveSettings],
+    *,
+    loss_explained: bool,
+) -> tuple[list[str], str]:
+    """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
+    evidence = late_evidence(run)
+    assert run.first is not None
+    record = run.history.record(run.first)
+    if record is None:
+        kept = len(run.history)
+        text = f"Only the first {kept:,} steps are stored and could be replayed."
+        return [*evidence, text], "update"
+    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
+    if known:
+        return [*evidence, known], "update"
+    agrees = run.shares_gradient or gradient_agrees(run, replay, record)
+    if agrees is not None and not run.shares_gradient:
+        evidence.append(GRADIENT[agrees])
+    if agrees is not False:
+        for where, describe in descriptions(run):
+            text = describe(replay)
+            if text:
+                return [*evidence, text], where
+    torchs_gradient = agrees or all(one.fits for one in settings.values())
+    differing = [] if torchs_gradient or loss_explained else differing_loss(run)
+    one_sided = updated_by_one_side(run)
+    evidence += differing
+    evidence += settings_evidence(
+        settings, run.training, by_batch_size(replay, settings) | one_sided
+    )
+    first = run.comparison.first_divergence
+    if first is not None and first.at.tensor in one_sided:
+        return evidence, "update"
+    stage = "gradient" if differing else stage_by(run, agrees)
+    if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
+        text, stage = recursion_evidence(replay, run.training.settings.momentum)
+        evidence += [text] if text else []
+    if stage == "gradient":
+        evidence += finite_differences(run, replay, record)
+    return evidence, stage
+
+
+def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], str]]]:
+    """Yield what may describe the steps all the same, and the stage at which they differ then."""
+    yield "optimizer", one_clips
+    yield "optimizer", other_rates
+    yield "optimizer", other_counts
+    if run.is_linear:
+        yield "penalty", other_penalty
+    yield "update", partial(one_step_alone, run)
+
+
+def stage_by(run: Run, agrees: bool | None) -> str:
+    """Return the stage by whether the gradient agrees; where that is not known, by the steps.
+
+    Those of an optimizer that divides by the gradient's size do not tell their gradient.
+    """
+    if agrees is None:
+        return "gradient" if run.is_linear else "update"
+    return "optimizer" if agrees else "gradient"
