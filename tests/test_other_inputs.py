@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from regcheck.diagnosis.records import Diagnosis
 from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal.details import report_text
+from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, LAMBDA, LR, TORCHS, At, Spec, Step, code, same, silent
 from tests.conftest import told
 
@@ -204,3 +205,32 @@ def test_gradient_that_is_wrong_has_no_lr_of_each_step() -> None:
     found = found_in(inputs={"data": (lambda A: A + 0.1, same)})
 
     assert not any("lr in each" in one for one in found.evidence)
+
+
+# --- another start --------------------------------------------------------------------------------
+
+
+def test_start_that_a_long_step_leaves_behind_is_told_by_step_2() -> None:
+    def adagrad(problem: UserProblem) -> Iterator[dict[str, Any]]:
+        w, squares = np.array([0.5]), np.zeros(1)
+        for _ in problem.batches:  # from 0.5 along 0.7 to −0.2, which is the way from −0.9 too
+            squares = squares + (2 * w) ** 2
+            w = w - problem.lr * 2 * w / np.sqrt(squares)
+            yield {"weight": w}
+
+    spec = BASE | {
+        "data": {"X": [[1.0]], "y": [0.0]},
+        "loss": "mse",
+        "model": "linear",
+        "bias": False,
+        "init": {"constant": 2.0},
+        "optimizer": {"name": "adagrad", "eps": 0.0},
+        "lr": 0.7,
+        "weight_decay": 0,
+        "epochs": 4,
+        "batch_size": "full",
+    }
+    diagnosis = told(check(spec, scratch=adagrad).diagnosis)
+
+    assert diagnosis.causes == ("initial-parameters",)
+    assert told(diagnosis.start)["weight"] == pytest.approx(0.5)

@@ -53,6 +53,7 @@ ONCE_WRONG = {
     100957: "Adafactor's means of one step, whose digits were lost",
     100998: "a factor on the gradient beside a cause, where squares start above 0",
     500018: "a loss after the update, which is much larger than the one before it",
+    500032: "a start that step 2 alone tells, from which step 1 goes the other way in some entries",
     500270: "a variance that M² is nearly all of, which rounds by more than its longer steps",
     500274: "a penalty fitted to the one step whose loss tells",
 }

@@ -7,19 +7,17 @@ rounded parameters it is within half a unit in the last place of float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.fits.first_starts import first_starts, from_start
 from regcheck.diagnosis.records import Explanation, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import newton
 from regcheck.problem.problem import Array, Parameters
 from regcheck.problem.row_orders import other_orders
 from regcheck.rules.causes.catalogue import CAUSES
@@ -27,9 +25,6 @@ from regcheck.rules.causes.cause import Change
 from regcheck.rules.words import all_of
 from regcheck.trainers.numpy_state import ForwardBackward
 from regcheck.trainers.numpy_trainer import NumpyTrainer
-
-MOST_SOLVED = 200
-"""Entries of the parameters up to which a start is solved for."""
 
 
 def from_other_inputs(
@@ -189,21 +184,14 @@ def from_elsewhere(
     must show that.
     """
     rule = replay.by(change)
-    solved = first_start(replay, rule)
-    if solved is None:
-        return None
-    start = without_noise(replay, rule, solved)
-    first, *later = replay.history.records()
-
-    def known(record: Record) -> ForwardBackward | None:
-        return None if record.batch.step == 1 else replay.scaled_pass(rule.problem, record)
-
-    steps = afters(replay, rule, [first._replace(before=start), *later], known)
-    residual = replay.largest(islice(steps, 1, None))
-    if residual > 1:
-        return None
-    found = Explanation(("initial-parameters", *causes), change, residual)
-    return found, replay.history.split(start)
+    for solved in first_starts(replay, rule, turned=not causes):
+        start = without_noise(replay, rule, solved)
+        steps = islice(afters(replay, rule, *from_start(replay, rule, start)), 1, None)
+        residual = replay.largest(steps)
+        if residual <= 1:
+            found = Explanation(("initial-parameters", *causes), change, residual)
+            return found, replay.history.split(start)
+    return None
 
 
 def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
@@ -216,60 +204,3 @@ def without_noise(replay: Replay, rule: NumpyTrainer, start: Array) -> Array:
         if replay.largest(afters(replay, rule, [first._replace(before=plain)])) <= 1
         else start
     )
-
-
-class Way(NamedTuple):
-    """A way to solve for a start.
-
-    Attributes:
-        times: iterations after which it is given up.
-        near: the share of a limit that may be left.
-        patience: iterations after which less must be left,
-        slow: than this share.
-    """
-
-    times: int
-    near: float
-    patience: int
-    slow: float
-
-
-BY_FIXED_POINT, BY_NEWTON = Way(500, 0.01, 25, 0.7), Way(30, 0.05, 4, 0.5)
-
-
-def first_start(replay: Replay, rule: NumpyTrainer) -> Array | None:
-    """Solve step(w) = w₁ for where a rule's first step starts; None where it does not converge.
-
-    The fixed point's iteration, which is w ← w + (w₁ − step(w)), is that of a lr which is not
-    large; else Newton's method has J⁺ (w₁ − step(w)), where steps are smooth.
-    """
-    start = solved_start(replay, rule, BY_FIXED_POINT)
-    smooth = rule.settings.rule.smooth and replay.history.entries <= MOST_SOLVED
-    return solved_start(replay, rule, BY_NEWTON) if start is None and smooth else start
-
-
-def solved_start(replay: Replay, rule: NumpyTrainer, way: Way) -> Array | None:
-    """Solve for a start in one way."""
-    split, flat = replay.history.split, replay.history.flat
-    record, first = next(replay.history.records()), rule.start()
-
-    def after(start: Array) -> Array:
-        state = first._replace(parameters=split(start))
-        return flat(rule.step(state, record.batch).step.after)
-
-    start, least = record.scratch.copy(), [math.inf]
-    with np.errstate(all="ignore"):
-        for _ in range(way.times):
-            end = after(start)
-            rest = record.scratch - end
-            if not np.isfinite(rest).all():
-                return None
-            here = replay.widened(rule.problem, record._replace(before=start), end)
-            left = float(np.abs(rest / (here.bound * replay.limits)).max())
-            if left < way.near:
-                return start + rest if way is BY_FIXED_POINT else start
-            least.append(min(left, least[-1]))
-            if len(least) > way.patience and least[-1] > way.slow * least[-1 - way.patience]:
-                return None
-            start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
-    return None
