@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.exact_steps import NOISE, SINGLE, SURE, Seen
+from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly
 from tests.faults import OUTSIDE
 from tests.random_functions import batch_of
 from tests.random_needs import Array
@@ -80,6 +80,8 @@ def losses_must_be_explained(seen: Seen) -> bool:
     hidden = {one.cause for one in seen.report.not_distinguished}
     if not explained and seen.case.causes & OUTSIDE.keys():
         return False  # the steps alone tell other rows, or another start
+    if starts_elsewhere_too(seen):
+        return False  # and at the start that is found, the loss is not the code's
     explained |= seen.report.first_divergence is None
     if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
         return False
@@ -95,3 +97,16 @@ def losses_must_be_explained(seen: Seen) -> bool:
         return False
     values = np.linalg.svd(columns / np.linalg.norm(columns, axis=0), compute_uv=False)
     return bool(values.min() > 1e-6)
+
+
+def starts_elsewhere_too(seen: Seen) -> bool:
+    """Whether the code's steps are those from another start too, which was found."""
+    found, own = seen.diagnosis.start, seen.case.code.start
+    if found is None or own is None:
+        return False
+    history = seen.history
+    there, start = history.flat(found), np.append(*own)[: history.entries]
+    if np.allclose(there, start, rtol=1e-6, atol=1e-6 * float(np.abs(start).max())):
+        return False
+    step_1 = next(exactly(seen, seen.case.code.rule, found))
+    return step_1.update < SURE

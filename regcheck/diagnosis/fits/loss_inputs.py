@@ -17,7 +17,7 @@ from regcheck.problem.row_orders import other_orders
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 
 FOUND_START = 64.0
-"""How much less well losses are known from a start that had to be found."""
+"""How much less well the loss of step 1 is known from a start that had to be found."""
 
 
 class Place(NamedTuple):
@@ -50,8 +50,8 @@ def places(run: Run, found: Sequence[Explanation], start: Parameters | None) -> 
         framework[0] = run.torch.forward_backward(start, batches[0]).loss
         before[0] = history.flat(start)
         # It is known to rounding alone, and the bound of its loss is that of another start.
-        limit = FOUND_START * limit
-        limit[0] += 1e-9 * abs(framework[0])
+        limit = limit.copy()
+        limit[0] = FOUND_START * limit[0] + 1e-9 * abs(framework[0])
         yield Place(framework, limit, batches, before)
         return
     for one in found:
