@@ -214,7 +214,7 @@ class Training:
         if decay == "late":
             penalty = self.penalty(strength, after)
         if rule.decay_rate == "corrected":
-            lr *= corrected_rate(self.optimizer, t)
+            lr *= corrected_rate(given)
         pull = penalty if decay == "bare" else lr * penalty
         if decay in ("velocity", "apart", "bare", "late"):
             after, delta = after - pull, delta + pull

@@ -39,6 +39,12 @@ class Given(NamedTuple):
     memory: Memory
     w: Array
 
+    @property
+    def betas(self) -> tuple[Any, Any]:
+        """Return β₁ and β₂ as the code takes them."""
+        b1, b2 = self.options["betas"]
+        return (b1, b2) if self.rule.betas == "as set" else (b2, b1)
+
 
 def sgd(given: Given) -> tuple[Array, Memory]:
     """Move by the velocity, or by the gradient itself without momentum."""
@@ -69,7 +75,7 @@ def adam(given: Given) -> tuple[Array, Memory]:
     before its bias correction.
     """
     rule, options, old = given.rule, given.options, given.memory
-    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    b1, b2 = given.betas
     largest = options["amsgrad"] if rule.amsgrad == "as set" else rule.amsgrad == "always"
     c1, c2 = 1 - b1**given.t, 1 - b2**given.t
     if rule.corrected == "swapped":
@@ -142,7 +148,7 @@ def adadelta(given: Given) -> tuple[Array, Memory]:
 def adamax(given: Given) -> tuple[Array, Memory]:
     """Divide by the largest size so far, which fades (Kingma and Ba, 2015, algorithm 2)."""
     rule, options, old = given.rule, given.options, given.memory
-    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    b1, b2 = given.betas
     eps, zero, inside = float(options["eps"]), 0 * given.g, rule.epsilon in ("torch", "inside")
     c1 = 1 - b1**given.t
     m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
@@ -161,7 +167,7 @@ def nadam(given: Given) -> tuple[Array, Memory]:
     Torch keeps the product of the momenta in single precision.
     """
     rule, options, old, t = given.rule, given.options, given.memory, given.t
-    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    b1, b2 = given.betas
     zero = 0 * given.g
     now, then = (b1 * (1 - 0.96 ** (s * options["momentum_decay"]) / 2) for s in (t, t + 1))
     product = np.float32(old.get("mu_product", np.float32(1)) * np.float32(now))
@@ -183,8 +189,8 @@ def nadam(given: Given) -> tuple[Array, Memory]:
 
 def radam(given: Given) -> tuple[Array, Memory]:
     """Divide by the second moment as far as its variance is known (Liu and others, 2020)."""
-    rule, options, old, t = given.rule, given.options, given.memory, given.t
-    b1, b2 = options["betas"] if rule.betas == "as set" else reversed(options["betas"])
+    rule, old, t = given.rule, given.memory, given.t
+    b1, b2 = given.betas
     zero = 0 * given.g
     m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
     v = b2 * old.get("exp_avg_sq", zero) + (1 - b2) * given.g**2
@@ -326,7 +332,7 @@ def is_decoupled(options: Mapping[str, Any]) -> bool:
     return options["name"] in DECOUPLED or options.get("decoupled_weight_decay", False)
 
 
-def corrected_rate(options: Mapping[str, Any], t: int) -> float:
+def corrected_rate(given: Given) -> float:
     """Return the factor on the lr by which some code corrects Adam's bias: √(1 − β₂ᵗ)/(1 − β₁ᵗ)."""
-    b1, b2 = options["betas"]
-    return float(math.sqrt(1 - b2**t) / (1 - b1**t))
+    b1, b2 = given.betas
+    return float(math.sqrt(1 - b2**given.t) / (1 - b1**given.t))
