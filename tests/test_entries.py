@@ -201,7 +201,7 @@ def test_sum_that_is_added_to_every_entry_is_told_as_a_penalty(name: str, spec: 
 
     assert not found.explained
     assert found.stage == "penalty"
-    (clue,) = (one for one in found.evidence if "with one number" in one)
+    (clue,) = (one.text for one in found.evidence if "with one number" in one.text)
     assert text in clue
     assert "multiply λ by each weight, not by their sum" in clue
 

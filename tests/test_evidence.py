@@ -39,7 +39,7 @@ class Line(nn.Module):
 
 
 def has_finite_differences(report: Report) -> bool:
-    return any(one.startswith("Finite differences") for one in told(report.diagnosis).evidence)
+    return any(one.text.startswith("Finite differences") for one in told(report.diagnosis).evidence)
 
 
 def wrong_gradient(loss: Any) -> Report:

@@ -17,6 +17,7 @@ from regcheck.report.texts.diagnosis.loss_text import loss_lines
 from regcheck.report.texts.headline import headline
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import At, Train, code, descent
+from tests.conftest import told
 from tests.user_modules import Made
 
 Array = NDArray[np.floating]
@@ -64,6 +65,10 @@ def run(logarithms: Logarithms, loss: str, seed: int = 0, scale: float = 20.0) -
         return check(spec | {"lr": 0.5, "epochs": 12}, scratch=by(logarithms))
 
 
+def loss_clue(report: Report) -> str:
+    return told(told(report.diagnosis).loss_evidence).text
+
+
 SAID = {
     "clipped": (clipped, "p kept between {0} and 1 − {0}"),
     "added": (added, "{0} added to p and to 1 − p"),
@@ -81,25 +86,20 @@ def test_the_floor_of_the_logarithms_is_named(form: str, floor: float, loss: str
 
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    assert said.format(f"{floor:.3g}") in report.diagnosis.loss_evidence
+    assert said.format(f"{floor:.3g}") in loss_clue(report)
     if report.diagnosis.best is None:
         assert said.format(f"{floor:.3g}") in headline(report)
         assert "no known cause" not in headline(report)
-    assert report.diagnosis.loss_evidence in report.to_dict()["diagnosis"]["clues"]
-    assert [line.text for line in loss_lines(report, report.diagnosis)] == [
-        report.diagnosis.loss_evidence
-    ]
+    assert loss_clue(report) in report.to_dict()["diagnosis"]["clues"]
+    assert [line.text for line in loss_lines(report, report.diagnosis)] == [loss_clue(report)]
 
 
 @pytest.mark.parametrize("form", SAID)
 def test_forms_are_told_apart_where_p_comes_near_the_floor(form: str) -> None:
-    report = run(SAID[form][0](1e-3), "bce_with_logits", scale=8.0)
+    clue = loss_clue(run(SAID[form][0](1e-3), "bce_with_logits", scale=8.0))
 
-    assert report.diagnosis is not None
-    told = {
-        said for _, said in SAID.values() if said.format(0.001) in report.diagnosis.loss_evidence
-    }
-    assert told == {SAID[form][1]}
+    found = {text for _, text in SAID.values() if text.format(0.001) in clue}
+    assert found == {SAID[form][1]}
 
 
 @pytest.mark.parametrize("loss", ["bce", "bce_with_logits"])
@@ -111,9 +111,9 @@ def test_a_logarithm_of_zero_is_named(loss: str) -> None:
     report = run(logarithms, loss)
 
     assert report.diagnosis is not None
-    assert report.diagnosis.loss_evidence.startswith("the scratch side's loss is ")
-    assert "its logarithm is infinite" in report.diagnosis.loss_evidence
-    assert "from step 2 on" in report.diagnosis.loss_evidence
+    assert loss_clue(report).startswith("the scratch side's loss is ")
+    assert "its logarithm is infinite" in loss_clue(report)
+    assert "from step 2 on" in loss_clue(report)
 
 
 OTHERS: dict[str, Logarithms] = {
@@ -129,7 +129,7 @@ def test_nothing_is_said_of_other_losses(name: str) -> None:
 
     assert report.diagnosis is not None
     assert report.diagnosis.loss_diverged
-    assert report.diagnosis.loss_evidence == ""
+    assert report.diagnosis.loss_evidence is None
 
 
 # --- of classes -----------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_what_is_added_to_p_of_a_class_is_named_also_beside_the_penalty(
 
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    assert f"loss has {floor:.3g} added to p; torch's Cross" in report.diagnosis.loss_evidence
+    assert f"loss has {floor:.3g} added to p; torch's Cross" in loss_clue(report)
     assert report.diagnosis.causes == (("penalty-in-loss",) if term else ())
 
 
@@ -188,7 +188,7 @@ def test_both_are_named_beside_another_rule() -> None:
 
     assert report.diagnosis is not None
     assert report.diagnosis.causes == ("bias-not-penalized", "penalty-in-loss")
-    assert "loss has 1e-07 added to p; " in report.diagnosis.loss_evidence
+    assert "loss has 1e-07 added to p; " in loss_clue(report)
     assert report.diagnosis.reporting is not None
     assert report.diagnosis.reporting.strengths.keys() == {"weight"}
 
@@ -197,14 +197,14 @@ def test_clipped_p_of_a_class_is_named() -> None:
     report = of_classes(lambda p: np.log(np.clip(p, 1e-3, 1 - 1e-3)), 9.0, term=False)
 
     assert report.diagnosis is not None
-    assert "p kept between 0.001 and 1 − 0.001; " in report.diagnosis.loss_evidence
+    assert "p kept between 0.001 and 1 − 0.001; " in loss_clue(report)
 
 
 def test_logarithm_of_a_class_that_is_0_is_named() -> None:
     report = of_classes(np.log, 900.0, term=False)
 
     assert report.diagnosis is not None
-    assert "some p rounds to 0 there" in report.diagnosis.loss_evidence
+    assert "some p rounds to 0 there" in loss_clue(report)
 
 
 def test_another_logarithm_of_classes_is_not_named() -> None:
@@ -212,7 +212,7 @@ def test_another_logarithm_of_classes_is_not_named() -> None:
 
     assert report.diagnosis is not None
     assert report.diagnosis.loss_diverged
-    assert report.diagnosis.loss_evidence == ""
+    assert report.diagnosis.loss_evidence is None
 
 
 def test_penalty_in_a_users_own_loss_of_torch_is_no_floor() -> None:

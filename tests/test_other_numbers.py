@@ -264,7 +264,7 @@ def test_no_gradient_is_scaled_absurdly_to_explain_what_is_wrong(spec: Spec) -> 
     assert report.diagnosis is not None
     assert report.diagnosis.explanations == ()
     assert report.diagnosis.stage == "update"
-    text = " ".join(report.diagnosis.evidence)
+    text = " ".join(one.text for one in report.diagnosis.evidence)
     assert "multiple" not in text
     assert "Finite differences" not in text
     told = report.to_dict()["diagnosis"]

@@ -15,6 +15,7 @@ from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import report_text
+from regcheck.report.texts.diagnosis.next_steps import next_steps
 from regcheck.report.texts.headline import headline
 from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.user_code.problem_api import UserProblem
@@ -127,7 +128,7 @@ def test_lrs_of_no_such_schedule_are_told_and_not_named() -> None:
     report = run("list", {"values": [0.03, 0.02, 0.04]})
     found = told(report.diagnosis)
     assert not found.explained
-    assert any("other lrs: from step 2 on 0.02, 0.04" in one for one in found.evidence)
+    assert any("other lrs: from step 2 on 0.02, 0.04" in one.text for one in found.evidence)
 
 
 def test_schedules_are_tried_by_the_other_unit_with_their_numbers_or_as_long() -> None:
@@ -155,6 +156,7 @@ def test_cosine_past_its_end_is_told(per: str, how: str) -> None:
     report = check(BASE | TWO | {"lr_schedule": schedule}, scratch=code(step))
     text = f"the updates are torch's with the lr schedule {how} past its end of 6 steps"
     assert text in " ".join(headline(report).split())
+    assert next_steps(report) == ["let the lr stay as it is at the end of the schedule"]
 
 
 @pytest.mark.sampled(every=60)

@@ -260,7 +260,7 @@ def test_other_options_than_the_specs_are_pointed_out() -> None:
     told = "Your optimizer's settings are not the spec's: "
     told += "weight_decay 0.01 where the spec has 0.1, "
     told += "betas (0.8, 0.99) where the spec has (0.9, 0.99)."
-    assert report.diagnosis.evidence[:1] == (told,)
+    assert [one.text for one in report.diagnosis.evidence[:1]] == [told]
 
 
 # --- runs that prove nothing ----------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_what_is_known_of_the_specs_loss_is_not_said_of_another(
 
     assert report.verdict == "diverged"
     assert report.diagnosis is not None
-    assert report.diagnosis.loss_evidence == ""
+    assert report.diagnosis.loss_evidence is None
     assert "precision" not in report.diagnosis.causes
     assert "bce-saturated" not in report.diagnosis.causes
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.evidence.tensors import FROZEN, NOT_GIVEN
 from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
-from regcheck.report.texts.diagnosis.next_steps import NEXT, OF_LOSS, YIELD_GRADIENT
+from regcheck.report.texts.diagnosis.next_steps import BY_KIND, NEXT, OF_LOSS, YIELD_GRADIENT
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
@@ -168,7 +169,7 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     assert first is not None
     assert found is not None
     assert (first.step, first.stage, found.explained) == (1, "gradient", False)
-    told = " ".join(found.evidence)
+    told = " ".join(one.text for one in found.evidence)
     assert "0.weight and 0.bias are updated by no constant combination of torch's gradient" in told
     assert "2.weight and 2.bias are updated by torch's rule." in told
     assert "Finite differences of the loss confirm torch's gradient" in told
@@ -187,11 +188,17 @@ def forgotten(problem: UserProblem) -> Any:
 
 @pytest.mark.parametrize(("framework", "why"), [(frozen, FROZEN), (forgotten, NOT_GIVEN)])
 def test_tensors_that_torch_does_not_train_are_told_with_the_reason(
-    framework: Any, why: str
+    framework: Any, why: Evidence
 ) -> None:
     short = summary(check(NO_MODEL, scratch=mlp_by_hand(), framework=framework))
-    assert short.headline.endswith(f": 0.weight and 0.bias are updated, {why}")
-    assert short.next[0].endswith("or leave them as they are in the scratch code")
+    assert f"{short.headline}.".endswith(f": 0.weight and 0.bias are {why.text}")
+    assert short.next == (BY_KIND[why.kind],)
+
+
+def test_tensor_that_is_never_updated_is_told_with_what_is_next() -> None:
+    short = summary(check(BASE, scratch=code(WRONG["nothing in one tensor"][0])))
+    assert short.headline == "DIVERGED at step 1: bias is never updated"
+    assert short.next == (BY_KIND["never-updated"],)
 
 
 def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
@@ -200,7 +207,7 @@ def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
 
     report = check(BASE, scratch=code(step, loss=lambda at: at.loss + 0.1 * np.sin(at.y).mean()))
     found, short = told(report.diagnosis), summary(report)
-    assert found.evidence[0] == (
+    assert found.evidence[0].text == (
         "The loss differs already at step 1, computed from the same parameters: the forward pass, "
         "the loss or the data differ, and not the update alone."
     )
@@ -318,8 +325,8 @@ def test_gradient_that_is_yielded_decides_the_stage(
     found = told(report.diagnosis)
     assert not found.explained
     assert (told(report.first_divergence).stage, found.stage) == (stage, stage)
-    assert sum(one.startswith(clue) for one in found.evidence) == 1
-    assert sum(one.startswith("Your code's gradient is") for one in found.evidence) == (
+    assert sum(one.text.startswith(clue) for one in found.evidence) == 1
+    assert sum(one.text.startswith("Your code's gradient is") for one in found.evidence) == (
         grad is not None
     )
     assert summary(report).next == NEXT_BY[stage, grad is not None]

@@ -53,17 +53,16 @@ def explained(run: Run) -> Diagnosis:
         found, replay, start = explain_updates(run, replay)
     settings = effective_settings_of(replay)
     agree = not diverged or bool(found)
-    reporting, loss_evidence = None, ""
+    reporting, loss_evidence = None, None
     if run.loss_diverged:
         found = by_losses(run, found, start)
         reporting = explain_losses(run, found, start)
         term, loss_evidence = explain_logarithms(run, found, explained=reporting is not None)
         reporting = reporting or term
-        if reporting is None and not loss_evidence:
-            loss_evidence = torchs_penalty(run)
+        if reporting is None:
+            loss_evidence = loss_evidence or torchs_penalty(run)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
-    made_otherwise = other_settings(run)
-    evidence = [made_otherwise] if made_otherwise else []
+    evidence = [other_settings(run)]
     stage: str | None = min(stages, key=get_args(Stage).index, default=None)
     if not agree:
         known, stage = without_cause(run, replay, settings, loss_explained=reporting is not None)
@@ -78,7 +77,7 @@ def explained(run: Run) -> Diagnosis:
         effective_settings=settings,
         steps=len(run.history),
         stage=stage,
-        evidence=tuple(evidence),
+        evidence=tuple(filter(None, evidence)),
         start=start,
     )
 

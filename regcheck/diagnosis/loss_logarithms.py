@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.loss_inputs import losses_of, places
 from regcheck.diagnosis.records import Explanation, Reporting, Run
 from regcheck.diagnosis.reported_loss import Losses, Penalty, named_penalties, reported_at
@@ -56,8 +57,8 @@ FORMS = [
 
 def explain_logarithms(
     run: Run, found: Sequence[Explanation], *, explained: bool
-) -> tuple[Reporting | None, str]:
-    """Describe where the scratch side's logarithms stop; '' where that is not why losses differ.
+) -> tuple[Reporting | None, Evidence | None]:
+    """Describe where the scratch side's logarithms stop; None where losses differ by another thing.
 
     The weight-decay term is returned, where it is in the loss too.
 
@@ -67,14 +68,14 @@ def explain_logarithms(
         explained: whether all losses that are numbers are explained already.
     """
     if not run.sees_rows or not TORCHS[run.torch.problem.loss].logarithms:
-        return None, ""
+        return None, None
     with np.errstate(all="ignore"):
         lost = infinite_logarithm(run)
         return (None, lost) if lost or explained else floor_of(run, found)
 
 
-def infinite_logarithm(run: Run) -> str:
-    """Say from which step on the scratch side takes log 0; '' where it does not."""
+def infinite_logarithm(run: Run) -> Evidence | None:
+    """Say from which step on the scratch side takes log 0; None where it does not."""
     scratch, framework = run.history.loss("scratch"), run.history.loss("framework")
     lost = np.flatnonzero(~np.isfinite(scratch) & np.isfinite(framework))
     record = run.history.record(int(lost[0]) + 1) if len(lost) else None
@@ -82,24 +83,24 @@ def infinite_logarithm(run: Run) -> str:
     of_classes = run.torch.problem.loss == "cross_entropy"
     ends = (0,) if of_classes else (0, 1)
     if not any(np.isin(probabilities(z), ends).any() for z, _ in outputs):
-        return ""
+        return None
     said = "0" if of_classes else "0 or 1"
-    return (
-        f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on: some p rounds "
-        f"to {said} there, and its logarithm is infinite. "
-        f"Compute the loss from z: {TORCHS['cross_entropy'].formulas[0] if of_classes else OF_Z}."
+    return Evidence(
+        f"the scratch side's loss is {scratch[lost[0]]} from step {lost[0] + 1} on",
+        f": some p rounds to {said} there, and its logarithm is infinite. "
+        f"Compute the loss from z: {TORCHS['cross_entropy'].formulas[0] if of_classes else OF_Z}.",
     )
 
 
-def floor_of(run: Run, found: Sequence[Explanation]) -> tuple[Reporting | None, str]:
+def floor_of(run: Run, found: Sequence[Explanation]) -> tuple[Reporting | None, Evidence | None]:
     """Name the δ, and the weight-decay term, with which all reported losses agree."""
     losses = reported_at(run, next(places(run, (), None)))
     if not len(losses.scratch):
-        return None, ""
+        return None, None
     problem, shown = run.torch.problem, losses.shown
     formula = losses_of(run.torch, run.history, shown.before, shown.batches)
     if (np.abs(formula - shown.framework) > shown.limit + CLOSE[-1] * np.abs(formula)).any():
-        return None, ""  # torch's is another, as a user's own may be
+        return None, None  # torch's is another, as a user's own may be
     rules = [*(problem.with_change(one.change) for one in found), problem]
     known: dict[int, Array] = {}
     for close in CLOSE:
@@ -108,7 +109,7 @@ def floor_of(run: Run, found: Sequence[Explanation]) -> tuple[Reporting | None, 
             if left:
                 term = Reporting(("penalty-in-loss",), penalty.strengths, 1.0)
                 return (term if penalty.strengths else None), said_of(run, losses, left)
-    return None, ""
+    return None, None
 
 
 def forms_left(
@@ -152,15 +153,16 @@ def means(losses: Losses, step: int, forms: Sequence[Form]) -> Array:
     )
 
 
-def said_of(run: Run, losses: Losses, left: Sequence[Form]) -> str:
+def said_of(run: Run, losses: Losses, left: Sequence[Form]) -> Evidence:
     """Say the smallest δ with which all losses agree, in each form that it may have."""
     name, floor = run.torch.problem.loss, min(form.floor for form in left)
     of = "p" if name == "cross_entropy" else "p and to 1 − p"
     said = dict.fromkeys(form.text.format(f"{floor:.3g}", of) for form in smallest(left, floor))
-    return (
-        f"the scratch side's loss has {', or '.join(said)}; torch's {TORCHS[name].torch} "
-        f"{TORCHS[name].logarithms}. With that in torch's formula the losses of all "
-        f"{len(losses.scratch):,} steps agree. {FIXES[name]}, or set `compare: [parameters]`."
+    return Evidence(
+        f"the scratch side's loss has {', or '.join(said)}",
+        f"; torch's {TORCHS[name].torch} {TORCHS[name].logarithms}. With that in torch's formula "
+        f"the losses of all {len(losses.scratch):,} steps agree. {FIXES[name]}, or set "
+        "`compare: [parameters]`.",
     )
 
 

@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 from regcheck.compare.comparison import Comparison
 from regcheck.compare.history import History, Record
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
-from regcheck.rules.words import all_of
 from regcheck.spec import Spec
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from regcheck.trainers.sides import Sides, TorchFollowsScratch
@@ -150,13 +150,6 @@ class Explanation:
     tensors: tuple[str, ...] = ()
 
 
-NO_RULE = "by no constant combination of torch's gradient and the parameters"
-"""How a tensor goes that no effective settings fit."""
-
-NO_SETTINGS = "not by torch's rule, whatever its lr and weight_decay"
-"""The same where a step is no linear function of the gradient."""
-
-
 class EffectiveSettings(NamedTuple):
     """What one tensor's steps come to; None where the run does not tell.
 
@@ -182,38 +175,6 @@ class EffectiveSettings(NamedTuple):
         value = self.decay.factor / alpha
         spread = math.hypot(self.decay.deviation, value * self.gradient.deviation) / abs(alpha)
         return Fit(value, spread)
-
-    def rule(self, weight_decay: float) -> str:
-        """Describe by what rule the tensor goes, beside torch's with its weight decay."""
-        if not self.linear:
-            return self.other_settings(weight_decay)
-        if not self.fits or self.gradient is None:
-            return NO_RULE
-        alpha, decay = self.gradient, self.decay
-        own = decay is None or decay.is_near(weight_decay)
-        if alpha.is_near(1.0) and own:
-            return "by torch's rule"
-        if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
-            return "by −1 times torch's update: a sign is wrong"
-        factor = "" if alpha.is_near(1.0) else f"{alpha.factor:.6g} times "
-        if alpha.is_near(-1.0):
-            factor = "a wrong sign: −1 times "
-        penalty = ""
-        if decay is not None and not own:
-            penalty = f" and a weight decay of {decay.factor:.6g} w"
-            penalty = ", without weight decay" if decay.is_near(0.0) else penalty
-        return f"by {factor}torch's gradient{penalty}"
-
-    def other_settings(self, weight_decay: float) -> str:
-        """Describe with which lr and weight decay torch's rule makes the tensor's steps."""
-        if not self.fits or self.gradient is None:
-            return NO_SETTINGS
-        alpha, decay = self.gradient, self.weight_decay
-        other = [] if alpha.is_near(1.0) else [f"{alpha.factor:.6g} times the lr"]
-        if decay is not None and not decay.is_near(weight_decay):
-            text = f"a weight_decay of {decay.factor:.6g}"
-            other.append("no weight decay" if decay.is_near(0.0) else text)
-        return "by torch's rule" + (f" with {all_of(other)}" if other else "")
 
 
 class Reporting(NamedTuple):
@@ -252,7 +213,7 @@ class Diagnosis:
         effective_settings: the effective lr and weight decay of each tensor.
         steps: how many steps were replayed.
         stage: the stage within a step at which the sides differ, by the diagnosis; None if unknown.
-        evidence: what is known where nothing explains the update, in sentences.
+        evidence: what is known where nothing explains the update.
         start: where the scratch side started, if elsewhere than the spec says.
         matching: the settings with which torch trains as the scratch side does, or why there are
             none; None where nothing explains the update.
@@ -265,11 +226,11 @@ class Diagnosis:
     distinguished_by: tuple[str, ...] = ()
     reporting: Reporting | None = None
     loss_diverged: bool = False
-    loss_evidence: str = ""
+    loss_evidence: Evidence | None = None
     effective_settings: Mapping[str, EffectiveSettings] = field(default_factory=dict)
     steps: int = 0
     stage: str | None = None
-    evidence: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
     start: Parameters | None = None
     matching: Matching | str | None = None
     fix: SpecFix | str | None = None

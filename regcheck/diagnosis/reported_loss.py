@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.loss_inputs import Place, losses_of, places
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
 from regcheck.diagnosis.replay import pass_scale
@@ -239,8 +240,8 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
     return Penalty(values, fits) if telling > len(fits) else None
 
 
-def torchs_penalty(run: Run) -> str:
-    """Say by which penalty torch's loss is larger than the scratch side's; '' where that is not it.
+def torchs_penalty(run: Run) -> Evidence | None:
+    """Say by which penalty torch's loss is larger than the scratch side's; None where it is not.
 
     So it is where a user's own loss function has it: ℓ_torch = ℓ_scratch + κ/2 ‖w‖².
     """
@@ -248,13 +249,14 @@ def torchs_penalty(run: Run) -> str:
     torchs = losses.shown.framework
     penalty = fitted_penalty(losses, torchs - losses.scratch)
     if penalty is None:
-        return ""
+        return None
     less = penalty._replace(values=-penalty.values)
     if reporting_of(losses, DataLoss((), torchs), less) is None:
-        return ""
+        return None
     fits = {name: fit.plain((0.0,)).factor for name, fit in penalty.strengths.items()}
     terms = [f"½·{kappa:.6g} Σ{name}²" for name, kappa in fits.items() if kappa]
-    return (
-        f"torch's loss is the scratch side's + {' + '.join(terms)}, in all {len(torchs):,} steps: "
-        "look for a weight-decay term in torch's loss function that the other loss has not."
+    return Evidence(
+        f"torch's loss is the scratch side's + {' + '.join(terms)}",
+        f", in all {len(torchs):,} steps: look for a weight-decay term in torch's loss function "
+        "that the other loss has not.",
     )

@@ -174,7 +174,7 @@ def diagnosis_dict(report: Report) -> dict[str, Any] | None:
         "no_match_because": match if isinstance(match, str) else None,
         "fixed_spec": found.fix.changes if isinstance(found.fix, SpecFix) else None,
         "stage": found.stage,
-        "clues": [*found.evidence, *([found.loss_evidence] if found.loss_evidence else [])],
+        "clues": [one.text for one in (*found.evidence, found.loss_evidence) if one],
         "start": found.start,
     }
 

@@ -118,7 +118,7 @@ def explanation(report: Report) -> dict[str, Any]:
     worded = roles_of(report.spec).worded
     best, known = found.best, []
     if best is None and report.first_divergence is not None:
-        known = [*found.evidence]
+        known = [one.text for one in found.evidence]
         if report.spec.recording:
             known = [ALTERED, *known[:1]]
         known += [one.text for one in fitted_lines(report, found)]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Array
@@ -19,11 +20,11 @@ LEAST_CLIPPED = 3
 """Steps that must be clipped to one norm."""
 
 
-def one_clips(replay: Replay) -> str:
-    """Describe steps that are torch's but for the clipping of one side; empty if they are not."""
+def one_clips(replay: Replay) -> Evidence | None:
+    """Describe steps that are torch's but for the clipping of one side; None if they are not."""
     problem = replay.torch.problem
     if problem.clip_norm is None and problem.clip_value is None:
-        return clipped_to_norm(replay) if problem.settings.rule.linear else ""
+        return clipped_to_norm(replay) if problem.settings.rule.linear else None
     rule = replay.torch.by(replace(problem, clip_norm=None, clip_value=None))
 
     def wider() -> Iterator[tuple[Record, Array]]:
@@ -34,13 +35,17 @@ def one_clips(replay: Replay) -> str:
             yield record._replace(bound=scale * record.bound), after
 
     if replay.largest(wider()) > 1:
-        return ""
+        return None
     name = "clip_norm" if problem.clip_value is None else "clip_value"
-    return f"The updates are torch's without clipping: clip the gradient by the spec's `{name}`."
+    return Evidence(
+        "The updates are torch's without clipping",
+        f": clip the gradient by the spec's `{name}`.",
+        "says-next",
+    )
 
 
-def clipped_to_norm(replay: Replay) -> str:
-    """Describe steps by torch's gradients times min(1, C/‖g‖); empty if they are not.
+def clipped_to_norm(replay: Replay) -> Evidence | None:
+    """Describe steps by torch's gradients times min(1, C/‖g‖); None if they are not.
 
     S_t = c_t G_t + λ P_t in each step, c_t by least squares, and where c_t < 1, c_t ‖g_t‖ = C.
     """
@@ -53,15 +58,17 @@ def clipped_to_norm(replay: Replay) -> str:
     norms = np.linalg.norm(replay.history.all("gradient")[moves.at], axis=1)
     clipped = factors < 1 - ALIKE
     if not (off <= 1).all() or clipped.sum() < LEAST_CLIPPED or (factors > 1 + ALIKE).any():
-        return ""
+        return None
     to = (factors * norms)[clipped]
     norm = float(np.median(to))
     same = (np.abs(to / norm - 1) <= ALIKE).all() and (norms[~clipped] <= norm).all()
     spread = norms[clipped].max() > (1 + 10 * ALIKE) * norms[clipped].min()
     if not (same and spread):
-        return ""
-    return (
+        return None
+    return Evidence(
         f"The updates are torch's with the gradient clipped to norm {norm:.4g}, which torch does "
-        f"not clip: remove the clipping, or set `clip_norm: {norm:.4g}` in the spec: torch then "
-        f"multiplies g by {norm:.4g}/(‖g‖ + 1e-6)."
+        "not clip",
+        f": remove the clipping, or set `clip_norm: {norm:.4g}` in the spec: torch then "
+        f"multiplies g by {norm:.4g}/(‖g‖ + 1e-6).",
+        "says-next",
     )

@@ -8,14 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.fits.moves import Moves, implied_gradient
 from regcheck.diagnosis.records import Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import fit_columns
 from regcheck.problem.problem import Array
-
-LOSS_DIFFERS = "The loss differs already"
-
 
 MOST_PROBED = 12
 """Entries whose derivative is taken by finite differences."""
@@ -43,19 +41,19 @@ def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
     return bool((differences <= replay.limits * flat(sample.gradient_bound)).all())
 
 
-def differing_loss(run: Run) -> list[str]:
-    """Describe a loss that differs at the very step at which the parameters first do."""
+def differing_loss(run: Run) -> Evidence | None:
+    """Describe a loss that differs at the very step at which the parameters first do; else None."""
     loss, on_drift = run.comparison.losses.divergence, run.spec.tolerance.of("loss").on_drift
     if loss is None or loss.step != run.first or (on_drift and loss.step > 1):
-        return []
-    text = (
-        f"{LOSS_DIFFERS} at step {loss.step:,}, computed from the same parameters: the "
-        "forward pass, the loss or the data differ, and not the update alone."
+        return None
+    return remark(
+        f"The loss differs already at step {loss.step:,}, computed from the same parameters: the "
+        "forward pass, the loss or the data differ, and not the update alone.",
+        "loss-differs",
     )
-    return [text]
 
 
-def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
+def recursion_evidence(replay: Replay, momentum: float) -> tuple[Evidence | None, str]:
     """Describe steps that are made from torch's gradients all the same; and the stage.
 
     All forms of momentum at a constant lr are recursions over all tensors' entries,
@@ -69,33 +67,34 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[str, str]:
     columns = (gradient[1:], gradient[:-1], before[1:], moves.scratch[:-1])
     rule = fit_columns(columns, moves.scratch[1:], moves.limits[1:], replay.u)
     if rule.entries < 2 * len(columns) or rule.residual > 100:
-        return "", "gradient"
+        return None, "gradient"
     now, last, decay, kept = (fit.factor if fit else 0.0 for fit in rule.fits)
     if abs(now) <= 1e-3 * abs(last):
         return (PREVIOUS_VELOCITY, "optimizer") if momentum else (PREVIOUS_GRADIENT, "gradient")
     if not momentum:
-        return "", "gradient"
+        return None, "gradient"
     terms = {"g": now, "times the previous g": last, "times the previous update": kept, "w": decay}
     least = 1e-9 * (abs(now) + abs(last))
     shown = " + ".join(f"{value:.6g} {what}" for what, value in terms.items() if abs(value) > least)
     text = f"Each update subtracts {shown}; torch's momentum is {momentum:g}."
-    return text, "optimizer"
+    return remark(text), "optimizer"
 
 
-PREVIOUS_GRADIENT = (
-    "Each update uses the gradient of the previous step: compute the predictions and the "
-    "gradient anew, from the current parameters."
+PREVIOUS_GRADIENT = Evidence(
+    "Each update uses the gradient of the previous step",
+    ": compute the predictions and the gradient anew, from the current parameters.",
 )
 
 
-PREVIOUS_VELOCITY = (
-    "Each update uses the velocity, or the gradient, of the previous step: swap the two lines, to "
-    "update the velocity first and then the parameters by it; or, as both make the same numbers, "
-    "look for predictions that are not computed anew."
+PREVIOUS_VELOCITY = Evidence(
+    "Each update uses the velocity, or the gradient, of the previous step",
+    ": swap the two lines, to update the velocity first and then the parameters by it; or, as both "
+    "make the same numbers, look for predictions that are not computed anew.",
+    "says-next",
 )
 
 
-def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
+def finite_differences(run: Run, replay: Replay, record: Record) -> Evidence | None:
     """Take the derivative by central differences of torch's loss: with whom does it side?
 
     The scratch side's gradient is its own, or else what it must have been to make its step by
@@ -104,22 +103,21 @@ def finite_differences(run: Run, replay: Replay, record: Record) -> list[str]:
     own = run.gradient
     implied = run.history.flat(own) if own is not None else implied_gradient(replay, record)
     if implied is None:
-        return []
+        return None
     apart = np.abs(implied - record.gradient)
     order = np.argsort(-apart)[:MOST_PROBED]
     derivative = central_differences(run, record, order, apart[order])
     if derivative is None:
-        return []
+        return None
     scratch_off = float(np.abs(implied[order] - derivative).max())
     torch_off = float(np.abs(record.gradient[order] - derivative).max())
     if not torch_off < NEARER * scratch_off < math.inf:
-        return []
-    text = (
+        return None
+    return remark(
         f"Finite differences of the loss confirm torch's gradient: at step {record.batch.step} "
         f"they differ from it by at most {torch_off:.1e}, and from the gradient of your update by "
         f"{scratch_off:.1e}, most in {run.history.tensor_at(int(order[0]))}."
     )
-    return [text]
 
 
 def central_differences(

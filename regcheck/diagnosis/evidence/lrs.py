@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.other_schedules import Rates, by_other_unit, rates_of
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.lrs import GOING_ON
@@ -13,32 +14,31 @@ MOST_RATES = 6
 """The lrs that are listed."""
 
 
-def other_rates(replay: Replay) -> str:
-    """Describe steps that are torch's with another lr in each; empty if they are not."""
+def other_rates(replay: Replay) -> Evidence | None:
+    """Describe steps that are torch's with another lr in each; None if they are not."""
     rates = rates_of(replay, least=2)
     if rates is None:
-        return ""
+        return None
     own, torch = rates.own, rates.torch
     if rates.constant:
-        return (
-            f"The updates are torch's with the constant lr {own[0]:.6g}: the lr schedule "
-            f"({listed(torch, 3)}) is not applied."
+        return Evidence(
+            f"The updates are torch's with the constant lr {own[0]:.6g}",
+            f": the lr schedule ({listed(torch, 3)}) is not applied.",
+            "schedule-ignored",
         )
-    beyond = past_the_end(replay, rates)
-    if beyond:
-        return beyond
-    return (
-        f"The updates are torch's with other lrs: from step {rates.steps[0]:,} on "
-        f"{listed(own)}, where torch has {listed(torch)}."
+    return past_the_end(replay, rates) or Evidence(
+        "The updates are torch's with other lrs",
+        f": from step {rates.steps[0]:,} on {listed(own)}, where torch has {listed(torch)}.",
+        "other-lrs",
     )
 
 
-def past_the_end(replay: Replay, rates: Rates) -> str:
+def past_the_end(replay: Replay, rates: Rates) -> Evidence | None:
     """Describe lrs by the schedule's formula also past its end, where torch's lr stays."""
     own = replay.torch.problem.schedule
     kind = own.lr_schedule
     if kind is None or kind.kind not in GOING_ON:
-        return ""
+        return None
     for keys in ((), *by_other_unit(own)):
         other = own.with_keys(keys).lr_schedule
         assert other is not None
@@ -47,8 +47,9 @@ def past_the_end(replay: Replay, rates: Rates) -> str:
         if (np.abs(np.array(lrs) - rates.own) <= rates.slack).all():
             end = f"past its end of {other.all_keys['steps']} {other.per}s, where torch's lr stays"
             unit = f"stepped every {other.per}, not {kind.per}, and " if keys else ""
-            return f"The updates are torch's with the lr schedule {unit}followed {end}."
-    return ""
+            text = f"The updates are torch's with the lr schedule {unit}followed {end}."
+            return Evidence(text, kind="schedule-goes-on")
+    return None
 
 
 def listed(values: Array, most: int = MOST_RATES) -> str:

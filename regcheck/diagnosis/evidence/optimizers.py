@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.records import Diagnosis, Run
 from regcheck.rules.formulas.torch_call import option_text
 from regcheck.rules.optimizers.registry import OPTIMIZERS
@@ -20,16 +21,16 @@ def unknown_rule(optimizer: object) -> Diagnosis:
         f"The framework side's optimizer is {name}; causes are known for {', '.join(classes)}, "
         "without `maximize`."
     )
-    return Diagnosis(explained=False, evidence=(text,))
+    return Diagnosis(explained=False, evidence=(remark(text),))
 
 
-def other_settings(run: Run) -> str:
+def other_settings(run: Run) -> Evidence | None:
     """Describe where the optimizer's parameter groups have other numbers than the spec gives.
 
-    Empty where they have not, or where the framework side is not compared with a textbook rule.
+    None where they have not, or where the framework side is not compared with a textbook rule.
     """
     if not run.shares_gradient:
-        return ""
+        return None
     settings = run.torch.problem.settings
     found: dict[str, None] = {}
     for name, group in run.sides.probe.groups.items():
@@ -40,8 +41,8 @@ def other_settings(run: Run) -> str:
                 text = option_text(plain(group[key]))
                 found[f"{key} {text} where the spec has {option_text(value)}"] = None
     if not found:
-        return ""
-    return f"Your optimizer's settings are not the spec's: {', '.join(found)}."
+        return None
+    return remark(f"Your optimizer's settings are not the spec's: {', '.join(found)}.")
 
 
 def plain(value: Any) -> Any:

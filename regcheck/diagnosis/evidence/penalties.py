@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.compare.history import History, Record
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import fit_all
@@ -15,8 +17,8 @@ from regcheck.problem.problem import Array
 from regcheck.rules.convention import is_bias
 
 
-def other_penalty(replay: Replay) -> str:
-    """Describe steps that are torch's with a penalty of another shape; empty if they are not.
+def other_penalty(replay: Replay) -> Evidence | None:
+    """Describe steps that are torch's with a penalty of another shape; None if they are not.
 
     S_t = G_t + c Q_t, where Q_t is what a penalty's gradient of another shape makes.
     """
@@ -29,7 +31,7 @@ def other_penalty(replay: Replay) -> str:
     concerned = np.zeros(history.entries, dtype=bool)
     for part in history.slices.values():
         concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
-    for text, shape in penalties(history).items():
+    for one, shape in penalties(history).items():
         with np.errstate(all="ignore"):
             slope = (moves.by_gradient(shape) - by_gradient) / limits
         if not (np.isfinite(slope).all() and np.isfinite(target).all()):
@@ -38,12 +40,15 @@ def other_penalty(replay: Replay) -> str:
         if here.any():
             strength, _ = fit_all(here, there)
             if strength and np.abs(there - strength * here).max() <= 1:
-                return text.format(f"{strength:.6g}")
-    return ""
+                return replace(one, clause=one.clause.format(f"{strength:.6g}"))
+    return None
 
 
-def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
-    """Return other penalties' gradients, by what they are: functions of a step."""
+def penalties(history: History) -> dict[Evidence, Callable[[Record], Array]]:
+    """Return other penalties' gradients as functions of a step, by what is said of each.
+
+    Its strength is to be put in.
+    """
     weights = np.zeros(history.entries, dtype=bool)
     for name, part in history.slices.items():
         weights[part] = not is_bias(name)
@@ -59,14 +64,15 @@ def penalties(history: History) -> dict[str, Callable[[Record], Array]]:
     shape = "The updates are torch's with weight decay whose gradient is {} %s."
     number = (
         "The updates are torch's with one number, {} %s, added to each entry of the gradient as "
-        "weight decay: multiply λ by each weight, not by their sum."
+        "weight decay"
     )
+    by_each = ": multiply λ by each weight, not by their sum."
     return {
-        shape % "sign(w), as of an L1 term λ Σ|w|": lambda record: np.sign(record.before),
-        shape % "w³": lambda record: record.before**3,
-        shape % "|w|": lambda record: np.abs(record.before),
-        number % "Σw": sums(weights, by_row=False),
-        number % "Σw over weights and biases": sums(every, by_row=False),
-        number % "Σw/B": sums(weights, by_row=True),
-        number % "Σw/B over weights and biases": sums(every, by_row=True),
+        Evidence(shape % "sign(w), as of an L1 term λ Σ|w|"): lambda record: np.sign(record.before),
+        Evidence(shape % "w³"): lambda record: record.before**3,
+        Evidence(shape % "|w|"): lambda record: np.abs(record.before),
+        Evidence(number % "Σw", by_each): sums(weights, by_row=False),
+        Evidence(number % "Σw over weights and biases", by_each): sums(every, by_row=False),
+        Evidence(number % "Σw/B", by_each): sums(weights, by_row=True),
+        Evidence(number % "Σw/B over weights and biases", by_each): sums(every, by_row=True),
     }

@@ -12,11 +12,10 @@ from itertools import islice
 import numpy as np
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.batches import Batch
 from regcheck.trainers.numpy_state import State
-
-ANOTHER_T = "with another t in the bias correction"
 
 MOST_STEPS = 32
 """Steps whose t is looked for."""
@@ -25,10 +24,10 @@ LISTED = 4
 """Numbers that are listed."""
 
 
-def other_counts(replay: Replay) -> str:
-    """Describe steps that are torch's with another t in the bias correction; empty if not."""
+def other_counts(replay: Replay) -> Evidence | None:
+    """Describe steps that are torch's with another t in the bias correction; None if not."""
     if "counts_from" not in replay.torch.settings.rule.keys:
-        return ""
+        return None
     records = list(islice(replay.history.records(), MOST_STEPS))
     counts: list[int] = []
     for record, state in states(replay, records):
@@ -36,12 +35,13 @@ def other_counts(replay: Replay) -> str:
         tried = dict.fromkeys((last + 1, record.batch.step, *range(1, len(records) + 2)))
         count = next((t for t in tried if is_made_by(replay, record, state, t)), None)
         if count is None:
-            return ""
+            return None
         counts.append(count)
     batches = [record.batch for record in records]
     if len(counts) < 2 or counts == [batch.step for batch in batches]:
-        return ""
-    return f"The updates are torch's {ANOTHER_T}: {told(counts, batches)}."
+        return None
+    clause = "The updates are torch's with another t in the bias correction"
+    return Evidence(clause, f": {told(counts, batches)}.", "other-t")
 
 
 def states(replay: Replay, records: Sequence[Record]) -> Iterator[tuple[Record, State]]:

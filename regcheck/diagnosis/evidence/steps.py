@@ -9,6 +9,7 @@ from itertools import islice, pairwise
 import numpy as np
 
 from regcheck.compare.history import Record
+from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.fits.other_inputs import afters
 from regcheck.diagnosis.records import Diagnosis, Run
 from regcheck.diagnosis.replay import Replay
@@ -16,43 +17,48 @@ from regcheck.diagnosis.search import LATE
 from regcheck.problem.problem import Array
 from regcheck.trainers.numpy_state import ForwardBackward
 
-YIELDED_EARLY = "Your code yields its parameters before their update"
-
-
-ALONE = "Only step"
-
-
 LEAST_STEPS = 3
 """Steps of which one may differ from all others."""
 
 
-EARLY_LOSS = "is judged from the parameters that the code yields: run again once these are right."
+YIELDED_EARLY = Evidence(
+    "Your code yields its parameters before their update",
+    ": those of step 1 are the start, and those of each later step are by torch's rule those after "
+    "the step before.",
+    "yielded-early",
+)
+
+EARLY_LOSS = remark(
+    "is judged from the parameters that the code yields: run again once these are right."
+)
 
 
-def late_evidence(run: Run) -> list[str]:
-    """Describe many steps that agree before the first that does not."""
+def late_evidence(run: Run) -> Evidence | None:
+    """Describe many steps that agree before the first that does not; None if there are not many."""
     if run.first is None or run.first <= LATE:
-        return []
-    text = (
+        return None
+    return remark(
         f"Steps 1 to {run.first - 1:,} agree: look at what changes in step {run.first:,}, such "
         "as the lr, the epoch, or the branch of an `if`."
     )
-    return [text]
 
 
-def not_finite(run: Run, record: Record) -> str:
-    """Describe where the scratch side's first diverging step is not finite; empty if it is."""
+def not_finite(run: Run, record: Record) -> Evidence | None:
+    """Describe where the scratch side's first diverging step is not finite; None if it is."""
     lost = ~np.isfinite(record.scratch)
     if not lost.any():
-        return ""
+        return None
     place = int(lost.argmax())
     counts = "counts_from" in run.torch.settings.rule.keys
     corrected = " (by 1 − βᵗ, if t starts at 0)" if counts else ""
-    return (
-        f"{run.history.tensor_at(place)} is {record.scratch[place]:g} after step "
-        f"{record.batch.step:,} of the scratch side, where torch's step gives finite numbers from "
-        f"the same parameters: look for a division by 0{corrected}, a logarithm of 0, or an "
-        "exponential that overflows."
+    tensor = run.history.tensor_at(place)
+    return Evidence(
+        f"{tensor} is {record.scratch[place]:g} after step {record.batch.step:,} of the scratch "
+        "side, where torch's step gives finite numbers from the same parameters",
+        f": look for a division by 0{corrected}, a logarithm of 0, or an exponential that "
+        "overflows.",
+        "says-next",
+        (tensor,),
     )
 
 
@@ -71,17 +77,13 @@ def yielded_early(run: Run, replay: Replay) -> Diagnosis | None:
         return None
     if replay.largest(late_steps(replay)) > 1:
         return None
-    text = (
-        f"{YIELDED_EARLY}: those of step 1 are the start, and those of each later step are by "
-        "torch's rule those after the step before."
-    )
     return Diagnosis(
         explained=False,
         loss_diverged=run.loss_diverged,
-        loss_evidence=EARLY_LOSS if run.loss_diverged else "",
+        loss_evidence=EARLY_LOSS if run.loss_diverged else None,
         steps=len(run.history),
         stage="update",
-        evidence=(text,),
+        evidence=(YIELDED_EARLY,),
     )
 
 
@@ -99,12 +101,12 @@ def late_steps(replay: Replay) -> Iterator[tuple[Record, Array]]:
     return afters(replay, replay.torch, late, known)
 
 
-def one_step_alone(run: Run, replay: Replay) -> str:
-    """Say that one step alone differs, and whether it lacks weight decay; empty if others do."""
+def one_step_alone(run: Run, replay: Replay) -> Evidence | None:
+    """Say that one step alone differs, and whether it lacks weight decay; None if others do."""
     records = run.history.records()
     differing = [one for one in records if replay.ratios(one, one.framework).max() > 1]
     if len(differing) != 1 or len(run.history) < LEAST_STEPS:
-        return ""
+        return None
     step, problem = differing[0].batch.step, replay.torch.problem
     lacks = ""
     if any(problem.weight_decay.values()):
@@ -112,7 +114,9 @@ def one_step_alone(run: Run, replay: Replay) -> str:
         record, after = next(islice(replay.steps(replay.torch.by(free)), step - 1, None))
         if replay.ratios(record, after).max() <= 1:
             lacks = ", and is torch's without weight decay"
-    return (
-        f"{ALONE} {step:,} differs{lacks}: the other {len(run.history) - 1:,} steps are torch's. "
-        f"Look for what step {step:,} does otherwise, such as the branch of an `if`."
+    return Evidence(
+        f"Only step {step:,} differs{lacks}",
+        f": the other {len(run.history) - 1:,} steps are torch's. "
+        f"Look for what step {step:,} does otherwise, such as the branch of an `if`.",
+        "says-next",
     )

@@ -14,6 +14,7 @@ from regcheck.diagnosis.evidence.gradients import (
 )
 from regcheck.diagnosis.evidence.lrs import other_rates
 from regcheck.diagnosis.evidence.penalties import other_penalty
+from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.evidence.step_counts import other_counts
 from regcheck.diagnosis.evidence.steps import late_evidence, not_finite, one_step_alone
 from regcheck.diagnosis.evidence.tensors import (
@@ -24,16 +25,17 @@ from regcheck.diagnosis.evidence.tensors import (
 from regcheck.diagnosis.records import EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
 
-KEEPS_TO_IT = (
+KEEPS_TO_IT = remark(
     "The scratch side follows torch's rule with the settings of the framework side's optimizer; "
     "the framework side does not. Look for what else changes its parameters: a hook, a clamp, a "
-    "constraint, tied weights."
+    "constraint, tied weights.",
+    "says-next",
 )
 
 
 GRADIENT = {
-    True: "Your code's gradient is torch's, to rounding: the difference is in the update.",
-    False: "Your code's gradient is not torch's.",
+    True: remark("Your code's gradient is torch's, to rounding: the difference is in the update."),
+    False: remark("Your code's gradient is not torch's."),
 }
 
 
@@ -43,16 +45,16 @@ def without_cause(
     settings: Mapping[str, EffectiveSettings],
     *,
     loss_explained: bool,
-) -> tuple[list[str], str]:
+) -> tuple[list[Evidence | None], str]:
     """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
-    evidence = late_evidence(run)
+    evidence = [late_evidence(run)]
     assert run.first is not None
     record = run.history.record(run.first)
     if record is None:
         kept = len(run.history)
-        text = f"Only the first {kept:,} steps are stored and could be replayed."
-        return [*evidence, text], "update"
-    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else "")
+        stored = remark(f"Only the first {kept:,} steps are stored and could be replayed.")
+        return [*evidence, stored], "update"
+    known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else None)
     if known:
         return [*evidence, known], "update"
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
@@ -60,29 +62,27 @@ def without_cause(
         evidence.append(GRADIENT[agrees])
     if agrees is not False:
         for where, describe in descriptions(run):
-            text = describe(replay)
-            if text:
-                return [*evidence, text], where
+            known = describe(replay)
+            if known:
+                return [*evidence, known], where
     torchs_gradient = agrees or all(one.fits for one in settings.values())
-    differing = [] if torchs_gradient or loss_explained else differing_loss(run)
+    differing = None if torchs_gradient or loss_explained else differing_loss(run)
     one_sided = updated_by_one_side(run)
-    evidence += differing
-    evidence += settings_evidence(
-        settings, run.training, by_batch_size(replay, settings) | one_sided
-    )
+    by_tensor = by_batch_size(replay, settings) | one_sided
+    evidence += [differing, *settings_evidence(settings, run.training, by_tensor)]
     first = run.comparison.first_divergence
     if first is not None and first.at.tensor in one_sided:
         return evidence, "update"
     stage = "gradient" if differing else stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
-        text, stage = recursion_evidence(replay, run.training.settings.momentum)
-        evidence += [text] if text else []
+        known, stage = recursion_evidence(replay, run.training.settings.momentum)
+        evidence.append(known)
     if stage == "gradient":
-        evidence += finite_differences(run, replay, record)
+        evidence.append(finite_differences(run, replay, record))
     return evidence, stage
 
 
-def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], str]]]:
+def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], Evidence | None]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
     yield "optimizer", one_clips
     yield "optimizer", other_rates

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence.gradients import LOSS_DIFFERS
-from regcheck.diagnosis.evidence.steps import ALONE, YIELDED_EARLY
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import joined_notes
@@ -19,16 +15,12 @@ LONGEST_EVIDENCE = 140
 """Letters of what is known without a cause, up to which it may stand in the headline."""
 
 
-OF_ALL = ("The updates are", "Each update uses", YIELDED_EARLY, ALONE)
-"""How evidence begins that is of all tensors."""
-
-
 def headline(report: Report) -> str:
     """Say the verdict, the step, and the cause in words; the place where there is no cause."""
     found = report.diagnosis
     if report.verdict != "diverged" or found is None:
         return sentence(report)
-    step = f"DIVERGED at step {report.verdict_step:,}"
+    step, roles = f"DIVERGED at step {report.verdict_step:,}", roles_of(report.spec)
     in_parameters = report.first_divergence is not None and "parameters" in report.spec.compare
     if not in_parameters:
         reported = found.reporting.causes if found.reporting else ()
@@ -38,52 +30,40 @@ def headline(report: Report) -> str:
         if not reported:
             return f"{sentence(report)}; no known cause explains it"
         does = all_of(CAUSES[cause].title for cause in reported)
-        return f"{step}, in the reported loss alone: {who(report)} {does}"
-    worded = roles_of(report.spec).worded
+        return f"{step}, in the reported loss alone: {roles.who} {does}"
     if found.best is None:
         known = told_by_evidence(report, found)
         return f"{step}: {known}" if known else f"{sentence(report)}; no known cause explains it"
     if not found.best.causes:
         return f"{step}: the sides differ by rounding alone"
-    return worded(f"{step}: {who(report)} {joined_notes(report, found.best)}")
+    return roles.worded(f"{step}: {roles.who} {joined_notes(report, found.best)}")
 
 
 def told_by_evidence(report: Report, found: Diagnosis) -> str:
     """Return what is known of the loss, of all updates, or of the first tensor; if it is short."""
     tensor = report.first_divergence.at.tensor if report.first_divergence else ""
+    worded = roles_of(report.spec).worded
     for known in found.evidence:
-        if known.startswith(LOSS_DIFFERS):
+        if known.kind == "loss-differs":
             where = "the loss differs already, computed from the same parameters"
             return f"{where}; {told_of_loss(report, found) or 'no known cause explains it'}"
-        of_all = known.startswith(OF_ALL)
-        names = known.partition(" are " if " are " in known else " is ")[0]
-        of_tensor = tensor in names.replace(" and ", ", ").split(", ")
-        short = known if len(known) <= LONGEST_EVIDENCE else known.partition(": ")[0]
-        if (of_all or of_tensor) and len(short) <= LONGEST_EVIDENCE:
-            text = roles_of(report.spec).worded(short).rstrip(".")
-            return text[0].lower() + text[1:] if of_all else text
+        short = known.text if len(known.text) <= LONGEST_EVIDENCE else known.clause
+        concerned = not known.tensors or tensor in known.tensors
+        if known.clause and concerned and len(short) <= LONGEST_EVIDENCE:
+            text = worded(short).rstrip(".")
+            return text if known.tensors else text[0].lower() + text[1:]
     return ""
 
 
 def told_of_loss(report: Report, found: Diagnosis) -> str:
-    """Return how one side's loss differs from the other's: the first clause of what is known."""
-    if not found.loss_evidence.startswith(("the scratch side's loss ", "torch's loss ")):
-        return ""
-    clause = re.split(r"[;:] |, in all ", found.loss_evidence, maxsplit=1)[0]
-    return roles_of(report.spec).worded(clause)
+    """Return how one side's loss differs from the other's; empty where it is not known."""
+    return roles_of(report.spec).worded(found.loss_evidence.clause) if found.loss_evidence else ""
 
 
 def with_causes(report: Report) -> str:
     """Say the verdict in one line, with the ids of the causes behind it."""
     causes = report.diagnosis.causes if report.diagnosis else ()
     return headline(report) + (f" ({', '.join(causes)})" if causes else "")
-
-
-def who(report: Report) -> str:
-    """Name the side that a diagnosis explains."""
-    return (
-        roles_of(report.spec).worded("the scratch side").removeprefix("the ").removesuffix(" side")
-    )
 
 
 def sentence(report: Report) -> str:

@@ -13,6 +13,7 @@ class Roles(NamedTuple):
 
     Attributes:
         explained, reference: the labels of their formulas.
+        who: the explained side, as a headline names it.
         fix: where to change what is explained.
         matching: what stands before torch's call that does the same.
         words: patterns in the catalogue's sentences, and what is written in their places.
@@ -21,6 +22,7 @@ class Roles(NamedTuple):
 
     explained: str
     reference: str
+    who: str
     fix: str
     matching: str
     words: tuple[tuple[str, str], ...] = ()
@@ -39,12 +41,13 @@ class Roles(NamedTuple):
         return text
 
 
-SCRATCH = Roles("scratch", "torch", "in the scratch code", "or in torch")
+SCRATCH = Roles("scratch", "torch", "scratch", "in the scratch code", "or in torch")
 
 
 RECORDED = Roles(
     "recorded",
     "now",
+    "recording",
     "to keep what torch does now",
     "or to train as recorded",
     (("The scratch side", "The recording"), ("the scratch side", "the recording")),
@@ -71,5 +74,11 @@ def textbook(name: str) -> Roles:
         (r"\btorch\b(?!\.)", f"the textbook {name}"),
     )
     return Roles(
-        "yours", "textbook", "in your optimizer", "as it stands", words, explains_torch=True
+        "yours",
+        "textbook",
+        "your optimizer",
+        "in your optimizer",
+        "as it stands",
+        words,
+        explains_torch=True,
     )

@@ -46,7 +46,7 @@ def diagnosis_lines(report: Report) -> list[Line]:
         lines += labelled("Or", alternatives(report, found))
     elif report.first_divergence is not None:
         lines.append(Line("Cause", UNEXPLAINED))
-    lines += labelled("Known", found.evidence)
+    lines += labelled("Known", (one.text for one in found.evidence))
     lines += labelled("Next", next_steps(report))
     lines += loss_lines(report, found) + fitted_lines(report, found)
     roles = roles_of(report.spec)

@@ -24,18 +24,19 @@ def loss_lines(report: Report, found: Diagnosis) -> list[Line]:
     """Describe what explains the reported losses."""
     if not found.loss_diverged:
         return []
+    known = [found.loss_evidence.text] if found.loss_evidence else []
     if found.reporting is None:
-        return [Line("Loss", found.loss_evidence or UNEXPLAINED_LOSS)]
+        return labelled("Loss", known or [UNEXPLAINED_LOSS])
     texts = [
         f"{cause}: the scratch side {CAUSES[cause].title}; the training is the same"
         for cause in found.reporting.causes
     ]
     formula = reported_formula(report, found.reporting, found.best)
     if formula == TORCHS_LOSS:
-        return labelled("Loss", [*texts, found.loss_evidence] if found.loss_evidence else texts)
+        return labelled("Loss", [*texts, *known])
     lines = labelled("Loss", texts or ["the scratch side reports the loss that it trains by"])
     lines.append(Line("", f"scratch  {formula}", formula=True))
-    return [*lines, Line("", found.loss_evidence)] if found.loss_evidence else lines
+    return [*lines, *labelled("", known)]
 
 
 def loss_texts(report: Report, found: Diagnosis) -> list[str]:
@@ -49,8 +50,8 @@ def loss_texts(report: Report, found: Diagnosis) -> list[str]:
         titles = [CAUSES[cause].title for cause in causes]
         text = all_of(titles) if titles else "the reported losses differ as the updates do"
     named = f"{all_of(causes)}: " if causes else ""
-    evidence = [found.loss_evidence] if found.loss_evidence else []
-    return [f"{named}{text}", *evidence]
+    known = [found.loss_evidence.text] if found.loss_evidence else []
+    return [f"{named}{text}", *known]
 
 
 def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from regcheck.compare.steps import Divergence
-from regcheck.diagnosis.evidence.gradients import LOSS_DIFFERS
-from regcheck.diagnosis.evidence.step_counts import ANOTHER_T
-from regcheck.diagnosis.evidence.steps import YIELDED_EARLY
-from regcheck.diagnosis.evidence.tensors import FROZEN, NEVER, NOT_GIVEN
+from regcheck.diagnosis.evidence.record import Kind
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
@@ -39,21 +36,20 @@ YIELD_GRADIENT = (
 )
 
 
-BY_WORDS = {
-    YIELDED_EARLY: "put `yield` after the update, and yield with the updated parameters the loss "
+BY_KIND: dict[Kind, str] = {
+    "yielded-early": "put `yield` after the update, and yield with the updated parameters the loss "
     "that was computed before it",
-    "ook for": "",  # which says itself what is next
-    "clipping": "",
-    FROZEN: "train these tensors in torch too, or leave them as they are in the scratch code",
-    NOT_GIVEN: "give these tensors to torch's optimizer, or leave them as they are in the scratch "
-    "code",
-    NEVER: "update in each step what is never updated, as all else",
-    ANOTHER_T: "let t be 1 at the first step, and one more at each, in all epochs alike",
-    "with the lr schedule": "let the lr stay as it is at the end of the schedule",
-    "with the constant lr": "take the lr of the schedule in each step",
-    "with other lrs": "take in each step the lr of the spec and its `lr_schedule`",
+    "says-next": "",
+    "frozen": "train these tensors in torch too, or leave them as they are in the scratch code",
+    "not-given": "give these tensors to torch's optimizer, or leave them as they are in the "
+    "scratch code",
+    "never-updated": "update in each step what is never updated, as all else",
+    "other-t": "let t be 1 at the first step, and one more at each, in all epochs alike",
+    "schedule-goes-on": "let the lr stay as it is at the end of the schedule",
+    "schedule-ignored": "take the lr of the schedule in each step",
+    "other-lrs": "take in each step the lr of the spec and its `lr_schedule`",
 }
-"""What is next where the evidence has some words, the first that it has."""
+"""What is next where some evidence is of a kind: by the first of these kinds that there is."""
 
 
 def next_steps(report: Report) -> list[str]:
@@ -72,13 +68,14 @@ def next_steps(report: Report) -> list[str]:
 
 def of_updates(report: Report, found: Diagnosis, first: Divergence) -> list[str]:
     """Say what to compare where updates differ by no cause that is named."""
-    known = " ".join(found.evidence)
-    told = next((text for words, text in BY_WORDS.items() if words in known), None)
+    kinds = {one.kind for one in found.evidence}
+    told = next((text for kind, text in BY_KIND.items() if kind in kinds), None)
     if told is not None:
         return [told] if told else []
     textbook = report.spec.textbook is not None  # by the very gradient that the optimizer takes
     loss, own = report.first_loss_divergence, report.spec.scratch is not None and not textbook
-    if found.loss_evidence and LOSS_DIFFERS in known:  # whose reason is known
+    differs = any(one.kind == "loss-differs" for one in found.evidence)
+    if found.loss_evidence and differs:  # whose reason is known
         return [LOSSES_ALIKE]
     text = NEXT.get("optimizer" if textbook else found.stage or "", IN_ORDER)
     if found.stage == "gradient" and not found.reporting and loss and loss.step == first.step:
