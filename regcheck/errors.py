@@ -92,20 +92,26 @@ LONGEST_WORD = 60
 def suggest(word: str, known: Iterable[str]) -> str:
     """Describe which known word `word` may have been meant to be, or which there are.
 
-    >>> suggest("weight_decy", ["lr", "weight_decay"])
-    'did you mean `weight_decay`?'
+    >>> suggest("weight_decy", ["lr", "weight_decay"]), suggest("mu", ["lr", "weight_decay"])
+    ('did you mean `weight_decay`?', 'known here: lr, weight_decay')
     """
-    import difflib  # only here: `explain` starts faster without it
-
     choices = list(known)
-    lowered = {choice.lower(): choice for choice in choices}
-    # difflib takes seconds for words of megabytes, and no such word is a fault of the hand.
-    near = difflib.get_close_matches(word.lower(), lowered, n=1) if len(word) <= 200 else []
-    if near:
-        return f"did you mean `{shortened(lowered[near[0]])}`?"
+    meant = did_you_mean(word, choices)
+    if meant:
+        return meant
     listed = ", ".join(shortened(choice) for choice in choices[:MOST_CHOICES])
     rest = len(choices) - MOST_CHOICES
     return f"known here: {listed}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Ask for the known word that a word may have been meant to be; empty where none is near."""
+    import difflib  # only here: `explain` starts faster without it
+
+    lowered = {choice.lower(): choice for choice in known}
+    # difflib takes seconds for words of megabytes, and no such word is a fault of the hand.
+    near = difflib.get_close_matches(word.lower(), lowered, n=1) if len(word) <= 200 else []
+    return f"did you mean `{shortened(lowered[near[0]])}`?" if near else ""
 
 
 MOST_NEAR = 3

@@ -110,7 +110,8 @@ def legend(
 ) -> list[str]:
     """Explain the letters of a training's formulas; each is tied to its meaning's first word."""
     lines = [formula for entry in entries for formula in entry.formulas]
-    joined = ", ".join(meaning.replace(" ", "\xa0", 1) for meaning in meanings(lines, known, of))
+    found = meanings(lines, known, of)
+    joined = ", ".join(f"{letter}\xa0{meaning}" for letter, meaning in found.items())
     return [joined] if joined else []
 
 

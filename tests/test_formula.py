@@ -241,13 +241,13 @@ def test_tensors_of_other_names_have_their_letters() -> None:
 def test_every_letter_of_a_fault_has_its_meaning() -> None:
     lines = [line for faults in EACH for line in update_lines(TORCH, MOVING, "weight", faults)]
     lines += update_lines(TORCH, MOVING, "weight", Faults(lr_factor=math.nan))
-    found = [meaning.split(" ", 1)[0] for meaning in meanings(lines)]
+    found = [*meanings(lines)]
 
     letters_in_order = "w g Σg p−y ȳ clip clip_w lr lr₊₁ lr₋₁ c λ B k batch_size v μ"
     assert found == letters_in_order.split()
     # Σ alone tells of no sum of gradients, nor lr of its neighbours.
-    assert meanings(["½·λ Σw²"], ["w", "Σg", "λ"]) == ["w weight", "λ weight_decay"]
-    assert meanings(["w ← w − lr g"], ["lr", "lr₊₁", "lr₋₁"]) == ["lr learning rate"]
+    assert meanings(["½·λ Σw²"], ["w", "Σg", "λ"]) == {"w": "weight", "λ": "weight_decay"}
+    assert meanings(["w ← w − lr g"], ["lr", "lr₊₁", "lr₋₁"]) == {"lr": "learning rate"}
 
 
 def test_only_an_open_sum_gets_brackets() -> None:

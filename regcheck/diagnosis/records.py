@@ -111,16 +111,21 @@ class Run(NamedTuple):
         return [(z, self.torch.y[index]) for z, index in batches]
 
 
+ALL_ELSE = "all else follows torch's rule"
+
+
 class ByEntry(NamedTuple):
     """Numbers that some entries have of their own.
 
     Attributes:
         what: the weight_decay, or a factor on torch's lr, or one on its gradient.
         values: of each entry, torch's own among them: (entries,).
+        told: the same in words: which entries → what they have.
     """
 
     what: Literal["weight_decay", "lr", "gradient"]
     values: Array
+    told: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -143,18 +143,23 @@ def rules(report: Report) -> tuple[Rule, ...]:
     return tuple(found)
 
 
-def remark_groups(found: Summary) -> list[tuple[str, Sequence[str]]]:
-    """Return the proof, what else is possible, what is known, the fixes, each with its label.
+class Group(NamedTuple):
+    """Remarks under one label, and where they are a fix, the side that they change."""
 
-    Groups may be empty.
-    """
+    label: str
+    lines: Sequence[str]
+    side: str = ""
+
+
+def remark_groups(found: Summary) -> list[Group]:
+    """Return the proof, what else is possible, what is known, the fixes; groups may be empty."""
     sides = enumerate(found.fixes.items())
     return [
-        ("Verified", [found.verified] if found.verified else []),
-        ("But", found.ambiguous),
-        ("Loss", found.loss),
-        ("Known", found.known),
-        ("Next", found.next),
-        ("Note", found.notes),
-        *((f"{'or' if place else 'Fix'} {side}", lines) for place, (side, lines) in sides),
+        Group("Verified", [found.verified] if found.verified else []),
+        Group("But", found.ambiguous),
+        Group("Loss", found.loss),
+        Group("Known", found.known),
+        Group("Next", found.next),
+        Group("Note", found.notes),
+        *(Group(f"{'or' if at else 'Fix'} {side}", lines, side) for at, (side, lines) in sides),
     ]

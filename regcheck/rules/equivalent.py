@@ -234,7 +234,7 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
             convention.decay == "before-clipping" and training.clipped
         ),
         "torch.optim.SGD with momentum has no weight decay outside the gradient": (
-            not inside and bool(training.settings.momentum)
+            not inside and bool(training.settings.momentum) and training.settings.rule.linear
         ),
         "the lr changes, and this weight decay does not change with it as torch's does": (
             training.lr_varies and (unscaled or convention.decay == "after-update")
@@ -245,9 +245,7 @@ def penalty_obstacles(convention: Convention, training: Training, c: float) -> d
 
 def decay_obstacles(convention: Convention, training: Training) -> dict[str, bool]:
     """Return what keeps the penalty of an optimizer that is not linear from matching."""
-    common = penalty_obstacles(convention, training, 1.0)
-    of_sgd = "torch.optim.SGD with momentum has no weight decay outside the gradient"
-    return {reason: stands for reason, stands in common.items() if reason != of_sgd} | {
+    return penalty_obstacles(convention, training, 1.0) | {
         "torch decays before the update, whose size is not proportional to the lr": (
             convention.decay == "after-update" and not training.settings.rule.proportional
         ),

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.newton import ITERATIONS, NEAR, WINDOWS, H
-from regcheck.diagnosis.records import ByEntry, EffectiveSettings, Explanation
+from regcheck.diagnosis.records import ALL_ELSE, ByEntry, EffectiveSettings, Explanation
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import (
     Fit,
@@ -240,14 +240,16 @@ def explained_by(replay: Replay, family: Family, strange: NDArray[np.bool_]) -> 
     causes = {"lr": "learning-rate-scaled", "gradient": "gradient-scaled"}
     penalty = "penalty-scaled" if values[strange].any() else "penalty-missing"
     cause = causes.get(family.what, penalty)
-    note = note_of(replay, family, groups, values)
-    own = ByEntry(family.what, values)
+    own = ByEntry(family.what, values, in_words(replay, family, groups, values))
+    note = "; ".join([*(f"{where}: {has}" for where, has in own.told.items()), ALL_ELSE])
     return Explanation((cause,), {}, residual, note=note, by_entry=own)
 
 
-def note_of(replay: Replay, family: Family, groups: Sequence[Places], values: Array) -> str:
+def in_words(
+    replay: Replay, family: Family, groups: Sequence[Places], values: Array
+) -> dict[str, str]:
     """Describe which entries have which numbers."""
-    schedule, notes, settings = replay.torch.problem.schedule, [], replay.torch.settings
+    schedule, told, settings = replay.torch.problem.schedule, {}, replay.torch.settings
     for places in groups:
         lr, *others = {settings.of(replay.history.tensor_at(int(place))).lr for place in places}
         value, own = float(values[places[0]]), float(family.own[places[0]])
@@ -257,8 +259,8 @@ def note_of(replay: Replay, family: Family, groups: Sequence[Places], values: Ar
             number = f"lr {instead_of(value * lr, lr)}"
         else:
             number = f"{value:.10g} times the {family.what}"
-        notes.append(f"{replay.history.named(places)}: {number}")
-    return "; ".join([*notes, "all else follows torch's rule"])
+        told[replay.history.named(places)] = number
+    return told
 
 
 def instead_of(value: float, own: float) -> str:

@@ -125,9 +125,9 @@ def number_table(head: str, sides: Sequence[str], rows: Sequence[Cells]) -> str:
 
 def remark_lines(found: Summary) -> Iterator[str]:
     """Yield a list: proof, alternatives, what is known, and the fixes."""
-    for label, lines in remark_groups(found):
+    for label, lines, side in remark_groups(found):
         for line in lines:
-            yield f"- **{plain(label)}** {code(line) if is_code(label, line) else plain(line)}"
+            yield f"- **{plain(label)}** {code(line) if is_code(side, line) else plain(line)}"
 
 
 def step_table(record: Record, found: Summary, rows: Sequence[TraceRow]) -> str:

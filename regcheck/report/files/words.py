@@ -90,9 +90,9 @@ def side_by_side(found: Values) -> list[Cells]:
     return [*value_rows(found.values), (found.allowed_by, "", "", power(found.allowed))]
 
 
-def is_code(label: str, line: str) -> bool:
-    """Return whether a remark is torch's call or a spec's key, and no sentence."""
-    return line.startswith("torch.") or label.endswith(" spec")
+def is_code(side: str, line: str) -> bool:
+    """Return whether a fix of a side is torch's call or a spec's key, and no sentence."""
+    return side == "spec" or line.startswith("torch.")
 
 
 def ends(found: FinalValues) -> list[Cells]:
@@ -130,7 +130,7 @@ def plain_text(record: Record) -> str:
                 *found.before,
             ]
         )
-    remarks = [f"{label}: {line}" for label, lines in remark_groups(found) for line in lines]
+    remarks = [f"{one.label}: {line}" for one in remark_groups(found) for line in one.lines]
     parts.append(remarks)
     if found.final is not None:
         parts.append(

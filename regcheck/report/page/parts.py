@@ -65,9 +65,9 @@ def words_of(found: Summary) -> Iterator[str]:
 
 def remark_items(found: Summary) -> Iterator[str]:
     """Yield what was verified, is equally possible, is known, and the fixes."""
-    for label, lines in remark_groups(found):
+    for label, lines, side in remark_groups(found):
         if lines:
-            kinds = ["code" if is_code(label, line) else "span" for line in lines]
+            kinds = ["code" if is_code(side, line) else "span" for line in lines]
             said = "".join(
                 f"<dd><{kind}>{escape(line)}</{kind}></dd>"
                 for kind, line in zip(kinds, lines, strict=True)

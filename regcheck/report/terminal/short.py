@@ -200,9 +200,9 @@ def number_table(head: str, found: Sequence[Value], sides: Sequence[str], width:
 def remarks(found: Summary, most: int) -> Table:
     """Return what was verified, what is equally possible, what else is known, and the fixes."""
     grid = Table.grid(padding=(0, 2))
-    for label, lines in remark_groups(replace(found, notes=found.notes[:most])):
+    for label, lines, side in remark_groups(replace(found, notes=found.notes[:most])):
         for place, line in enumerate(lines):
-            style = "cyan" if label.startswith(("Fix", "or")) else ""
+            style = "cyan" if side else ""
             grid.add_row(Text("" if place else f" {label}", "bold"), Text(line, style))
     return grid
 

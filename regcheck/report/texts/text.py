@@ -143,7 +143,7 @@ def letter_meanings(report: Report, lines: Sequence[str]) -> list[str]:
     spec = report.spec
     rules = [one.settings.rule for one in (report.training, report.scratch_training)]
     unsaid = dict.fromkeys(["g", *(one for rule in rules for one in rule.meanings), *LAST_LETTERS])
-    found = dict(meaning.split(" ", 1) for meaning in meanings(lines, unsaid, report.training))
+    found = meanings(lines, unsaid, report.training)
     if spec.lr_schedule is not None:
         keys = spec.lr_schedule.model_dump(exclude_none=True)
         told = [f"{key} {value}" for key, value in keys.items()]

@@ -49,17 +49,17 @@ def meanings(
     lines: Iterable[str],
     letters: Iterable[str] = tuple(MEANINGS),
     training: Training | None = None,
-) -> list[str]:
+) -> dict[str, str]:
     """Return the meanings of those of some letters that occur in formulas, of a training's.
 
-    >>> meanings(["w ← w − lr g"], ["g", "v", "lr"])
-    ["g gradient of the batch's mean loss, without weight decay", 'lr learning rate']
+    >>> meanings(["w ← w − lr λ w"], ["λ", "v", "lr"])
+    {'λ': 'weight_decay', 'lr': 'learning rate'}
     """
     known = MEANINGS | (training.meanings if training else {})
     text = " ".join(lines)
     separated = text.translate(APART)
-    return [
-        f"{letter} {known[letter]}"
+    return {
+        letter: known[letter]
         for letter in letters
         if re.search(rf"(?<!\w){letter}(?!\w)", text if letter.startswith("Σ") else separated)
-    ]
+    }

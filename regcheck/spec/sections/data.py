@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from regcheck.errors import suggest
+from regcheck.errors import did_you_mean
 from regcheck.rules.words import all_of
 from regcheck.spec.sections.fields import (
     Count,
@@ -191,8 +191,7 @@ def source_of(value: object) -> type[Source]:
     if len(found) > 1:
         raise wrong(f"must have exactly one source, got {all_of(found)}")
     if not found:
-        hints = (suggest(str(key), SOURCES) for key in value)
-        hint = next((hint for hint in hints if hint.startswith("did")), "")
+        hint = next(filter(None, (did_you_mean(str(key), SOURCES) for key in value)), "")
         raise wrong(f"must have {ONE_SOURCE}" + (hint and f"; {hint}"))
     return SOURCES.get(found[0], InlineData)
 

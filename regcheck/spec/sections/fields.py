@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from regcheck.errors import is_planned, refusal, suggest
+from regcheck.errors import did_you_mean, is_planned, refusal
 
 Path = tuple[str | int, ...]
 """Where a value stands in a spec: keys, and positions in lists from 0."""
@@ -40,9 +40,9 @@ def one_of(choices: Iterable[str], value: object) -> object:
 
 def choice_text(choices: list[str], value: object) -> str:
     """Describe which values there are, and which one was meant, if it is near."""
-    hint = suggest(value, choices) if isinstance(value, str) else ""
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     text = f"must be one of {', '.join(choices)}, got {shown(value)}"
-    return f"{text}; {hint}" if hint.startswith("did") else text
+    return f"{text}; {hint}" if hint else text
 
 
 def raise_inside(errors: Iterable[tuple[Path, str]]) -> None:

@@ -43,16 +43,16 @@ def wrap_user_module(
         raise UserCodeError(f"{label}: returned {found}; {returns}")
     model, loss, optimizer = made
     wanted = {
-        "model, a torch.nn.Module": isinstance(model, nn.Module),
-        "loss_function, which is called with predictions and targets": callable(loss),
-        "optimizer, a torch.optim.Optimizer": isinstance(optimizer, Optimizer),
+        "model": ("a torch.nn.Module", isinstance(model, nn.Module)),
+        "loss_function": ("which is called with predictions and targets", callable(loss)),
+        "optimizer": ("a torch.optim.Optimizer", isinstance(optimizer, Optimizer)),
     }
-    for (what, right), one in zip(wanted.items(), made, strict=True):
+    for (name, (what, right)), one in zip(wanted.items(), made, strict=True):
         if isinstance(one, type):
-            text = f"returned the class {one.__name__} as the {what.partition(',')[0]}"
+            text = f"returned the class {one.__name__} as the {name}"
             raise UserCodeError(f"{label}: {text}; return an instance: {one.__name__}(..)")
         if not right:
-            found = f"{kind_of(one)} in place of the {what}"
+            found = f"{kind_of(one)} in place of the {name}, {what}"
             raise UserCodeError(f"{label}: returned {found}; {returns}")
     tensors = named_tensors(model, label, problem)
     check_tensors(tensors, optimizer, label)

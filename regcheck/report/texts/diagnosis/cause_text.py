@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from regcheck.diagnosis.listing import name_of_factor
-from regcheck.diagnosis.records import Explanation
+from regcheck.diagnosis.records import ALL_ELSE, Explanation
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.rules.causes.catalogue import CAUSES
@@ -53,8 +53,8 @@ def cause_note(report: Report, best: Explanation, cause: str) -> str:
         if cause in DECAYS:
             return text
         text = ""
-    if best.by_entry is not None and cause == "penalty-missing":  # of one group of entries
-        return f"{CAUSES[cause].title} to {text.replace(': no weight decay', '')}"
+    if best.by_entry is not None and cause == "penalty-missing":
+        return f"{CAUSES[cause].title} to {'; '.join([*best.by_entry.told, ALL_ELSE])}"
     text = text or in_tensors(best)
     if cause == "option-differs":
         text = options_text(report)
@@ -101,8 +101,8 @@ def explained_rules(report: Report, best: Explanation) -> tuple[list[str], list[
         scratch += decay_lines(training, best.weight_decay, own, scratch, (convention, faults))
         torchs = (training.settings.torchs, NO_FAULTS)
         torch += decay_lines(training, own, best.weight_decay, torch, torchs)
-    if best.by_entry is not None:  # whose entries and numbers the note has, and last the rest
-        scratch += best.note.split("; ")[:-1]
+    if best.by_entry is not None:
+        scratch += [f"{where}: {has}" for where, has in best.by_entry.told.items()]
     elif "lr_schedule" in best.change:
         scratch.append(f"lr_schedule: {best.note}")
     return scratch, torch
@@ -142,7 +142,7 @@ def in_tensors(best: Explanation) -> str:
     """Say in which tensors a cause acts, where it acts in some alone."""
     if not best.tensors:
         return ""
-    return f"in {all_of(best.tensors, most=MOST_TENSORS)} alone; all else follows torch's rule"
+    return f"in {all_of(best.tensors, most=MOST_TENSORS)} alone; {ALL_ELSE}"
 
 
 def lines_of(
