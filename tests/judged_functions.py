@@ -144,6 +144,8 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "loss-summed",
         "option-differs",
     ),
+    # With one step an epoch.
+    "optimizer-state-reset": ("momentum-missing",),
     # Few lrs are those of a schedule that is late, too.
     "schedule-differs": ("schedule-shifted",),
     "penalty-scaled": (

@@ -13,6 +13,7 @@ from regcheck.diagnosis.fits.fitting import COARSE, FEW, NEARER, fit_near
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array
+from regcheck.rules.causes.cause import Change
 from tests.conftest import told
 from tests.test_replay import U, replay_of
 
@@ -192,3 +193,29 @@ def test_factor_that_leaves_torchs_steps_is_none() -> None:
 def test_factor_that_is_not_known_to_a_tenth_is_none(bound: float, known: bool) -> None:
     # Its deviation is the bound over ½, and a tenth of it 0.05.
     assert (fitted(clipped(0.5, [1.0], bound=bound)) is not None) is known
+
+
+# --- a factor on gradients beside another cause ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "decay", "told_by"),
+    [
+        ("asgd", {"penalty_factor": 0.5}, 0.1, "the step itself"),
+        ("rmsprop", {"centered": "added"}, 0.1, "the penalty"),
+        ("rmsprop", {"centered": "added"}, 0.0, ""),  # but for ε
+    ],
+)
+def test_factor_on_gradients_is_fitted_beside_a_cause_where_it_shows(
+    name: str, change: Change, decay: float, told_by: str
+) -> None:
+    steps = [(1 + 0.1 * place, 0, 0, one, 16 * U) for place, one in enumerate(GRADIENTS)]
+    spec: dict[str, Any] = {"epochs": 6, "batch_size": "full", "weight_decay": decay}
+    replay = replay_of(steps, optimizer={"name": name}, **spec)
+    for place, rule in ((1, {**change, "gradient_factor": 3.0}), (2, {})):
+        after = [end for _, end in replay.steps(replay.by(rule))]
+        replay.history.numbers[: len(steps), place] = after
+    fit = replay.fit(change, "gradient_factor")
+
+    assert (fit is not None) is bool(told_by)
+    assert fit is None or fit.factor == pytest.approx(3.0)

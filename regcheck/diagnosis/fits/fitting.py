@@ -93,9 +93,16 @@ def is_affine(replay: Replay, change: Change, key: str) -> bool:
     rule = replay.torch.settings.rule
     if rule.linear:
         return True
-    if key == "penalty_factor":
-        return replay.torch.problem.with_change(change).convention.decay not in COUPLED
-    return key == "lr_factor" and rule.proportional
+    if key == "lr_factor":
+        return rule.proportional
+    if key == "penalty_factor" and not is_coupled(replay, change):
+        return True
+    return "lr" in (rule.scaling or {})  # as ASGD's η (c g + (λ + ν) w)
+
+
+def is_coupled(replay: Replay, change: Change) -> bool:
+    """Whether the penalty of a rule, with a change in it, goes through its optimizer."""
+    return replay.torch.problem.with_change(change).convention.decay in COUPLED
 
 
 COUPLED = ("gradient", "before-clipping")
@@ -107,15 +114,18 @@ def fit_by_newton(replay: Replay, change: Change, key: str) -> Fit | None:
 
     A gradient c g is g with ε/c and λ/c in the places of ε and λ, so that 1/c is what is sought.
     It shows through ε alone where there is no penalty, and is not sought on top of other causes,
-    but for a missing root: c m/(c² s + ε) is another step than m/(s + ε); and for squares that are
-    added to a start above 0: c g/√(q + c² s).
+    but for a missing root: c m/(c² s + ε) is another step than m/(s + ε); for squares that are
+    added to a start above 0: c g/√(q + c² s); and beside a penalty on top of one other.
 
     Of a penalty c λ w, c is what shows beside a data gradient; where it is nearly alone, the step
     c λ w/(c λ |w| + ε) is 1/(1 + x ε/(λ |w|)) in x = 1/c, and x is.
     """
     problem, of_all = replay.torch.problem, key == "gradient_factor"
     start_of_squares = problem.with_change(change).convention.accumulator_start
-    if change and of_all and "root" not in change and not start_of_squares:
+    by_penalty = (
+        len(change) == 1 and is_coupled(replay, change) and any(problem.weight_decay.values())
+    )
+    if change and of_all and not ("root" in change or start_of_squares or by_penalty):
         return None
     for start, inverse in guesses(key, alone=not change):
 
