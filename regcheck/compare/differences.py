@@ -118,17 +118,15 @@ def worst_of_each(
 ) -> dict[str, Difference] | None:
     """Compare all tensors at once, as `worst` does each; None where some entry is not finite."""
     places, ratios = [0] * len(layout.sizes), [-1.0] * len(layout.sizes)
-    for part, tensors, starts in layout.blocks:
+    for part, _, _, spans in layout.blocks:
         with np.errstate(all="ignore"):
             some = np.abs(here[part] - there[part]) / bound[part]
         if not finite(some, bound[part]):
             return None
-        for tensor, start, stop in zip(
-            range(tensors.start, tensors.stop), starts, [*starts[1:], len(some)], strict=True
-        ):
+        for tensor, start, stop in spans:
             place = start + int(some[start:stop].argmax())
-            if some.item(place) > ratios[tensor]:
-                places[tensor], ratios[tensor] = part.start + place, some.item(place)
+            if (ratio := some.item(place)) > ratios[tensor]:
+                places[tensor], ratios[tensor] = part.start + place, ratio
     return {
         name: difference_of(
             name,
@@ -202,7 +200,15 @@ def drifts(own: Parameters, framework: Parameters) -> dict[str, float]:
     here, there = flat(own), flat(framework)
     with np.errstate(all="ignore"):
         most = layout.reduced(lambda part: np.abs(here[part] - there[part]))
-    return dict(zip(framework, most, strict=True))
+    return dict(zip(framework, most.tolist(), strict=True))
+
+
+def greatest_drift(own: Parameters, framework: Parameters) -> float:
+    """Return the largest difference of any tensor; NaN where one is not a number."""
+    if common_layout(own, framework) is None:
+        return float(np.max(list(drifts(own, framework).values())))
+    with np.errstate(all="ignore"):
+        return float(np.abs(flat(own) - flat(framework)).max())
 
 
 def drift(scratch: Array, framework: Array) -> float:

@@ -196,7 +196,7 @@ class DriftMeter:
             return off
 
         with np.errstate(all="ignore"):  # 0/0 needs nothing
-            each = zip(framework.after, layout.reduced(shares, np.fmax), strict=True)
+            each = zip(framework.after, layout.reduced(shares, np.fmax).tolist(), strict=True)
         same = []
         for name, share in each:
             local, before, largest = row.local[name], self.needed.get(name), row.drift[name]

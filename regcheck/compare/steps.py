@@ -26,6 +26,7 @@ from regcheck.compare.differences import (
     each,
     exceeds,
     greatest,
+    greatest_drift,
     within_tolerance,
     worst,
     worst_of_all,
@@ -207,7 +208,7 @@ def locate(
 
 def injected(local: Step, framework: Step) -> float:
     """Return the largest difference that one step put in, in any parameter's entry."""
-    return max(drifts(local.after, framework.after).values())
+    return greatest_drift(local.after, framework.after)
 
 
 def suspicious(row: Row, tolerances: Tolerances) -> bool:

@@ -8,7 +8,7 @@ conventions differ in them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -117,12 +117,19 @@ def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowL
 
 def class_targets(z: Array, y: Array, options: LossOptions) -> Array:
     """Return tⱼ of `cross_entropy`, (B, K), in z's dtype."""
-    classes, eps = z.shape[1], options.label_smoothing
-    t: Array = (y[:, None] == np.arange(classes)).astype(z.dtype)
-    if eps:
-        t = (1 - eps) * t + eps / classes
+    return targets_by_label(z.shape[1], options, z.dtype)[y]
+
+
+@lru_cache
+def targets_by_label(
+    classes: int, options: LossOptions, dtype: np.dtype[np.floating]
+) -> Array:
+    """Return tⱼ of `cross_entropy` for each label in turn, (K, K)."""
+    t: Array = np.eye(classes, dtype=dtype)
+    if options.label_smoothing:
+        t = (1 - options.label_smoothing) * t + options.label_smoothing / classes
     if options.weight is not None:
-        t = t * np.array(options.weight, z.dtype)
+        t = t * np.array(options.weight, dtype)
     return t
 
 

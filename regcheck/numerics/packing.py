@@ -42,11 +42,13 @@ class Block(NamedTuple):
         part: the entries.
         tensors: the places of the tensors.
         starts: where the entries of each of these begin, counted from the block's first.
+        spans: the place of each, and from where to where its entries are, counted likewise.
     """
 
     part: slice
     tensors: slice
     starts: list[int]
+    spans: list[tuple[int, int, int]]
 
 
 def parts_of(count: int) -> list[slice]:
@@ -77,7 +79,9 @@ class Layout:
         """Return a part with the tensors that its entries are of."""
         first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
         starts = [max(begin - part.start, 0) for begin in self.starts[first:end]]
-        return Block(part, slice(first, end), starts)
+        ends = [*starts[1:], part.stop - part.start]
+        spans = list(zip(range(first, end), starts, ends, strict=True))
+        return Block(part, slice(first, end), starts, spans)
 
     def at(self, place: int) -> tuple[str, tuple[int, ...]]:
         """Return the tensor that an entry of the vector is of, and its index there."""
@@ -88,7 +92,7 @@ class Layout:
         """Return the vector of all tensors' entries; what is packed is not copied."""
         if isinstance(tensors, Packed) and tensors.layout is self:
             return tensors.vector
-        return np.concatenate([tensors[name].ravel() for name in self.shapes])
+        return np.concatenate([tensors[name] for name in self.shapes], axis=None)
 
     def split(self, vector: Array) -> Packed:
         """Return the tensors that a vector holds."""
@@ -98,7 +102,7 @@ class Layout:
         """Copy tensors, in the layout's order; more than a few, of one dtype, into one vector."""
         each = list(tensors)
         if len(each) > FEW_TENSORS and all(x.dtype == each[0].dtype for x in each):
-            return Packed(self, np.concatenate([x.ravel() for x in each]))
+            return Packed(self, np.concatenate(each, axis=None))
         return {name: x.copy() for name, x in zip(self.shapes, each, strict=True)}
 
     def packed(self, tensors: Tensors) -> Tensors:
@@ -120,24 +124,24 @@ class Layout:
             return self.split(tensors.vector - others.vector)
         return {name: tensors[name] - others[name] for name in self.shapes}
 
-    def entries_in(self, flats: Sequence[Array], part: slice) -> Array:
+    def entries_in(self, tensors: Sequence[Array], part: slice) -> Array:
         """Return a part of the vector that tensors would make, in float64, without making it.
 
         Args:
-            flats: the tensors in the layout's order, (size,) each.
+            tensors: all of them, in the layout's order.
             part: the entries.
         """
-        first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
         if part == slice(0, self.count):
-            return np.concatenate(flats, dtype=np.float64)
+            return np.concatenate(tensors, axis=None, dtype=np.float64)
+        first, end = bisect_right(self.starts, part.start) - 1, bisect_left(self.starts, part.stop)
         some = [
-            x[max(part.start - start, 0) : part.stop - start]
-            for x, start in zip(flats[first:end], self.starts[first:end], strict=True)
+            x.ravel()[max(part.start - start, 0) : part.stop - start]
+            for x, start in zip(tensors[first:end], self.starts[first:end], strict=True)
         ]
         joined = some[0] if len(some) == 1 else np.concatenate(some)
         return joined.astype(np.float64, copy=False)
 
-    def reduced(self, entries: Callable[[slice], Array], by: np.ufunc = np.maximum) -> list[float]:
+    def reduced(self, entries: Callable[[slice], Array], by: np.ufunc = np.maximum) -> Array:
         """Reduce each tensor's entries to one number, such as the largest.
 
         Args:
@@ -145,13 +149,13 @@ class Layout:
             by: np.maximum, which is NaN where there is one; or np.fmax, which ignores it, or
                 np.add for the sum.
         """
-        each = [by.reduceat(entries(part), starts) for part, _, starts in self.blocks]
+        each = [by.reduceat(entries(part), starts) for part, _, starts, _ in self.blocks]
         if len(each) == 1:
-            return each[0].tolist()  # type: ignore[no-any-return]
+            return each[0]  # type: ignore[no-any-return]
         found = np.full(len(self.sizes), STARTS[by])
         for block, some in zip(self.blocks, each, strict=True):
             by(found[block.tensors], some, out=found[block.tensors])
-        return found.tolist()
+        return found
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
@@ -215,7 +219,7 @@ def flat(tensors: Tensors) -> Array:
     """Put all tensors' entries one after the other, in float64; what is packed is not copied."""
     if isinstance(tensors, Packed):
         return tensors.entries
-    return np.concatenate([x.ravel() for x in tensors.values()], dtype=np.float64)
+    return np.concatenate(list(tensors.values()), axis=None, dtype=np.float64)
 
 
 def joined(parts: Sequence[NDArray[Kind]]) -> NDArray[Kind]:
@@ -249,4 +253,4 @@ def position(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def finite(*arrays: Array) -> bool:
     """Whether all entries are finite, and their sums."""
-    return all(math.isfinite(float(np.add.reduce(x))) for x in arrays)
+    return math.isfinite(sum(float(np.add.reduce(x)) for x in arrays))

@@ -33,6 +33,7 @@ from regcheck.numerics.bounds.step_rounding import (
     coupled,
     quotient,
     settled,
+    some,
 )
 
 
@@ -55,7 +56,7 @@ def propagate_rmsprop(u: float, step: OptimizerStep, noise: Array, carried: Carr
     ddelta = quotient(u, G, error, v, dv, option["eps"])
     if "grad_avg" not in step.state:
         ddelta = np.minimum(ddelta, 2 / math.sqrt(max(1 - alpha, 1e-30)))
-    if np.any(momentum):
+    if some(momentum):
         buffer = np.abs(step.state["momentum_buffer"])
         ddelta = momentum * carried.get("momentum_buffer", zero) + ddelta + 2 * u * buffer
         carry["momentum_buffer"] = ddelta

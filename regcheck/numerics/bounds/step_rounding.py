@@ -54,14 +54,19 @@ def allowed(bound: Array, lost: NDArray[np.bool_], *sides: Array) -> Array:
     return np.where(lost & ~numbers, np.inf, bound)
 
 
+def some(option: Any) -> bool:
+    """Whether an option is other than 0 for any entry; for one number, np.any is not asked."""
+    return bool(np.any(option)) if isinstance(option, np.ndarray) else bool(option)
+
+
 def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
     """Return |G| and δG, with the weight decay in the gradient unless it is decoupled."""
     decay = step.options["weight_decay"]
-    if step.options.get("decoupled_weight_decay", False) or not np.any(decay):
+    if step.options.get("decoupled_weight_decay", False) or not some(decay):
         G = np.abs(step.gradient)
         return G, noise + u * G
     pull = decay * step.before
-    if np.any(step.options.get("maximize", False)):
+    if some(step.options.get("maximize", False)):
         pull = -pull
     G = np.abs(step.gradient + pull)
     return G, noise + u * (3 * np.abs(pull) + G)
@@ -96,7 +101,7 @@ def settled(u: float, step: OptimizerStep, ddelta: Array) -> Array:
     A decoupled decay w (1 − lr λ) is one product more, of a factor that is rounded.
     """
     option = step.options
-    decays = option.get("decoupled_weight_decay", False) and np.any(option["weight_decay"])
+    decays = option.get("decoupled_weight_decay", False) and some(option["weight_decay"])
     delta = step.after - step.before
     bound: Array = np.abs(delta, out=delta)
     bound *= 6 * u

@@ -26,6 +26,11 @@ class Views:
         self.at: list[int] = []
         self.views: dict[str, Array] = {}
 
+    def are_of(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether these are the very tensors."""
+        same = self.tensors.keys() == tensors.keys()
+        return same and all(x is self.tensors[name] for name, x in tensors.items())
+
     def now(self) -> dict[str, Array]:
         """Return the tensors' entries where they are now, in each tensor's shape and dtype.
 

@@ -67,6 +67,7 @@ class TorchTrainer:
         self.buffers = Buffers(self.module.model)
         self.buffers_before: dict[str, torch.Tensor] = {}
         self.views = Views(self.tensors)
+        self.remembered: dict[str, Views] = {}
         self.layout = layout_of({name: tuple(x.shape) for name, x in self.tensors.items()})
 
     def parameters(self) -> Parameters:
@@ -225,15 +226,20 @@ class TorchTrainer:
         return found
 
     def optimizer_state(self, keys: Iterable[str]) -> tuple[dict[str, list[Array]], float]:
-        """Return what the optimizer remembers of each tensor, flat or 0, and the step it counts."""
+        """Return what the optimizer remembers of each tensor, or 0, and the step it counts."""
         states = [self.optimizer.state.get(w, {}) for w in self.tensors.values()]
         found = {}
         for key in keys:
-            values = [state.get(key) for state in states]
-            if any(x is not None for x in values):
+            each = zip(self.tensors, states, strict=True)
+            known = {name: x for name, state in each if (x := state.get(key)) is not None}
+            remembered = self.remembered.get(key)
+            if remembered is None or not remembered.are_of(known):
+                remembered = self.remembered[key] = Views(known)
+            if known:
+                views = remembered.now()
                 found[key] = [
-                    np.zeros(size) if x is None else x.numpy().ravel()
-                    for x, size in zip(values, self.layout.sizes, strict=True)
+                    views[name] if name in views else np.zeros(size)
+                    for name, size in zip(self.tensors, self.layout.sizes, strict=True)
                 ]
         return found, next((float(state["step"]) for state in states if "step" in state), 1.0)
 

@@ -91,8 +91,8 @@ class MeasuredBounds:
         self.parts = [slice(0, self.layout.count)]
         if self.formula is not None and self.formula.elementwise:
             self.parts = [block.part for block in self.layout.blocks]
-        tensors = len(self.layout.sizes)
-        self.tensor_of = np.repeat(np.arange(tensors), self.layout.sizes)
+        self.sizes, tensors = np.array(self.layout.sizes), len(self.layout.sizes)
+        self.tensor_of = np.repeat(np.arange(tensors), self.sizes)
         self.carried: Carried = {}
         self.carried_on: Carried = {}
         self.next_due = 1
@@ -203,7 +203,7 @@ class MeasuredBounds:
     def root_mean_squares(self, entries: Array) -> Array:
         """Return each tensor's root mean square."""
         squares = self.layout.reduced(lambda part: np.square(entries[part]), np.add)
-        return np.maximum(np.sqrt(np.divide(squares, self.layout.sizes)), LEAST)
+        return np.maximum(np.sqrt(squares / self.sizes), LEAST)
 
     def put_together(self, steps: Steps, noise: Callable[[slice], tuple[Array, Array]]) -> Bounds:
         """Propagate a gradient's noise to the parameters, and bound all that is compared.

@@ -49,6 +49,7 @@ from regcheck.numerics.bounds.step_rounding import (
     Propagated,
     coupled,
     settled,
+    some,
 )
 from regcheck.numerics.packing import parts_of
 
@@ -61,7 +62,7 @@ def propagate_sgd(u: float, step: OptimizerStep, noise: Array, carried: Carried)
     option = step.options
     _, error = coupled(u, step, noise)
     momentum, lr = option["momentum"], option["lr"]
-    if not np.any(momentum):
+    if not some(momentum):
         return Propagated(settled(u, step, lr * error), {})
     velocity = error
     if "momentum_buffer" in carried:
