@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regcheck.numerics.packing import Layout, common_layout, finite, flat, position
+from regcheck.numerics.packing import (
+    Layout,
+    are_finite,
+    common_layout,
+    finite,
+    flat,
+    position,
+)
 from regcheck.problem.problem import Array, Parameters
 from regcheck.spec.sections.tolerance import Tolerance, Tolerances
 
@@ -105,7 +112,7 @@ def each(
     layout = common_layout(scratch, framework, bounds)
     if layout is not None:
         found = worst_of_each(layout, flat(scratch), flat(framework), flat(bounds))
-        if found is not None:
+        if found is not None and are_finite(bounds):
             return found
     elif not scratch.keys() == framework.keys() == bounds.keys():
         names = f"{sorted(scratch)} and {sorted(framework)}, with bounds for {sorted(bounds)}"
@@ -116,12 +123,12 @@ def each(
 def worst_of_each(
     layout: Layout, here: Array, there: Array, bound: Array
 ) -> dict[str, Difference] | None:
-    """Compare all tensors at once, as `worst` does each; None where some entry is not finite."""
+    """Compare all tensors at once, as `worst` does each; None where some ratio is not finite."""
     places, ratios = [0] * len(layout.sizes), [-1.0] * len(layout.sizes)
     for part, _, _, spans in layout.blocks:
         with np.errstate(all="ignore"):
             some = np.abs(here[part] - there[part]) / bound[part]
-        if not finite(some, bound[part]):
+        if not finite(some):
             return None
         for tensor, start, stop in spans:
             place = start + int(some[start:stop].argmax())
@@ -152,7 +159,7 @@ def worst_of_all(
         here, there, bound = flat(scratch), flat(framework), flat(bounds)
         with np.errstate(all="ignore"):
             ratios = np.abs(here - there) / bound
-        if finite(ratios, bound):
+        if finite(ratios) and are_finite(bounds):
             name, index = layout.at(place := int(ratios.argmax()))
             numbers = (here.item(place), there.item(place), bound.item(place))
             return difference_of(name, index, *numbers)

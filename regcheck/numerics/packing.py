@@ -175,12 +175,13 @@ class Packed(Mapping[str, Array]):
     Most are worked with as the vector alone: the views are made once one is asked for.
     """
 
-    __slots__ = ("_entries", "_views", "layout", "vector")
+    __slots__ = ("_entries", "_finite", "_views", "layout", "vector")
 
     def __init__(self, layout: Layout, vector: Array) -> None:
         self.layout, self.vector = layout, vector
         self._views: dict[str, Array] | None = None
         self._entries: Array | None = vector if vector.dtype == np.float64 else None
+        self._finite: bool | None = None
 
     @property
     def views(self) -> dict[str, Array]:
@@ -214,12 +215,24 @@ class Packed(Mapping[str, Array]):
             self._entries = self.vector.astype(np.float64)
         return self._entries
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all entries are finite, and their sum; asked once."""
+        if self._finite is None:
+            self._finite = finite(self.entries)
+        return self._finite
+
 
 def flat(tensors: Tensors) -> Array:
     """Put all tensors' entries one after the other, in float64; what is packed is not copied."""
     if isinstance(tensors, Packed):
         return tensors.entries
     return np.concatenate(list(tensors.values()), axis=None, dtype=np.float64)
+
+
+def are_finite(tensors: Tensors) -> bool:
+    """Whether all entries are finite, and their sum; of what is packed it is asked once."""
+    return tensors.is_finite if isinstance(tensors, Packed) else finite(flat(tensors))
 
 
 def joined(parts: Sequence[NDArray[Kind]]) -> NDArray[Kind]:

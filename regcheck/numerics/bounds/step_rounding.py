@@ -72,18 +72,16 @@ def coupled(u: float, step: OptimizerStep, noise: Array) -> tuple[Array, Array]:
     return G, noise + u * (3 * np.abs(pull) + G)
 
 
-def quotient(
-    u: float, a: Array, da: Array, v: Array, dv: Array, eps: float, correction: float = 1.0
-) -> Array:
-    """Bound δ(a/D) = (δa + a δD/D)/D⁻, where a ≥ 0 and D = √v/correction + ε; 0/0 is 0."""
+def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> Array:
+    """Bound δ(a/D) = (δa + a δD/D)/D⁻, where a ≥ 0 and D = √v + ε; 0/0 is 0.
+
+    Where √v is divided by a number c first, a/(√v/c + ε) = c a/(√v + c ε).
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         root = np.sqrt(v)
         droot = dv / root
         if not (dv < v).all():  # else δv/√v is the smaller one
             np.fmin(droot, np.sqrt(v + dv), out=droot)
-        if correction != 1:
-            root *= 1 / correction
-            droot *= 1 / correction
         D, dD = root, droot
         D += eps
         dD += (3 * u) * D

@@ -205,9 +205,10 @@ class TorchTrainer:
 
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""
+        views = self.views.now()
         return self.layout.join(
-            np.zeros_like(view) if (g := self.tensors[name].grad) is None else dense(name, g)
-            for name, view in self.views.now().items()
+            np.zeros_like(views[name]) if (g := x.grad) is None else dense(name, g)
+            for name, x in self.tensors.items()
         )
 
     def given_gradients(self) -> dict[str, Array | None]:

@@ -212,13 +212,13 @@ class MeasuredBounds:
         through in blocks which stay in the processor's cache.
         """
         framework, layout = steps.framework, self.layout
-        trained = np.array(list(self.trainer.has_gradient.values()))
+        trained = list(self.trainer.has_gradient.values())
         propagate = self.by_clones(framework.before) if self.formula is None else self.by_formula()
         of_gradient, of_used, bounds = [], [], []
         for part in self.parts:
             coming, used = noise(part)
-            if not trained.all():
-                used = used * self.of_entries(trained, part)
+            if not all(trained):
+                used = used * self.of_entries(np.array(trained), part)
             of_gradient.append(coming)
             of_used.append(used)
             bounds.append(propagate(part, used))
@@ -238,8 +238,11 @@ class MeasuredBounds:
         tensors = layout.split(bound)
         of_stage: Parameters = {}
         if steps.scratch.gradient is not None:
-            rounded = 4 * self.eps * np.abs(self.entries.gradient)
-            of_stage = layout.split(joined(of_gradient) + rounded + self.tiny)
+            rounded = np.abs(self.entries.gradient)
+            rounded *= 4 * self.eps
+            rounded += joined(of_gradient)
+            rounded += self.tiny
+            of_stage = layout.split(rounded)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
 
     def allow_overflow(self, bound: Array) -> None:

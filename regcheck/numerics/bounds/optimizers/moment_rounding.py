@@ -46,10 +46,10 @@ def propagate_adam(u: float, step: OptimizerStep, noise: Array, carried: Carried
     if "max_exp_avg_sq" in step.state:
         v, known = step.state["max_exp_avg_sq"], carried.get("max_exp_avg_sq", np.zeros(()))
         dv = carry["max_exp_avg_sq"] = np.maximum(dv, known)
-    correction = 1 - beta2**t
-    ddelta = quotient(u, m, dm, v, dv, option["eps"], math.sqrt(correction))
-    np.minimum(ddelta, 2 * steepest(option) * math.sqrt(correction), out=ddelta)
-    ddelta *= option["lr"] / (1 - beta1**t)
+    root = math.sqrt(1 - beta2**t)
+    ddelta = quotient(u, m, dm, v, dv, root * option["eps"])
+    np.minimum(ddelta, 2 * steepest(option), out=ddelta)
+    ddelta *= root * option["lr"] / (1 - beta1**t)
     return Propagated(settled(u, step, ddelta), carry)
 
 
@@ -72,9 +72,9 @@ def propagate_radam(u: float, step: OptimizerStep, noise: Array, carried: Carrie
         return Propagated(settled(u, step, rate * widened(carry["exp_avg"], m, off)), carry)
     root = math.sqrt(correction)
     dm = widened(carry["exp_avg"], m, off + 2 * doff)
-    ddelta = quotient(u, m, dm, v, carry["exp_avg_sq"], option["eps"] / root, root)
-    np.minimum(ddelta, 2 * steepest(option) * root, out=ddelta)
-    ddelta *= r * rate
+    ddelta = quotient(u, m, dm, v, carry["exp_avg_sq"], option["eps"])
+    np.minimum(ddelta, 2 * steepest(option), out=ddelta)
+    ddelta *= root * r * rate
     return Propagated(settled(u, step, ddelta), carry)
 
 
@@ -93,10 +93,10 @@ def propagate_nadam(u: float, step: OptimizerStep, noise: Array, carried: Carrie
     steep = a * G + b * m
     # Both parts are rounded, which may cancel each other; and so is w between them.
     dsteep = widened(a * error + b * carry["exp_avg"], steep, off + 6 * u)
-    ddelta = quotient(u, steep, dsteep, v, carry["exp_avg_sq"], option["eps"], root)
+    ddelta = quotient(u, steep, dsteep, v, carry["exp_avg_sq"], root * option["eps"])
     of_gradient = 1 / math.sqrt(max(1 - beta2, 1e-30))  # |G| ≤ √(v/(1 − β₂))
-    np.minimum(ddelta, 2 * (a * of_gradient + b * steepest(option)) * root, out=ddelta)
-    ddelta *= option["lr"]
+    np.minimum(ddelta, 2 * (a * of_gradient + b * steepest(option)), out=ddelta)
+    ddelta *= root * option["lr"]
     ddelta += u * np.abs(step.before)
     return Propagated(settled(u, step, ddelta), carry)
 
