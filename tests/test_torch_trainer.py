@@ -254,3 +254,26 @@ def test_lr_beyond_float32_is_infinite_as_in_numpy() -> None:
         # Infinite, or already NaN where the step before was: the same on both sides.
         assert not np.isfinite(framework.after[name]).any()
         assert not np.isfinite(scratch.after[name]).any()
+
+
+def test_what_an_optimizer_remembers_is_read_where_it_is_now() -> None:
+    problem = problem_of({"optimizer": "adam"})
+    trainer = TorchTrainer(problem)
+    batches = itertools.cycle(problem.schedule.batches())
+
+    def remembered() -> list[list[float]]:
+        state, _ = trainer.optimizer_state(["exp_avg", "max_exp_avg_sq"])
+        assert set(state) == {"exp_avg"}  # the other is of amsgrad
+        return [x.ravel().tolist() for x in state["exp_avg"]]
+
+    def states() -> list[dict[str, Any]]:
+        return [trainer.optimizer.state[w] for w in trainer.tensors.values()]
+
+    for _ in range(3):  # in the same memory, and in another
+        trainer.step(next(batches))
+        assert remembered() == [state["exp_avg"].ravel().tolist() for state in states()]
+        for state in states():
+            state["exp_avg"] = 2 * state["exp_avg"]
+        assert remembered() == [state["exp_avg"].ravel().tolist() for state in states()]
+    states()[0]["exp_avg"] = None
+    assert remembered() == [[0.0] * 3, states()[1]["exp_avg"].tolist()]

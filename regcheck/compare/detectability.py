@@ -124,7 +124,7 @@ class AlteredOptimizers:
 
     def advance(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
         """Try each fault that no step has shown yet."""
-        if not self.pending or batch.step > MOST_STEPS:
+        if not self.hidden() or batch.step > MOST_STEPS:
             return
         before = steps.framework.before
         shown = Shown(steps, bounds, self.limits)
@@ -184,7 +184,7 @@ class AlteredRules:
 
     def advance(self, batch: Batch, steps: Steps, bounds: Bounds) -> None:
         """Try each fault that no step has shown yet."""
-        if not self.pending or batch.step > MOST_STEPS:
+        if not self.hidden() or batch.step > MOST_STEPS:
             return
         framework = steps.framework
         assert framework.gradient is not None

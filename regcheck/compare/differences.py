@@ -12,7 +12,6 @@ from regcheck.numerics.packing import (
     Layout,
     are_finite,
     common_layout,
-    finite,
     flat,
     position,
 )
@@ -128,11 +127,12 @@ def worst_of_each(
     for part, _, _, spans in layout.blocks:
         with np.errstate(all="ignore"):
             some = np.abs(here[part] - there[part]) / bound[part]
-        if not finite(some):
-            return None
         for tensor, start, stop in spans:
-            place = start + int(some[start:stop].argmax())
-            if (ratio := some.item(place)) > ratios[tensor]:
+            place = start + int(some[start:stop].argmax())  # the first NaN, where there is one
+            ratio = some.item(place)
+            if not math.isfinite(ratio):
+                return None
+            if ratio > ratios[tensor]:
                 places[tensor], ratios[tensor] = part.start + place, ratio
     return {
         name: difference_of(
@@ -159,8 +159,9 @@ def worst_of_all(
         here, there, bound = flat(scratch), flat(framework), flat(bounds)
         with np.errstate(all="ignore"):
             ratios = np.abs(here - there) / bound
-        if finite(ratios) and are_finite(bounds):
-            name, index = layout.at(place := int(ratios.argmax()))
+        place = int(ratios.argmax())
+        if math.isfinite(ratios.item(place)) and are_finite(bounds):
+            name, index = layout.at(place)
             numbers = (here.item(place), there.item(place), bound.item(place))
             return difference_of(name, index, *numbers)
     return greatest(each(scratch, framework, bounds).values())

@@ -117,13 +117,12 @@ def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowL
 
 def class_targets(z: Array, y: Array, options: LossOptions) -> Array:
     """Return tⱼ of `cross_entropy`, (B, K), in z's dtype."""
-    return targets_by_label(z.shape[1], options, z.dtype)[y]
+    t: Array = targets_by_label(z.shape[1], options, z.dtype)[y]
+    return t
 
 
 @lru_cache
-def targets_by_label(
-    classes: int, options: LossOptions, dtype: np.dtype[np.floating]
-) -> Array:
+def targets_by_label(classes: int, options: LossOptions, dtype: np.dtype[np.floating]) -> Array:
     """Return tⱼ of `cross_entropy` for each label in turn, (K, K)."""
     t: Array = np.eye(classes, dtype=dtype)
     if options.label_smoothing:

@@ -101,7 +101,7 @@ class Layout:
     def join(self, tensors: Iterable[Array]) -> Tensors:
         """Copy tensors, in the layout's order; more than a few, of one dtype, into one vector."""
         each = list(tensors)
-        if len(each) > FEW_TENSORS and all(x.dtype == each[0].dtype for x in each):
+        if len(each) > FEW_TENSORS and len({x.dtype for x in each}) == 1:
             return Packed(self, np.concatenate(each, axis=None))
         return {name: x.copy() for name, x in zip(self.shapes, each, strict=True)}
 
@@ -151,7 +151,7 @@ class Layout:
         """
         each = [by.reduceat(entries(part), starts) for part, _, starts, _ in self.blocks]
         if len(each) == 1:
-            return each[0]  # type: ignore[no-any-return]
+            return each[0]
         found = np.full(len(self.sizes), STARTS[by])
         for block, some in zip(self.blocks, each, strict=True):
             by(found[block.tensors], some, out=found[block.tensors])
@@ -264,6 +264,6 @@ def position(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return index
 
 
-def finite(*arrays: Array) -> bool:
-    """Whether all entries are finite, and their sums."""
-    return math.isfinite(sum(float(np.add.reduce(x)) for x in arrays))
+def finite(x: Array) -> bool:
+    """Whether all entries are finite, and their sum."""
+    return math.isfinite(np.add.reduce(x))

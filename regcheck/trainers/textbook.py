@@ -163,7 +163,7 @@ class FormulaBounds:
             noise = np.zeros_like(gradient)
             found = self.formula.propagate(self.u, taken, noise, self.carried)
             bound, self.carried = found.after + self.tiny, found.carried
-        if not finite(gradient, after):
+        if not (finite(gradient) and finite(after)):
             bound = np.full_like(bound, np.nan)  # the rest depends on the order of computation
         if found.lost is not None:
             theirs = flat({name: framework.after[name] for name in step.before})

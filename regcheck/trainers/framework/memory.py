@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -19,17 +19,27 @@ class Views:
     does. The old memory is kept until that is seen, so that no new one has its address.
     """
 
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.views: list[Array] = []
+
+    def of(self, tensors: Collection[Tensor]) -> list[Array]:
+        """Return the entries of tensors where they are now: the same list where they were there."""
+        at = [x.data_ptr() for x in tensors]
+        if at != self.at:
+            self.at, self.views = at, [x.detach().numpy() for x in tensors]
+        return self.views
+
+
+class ParameterViews:
+    """A model's parameters as NumPy views."""
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """Take tensors by name."""
-        self.tensors = dict(tensors)
+        self.tensors, self.views = dict(tensors), Views()
         self.kinds = [(x.shape, x.dtype) for x in self.tensors.values()]
-        self.at: list[int] = []
-        self.views: dict[str, Array] = {}
-
-    def are_of(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these are the very tensors."""
-        same = self.tensors.keys() == tensors.keys()
-        return same and all(x is self.tensors[name] for name, x in tensors.items())
+        self.each: list[Array] = []
+        self.named: dict[str, Array] = {}
 
     def now(self) -> dict[str, Array]:
         """Return the tensors' entries where they are now, in each tensor's shape and dtype.
@@ -37,8 +47,8 @@ class Views:
         Raises:
             UserCodeError: a tensor has another shape or dtype than it had.
         """
-        at = [x.data_ptr() for x in self.tensors.values()]
-        if at != self.at:
+        each = self.views.of(self.tensors.values())
+        if each is not self.each:
             for (name, x), (shape, dtype) in zip(self.tensors.items(), self.kinds, strict=True):
                 if (x.shape, x.dtype) != (shape, dtype):
                     raise UserCodeError(
@@ -46,8 +56,8 @@ class Views:
                         f"{tuple(x.shape)} {named(x.dtype)}\n  Keep the shape and the dtype: "
                         "change it in place, as `p.sub_(lr * g)` does under torch.no_grad()."
                     )
-            self.at, self.views = at, {name: x.detach().numpy() for name, x in self.tensors.items()}
-        return self.views
+            self.each, self.named = each, dict(zip(self.tensors, each, strict=True))
+        return self.named
 
 
 def named(dtype: torch.dtype) -> str:

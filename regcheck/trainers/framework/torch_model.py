@@ -21,7 +21,7 @@ from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from regcheck.rules.optimizers.update_rule import Own
 from regcheck.rules.settings import Settings
-from regcheck.trainers.framework.memory import Views
+from regcheck.trainers.framework.memory import ParameterViews
 
 
 @dataclass
@@ -228,7 +228,7 @@ class OptimizerClone:
         self.module, self.gradient, self.times = module, gradient, times
         originals = list(module.tensors.values())
         self.tensors, self.optimizer = copy.deepcopy((originals, module.optimizer))
-        self.views = Views(dict(zip(module.tensors, self.tensors, strict=True)))
+        self.views = ParameterViews(dict(zip(module.tensors, self.tensors, strict=True)))
         self.kept: dict[Tensor, Any] = {}
 
     def keep(self) -> None:

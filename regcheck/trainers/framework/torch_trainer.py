@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.trainers.framework.built_in import built_in
-from regcheck.trainers.framework.memory import Buffers, Views
+from regcheck.trainers.framework.memory import Buffers, ParameterViews, Views
 from regcheck.trainers.framework.schedulers import GroupSchedulers
 from regcheck.trainers.framework.torch_model import Module, dense, eager_step, is_torchs
 from regcheck.trainers.framework.user_module import check_loss
@@ -66,8 +67,8 @@ class TorchTrainer:
         self.has_gradient = dict.fromkeys(self.tensors, True)
         self.buffers = Buffers(self.module.model)
         self.buffers_before: dict[str, torch.Tensor] = {}
-        self.views = Views(self.tensors)
-        self.remembered: dict[str, Views] = {}
+        self.views = ParameterViews(self.tensors)
+        self.remembered: defaultdict[str, Views] = defaultdict(Views)
         self.layout = layout_of({name: tuple(x.shape) for name, x in self.tensors.items()})
 
     def parameters(self) -> Parameters:
@@ -231,16 +232,15 @@ class TorchTrainer:
         states = [self.optimizer.state.get(w, {}) for w in self.tensors.values()]
         found = {}
         for key in keys:
-            each = zip(self.tensors, states, strict=True)
-            known = {name: x for name, state in each if (x := state.get(key)) is not None}
-            remembered = self.remembered.get(key)
-            if remembered is None or not remembered.are_of(known):
-                remembered = self.remembered[key] = Views(known)
-            if known:
-                views = remembered.now()
+            known = [x for state in states if (x := state.get(key)) is not None]
+            views = self.remembered[key].of(known)
+            if len(known) == len(states):
+                found[key] = views
+            elif known:
+                each, sizes = iter(views), zip(states, self.layout.sizes, strict=True)
                 found[key] = [
-                    views[name] if name in views else np.zeros(size)
-                    for name, size in zip(self.tensors, self.layout.sizes, strict=True)
+                    np.zeros(size) if state.get(key) is None else next(each)
+                    for state, size in sizes
                 ]
         return found, next((float(state["step"]) for state in states if "step" in state), 1.0)
 

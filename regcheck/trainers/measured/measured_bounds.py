@@ -203,7 +203,8 @@ class MeasuredBounds:
     def root_mean_squares(self, entries: Array) -> Array:
         """Return each tensor's root mean square."""
         squares = self.layout.reduced(lambda part: np.square(entries[part]), np.add)
-        return np.maximum(np.sqrt(squares / self.sizes), LEAST)
+        found: Array = np.maximum(np.sqrt(squares / self.sizes), LEAST)
+        return found
 
     def put_together(self, steps: Steps, noise: Callable[[slice], tuple[Array, Array]]) -> Bounds:
         """Propagate a gradient's noise to the parameters, and bound all that is compared.
@@ -251,7 +252,7 @@ class MeasuredBounds:
             bound[np.isnan(bound)] = np.inf
             if self.mixed:  # a side that overflows alone does so by its dtype: no rounding
                 bound[np.isinf(bound)] = np.nan
-        if not finite(self.entries.gradient, self.entries.after):
+        if not (finite(self.entries.gradient) and finite(self.entries.after)):
             # Once numbers have overflowed, the rest depends on the order of computation.
             bound[np.isfinite(bound)] = np.nan
 
