@@ -13,7 +13,15 @@ from regcheck.diagnosis.evidence.record import Evidence, Kind, remark
 from regcheck.diagnosis.evidence.tensors import FROZEN, NO_RULE, named
 from regcheck.report.result import Report
 from regcheck.report.summary import Summary, summary
-from regcheck.report.texts.diagnosis.next_steps import BY_KIND, LOSSES_ALIKE
+from regcheck.report.texts.diagnosis.next_steps import (
+    BY_KIND,
+    BY_STAGE,
+    IN_ORDER,
+    LOSSES_ALIKE,
+    YIELD_GRADIENT,
+    next_steps,
+)
+from regcheck.rules.causes.cause import Stage
 from tests.by_hand import BASE, At, code
 from tests.conftest import told
 
@@ -30,7 +38,7 @@ NEXT = {
 }
 """What is next by the kind of evidence, of several kinds by the first."""
 
-BY_STAGE = "compare the gradient at step 1 with torch's, tensor by tensor"
+OF_GRADIENT = "compare the gradient at step 1 with torch's, tensor by tensor"
 
 WORDS = (
     "The updates are never updated, though frozen in torch (requires_grad is False), without "
@@ -67,13 +75,31 @@ def test_each_kind_says_what_is_next(kind: Kind) -> None:
 def test_kinds_that_say_nothing_of_what_is_next_leave_it_to_the_stage() -> None:
     assert [*NEXT] == [*BY_KIND]
     for kind in {*get_args(Kind)} - NEXT.keys():
-        assert short(remark(WORDS, kind)).next[0].startswith(BY_STAGE)
+        assert short(remark(WORDS, kind)).next[0].startswith(OF_GRADIENT)
     assert short(remark(WORDS, "loss-differs"), of_loss=remark(".")).next == (LOSSES_ALIKE,)
 
 
 def test_of_several_kinds_the_first_is_next() -> None:
     both = remark(WORDS, "never-updated"), remark(WORDS, "frozen")
     assert short(*both).next == short(*both[::-1]).next == (BY_KIND["frozen"],)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said", "asks"),
+    [
+        ("gradient", BY_STAGE["gradient"], True),
+        ("penalty", BY_STAGE["penalty"], False),
+        ("optimizer", BY_STAGE["optimizer"], False),
+        ("update", IN_ORDER, True),
+        (None, IN_ORDER, True),
+    ],
+)
+def test_stage_says_what_to_compare_and_may_ask_for_the_gradient(
+    stage: Stage | None, said: str, asks: bool
+) -> None:
+    report = unexplained()
+    found = replace(report, diagnosis=replace(told(report.diagnosis), evidence=(), stage=stage))
+    assert next_steps(found) == [said.format(step="step 1"), *([YIELD_GRADIENT] if asks else [])]
 
 
 LONG = "weight".ljust(140, "t")

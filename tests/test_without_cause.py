@@ -13,7 +13,7 @@ from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.evidence.tensors import FROZEN, NOT_GIVEN
 from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
-from regcheck.report.texts.diagnosis.next_steps import BY_KIND, NEXT, OF_LOSS, YIELD_GRADIENT
+from regcheck.report.texts.diagnosis.next_steps import BY_KIND, BY_STAGE, OF_LOSS, YIELD_GRADIENT
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import (
     BASE,
@@ -296,12 +296,12 @@ def flipped(at: At) -> tuple[Any, Any]:
     return -at.gw, at.gb
 
 
-OF_GRADIENT = NEXT["gradient"].format(step="step 1")
+OF_GRADIENT = BY_STAGE["gradient"].format(step="step 1")
 
 NEXT_BY = {
     ("gradient", False): (OF_GRADIENT, YIELD_GRADIENT),
     ("gradient", True): (OF_GRADIENT,),
-    ("optimizer", True): (NEXT["optimizer"].format(step="step 1"),),
+    ("optimizer", True): (BY_STAGE["optimizer"].format(step="step 1"),),
 }
 """What is next, by the stage and whether the code yields its gradient."""
 

@@ -63,7 +63,7 @@ def explained(run: Run) -> Diagnosis:
             loss_evidence = loss_evidence or torchs_penalty(run)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
     evidence = [other_settings(run)]
-    stage: str | None = min(stages, key=get_args(Stage).index, default=None)
+    stage = min(stages, key=get_args(Stage).index, default=None)
     if not agree:
         known, stage = without_cause(run, replay, settings, loss_explained=reporting is not None)
         evidence += known

@@ -13,7 +13,7 @@ from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.numerics.least_squares import Fit
 from regcheck.problem.problem import Array, Parameters
 from regcheck.rules.causes.catalogue import CAUSES
-from regcheck.rules.causes.cause import Change
+from regcheck.rules.causes.cause import Change, Stage
 from regcheck.rules.equivalent import Matching
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
@@ -234,7 +234,7 @@ class Diagnosis:
     loss_evidence: Evidence | None = None
     effective_settings: Mapping[str, EffectiveSettings] = field(default_factory=dict)
     steps: int = 0
-    stage: str | None = None
+    stage: Stage | None = None
     evidence: tuple[Evidence, ...] = ()
     start: Parameters | None = None
     matching: Matching | str | None = None

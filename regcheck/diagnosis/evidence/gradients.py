@@ -14,6 +14,7 @@ from regcheck.diagnosis.records import Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import fit_columns
 from regcheck.problem.problem import Array
+from regcheck.rules.causes.cause import Stage
 
 MOST_PROBED = 12
 """Entries whose derivative is taken by finite differences."""
@@ -53,7 +54,7 @@ def differing_loss(run: Run) -> Evidence | None:
     )
 
 
-def recursion_evidence(replay: Replay, momentum: float) -> tuple[Evidence | None, str]:
+def recursion_evidence(replay: Replay, momentum: float) -> tuple[Evidence | None, Stage]:
     """Describe steps that are made from torch's gradients all the same; and the stage.
 
     All forms of momentum at a constant lr are recursions over all tensors' entries,

@@ -18,7 +18,7 @@ Kind = Literal[
     "schedule-ignored",
     "yielded-early",
 ]
-"""What the texts distinguish: mostly by what is next. Where one `says-next`, its own words do."""
+"""What the texts distinguish; `says-next` is all that ends with what is next by itself."""
 
 
 @dataclass(frozen=True)

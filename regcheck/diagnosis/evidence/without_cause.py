@@ -24,6 +24,7 @@ from regcheck.diagnosis.evidence.tensors import (
 )
 from regcheck.diagnosis.records import EffectiveSettings, Run
 from regcheck.diagnosis.replay import Replay
+from regcheck.rules.causes.cause import Stage
 
 KEEPS_TO_IT = remark(
     "The scratch side follows torch's rule with the settings of the framework side's optimizer; "
@@ -45,7 +46,7 @@ def without_cause(
     settings: Mapping[str, EffectiveSettings],
     *,
     loss_explained: bool,
-) -> tuple[list[Evidence | None], str]:
+) -> tuple[list[Evidence | None], Stage]:
     """Describe what is known where nothing in the catalogue explains the updates; and the stage."""
     evidence = [late_evidence(run)]
     assert run.first is not None
@@ -82,7 +83,7 @@ def without_cause(
     return evidence, stage
 
 
-def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], Evidence | None]]]:
+def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], Evidence | None]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
     yield "optimizer", one_clips
     yield "optimizer", other_rates
@@ -92,7 +93,7 @@ def descriptions(run: Run) -> Iterator[tuple[str, Callable[[Replay], Evidence | 
     yield "update", partial(one_step_alone, run)
 
 
-def stage_by(run: Run, agrees: bool | None) -> str:
+def stage_by(run: Run, agrees: bool | None) -> Stage:
     """Return the stage by whether the gradient agrees; where that is not known, by the steps.
 
     Those of an optimizer that divides by the gradient's size do not tell their gradient.

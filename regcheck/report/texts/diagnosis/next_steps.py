@@ -7,8 +7,9 @@ from regcheck.diagnosis.evidence.record import Kind
 from regcheck.diagnosis.records import Diagnosis
 from regcheck.report.result import Report
 from regcheck.report.texts.roles import roles_of
+from regcheck.rules.causes.cause import Stage
 
-NEXT = {
+BY_STAGE: dict[Stage, str] = {
     "gradient": "compare the gradient at {step} with torch's, tensor by tensor, before anything is "
     "added to it",
     "penalty": "compare the weight-decay term at {step} with torch's, tensor by tensor",
@@ -72,19 +73,24 @@ def of_updates(report: Report, found: Diagnosis, first: Divergence) -> list[str]
     told = next((text for kind, text in BY_KIND.items() if kind in kinds), None)
     if told is not None:
         return [told] if told else []
-    textbook = report.spec.textbook is not None  # by the very gradient that the optimizer takes
-    loss, own = report.first_loss_divergence, report.spec.scratch is not None and not textbook
     differs = any(one.kind == "loss-differs" for one in found.evidence)
     if found.loss_evidence and differs:  # whose reason is known
         return [LOSSES_ALIKE]
-    text = NEXT.get("optimizer" if textbook else found.stage or "", IN_ORDER)
-    if found.stage == "gradient" and not found.reporting and loss and loss.step == first.step:
-        text = OF_LOSS
-        if first.step == 1 and own:
-            text += "; is the start `problem.initial`?"
-    lines = [text.format(step=f"step {first.step:,}")]
+    return by_stage(report, found, first)
+
+
+def by_stage(report: Report, found: Diagnosis, first: Divergence) -> list[str]:
+    """Say what to compare by the stage at which the updates differ."""
+    textbook = report.spec.textbook is not None  # by the very gradient that the optimizer takes
+    stage: Stage = "optimizer" if textbook else found.stage or "update"
+    loss, own = report.first_loss_divergence, report.spec.scratch is not None and not textbook
+    step = f"step {first.step:,}"
+    if stage == "gradient" and not found.reporting and loss and loss.step == first.step:
+        start = "; is the start `problem.initial`?" if first.step == 1 and own else ""
+        return [OF_LOSS.format(step=step) + start]
+    lines = [BY_STAGE.get(stage, IN_ORDER).format(step=step)]
     sample = report.comparison.sample
     yields = sample is not None and sample.scratch.gradient is not None
-    if own and not yields and text in (NEXT["gradient"], IN_ORDER):
+    if own and not yields and stage not in ("penalty", "optimizer"):
         lines.append(YIELD_GRADIENT)
     return lines
