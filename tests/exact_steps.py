@@ -110,11 +110,12 @@ def exactly(
     start: Parameters | None = None,
     by_entry: ByEntry | None = None,
     tensors: Collection[str] | None = None,
+    gradients: Wrong | None = None,
 ) -> Iterator[Exact]:
     """Take each recorded step by a rule, without rounding, from the code's parameters.
 
     The first is taken from a start, where that is not the spec's. Some entries may have numbers of
-    their own, and some tensors alone may be looked at.
+    their own, and some tensors alone may be looked at. Gradients may be given.
     """
     history = seen.history
     looked_at = np.concatenate(
@@ -123,7 +124,7 @@ def exactly(
             for name, shape in history.shapes.items()
         ]
     )
-    wrong = of_entries(seen, by_entry, bias="bias" in history.shapes)
+    wrong = gradients or of_entries(seen, by_entry, bias="bias" in history.shapes)
     schedule = schedule_of(seen.case.spec, seen.problem.steps // seen.problem.epochs, rule)
     training = Training(seen.problem, rule, schedule, np.longdouble, wrong=wrong)
     rates = by_entry.values if by_entry is not None and by_entry.what == "lr" else np.ones(1)
@@ -149,7 +150,8 @@ def exactly(
                 longest = np.fmax(longest, moved)
                 longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
                 longer = np.fmax(1, longest / longest_torch / 4)
-                bound += np.fmin((longer - 1) * record.bound, 0.01 * moved.max() / limits)
+                of_gradient = np.fmax(record.bound - 2 * u * np.abs(record.before), 0)
+                bound += np.fmin((longer - 1) * of_gradient, 0.01 * moved.max() / limits)
             off = np.abs(after - record.scratch) / (bound * limits)
         known = np.isfinite(record.bound) & np.isfinite(record.scratch)
         off = np.where(np.isnan(off), np.where(known, math.inf, 0), off)
@@ -172,3 +174,15 @@ def of_entries(seen: Seen, by_entry: ByEntry | None, *, bias: bool) -> Wrong | N
         return gw + (weight - own[0]) * w, gb + (rest - own[1]) * b
 
     return decayed
+
+
+def torchs_gradients(seen: Seen) -> Wrong:
+    """Put torch's own gradients, as they are recorded, into a training that takes all steps."""
+    recorded = iter(seen.history.all("gradient").astype(np.longdouble))
+
+    def gradient(moment: Moment) -> Pair:
+        entries = next(recorded)
+        (gw, _) = moment.gradient
+        return entries[: len(gw)], np.asarray(entries[-1] if len(entries) > len(gw) else 0.0)
+
+    return gradient

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regcheck.diagnosis.records import Explanation
-from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly
+from tests.exact_steps import NOISE, SINGLE, SURE, Seen, exactly, torchs_gradients
 from tests.faults import FAULTS, OPEN, OUTSIDE
 from tests.judged_losses import faults_of_losses
 from tests.random_functions import Case, batch_of
@@ -94,12 +94,34 @@ def must_be_named(seen: Seen) -> bool:
         return False  # which is told, as no schedule
     if "row-order" in causes and len(steps_off(seen)) < 2:
         return False  # one step on other rows may be another cause's, by Adafactor its sign alone
+    if hides_in_rounding(seen):
+        return False
+    history = seen.history
+    if len(causes) > 1 and (history.all("scratch") == history.all("before")).all():
+        return False  # what never takes a step is no causes that come to none together
     if "initial-parameters" in seen.case.causes:
         # The first step may start anywhere: later ones must move.
-        history = seen.history
         moved = np.abs(history.all("framework") - history.all("before"))[1:]
         return bool((moved > history.all("bound")[1:] * seen.limits("weight")).any())
-    return all(np.isfinite(record.bound).all() for record in seen.history.records())
+    return all(np.isfinite(record.bound).all() for record in history.records())
+
+
+def hides_in_rounding(seen: Seen) -> bool:
+    """Whether the code's rule does not make its steps of torch's gradients, which round otherwise.
+
+    A step that divides by the gradient's size has nothing of its rounding, but one by a fault may.
+    """
+    rule, torchs = seen.case.code.rule, Rule()
+    if seen.case.causes & UNLIKE or any(
+        getattr(rule, key) != getattr(torchs, key) for key in OF_THE_PASS
+    ):
+        return False
+    steps = exactly(seen, rule, gradients=torchs_gradients(seen))
+    return max((step.update for step in steps), default=0.0) > 1
+
+
+OF_THE_PASS = ("gradient", "half", "micro_batches", "order", "reduce", "slope", "target")
+"""What of a rule makes another gradient than torch's of the rows."""
 
 
 def steps_off(seen: Seen) -> NDArray[np.intp]:

@@ -56,6 +56,7 @@ ONCE_WRONG = {
     500032: "a start that step 2 alone tells, from which step 1 goes the other way in some entries",
     500270: "a variance that M² is nearly all of, which rounds by more than its longer steps",
     500274: "a penalty fitted to the one step whose loss tells",
+    600030: "two causes that come to no step, of code that never takes one",
     600062: "a penalty in the loss, smaller than what the loss at a found start is known to",
 }
 """Seeds, and what once was wrong in them."""

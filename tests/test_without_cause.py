@@ -201,6 +201,18 @@ def test_tensor_that_is_never_updated_is_told_with_what_is_next() -> None:
     assert short.next == (BY_KIND["never-updated"],)
 
 
+@pytest.mark.parametrize("name", ["sgd", "radam"])
+def test_code_that_never_updates_is_explained_by_no_lr_of_0_and_no_causes_together(
+    name: str,
+) -> None:
+    # Old moments of an optimizer that each epoch of one step makes anew come to no step, too.
+    falling = {"lr_schedule": {"kind": "step", "every": 3, "factor": 0.5}}
+    report = check(
+        BASE | falling | {"optimizer": {"name": name}}, scratch=code(lambda at: (at.w, at.b))
+    )
+    assert summary(report).headline == "DIVERGED at step 1: weight and bias are never updated"
+
+
 def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
     def step(at: At) -> tuple[Any, Any]:
         return at.along(*at.mean(at.slope + 0.1 * np.sin(at.y)))

@@ -117,7 +117,7 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         # Else it may be the framework side that does not keep to its rule.
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
-    if not found:
+    if not found and not replay.stands:
         ways = (with_effective_settings, with_other_numbers)
         other = next((one for one in (way(replay) for way in ways) if one), None)
         found = (other,) if other else ()
@@ -171,7 +171,9 @@ def in_some_tensors(run: Run, replay: Replay) -> Found:
 
 def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
     """Find sets of the catalogue's causes, in float64 or else as float32 rounds."""
-    found = searched(run, replay)
+    # What never takes a step is not several causes that come to none, or a factor of nearly 0.
+    how = single_causes if replay.stands else search
+    found = searched(run, replay, how)
     rounded = None if found else from_rounded(run, replay)
     if rounded is not None:
         return (rounded,), replay
@@ -183,10 +185,10 @@ def known_causes(run: Run, replay: Replay) -> tuple[Found, Replay]:
         return (*found, rounding) if rounding else found, replay
     if rounding:
         return (rounding,), coarse
-    found = searched(run, coarse)
+    found = searched(run, coarse, how)
     return tuple(replace(one, causes=(*one.causes, "precision")) for one in found), coarse
 
 
-def searched(run: Run, replay: Replay, how: Callable[..., Found] = search) -> Found:
+def searched(run: Run, replay: Replay, how: Callable[..., Found]) -> Found:
     """Search the catalogue."""
     return how(replay, run.training, run.spec.named_convention(), run.visible)

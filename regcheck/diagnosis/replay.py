@@ -57,6 +57,11 @@ class Replay:
             [np.full(math.prod(shape), limits[name]) for name, shape in history.shapes.items()]
         )
 
+    @property
+    def stands(self) -> bool:
+        """Whether the scratch side changes no parameter in any recorded step."""
+        return bool((self.history.all("scratch") == self.history.all("before")).all())
+
     def by(self, change: Change) -> NumpyTrainer:
         """Return torch's rule with a change in it; the empty change is its own."""
         return self.torch.by(self.torch.problem.with_change(change))

@@ -61,7 +61,7 @@ def without_cause(
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
     if agrees is not None and not run.shares_gradient:
         evidence.append(GRADIENT[agrees])
-    if agrees is not False:
+    if agrees is not False and not replay.stands:
         for where, describe in descriptions(run):
             known = describe(replay)
             if known:
