@@ -18,6 +18,7 @@ from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
 from regcheck.report.terminal.details import print_report
 from regcheck.report.terminal.short import short_text
+from regcheck.report.texts.diagnosis.next_steps import BY_STAGE, next_steps
 from regcheck.rules.optimizers.registry import OPTIMIZERS
 from tests.by_hand import BASE
 from tests.own_optimizers import OwnAdamW, OwnSGD, build
@@ -246,8 +247,7 @@ def test_what_is_no_known_mistake_is_in_the_optimizer() -> None:
     assert explanations(report) == []
     assert report.diagnosis is not None
     assert report.diagnosis.evidence == ()
-    text = " ".join(printed(report).split())
-    assert "Where in the optimizer: how the step uses the gradient." in text
+    assert next_steps(report) == [BY_STAGE["optimizer"].format(step="step 1")]
 
 
 @pytest.mark.slow
