@@ -165,6 +165,7 @@ def test_fix_names_the_factor_that_was_fitted(name: str) -> None:
 @pytest.mark.parametrize("cause", [name for name, one in CAUSES.items() if one.factor_key])
 def test_fix_of_a_cause_with_an_open_factor_has_a_place_for_it(cause: str) -> None:
     assert "the factor c" in CAUSES[cause].fix
+    assert not CAUSES[cause].fix_apart or "the factor c" in CAUSES[cause].fix_apart
 
 
 @pytest.mark.sampled(every=4)
