@@ -121,11 +121,12 @@ def with_another_option(
 ) -> Found:
     """Find one cause, or else two, that explain a run together with another value of an option."""
     hypotheses = concerning(replay, training, convention, visible)
-    found: Found = ()
-    for size in (1, 2):
+    rare = hypotheses.shown & hypotheses.rare
+    common, found = hypotheses.shown - rare, tuple[Explanation, ...]()
+    for names, size in ((common, 1), (rare, 1), (common, 2)):
         found = found or tuple(
             one
-            for causes in combinations(sorted(hypotheses.shown - hypotheses.rare), size)
+            for causes in combinations(sorted(names), size)
             for change in ways_of(hypotheses, causes)
             for one in with_other_option(replay, causes, change)
         )
