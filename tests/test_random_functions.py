@@ -52,12 +52,14 @@ ONCE_WRONG = {
     100854: "a root that is missing where ε was inside, and so nowhere",
     100957: "Adafactor's means of one step, whose digits were lost",
     100998: "a factor on the gradient beside a cause, where squares start above 0",
+    200014: "another option beside a rare cause",
     500018: "a loss after the update, which is much larger than the one before it",
     500032: "a start that step 2 alone tells, from which step 1 goes the other way in some entries",
     500270: "a variance that M² is nearly all of, which rounds by more than its longer steps",
     500274: "a penalty fitted to the one step whose loss tells",
     600030: "two causes that come to no step, of code that never takes one",
     600062: "a penalty in the loss, smaller than what the loss at a found start is known to",
+    600200: "a penalty in a loss of nearly 0, which float32 rounds by its own size",
 }
 """Seeds, and what once was wrong in them."""
 

@@ -43,6 +43,11 @@ class Losses(NamedTuple):
     shown: Place
     scratch: Array
 
+    @property
+    def rounding(self) -> float:
+        """The share of a penalty that is its rounding, by the scratch side's dtype."""
+        return 64 * float(np.finfo(self.run.torch.problem.scratch_dtype).eps) / 2
+
     def penalties(self, *, squared: bool = True) -> dict[str, Array]:
         """Return what κ of each tensor multiplies in the loss, ‖w‖²/2, or ‖w‖: (steps,)."""
         slices = self.run.history.slices.items()
@@ -117,7 +122,7 @@ def candidates(losses: Losses, rules: Sequence[Problem]) -> Iterator[tuple[DataL
 def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting | None:
     """Return a data loss and a penalty, if they are what is reported."""
     slack = losses.shown.limit if base.limit is None else base.limit
-    slack = slack * max(1.0, abs(base.scale)) + 1e-14 * np.abs(penalty.values)
+    slack = slack * max(1.0, abs(base.scale)) + losses.rounding * np.abs(penalty.values)
     with np.errstate(all="ignore"):
         ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
         # A limit so wide that it allows torch's own losses too says nothing.
