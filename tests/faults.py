@@ -47,6 +47,7 @@ def fault(needs: str = "", key: str | None = None, **changes: Any) -> Fault:
 
 
 FAULTS: dict[str, Fault] = {
+    "accumulation-last-only": fault("micro-batches", micro_batches="last"),
     "accumulation-not-averaged": fault("micro-batches", micro_batches="sum"),
     "accumulation-over-rows": fault("micro-batches uneven-steps", micro_batches="by rows"),
     "adadelta-lr-inside": fault("averaged", average="lr d"),
@@ -245,6 +246,7 @@ BUGS: dict[str, tuple[Plant, ...]] = {
     "initial-parameters": (partial(Planted, start=SHIFTED),),
     "loss-after-update": (partial(Planted, report=Reported("after")),),
     "loss-epoch-mean": (partial(Planted, report=Reported("epoch")),),
+    "loss-last-micro-batch": (partial(Planted, report=Reported("last")),),
     "penalty-in-loss": (penalty_reported,),
     "precision": (partial(Planted, single=True),),
     "reported-loss-scaled": (

@@ -83,6 +83,7 @@ STEP_1 = First(1, 1, "gradient")  # no gradient is 0, from either start
 
 FIRSTS: dict[str, tuple[First, ...]] = {
     # Step 1 has two micro-batches.
+    "accumulation-last-only": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
     "accumulation-not-averaged": (STEP_1._replace(settings={"accumulate": 2}, batches=("mini",)),),
     # One step an epoch, of 4, 4 and 3 rows.
     "accumulation-over-rows": (STEP_1._replace(settings={"accumulate": 3}, batches=("mini",)),),
@@ -150,6 +151,7 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(1, 1, "optimizer", {"weight_decay": 0, **MOMENTUM}),
     ),
     "loss-after-update": (First(1, 1, "loss"),),
+    "loss-last-micro-batch": (First(1, 1, "loss", settings={"accumulate": 2}, batches=("mini",)),),
     "loss-epoch-mean": (First(2, 2, "loss", batches=("mini",)),),  # a mean of one loss is that loss
     "loss-halved": (STEP_1,),
     "loss-summed": (STEP_1,),

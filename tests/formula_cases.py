@@ -36,7 +36,7 @@ class Case(NamedTuple):
     convention: Convention
 
     def gradients(self, parameters: Parameters, batch: Batch) -> dict[str, Values]:
-        """Return g of each tensor, and the average and sum of mᵢ gᵢ; all at ȳ and by p − y too."""
+        """Return g, the last gᵢ, average and sum of mᵢ gᵢ of each; all at ȳ and by p − y too."""
         mean = copy(self.plain)
         mean.y = self.plain.y.copy()
         for rows in batch.micro_batches:
@@ -55,6 +55,7 @@ class Case(NamedTuple):
             for name, g in whole.items():
                 total = sum(m * one[name] for m, one in zip(sizes, micro, strict=True))
                 found[name][f"g{at}"] = g
+                found[name][f"gₖ{at}"] = micro[-1][name]
                 found[name][f"sum(mᵢ gᵢ{at})"] = total
                 found[name][f"average(mᵢ gᵢ{at})"] = total / len(micro)
         return found
@@ -78,6 +79,7 @@ class Case(NamedTuple):
             "m": training.loss_rows[0],
             "n": training.train_rows,
             "k": len(batch.micro_batches),
+            "mₖ": len(self.plain.y[batch.micro_batches[-1]]),
             "batch_size": self.spec.get("batch_size", training.train_rows),
             "c": FACTOR,
             "clip_w": self.clip_alone,

@@ -12,8 +12,8 @@ Value = Any  # a float or an array
 Values = dict[str, Value]
 
 TOKEN = re.compile(
-    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|g\((?:p−)?[ȳy]\)|clip_[wb]|clip|lr[₊₋]₁|lr|½"
-    r"|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ"
+    r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|gₖ?\((?:p−)?[ȳy]\)|gₖ|clip_[wb]|clip|lr[₊₋]₁"
+    r"|lr|½|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ|mₖ"
     r"|rows|columns|mean|RMS|sign|min|max|abs|[βε][₁₂]|[μη]ₜ(?:₊₁)?|η[₊₋]|Δmin|Δmax|N∞"
     r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτφψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²ᵗʲᵉ^,])"
 )

@@ -215,6 +215,8 @@ def random_report(
     if kind < 0.8 and facts.batch * spec["accumulate"] < facts.rows:
         base = "epoch" if chance(random, 0.5) else "epoch by rows"
         return Reported(base), frozenset({"loss-epoch-mean"})
+    if kind < 0.83 and spec["accumulate"] > 1:
+        return Reported("last"), frozenset({"loss-last-micro-batch"})
     if not any(decays):
         return Reported("torch"), frozenset()
     base = "torch" if chance(random, 0.5) else "own"

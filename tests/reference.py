@@ -128,10 +128,14 @@ class Training:
                 one = self.looped(at, X, y)
             else:
                 one = (X.T @ slopes, slopes.sum())
+            if self.rule.micro_batches == "last":
+                weight, bias = 0 * at[0], 0 * at[1]
             weight, bias = weight + scale * one[0], bias + scale * one[1]
             outputs.append(z)
             found.append((values, slopes))
-        factor = self.rule.gradient / (1 if self.rule.micro_batches == "sum" else len(parts))
+        factor = self.rule.gradient / (
+            1 if self.rule.micro_batches in {"sum", "last"} else len(parts)
+        )
         gradient = (factor * weight, factor * bias if self.bias else 0 * bias)
         return Passed(outputs, found, float(own / len(parts)), float(mean / len(parts)), gradient)
 
@@ -245,6 +249,8 @@ class Training:
                     base = float(np.mean(kept.losses))
                 case "epoch by rows":
                     base = float(np.average(kept.losses, weights=kept.sizes))
+                case "last":
+                    base = float(taken.passed.rows[-1][0].mean())
                 case "after":
                     base = self.pass_over(taken.after, parts).loss
                 case _:

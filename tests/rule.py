@@ -59,7 +59,8 @@ class Rule(NamedTuple):
         cast: whether Muon's iteration is in bfloat16.
         other: other values of the optimizer's options.
         clip: one norm over both tensors, or one for each.
-        micro_batches: their gradients are averaged, summed, or averaged by their rows.
+        micro_batches: their gradients are averaged, summed, averaged by their rows, or the last is
+            taken alone.
         target: the row's own, or broadcast, each output against each target.
         slope: BCELoss's as torch has it, or p − y.
         zeroed: whether gradients are set to 0 after each step.
@@ -100,7 +101,7 @@ class Rule(NamedTuple):
     cast: bool = True
     other: tuple[tuple[str, Any], ...] = ()
     clip: Literal["together", "each"] = "together"
-    micro_batches: Literal["mean", "sum", "by rows"] = "mean"
+    micro_batches: Literal["mean", "sum", "by rows", "last"] = "mean"
     target: Literal["row", "broadcast"] = "row"
     slope: Literal["torch", "plain"] = "torch"
     zeroed: bool = True
@@ -115,7 +116,7 @@ def keys_of(rule: Rule, per: str) -> dict[str, Any]:
     return keys
 
 
-Base = Literal["none", "own", "torch", "epoch", "epoch by rows", "after"]
+Base = Literal["none", "own", "torch", "epoch", "epoch by rows", "last", "after"]
 
 
 class Reported(NamedTuple):
@@ -123,7 +124,8 @@ class Reported(NamedTuple):
 
     Attributes:
         base: no loss, the loss of its own rule, torch's mean loss, the mean of the epoch's losses
-            so far (plain, or weighted by rows), or the loss after the update.
+            so far (plain, or weighted by rows), the last micro-batch's, or the loss after the
+            update.
         strengths: κ of weight and bias in κ/2 Σw², which is added.
         plain: whether κ is λ, or λ times or over a plain number.
         per_batch: whether κ is divided by each step's rows.

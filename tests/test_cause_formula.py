@@ -176,6 +176,12 @@ TORCHS = "w ← w − 0.1 (g + 0.5 w), b likewise"
             TORCHS,
         ),
         (
+            "accumulation-last-only",
+            {"micro_rows": (3, 2)},
+            "w ← w − 0.1 (gₖ + 0.5 w), b likewise",
+            TORCHS,
+        ),
+        (
             "accumulation-over-rows",
             {"batch_rows": (5,), "micro_rows": (3, 2)},
             "w ← w − 0.1 (sum(mᵢ gᵢ)/5 + 0.5 w), b likewise",
@@ -187,6 +193,12 @@ TORCHS = "w ← w − 0.1 (g + 0.5 w), b likewise"
             {"batch_rows": (4,)},
             "reports  mean over the epoch's batches so far of mean ℓ",
             "reports  mean ℓ",
+        ),
+        (
+            "loss-last-micro-batch",
+            {"micro_rows": (3, 2)},
+            "reports  mean ℓ of the last micro-batch",
+            "reports  average(mean ℓ)",
         ),
         (
             "loss-after-update",
@@ -211,13 +223,16 @@ def test_formulas_of_a_cause_are_written_as(
         assert scratch_formula(name, given, 0.25) == scratch.replace("c", "0.25", 1)
 
 
+LAST = " of the last micro-batch"
 AFTER = ", at the parameters after the update"
 EPOCH = "mean over the epoch's batches so far of "
 
 
 def test_formulas_of_the_reported_loss_are_what_is_reported() -> None:
-    case = case_of({"batch_size": 3, "epochs": 2, "weight_decay": 0.3})
+    plain = case_of({"batch_size": 3, "epochs": 2, "weight_decay": 0.3})
+    accumulated = case_of({"batch_size": 2, "accumulate": 2, "epochs": 3, "weight_decay": 0.3})
     for name in [name for name, one in CAUSES.items() if one.kind == "reporting"]:
+        case = accumulated if name == "loss-last-micro-batch" else plain
         text = scratch_formula(name, case.training).removeprefix("reports  ")
         torch = framework_formula(name, case.training).removeprefix("reports  ")
         trainer = BUGS[name][-1](case.trainer.problem)
@@ -226,9 +241,11 @@ def test_formulas_of_the_reported_loss_are_what_is_reported() -> None:
         for batch in case.trainer.problem.schedule.batches():
             update: Any = trainer.step(state, batch)
             # Of a scaled loss the planted factor is 0.5.
-            loss = text.removesuffix(AFTER).removeprefix(EPOCH).replace("c ", "0.5 ")
+            loss = text.removesuffix(AFTER).removesuffix(LAST).removeprefix(EPOCH)
             at = update.step.after if text.endswith(AFTER) else state.parameters
-            one = read_loss(loss, case, at, batch)
+            rows = batch.micro_batches[-1:] if text.endswith(LAST) else batch.micro_batches
+            seen = batch._replace(micro_batches=rows)
+            one = read_loss(loss.replace("c ", "0.5 "), case, at, seen)
             so_far = [*(so_far if batch.batch > 1 else []), one]
             expected = sum(so_far) / len(so_far) if text.startswith(EPOCH) else one
             # Some dozen roundings of numbers of order 1.

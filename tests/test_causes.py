@@ -157,8 +157,8 @@ def test_cause_makes_the_steps_of_its_sabotage(cause: str, way: int) -> None:
 
 # --- the table itself ---------------------------------------------------------------------------
 NAMES = """
-    accumulation-not-averaged accumulation-over-rows adadelta-lr-inside
-    adafactor-lr-uncapped adagrad-accumulator-initial adagrad-lr-decay-early
+    accumulation-last-only accumulation-not-averaged accumulation-over-rows
+    adadelta-lr-inside adafactor-lr-uncapped adagrad-accumulator-initial adagrad-lr-decay-early
     adagrad-lr-decay-missing
     adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
@@ -167,7 +167,8 @@ NAMES = """
     clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
     decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
     gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
-    learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-summed
+    learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-last-micro-batch
+    loss-summed
     moments-not-averaged moments-stale momentum-dampened momentum-lr-inside momentum-missing
     muon-bfloat16-missing nesterov-added nesterov-missing optimizer-state-reset option-differs
     penalty-constant
@@ -210,7 +211,7 @@ def test_changes_are_put_into_any_rule() -> None:
 
 def test_only_what_is_no_change_of_a_rule_has_none() -> None:
     without = {name for name, one in CAUSES.items() if not one.changes}
-    assert without == UNCHANGING | IN_BATCHES | {"schedule-differs"}
+    assert without == UNCHANGING | IN_BATCHES | {"loss-last-micro-batch", "schedule-differs"}
 
 
 def test_causes_are_hidden_by_known_circumstances() -> None:
@@ -235,6 +236,7 @@ def test_only_some_causes_change_the_reported_loss_alone() -> None:
     assert {name for name, cause in CAUSES.items() if cause.kind == "reporting"} == {
         "loss-after-update",
         "loss-epoch-mean",
+        "loss-last-micro-batch",
         "penalty-in-loss",
         "reported-loss-scaled",
     }

@@ -14,6 +14,7 @@ from tests.conftest import Spec
 UNCHANGING = {"initial-parameters", "loss-after-update", "option-differs", "precision"}
 UNCHANGING |= {"reported-loss-scaled"}
 IN_BATCHES = {"loss-epoch-mean", "row-order"}
+OF_MICRO_BATCHES = {"accumulation-last-only", "accumulation-not-averaged", "loss-last-micro-batch"}
 
 ALWAYS_NAMES = """
 gradient-accumulated gradient-scaled learning-rate-scaled loss-halved loss-summed target-broadcast
@@ -138,10 +139,13 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         NO_DECAY | {"optimizer": "adam", "batch_size": 2},
         OF_ADAM | IN_BATCHES | {"adam-steps-per-epoch"},
     ),
-    (NO_DECAY | {"batch_size": 2, "accumulate": 2}, {"accumulation-not-averaged"}),
+    (
+        NO_DECAY | {"batch_size": 2, "accumulate": 2},
+        OF_MICRO_BATCHES,
+    ),
     (
         NO_DECAY | {"batch_size": 3, "accumulate": 2},
-        {"accumulation-not-averaged", "accumulation-over-rows", "last-batch-divisor"},
+        OF_MICRO_BATCHES | {"accumulation-over-rows", "last-batch-divisor"},
     ),
 ]
 

@@ -57,7 +57,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "target": ("batch-mean",),
     "bce_slope": ("plain",),
     "batch_divisor": ("batch-size",),
-    "accumulation": ("sum", "over-rows"),
+    "accumulation": ("sum", "over-rows", "last"),
     "zeroing": ("never",),
     "gradient_factor": (FACTOR, -0.5),
     "lr_factor": (FACTOR, 0.5),
@@ -243,7 +243,7 @@ def test_every_letter_of_a_fault_has_its_meaning() -> None:
     lines += update_lines(TORCH, MOVING, "weight", Faults(lr_factor=math.nan))
     found = [*meanings(lines)]
 
-    letters_in_order = "w g Σg p−y ȳ clip clip_w lr lr₊₁ lr₋₁ c λ B k batch_size v μ"
+    letters_in_order = "w g gₖ Σg p−y ȳ clip clip_w lr lr₊₁ lr₋₁ c λ B k batch_size v μ"
     assert found == letters_in_order.split()
     # Σ alone tells of no sum of gradients, nor lr of its neighbours.
     assert meanings(["½·λ Σw²"], ["w", "Σg", "λ"]) == {"w": "weight", "λ": "weight_decay"}

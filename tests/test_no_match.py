@@ -65,6 +65,7 @@ def test_refusal_names_its_reason_and_nothing_would_match(
         ("smaller batch's or share's", {"batch_rows": (4, 2)}, Faults(batch_divisor="batch-size")),
         ("numbers of micro-batches", {"batch_rows": (4, 2)}, Faults(accumulation="sum")),
         ("differ in size", {"micro_rows": (3, 2)}, Faults(accumulation="over-rows")),
+        ("averages the gradients", {"micro_rows": (4,)}, Faults(accumulation="last")),
         ("zeroes the gradients", {}, Faults(zeroing="never")),
         ("early or late", {"lr_varies": True}, Faults(lr_shift=1)),
         ("by one norm", {}, Faults(clip_scope="tensor")),

@@ -188,7 +188,10 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
         {"batch_size": 5, "accumulate": 2, "epochs": 2},  # two of 5 rows, and one of 1
         {"even-micro-batches": {"accumulation-over-rows"}},
     ),
-    "one micro-batch": ({"accumulate": 3}, {"one-micro-batch": {"accumulation-not-averaged"}}),
+    "one micro-batch": (
+        {"accumulate": 3},
+        {"one-micro-batch": {"accumulation-last-only", "accumulation-not-averaged"}},
+    ),
     "one step": ({"epochs": 1}, {"one-step": ONE_STEP}),
     "one step with momentum": (
         {"epochs": 1} | MOMENTUM,

@@ -56,6 +56,7 @@ def step_of(problem: Problem, step: int) -> Batch:
         ({}, {"loss_factor": 1e200, "gradient_factor": 1e200}, 1),  # nothing is known of it
         (TOGETHER, {"loss_reduction": "sum"}, 2),
         (TOGETHER, {"accumulation": "sum"}, 3),
+        (TOGETHER, {"accumulation": "last"}, 3),
         (TOGETHER, {"accumulation": "over-rows"}, 1.2),  # a share of 2/5, not of 1/3
         (TOGETHER, {"zeroing": "never"}, 3),
         (FALLING, {"lr_shift": -1}, 2.5),
@@ -95,6 +96,8 @@ def test_gain_is_that_of_step_3_by_hand(spec: Spec, change: Change, times: float
         (APART, 1, {"accumulation": "over-rows"}, 1),
         (APART, 1, {"accumulation": "over-rows", "loss_reduction": "sum"}, 4),
         (TOGETHER, 1, {"accumulation": "over-rows"}, None),
+        (TOGETHER, 1, {"accumulation": "last"}, None),
+        ({}, 1, {"accumulation": "last"}, 1),
         # Rows of 2, 2 and 1 have no one factor, nor has what depends on the rows themselves.
         (TOGETHER, 1, {"loss_reduction": "sum"}, None),
         (TOGETHER, 1, {"batch_divisor": "batch-size"}, None),

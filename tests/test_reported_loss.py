@@ -37,6 +37,13 @@ def after_update(at: At) -> float:
     return float(((at.X @ w + b - at.y) ** 2).mean())
 
 
+ACCUMULATED: Spec = {"batch_size": ROWS // 2, "accumulate": 2}
+
+
+def last_micro_batch(at: At) -> float:
+    return float(((at.z - at.y)[ROWS // 2 :] ** 2).mean())
+
+
 def epoch_mean(by_rows: bool) -> Callable[[At], float]:
     def mean(at: At) -> float:
         share = len(at.y) if by_rows else 1
@@ -69,6 +76,7 @@ REPORTS: dict[str, tuple[Callable[[At], float | None], Spec, str, int]] = {
     "the mean of the epoch's batches": (epoch_mean(False), BATCHES, "loss-epoch-mean", 2),
     "the mean of the epoch's batches, at its end": (at_epochs_end, BATCHES, "loss-epoch-mean", 3),
     "the mean of the epoch's rows": (epoch_mean(True), BATCHES, "loss-epoch-mean", 2),
+    "the last micro-batch's": (last_micro_batch, ACCUMULATED, "loss-last-micro-batch", 1),
     "the sum": (lambda at: at.loss * len(at.y), {}, "reported-loss-scaled", 1),
     "the sum of a batch": (lambda at: at.loss * len(at.y), BATCHES, "reported-loss-scaled", 1),
     "half of it": (lambda at: at.loss / 2, {}, "reported-loss-scaled", 1),
@@ -194,3 +202,19 @@ def test_loss_with_the_penalty_alone_is_written_without_a_factor() -> None:
     report = check(BASE | momentum | {"convention": {"penalty_in_loss": True}})
 
     assert "the scratch side reports torch's loss + ½·0.1 Σw²" in short_text(report, 200)
+
+
+def test_gradient_and_loss_of_the_last_micro_batch_are_both_named() -> None:
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = problem.initial["weight"], problem.initial["bias"]
+        for micro_batches in problem.micro_batches or []:
+            for rows in micro_batches:  # zeroed for each: the last one is left
+                off = problem.X[rows] @ w + b - problem.y[rows]
+                gradient, loss = 2 * problem.X[rows].T @ off / len(off), (off**2).mean()
+            w = w - LR * (gradient + LAMBDA * w)
+            b = b - LR * (2 * off.mean() + LAMBDA * b)
+            yield {"weight": w, "bias": b, "loss": loss}
+
+    found = check(BASE | {"batch_size": 7, "accumulate": 3}, scratch=train)
+    diagnosis = found.to_dict()["diagnosis"]
+    assert causes_of(diagnosis) == ["accumulation-last-only", "loss-last-micro-batch"]

@@ -208,7 +208,10 @@ def test_own_code_is_told_how_it_averages(
     assert "rank" in in_one_line(report) or "share" in in_one_line(report)
 
 
-@pytest.mark.parametrize("cause", ["accumulation-over-rows", "accumulation-not-averaged"])
+@pytest.mark.parametrize(
+    "cause",
+    ["accumulation-last-only", "accumulation-over-rows", "accumulation-not-averaged"],
+)
 def test_planted_average_is_named(
     cause: str, scratch: Callable[[Any], None], in_one_process: None
 ) -> None:

@@ -232,7 +232,7 @@ def gain(rule: Problem, batch: Batch) -> float:
         found *= abs(rule.convention.loss_factor * faults.gradient_factor)
         if rule.convention.loss_reduction == "sum":
             found *= max(weights_of(rule, batch))
-        if faults.accumulation == "sum":
+        if faults.accumulation in {"sum", "last"}:
             found *= len(batch.micro_batches)
         elif faults.accumulation == "over-rows":
             sizes = weights_of(rule, batch)
@@ -266,6 +266,8 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
     looks_again = convention.update_order != "simultaneous"
     if looks_again or faults.target != "row" or faults.bce_slope != "floored":
         return None
+    if faults.accumulation == "last" and len(batch.micro_batches) > 1:
+        return None
     scale = convention.loss_factor
     together = faults.accumulation == "over-rows"
     summed = convention.loss_reduction == "sum" or faults.batch_divisor == "batch-size"
@@ -276,7 +278,7 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
         scale *= sizes[0] if summed else 1 / len(sizes)
         if faults.batch_divisor == "batch-size":
             scale /= rule.schedule.nominal_rows
-    if faults.accumulation != "mean":
+    if faults.accumulation in {"sum", "over-rows"}:
         scale *= len(batch.micro_batches)
     return scale
 

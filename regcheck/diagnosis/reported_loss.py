@@ -7,6 +7,7 @@ trains by,
     c ℓ                              another reduction, or half the loss
     ℓ at the parameters after        the loss after the update
     mean of ℓ over the epoch so far  the mean of batch means
+    ℓ of the last micro-batch        where torch's is the mean over all of the step
 
 and some of these at once.
 """
@@ -160,6 +161,7 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
     weighted = running_mean(every * sizes, epochs) / running_mean(sizes, epochs)
     yield DataLoss(("loss-epoch-mean",), weighted[kept], limit=limit)
     if losses.run.sees_rows:
+        yield from last_micro_batch(losses)
         history = losses.run.history
         after = losses_of(losses.run.torch, history, history.all("scratch"), batches)
         with np.errstate(all="ignore"):  # a larger loss rounds by more
@@ -168,6 +170,17 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
         mean, limit = running_mean(after, epochs)[kept], running_mean(own, epochs)[kept]
         limit = np.maximum(own[kept], limit)
         yield DataLoss(("loss-after-update", "loss-epoch-mean"), mean, limit=limit)
+
+
+def last_micro_batch(losses: Losses) -> Iterator[DataLoss]:
+    """Yield the last micro-batches' losses; nothing where each step has one."""
+    batches = losses.shown.batches
+    counts = np.array([len(batch.micro_batches) for batch in batches])
+    if counts.max() > 1:
+        last = [batch._replace(micro_batches=batch.micro_batches[-1:]) for batch in batches]
+        values = losses_of(losses.run.torch, losses.run.history, losses.shown.before, last)
+        # One of k losses rounds by no more than all of them, of which the mean's bound has 1/k.
+        yield DataLoss(("loss-last-micro-batch",), values, limit=counts * losses.shown.limit)
 
 
 def loss_keys(rule: Problem) -> tuple[object, ...]:

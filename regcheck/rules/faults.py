@@ -17,7 +17,8 @@ class Faults(NamedTuple):
         target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
         bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
         batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
-        accumulation: the micro-batches' mean, their sum, or the mean over all rows of the step.
+        accumulation: the micro-batches' mean, their sum, the mean over all rows of the step, or the
+            last micro-batch's gradient alone.
         zeroing: gradients are zeroed at each step, or never.
         gradient_factor, lr_factor: factors on the gradient, not on the loss, and on every lr.
         lr_shift: how many steps early the schedule is; −1 is one step late.
@@ -49,7 +50,7 @@ class Faults(NamedTuple):
     target: Literal["row", "batch-mean"] = "row"
     bce_slope: Literal["floored", "plain"] = "floored"
     batch_divisor: Literal["rows", "batch-size"] = "rows"
-    accumulation: Literal["mean", "sum", "over-rows"] = "mean"
+    accumulation: Literal["mean", "sum", "over-rows", "last"] = "mean"
     zeroing: Literal["each-step", "never"] = "each-step"
     gradient_factor: float = 1.0
     lr_factor: float = 1.0

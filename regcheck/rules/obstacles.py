@@ -32,6 +32,9 @@ def loss_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
             faults.accumulation == "over-rows"
             and (len(training.loss_rows) > 1 or training.weighted)
         ),
+        "torch averages the gradients of all micro-batches or ranks": (
+            faults.accumulation == "last" and bool(training.micro_rows)
+        ),
         "torch's loop zeroes the gradients at each step": faults.zeroing == "never",
     }
 

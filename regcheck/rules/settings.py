@@ -117,8 +117,10 @@ class Training(NamedTuple):
             parts = f"average gradient of the mean losses of {self.processes} ranks' shares"
         return {
             "g": f"{parts}, without weight decay",
+            "gₖ": "gradient of the last share's mean loss, without weight decay",
             "m": "samples in a rank's share",
             "mᵢ": "samples in share i",
+            "mₖ": "samples in the last share",
             "k": "shares in a step",
             "batch_size": "samples in every share except smaller ones",
         }

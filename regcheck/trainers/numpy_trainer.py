@@ -109,7 +109,8 @@ class NumpyTrainer:
 
         One micro-batch: L = c/B Σ ℓ_i, or c Σ ℓ_i where `loss_reduction` is sum, with c the
         `loss_factor`; ∂L/∂z_i = c/B ℓ_i′, or c ℓ_i′. B is the rows, or the sum of their weights.
-        By a fault the mean is over all rows of the step: B is theirs, and the parts are added up.
+        By faults the mean is over all rows of the step (B is theirs, and the parts are added up),
+        or the gradient is the last micro-batch's.
         """
         outputs, rows, losses, gradients = [], [], [], []
         faults = self.problem.faults
@@ -131,6 +132,8 @@ class NumpyTrainer:
         count = len(batch.micro_batches)
         if count == 1:
             return ForwardBackward(tuple(outputs), tuple(rows), losses[0], gradients[0])
+        if faults.accumulation == "last":
+            gradients = gradients[-1:]
         total = {name: np.sum([one[name] for one in gradients], axis=0) for name in gradients[0]}
         if faults.accumulation == "mean":
             total = {name: g / count for name, g in total.items()}

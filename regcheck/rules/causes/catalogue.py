@@ -25,6 +25,15 @@ def in_batches(training: Training, convention: Convention) -> bool:
 
 
 OTHER_CAUSES: dict[str, Cause] = {
+    "accumulation-last-only": Cause(
+        "uses the last micro-batch's or rank's gradient alone",
+        changes=({"accumulation": "last"},),
+        concerns=lambda training, _: bool(training.micro_rows),
+        stage="gradient",
+        since="at every step with several micro-batches or ranks",
+        fix="average all micro-batches' or ranks' gradients: zero them once a step, not for each",
+        hidden_by=("one-micro-batch", "zero-gradient"),
+    ),
     "accumulation-not-averaged": Cause(
         "sums the micro-batches' or ranks' gradients, without averaging",
         changes=({"accumulation": "sum"},),
@@ -132,6 +141,14 @@ OTHER_CAUSES: dict[str, Cause] = {
         since=AT_ONCE,
         fix="remove the ½ before the loss: torch's mean loss has none",
         hidden_by=("zero-gradient",),
+    ),
+    "loss-last-micro-batch": Cause(
+        "reports the last micro-batch's loss, not the mean over the step's",
+        concerns=lambda training, _: bool(training.micro_rows),
+        stage="loss",
+        since="at every step with several micro-batches or ranks",
+        fix="report the mean of the losses of all micro-batches, or of all ranks",
+        reports="mean ℓ of the last micro-batch",
     ),
     "loss-summed": Cause(
         "takes the gradient of the summed loss, not of the mean loss",

@@ -191,8 +191,11 @@ def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FA
     factors = [factor(value) for value in (faults.gradient_factor, convention.loss_factor)]
     factors = [text for text in factors if text != "1"]
     rows, divisor = rows_and_divisor(convention, given, faults)
-    summed = faults.accumulation != "mean"
-    if rows == UNEVEN:
+    summed = faults.accumulation in {"sum", "over-rows"}
+    if faults.accumulation == "last":
+        g = f"gₖ{at}"
+        factors += [rows.replace(UNEVEN, "mₖ") + divisor] if rows else []
+    elif rows == UNEVEN:
         g = f"{'sum' if summed else 'average'}({UNEVEN} gᵢ{at}){divisor}"
     else:
         g = f"g{at}"
