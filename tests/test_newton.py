@@ -55,4 +55,9 @@ def test_steps_that_no_factor_brings_together_are_missed(far: bool) -> None:
 
 
 def test_steps_that_do_not_tell_the_factor_miss_nothing() -> None:
-    assert missed(np.zeros((2, 2)), [[OFF, 5], [OFF, 5]]) == (False, 2)
+    assert missed(np.full((2, 2), 0.1), [[OFF, 5], [OFF, 5]]) == (False, 2)
+
+
+def test_steps_that_the_factor_does_not_move_must_agree_already() -> None:
+    assert missed(np.zeros((2, 2)), [[OFF, 5], [OFF, 5]]) == (True, 2)
+    assert missed(np.zeros((2, 2)), [[TOO_FAR / 2, 5], [0, 5]]) == (False, 2)

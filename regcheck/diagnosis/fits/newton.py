@@ -85,7 +85,7 @@ class Trial(NamedTuple):
     """One iteration.
 
     Attributes:
-        fits: the numbers that it comes to.
+        fits: the numbers that it comes to; empty where the steps do not tell them.
         before: the limits that were left before it.
         unmoved: those left in entries that none of the numbers moves.
         residual: those left if the rule were linear.
@@ -148,6 +148,8 @@ def misses(replay: Replay, rule_by: Callable[[Sequence[float]], Problem], start:
             return False
         if trial.unmoved > TOO_FAR:
             return True
+        if not trial.fits:
+            return False
         left = trial.residual if trial.stays else trial.before
     return left > TOO_FAR
 
@@ -160,13 +162,13 @@ def trials(
 ) -> Iterator[Trial | None]:
     """Yield one iteration after the other, until the numbers stay or nothing is gained any more.
 
-    The last is None where the steps do not tell the numbers.
+    The last is without numbers where the steps do not tell them, and None where they are none.
     """
     values, last, worse = list(start), math.inf, 0
     for _ in range(ITERATIONS):
         trial = iteration(moves, rule_by, opens, values)
         yield trial
-        if trial is None or trial.stays:
+        if trial is None or trial.stays or not trial.fits:
             return
         worse = worse + 1 if trial.before > SLOW * last else 0
         if worse == PATIENCE:
@@ -180,7 +182,7 @@ def iteration(
     opens: Sequence[Open],
     values: Sequence[float],
 ) -> Trial | None:
-    """Take one step of Newton's method; None where the steps do not tell the numbers."""
+    """Take one step of Newton's method; None where the rule has no finite steps."""
     sizes = [one.size(value) for one, value in zip(opens, values, strict=True)]
     base = moves.by_problem(rule_by(values))
     if base is None:
@@ -196,16 +198,17 @@ def iteration(
     rest, u = moves.scratch - base, moves.replay.u
     if not all(bool(np.isfinite(one).all()) for one in (rest, *columns)):
         return None
+    with np.errstate(all="ignore"):
+        left = np.abs(rest / moves.limits)
+    still = ~np.any(columns, axis=0)
+    before, unmoved = (float(some.max(initial=0.0)) for some in (left, left[still]))
     found = fit_columns(columns, rest, moves.limits, u, least=1.0, rcond=1e-9)
     if not found.unique or not any(found.fits):
-        return None
+        return Trial((), before, unmoved, found.residual, stays=False)
     fits, stays = [], True
     for one, value, step, size in zip(opens, values, found.fits, sizes, strict=True):
         fit = step or Fit(0.0, math.inf)  # a number that shows nowhere stays
         new = one.inside(value + fit.factor * size, value)
         fits.append(rounded(new, fit.deviation * size, u))
         stays = stays and abs(new - value) <= max(fits[-1].deviation, NEAR * size)
-    left = np.abs(rest / moves.limits)
-    still = ~np.any(columns, axis=0)
-    before, unmoved = (float(some.max(initial=0.0)) for some in (left, left[still]))
     return Trial(tuple(fits), before, unmoved, found.residual, stays)
