@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,8 +42,15 @@ BIASED = frozenset({"bias-not-penalized", "bias-penalized", "clip-per-tensor", "
 NOT_OF_MUON = BIASED | {"decay-bias-corrected", "gradient-scaled"}
 """The causes that Muon cannot have, or whose factor nothing tells through a cast to bfloat16."""
 
-OF_RARE = {"adafactor-lr-uncapped": "adafactor", "muon-bfloat16-missing": "muon"}
-"""The causes that only a rare optimizer can have, by which."""
+DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
+    "adafactor-lr-uncapped": lambda spec: bool(spec["optimizer"]["name"] == "adafactor"),
+    "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
+    "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
+}
+"""Causes that take the place of some others, by the specs that can have them.
+
+A new one belongs here: among the others, it would change what every seed draws.
+"""
 
 
 @dataclass
@@ -86,7 +93,7 @@ def random_case(seed: int, folder: Path) -> Case:
     spec = with_rare_optimizer(spec, seed, needs)
     if len(causes) < 2 and not NOT_OF_MUON.intersection(causes):
         spec = with_muon(spec, seed, needs)
-    causes = with_rare_cause(causes, spec, seed)
+    causes = with_cause_apart(causes, spec, seed)
     if not BIASED.intersection(causes):
         spec = without_some_biases(spec, seed)
     facts = Facts(
@@ -120,7 +127,7 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
         return (), ""
     if kind < 0.22:
         return (), str(random.choice(sorted(WRONG)))
-    names = sorted(FAULTS.keys() - OF_RARE.keys())
+    names = sorted(FAULTS.keys() - DRAWN_APART.keys())
     if kind < 0.55:
         return (str(random.choice(names)),), ""
     if kind < 0.70:
@@ -132,11 +139,11 @@ def random_causes(random: Generator) -> tuple[tuple[str, ...], str]:
             return (one, other), ""
 
 
-def with_rare_cause(causes: tuple[str, ...], spec: SpecDict, seed: int) -> tuple[str, ...]:
-    """Put a cause that only a rare optimizer can have in the place of some single ones."""
-    own = tuple(cause for cause, name in OF_RARE.items() if name == spec["optimizer"]["name"])
+def with_cause_apart(causes: tuple[str, ...], spec: SpecDict, seed: int) -> tuple[str, ...]:
+    """Put a cause that is drawn apart in the place of some single ones."""
+    own = [cause for cause, can_have in DRAWN_APART.items() if can_have(spec)]
     rarely = len(causes) == 1 and chance(np.random.default_rng([seed, 97]), 0.4)
-    return own if own and rarely and not OUTSIDE.keys() & set(causes) else causes
+    return tuple(own[:1]) if own and rarely and not OUTSIDE.keys() & set(causes) else causes
 
 
 def compatible(one: str, other: str) -> bool:

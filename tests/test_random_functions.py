@@ -19,7 +19,7 @@ from regcheck.rules.causes.catalogue import CAUSES
 from tests.exact_steps import Seen, exactly, see
 from tests.faults import FAULTS, OUTSIDE
 from tests.judged_functions import faults_of
-from tests.random_functions import OF_RARE, Case, random_case, random_causes
+from tests.random_functions import DRAWN_APART, Case, random_case, random_causes
 from tests.random_needs import NEEDS, random_spec
 from tests.rule import Reported, Rule
 from tests.user_functions import Code
@@ -78,7 +78,7 @@ def test_every_cause_of_the_update_is_planted() -> None:
     update = {name for name, cause in CAUSES.items() if cause.kind == "update"}
 
     assert FAULTS.keys() | OUTSIDE.keys() == update
-    assert drawn | OF_RARE.keys() == update
+    assert drawn | DRAWN_APART.keys() == update
 
 
 @pytest.mark.slow
