@@ -82,6 +82,8 @@ def losses_must_be_explained(seen: Seen) -> bool:
         return False  # the steps alone tell other rows, or another start
     if starts_elsewhere_too(seen):
         return False  # and at the start that is found, the loss is not the code's
+    if seen.report.first_divergence is None and not seen.case.reporting:
+        return False  # what it reports is the loss of its rule, of which no step tells
     explained |= seen.report.first_divergence is None
     if not torch and (seen.case.wrong or not explained or seen.case.causes & hidden):
         return False
