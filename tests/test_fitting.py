@@ -195,27 +195,29 @@ def test_factor_that_is_not_known_to_a_tenth_is_none(bound: float, known: bool) 
     assert (fitted(clipped(0.5, [1.0], bound=bound)) is not None) is known
 
 
-# --- a factor on gradients beside another cause ---------------------------------------------------
+# --- a factor beside another cause ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "decay", "told_by"),
+    ("name", "change", "decay", "key", "told_by"),
     [
-        ("asgd", {"penalty_factor": 0.5}, 0.1, "the step itself"),
-        ("rmsprop", {"centered": "added"}, 0.1, "the penalty"),
-        ("rmsprop", {"centered": "added"}, 0.0, ""),  # but for ε
+        ("asgd", {"penalty_factor": 0.5}, 0.1, "gradient_factor", "the step itself"),
+        ("rmsprop", {"centered": "added"}, 0.1, "gradient_factor", "the penalty"),
+        ("rmsprop", {"centered": "added"}, 0.0, "gradient_factor", ""),  # but for ε
+        # Torch's own lr is cut to 1/√t in all steps.
+        ("adafactor", {"penalty_factor": -1.0}, 0.1, "lr_factor", "an lr below 1/√t"),
     ],
 )
-def test_factor_on_gradients_is_fitted_beside_a_cause_where_it_shows(
-    name: str, change: Change, decay: float, told_by: str
+def test_factor_is_fitted_beside_a_cause_where_it_shows(
+    name: str, change: Change, decay: float, key: str, told_by: str
 ) -> None:
     steps = [(1 + 0.1 * place, 0, 0, one, 16 * U) for place, one in enumerate(GRADIENTS)]
-    spec: dict[str, Any] = {"epochs": 6, "batch_size": "full", "weight_decay": decay}
+    spec: dict[str, Any] = {"epochs": 6, "batch_size": "full", "weight_decay": decay, "lr": 1.5}
     replay = replay_of(steps, optimizer={"name": name}, **spec)
-    for place, rule in ((1, {**change, "gradient_factor": 3.0}), (2, {})):
+    for place, rule in ((1, {**change, key: 0.25}), (2, {})):
         after = [end for _, end in replay.steps(replay.by(rule))]
         replay.history.numbers[: len(steps), place] = after
-    fit = replay.fit(change, "gradient_factor")
+    fit = replay.fit(change, key)
 
     assert (fit is not None) is bool(told_by)
-    assert fit is None or fit.factor == pytest.approx(3.0)
+    assert fit is None or fit.factor == pytest.approx(0.25)

@@ -157,7 +157,9 @@ def guesses(key: str, alone: bool) -> Iterator[tuple[Open, bool]]:
         yield from ((Open(guess, 0.0), True) for guess in INVERSES)
         return
     least = -math.inf if key == "penalty_factor" else 0.0
-    yield from ((Open(guess, least), False) for guess in FACTORS[: None if alone else 1])
+    # From 1 on, a lr that is capped may move no step.
+    likeliest = FACTORS[1:2] if key == "lr_factor" else FACTORS[:1]
+    yield from ((Open(guess, least), False) for guess in (FACTORS if alone else likeliest))
     if key == "penalty_factor":
         yield Open(1.0, least=0.0), True
         if alone:
