@@ -22,7 +22,7 @@ from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.formulas.torch_call import attribute, decays_text
 from regcheck.spec import from_mapping
 from regcheck.user_code.problem_api import UserProblem
-from tests.by_hand import LAMBDA, LR, Spec, Train, code, descent
+from tests.by_hand import LAMBDA, LR, At, Spec, Train, code, descent
 from tests.conftest import told
 from tests.own_models import trained_by
 
@@ -240,6 +240,16 @@ def test_loss_of_the_rule_that_is_trained_is_written_too() -> None:
     assert (
         "Loss the scratch side reports the loss that it trains by scratch ½ torch's loss"
         in text_of(report)
+    )
+
+
+def test_loss_of_broadcast_targets_is_no_multiple_of_torchs() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        return at.along(*at.mean(2 * (at.z - at.y.mean())))
+
+    pairs = code(step, lambda at: ((at.z[:, None] - at.y) ** 2).mean())
+    assert "reports the loss that it trains by scratch mean ℓᵢⱼ To" in text_of(
+        check(BASE, scratch=pairs)
     )
 
 

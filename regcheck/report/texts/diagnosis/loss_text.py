@@ -65,7 +65,7 @@ def reported_formula(report: Report, reporting: Reporting, best: Explanation | N
         scale = "c"  # another at each step
     between = "·" if scale[-1].isdigit() else " "
     formula = f"{scale}{between}{TORCHS_LOSS}".removeprefix("1·")
-    if best is not None and not reporting.causes and counts_rows_otherwise(report, best.change):
+    if best is not None and not reporting.causes and is_no_multiple(report, best.change):
         convention, faults = put_in(best.change, report.training.settings.torchs, NO_FAULTS)
         formula = loss_text(convention, letters(report.training), faults)
     for cause in reporting.causes:
@@ -78,8 +78,10 @@ def reported_formula(report: Report, reporting: Reporting, best: Explanation | N
     return formula
 
 
-def counts_rows_otherwise(report: Report, change: Change) -> bool:
-    """Whether a rule's loss is another multiple of torch's where means are over other rows."""
+def is_no_multiple(report: Report, change: Change) -> bool:
+    """Whether a rule's loss is no one multiple of torch's: of other targets, or over other rows."""
+    if "target" in change:
+        return True
     by_rows = "loss_reduction" in change or "batch_divisor" in change
     over_rows = change.get("accumulation") == "over-rows"
     return len(report.training.loss_rows) > 1 and (by_rows or over_rows)
