@@ -114,9 +114,12 @@ def one_step_alone(run: Run, replay: Replay) -> Evidence | None:
         record, after = next(islice(replay.steps(replay.torch.by(free)), step - 1, None))
         if replay.ratios(record, after).max() <= 1:
             lacks = ", and is torch's without weight decay"
+    # A loss that is torch's is of the same start.
+    other_start = step == 1 and (run.loss_diverged or np.isnan(run.history.loss("scratch")[0]))
+    look = "Is the start `problem.initial`? Else look" if other_start and not lacks else "Look"
     return Evidence(
         f"Only step {step:,} differs{lacks}",
         f": the other {len(run.history) - 1:,} steps are torch's. "
-        f"Look for what step {step:,} does otherwise, such as the branch of an `if`.",
+        f"{look} for what step {step:,} does otherwise, such as the branch of an `if`.",
         "says-next",
     )
