@@ -267,6 +267,22 @@ def test_one_step_without_decay_is_no_other_start_where_its_loss_is_torchs() -> 
     assert check(BASE | BATCHES, scratch=code(step, silent)).names("initial-parameters")
 
 
+def test_first_step_alone_asks_for_the_start_unless_its_loss_is_torchs() -> None:
+    # λ = 1/lr and X = 0: from any start torch's weight is 0 after a step.
+    def step(at: At) -> tuple[Any, Any]:
+        w, b = at.along(at.gw, at.gb, penalty=1 / LR)
+        return w + (at.t == 0), b
+
+    def told_loss(at: At) -> float:
+        return at.loss
+
+    data = {"X": np.zeros((4, 3)).tolist(), "y": [1.0, 2.0, 3.0, 4.0]}
+    spec = BASE | {"data": data, "weight_decay": 1 / LR}
+    for loss, said in ((silent, "Is the start `problem.initial`? Else look"), (told_loss, "Look")):
+        short = summary(check(spec, scratch=code(step, loss)))
+        assert f"are torch's. {said} for what step 1 does otherwise" in short.known[0]
+
+
 def to_norm(at: At) -> tuple[Any, Any]:
     scale = min(1, 0.5 / np.sqrt((at.gw**2).sum() + at.gb[0] ** 2))
     return at.along(scale * at.gw, scale * at.gb)
@@ -285,6 +301,19 @@ def test_clipping_of_one_side_alone_is_told(step: Step, spec: Spec, known: str) 
     short = summary(check(BASE | BATCHES | spec, scratch=code(step)))
     assert short.known[0].startswith(known)
     assert known.removeprefix("The").partition(",")[0].partition(":")[0] in short.headline
+    assert not short.next
+
+
+def test_another_clip_is_told_by_its_factors_with_digits_that_differ_from_1() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        scale = min(1, 0.5 / np.sqrt((at.gw**2).sum() + at.gb[0] ** 2))  # without torch's 1e-6
+        return at.along(scale * at.gw, scale * at.gb, penalty=0)
+
+    spec = BATCHES | {"clip_norm": 0.5, "weight_decay": 0}
+    short = summary(check(BASE | spec, scratch=code(step)))
+    assert short.headline.endswith("the updates are torch's times another number in each step")
+    assert "from step 1 on 1.00000" in short.known[0]
+    assert "gradient with torch's g · min(1, 0.5/(‖g‖ + 1e-6)), and then the lr" in short.known[0]
     assert not short.next
 
 

@@ -13,6 +13,9 @@ from regcheck.problem.problem import Array
 MOST_RATES = 6
 """The lrs that are listed."""
 
+DIGITS = (6, 9, 17)
+"""How many digits a lr is listed with: the fewest by which it differs from torch's."""
+
 
 def other_rates(replay: Replay) -> Evidence | None:
     """Describe steps that are torch's with another lr in each; None if they are not."""
@@ -26,10 +29,32 @@ def other_rates(replay: Replay) -> Evidence | None:
             f": the lr schedule ({listed(torch, 3)}) is not applied.",
             "schedule-ignored",
         )
-    return past_the_end(replay, rates) or Evidence(
-        "The updates are torch's with other lrs",
-        f": from step {rates.steps[0]:,} on {listed(own)}, where torch has {listed(torch)}.",
-        "other-lrs",
+    first, (own_text, torch_text) = rates.steps[0], apart(own, torch)
+    return (
+        past_the_end(replay, rates)
+        or other_clip(replay, rates)
+        or Evidence(
+            "The updates are torch's with other lrs",
+            f": from step {first:,} on {own_text}, where torch has {torch_text}.",
+            "other-lrs",
+        )
+    )
+
+
+def other_clip(replay: Replay, rates: Rates) -> Evidence | None:
+    """Describe other lrs by their factors where torch clips: another clip has such factors too."""
+    problem = replay.torch.problem
+    if (problem.clip_norm is None and problem.clip_value is None) or not rates.torch.all():
+        return None
+    factors, _ = apart(rates.own / rates.torch, np.ones_like(rates.own))
+    clip = "the spec's clip_value"
+    if problem.clip_norm is not None:
+        clip = f"torch's g · min(1, {problem.clip_norm:g}/(‖g‖ + 1e-6))"
+    return Evidence(
+        "The updates are torch's times another number in each step",
+        f": from step {rates.steps[0]:,} on {factors}. Compare the clipped gradient with {clip}, "
+        "and then the lr.",
+        "says-next",
     )
 
 
@@ -52,7 +77,13 @@ def past_the_end(replay: Replay, rates: Rates) -> Evidence | None:
     return None
 
 
-def listed(values: Array, most: int = MOST_RATES) -> str:
+def apart(own: Array, torch: Array) -> tuple[str, str]:
+    """List the first values of both sides, with as many digits as it takes to differ."""
+    pairs = [(listed(own, digits=count), listed(torch, digits=count)) for count in DIGITS]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
+
+
+def listed(values: Array, most: int = MOST_RATES, digits: int = DIGITS[0]) -> str:
     """List the first values."""
-    some = ", ".join(f"{value:.6g}" for value in values[:most])
+    some = ", ".join(f"{value:.{digits}g}" for value in values[:most])
     return some + (", .." if len(values) > most else "")
