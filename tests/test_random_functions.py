@@ -60,6 +60,7 @@ ONCE_WRONG = {
     600030: "two causes that come to no step, of code that never takes one",
     600062: "a penalty in the loss, smaller than what the loss at a found start is known to",
     600200: "a penalty in a loss of nearly 0, which float32 rounds by its own size",
+    700362: "twice a loss whose limit, were it twice as wide, would allow torch's too",
 }
 """Seeds, and what once was wrong in them."""
 

@@ -124,12 +124,13 @@ def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting 
     """Return a data loss and a penalty, if they are what is reported."""
     slack = losses.shown.limit if base.limit is None else base.limit
     slack = slack * max(1.0, abs(base.scale)) + losses.rounding * np.abs(penalty.values)
+    inside = ("penalty-in-loss",) if penalty.strengths else ()
+    causes = (*base.causes, *inside)
     with np.errstate(all="ignore"):
         ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
-        # A limit so wide that it allows torch's own losses too says nothing.
-        telling = base.limit is None or (abs(losses.scratch - losses.shown.framework) > slack).any()
-    inside = ("penalty-in-loss",) if penalty.strengths else ()
-    found = Reporting((*base.causes, *inside), penalty.strengths, base.scale)
+        # A limit so wide that it allows torch's own losses too says nothing of a cause.
+        telling = not causes or (abs(losses.scratch - losses.shown.framework) > slack).any()
+    found = Reporting(causes, penalty.strengths, base.scale)
     return found if telling and (ratios <= 1).all() else None
 
 
