@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -22,7 +21,11 @@ from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Problem, Step
 from regcheck.report.result import Report
 from regcheck.rules.convention import Convention
+from regcheck.spec.sections.tolerance import Tolerances
 from regcheck.trainers import sides
+from regcheck.trainers.framework.torch_trainer import TorchTrainer
+from regcheck.trainers.lockstep import Steps
+from regcheck.trainers.measured.measured_bounds import MeasuredBounds
 from regcheck.trainers.numpy_state import State
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.random_specs import Array, SpecDict, Tensors
@@ -66,16 +69,26 @@ def observe(spec: SpecDict) -> Observed:
             seen.steps.append((batch, step, found))
             return found, state
 
-    def comparing(*arguments: Any) -> Row:
-        row = compare_step(*arguments)
+    class Measuring(MeasuredBounds):
+        def __init__(self, trainer: TorchTrainer, *dtypes: str) -> None:
+            super().__init__(trainer, *dtypes)
+            seen.problem = trainer.problem
+
+    measured: dict[int, tuple[Batch, Step, Bounds]] = {}
+
+    def comparing(batch: Batch, steps: Steps, bounds: Bounds, tolerances: Tolerances) -> Row:
+        row = compare_step(batch, steps, bounds, tolerances)
         seen.rows.append(row)
+        measured[batch.step] = batch, steps.framework, bounds  # those that were looked at last
         return row
 
     with (
         patch.object(sides, "RoundingModel", Recording),
+        patch.object(sides, "MeasuredBounds", Measuring),
         patch.object(comparison, "compare_step", comparing),
     ):
         seen.report = check(spec)
+    seen.steps = seen.steps or list(measured.values())
     return seen
 
 
@@ -136,7 +149,9 @@ def extended(problem: Problem, convention: Convention) -> NumpyTrainer:
     """Make the NumPy trainer of a problem in extended precision, by a convention."""
     trainer = NumpyTrainer(replace(problem, convention=convention))
     trainer.dtype = np.dtype(np.longdouble)
-    trainer.X, trainer.y = problem.X.astype(np.longdouble), problem.y.astype(np.longdouble)
+    labels = problem.y.dtype.kind == "i"
+    trainer.X = problem.X.astype(np.longdouble)
+    trainer.y = problem.y if labels else problem.y.astype(np.longdouble)
     return trainer
 
 

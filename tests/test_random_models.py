@@ -1,4 +1,4 @@
-"""Random specs of softmax and the mlp: no false alarm, and what is planted is named or listed.
+"""Random specs of softmax and the mlp: no false alarm, and what is planted is found and named.
 
 More of them: `pytest -n 2 tests/test_random_models.py --count 1000 --seed 1000`.
 """
@@ -18,13 +18,16 @@ from numpy.random import Generator
 from regcheck.checking import check
 from regcheck.trainers.measured.monte_carlo import share_alike
 from tests.conftest import told
+from tests.judged_specs import mismatched_faults, observe
 from tests.random_optimizers import DRAWN, RARE, chance, power_of_ten, random_decay
 from tests.random_specs import (
     DTYPES,
     Array,
+    different_keys,
     random_batches,
     random_columns,
     random_schedule,
+    without_bias,
     without_some_biases,
 )
 
@@ -102,6 +105,30 @@ def test_random_model_raises_no_alarm(seed: int, tmp_path: Path, record_property
     if report.comparison.first_unjudged or report.comparison.losses.first_unjudged:
         return  # a training that blows up
     assert report.verdict == "equivalent" or report.reason == report.comparison.power.reason()
+
+
+def mismatched_spec(seed: int, folder: Path) -> Spec:
+    """Draw a spec whose scratch side differs by one key of the convention, or two."""
+    random, spec = np.random.default_rng([seed, 78]), random_spec(seed, folder)
+    changes = different_keys(random, spec["optimizer"])
+    del changes["update_order"]  # which is of one-layer models
+    if spec["optimizer"]["name"] == "rprop":  # which has no weight decay
+        changes = {key: changes[key] for key in ("loss_factor", "loss_reduction")}
+    elif not spec["weight_decay"]:
+        spec["weight_decay"] = power_of_ten(random, -6, 0)
+    keys = random.choice(sorted(changes), size=random.integers(1, 3), replace=False)
+    spec["convention"] = {str(key): changes[str(key)] for key in keys}
+    return spec if spec.get("bias", True) else without_bias(spec)
+
+
+@pytest.mark.search(sample=4, whole=200)
+def test_mismatched_model_diverges_at_its_first_clear_step(
+    seed: int, tmp_path: Path, record_property: Record
+) -> None:
+    observed = observe(mismatched_spec(seed, tmp_path))
+    record_property("mismatched specs of softmax and the mlp", observed.report.verdict)
+
+    assert mismatched_faults(observed) == []
 
 
 PLANTED: dict[str, Spec] = {
