@@ -32,6 +32,9 @@ BETWEEN = (0.5, 0.9, 0.99)
 NEARLY_NONE = 1e-3
 """The share of torch's value below which another one may be none."""
 
+OFF = ("ignored", "missing")
+"""What a cause makes of an option that then has no other value, as the momentum."""
+
 MOST_NUMBERS = 16
 """Numbers up to which all are sought together."""
 
@@ -189,6 +192,8 @@ def with_other_option(
         yield from with_tried_values(torch)
         return
     for name in torch.rule.numbers:
+        if change.get(name) in OFF:
+            continue
         number = Number("option", name)
         if len(causes) > 1 and torch.misses(number):
             continue
