@@ -60,6 +60,15 @@ SPEC: Spec = {
             "momentum",
             0.8,
         ),
+        # Else momentum is ignored, and is 0.8.
+        (
+            {"name": "sgd", "momentum": 0.9, "nesterov": True},
+            {"name": "sgd", "momentum": 0.8},
+            {},
+            "nesterov-missing",
+            "momentum",
+            0.8,
+        ),
     ],
 )
 def test_cause_and_another_option_are_named_together(
@@ -73,6 +82,18 @@ def test_cause_and_another_option_are_named_together(
     assert report.diagnosis.best.causes == tuple(sorted((cause, "option-differs")))
     assert report.diagnosis.best.options[option].factor == pytest.approx(value, rel=1e-9)
     assert report.diagnosis.best.residual <= 1
+
+
+@pytest.mark.exhaustive
+def test_cause_and_another_option_come_before_two_causes_and_an_odd_factor() -> None:
+    # Of squares that start at 0.1, and √(10⁵) times the gradient, the step is the same.
+    own = {"optimizer": {"name": "adagrad", "eps": 1e-6}, "convention": {"epsilon": "inside"}}
+    report = check(SPEC | own | {"weight_decay": 0, "framework": {"optimizer": "adagrad"}})
+
+    assert report.diagnosis is not None
+    assert report.diagnosis.best is not None
+    assert report.diagnosis.best.causes == ("option-differs", "rmsprop-epsilon-inside")
+    assert report.diagnosis.best.options["eps"].factor == 1e-6
 
 
 ADAM_AS_OFTEN_WRITTEN: Spec = {

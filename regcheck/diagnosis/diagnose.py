@@ -20,6 +20,7 @@ from regcheck.diagnosis.fits.other_settings import (
     effective_settings_of,
     with_effective_settings,
 )
+from regcheck.diagnosis.listing import all_named
 from regcheck.diagnosis.loss_logarithms import explain_logarithms
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, Explanation, Run
 from regcheck.diagnosis.replay import Replay
@@ -126,6 +127,10 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
             found = searched(run, replay, with_another_option) or found
         found = found or in_wider_limits(run)
         found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)
+    elif found and not any(len(one.causes) < 3 or all_named(one, run.training) for one in found):
+        # Another option beside one cause is less than an odd factor beside two.
+        fewer = searched(run, replay, with_another_option)
+        found = tuple(one for one in fewer if len(one.causes) < 3) or found
     if found:
         return found, within, None
     if run.scratch_is_reference:
