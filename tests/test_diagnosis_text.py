@@ -214,6 +214,12 @@ LOSSES: dict[str, tuple[Train, Spec, str, str]] = {
         "0.5 Σℓ",
     ),
     "odd": (trained(reported=lambda rows: 0.3), {}, "0.3·torch's loss", "0.3 mean ℓ"),
+    "to the base 10 with a penalty": (
+        trained(reported=lambda rows: 1 / np.log(10), inside=0.1),
+        {},
+        "1/ln 10·torch's loss + ½·0.1 Σw²",
+        "0.434294 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²",
+    ),
     "penalty alone": (
         trained(inside=0.2),
         {},

@@ -14,6 +14,7 @@ and some of these at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import NamedTuple
@@ -30,6 +31,9 @@ from regcheck.numerics.losses import running_mean
 from regcheck.problem.problem import Array, Parameters, Problem
 from regcheck.rules.convention import is_bias
 from regcheck.trainers.numpy_trainer import NumpyTrainer
+
+LOGARITHMS = {"1/ln 10": 1 / math.log(10), "1/ln 2": 1 / math.log(2)}
+"""Factors on a loss whose logarithm is to the base 10 or 2, by how they are written."""
 
 NAMED_SHARES = (1.0, 0.5, 2.0)
 """Factors on λ that people put into a penalty that they report."""
@@ -149,7 +153,7 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
         distinct.setdefault(loss_keys(rule), rule)
     for rule in distinct.values():
         yield from own_losses(losses, rule)
-    yield from (scaled(scale * framework, scale) for scale in (0.5, 2.0))
+    yield from (scaled(scale * framework, scale) for scale in (0.5, 2.0, *LOGARITHMS.values()))
     yield from (scaled(scale * rows * framework, scale * rows[0]) for scale in (1.0, 0.5))
     for one in own_losses(losses, rules[-1].with_change({"batch_divisor": "batch-size"})):
         yield scaled(one.values, one.scale)

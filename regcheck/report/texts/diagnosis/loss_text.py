@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regcheck.diagnosis.listing import name_of_factor
 from regcheck.diagnosis.records import Diagnosis, Explanation, Reporting
+from regcheck.diagnosis.reported_loss import LOGARITHMS
 from regcheck.numerics.least_squares import Fit
 from regcheck.report.result import Report
 from regcheck.report.texts.diagnosis.cause_text import Line, labelled
@@ -56,7 +57,8 @@ def loss_texts(report: Report, found: Diagnosis) -> list[str]:
 
 def reported_formula(report: Report, reporting: Reporting, best: Explanation | None) -> str:
     """Write the loss that the scratch side reports: `½ torch's loss + ½·0.1 Σw²`."""
-    scale = f"{reporting.scale:.6g}"
+    logarithms = {value: name for name, value in LOGARITHMS.items()}
+    scale = logarithms.get(reporting.scale, f"{reporting.scale:.6g}")
     for share, half in ((0.5, "½ "), (1.0, "")) if reporting.scale != 1 else ():
         fit = Fit(reporting.scale / share, 0.0)
         named = name_of_factor("gradient-scaled", fit, report.training)
