@@ -129,7 +129,7 @@ def check_problem(
     """
     spec = loaded.spec
     work = min(problem.schedule.batch_size, len(problem.y)) * multiplications(problem)
-    # Overflow is an outcome of a training, judged by the comparison: no warnings.
+    # Overflow is an outcome of a training, judged by the comparison: nothing in here warns of it.
     with (
         torch_settings(work) as threads,
         np.errstate(all="ignore"),

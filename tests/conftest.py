@@ -8,10 +8,11 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import yaml
 
@@ -34,6 +35,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers share the cores, and 
 
     torch.set_num_threads(1)
     threadpoolctl.threadpool_limits(1)
+
+
+@pytest.fixture(autouse=True)
+def overflow_is_an_outcome() -> Iterator[None]:
+    """Let NumPy not warn, as in a run: `checking.check_problem` says so once for all of it."""
+    with np.errstate(all="ignore"):
+        yield
+
 
 # --- what is run ----------------------------------------------------------------------------------
 

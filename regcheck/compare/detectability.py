@@ -146,13 +146,11 @@ class Shown:
     def __init__(self, steps: Steps, bounds: Bounds, limits: Array) -> None:
         """Take a step, its bounds, and the limits of each entry, in bounds."""
         self.before, self.after = flat(steps.framework.before), flat(steps.framework.after)
-        with np.errstate(all="ignore"):
-            self.limit = MARGIN * limits * flat(bounds.after)
+        self.limit = MARGIN * limits * flat(bounds.after)
 
     def by(self, end: Array) -> bool:
         """Whether the parameters after a step are others beyond the limit."""
-        with np.errstate(all="ignore"):
-            return bool((np.abs(end - self.after) > self.limit).any())
+        return bool((np.abs(end - self.after) > self.limit).any())
 
 
 ALTERATIONS: dict[str, Change] = {
@@ -224,21 +222,20 @@ class PowerMeter:
     def take(self, batch: Batch, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
         """Take in a step: torch's, from the reference's parameters."""
         framework = steps.framework
-        with np.errstate(all="ignore"):
-            for name, after in framework.after.items():
-                if self.shares.get(name, 1.0) <= SHARE:  # no step can tell more of it
-                    continue
-                moved = np.abs(after - framework.before[name])
-                shown = moved > 0
-                if not shown.any():
-                    continue
-                shares = self.limits[name] * bounds.after[name][shown] / moved[shown]
-                share = float(np.fmin.reduce(shares))
-                self.shares[name] = min(share, self.shares.get(name, np.inf))
-                if noise and framework.gradient is not None:
-                    size = np.abs(framework.gradient[name]).max()
-                    if noise[name].max() < ROUNDING_ALONE * size:
-                        self.clear.add(name)
+        for name, after in framework.after.items():
+            if self.shares.get(name, 1.0) <= SHARE:  # no step can tell more of it
+                continue
+            moved = np.abs(after - framework.before[name])
+            shown = moved > 0
+            if not shown.any():
+                continue
+            shares = self.limits[name] * bounds.after[name][shown] / moved[shown]
+            share = float(np.fmin.reduce(shares))
+            self.shares[name] = min(share, self.shares.get(name, np.inf))
+            if noise and framework.gradient is not None:
+                size = np.abs(framework.gradient[name]).max()
+                if noise[name].max() < ROUNDING_ALONE * size:
+                    self.clear.add(name)
         if self.altered is not None:
             self.altered.advance(batch, steps, bounds)
 

@@ -48,11 +48,10 @@ def worst(tensor: str, scratch: Array, framework: Array, bound: Array) -> Differ
         raise ValueError(f"{tensor}: cannot compare the shapes {shapes}")
     if scratch.size == 1:  # the bias: plain floats are several times faster than arrays of one
         return difference_at(0, tensor, scratch, framework, bound)
-    with np.errstate(all="ignore"):
-        ratios = np.abs(np.subtract(scratch, framework, dtype=np.float64)) / bound
-        place = int(ratios.argmax())  # the first NaN, where there is one
-        if math.isfinite(ratios.item(place) + float(np.add.reduce(bound, axis=None))):
-            return difference_at(place, tensor, scratch, framework, bound)
+    ratios = np.abs(np.subtract(scratch, framework, dtype=np.float64)) / bound
+    place = int(ratios.argmax())  # the first NaN, where there is one
+    if math.isfinite(ratios.item(place) + float(np.add.reduce(bound, axis=None))):
+        return difference_at(place, tensor, scratch, framework, bound)
     # Some entries are not finite: those that can be judged count first.
     found = [
         difference_at(place, tensor, scratch, framework, bound) for place in range(scratch.size)
@@ -125,8 +124,7 @@ def worst_of_each(
     """Compare all tensors at once, as `worst` does each; None where some ratio is not finite."""
     places, ratios = [0] * len(layout.sizes), [-1.0] * len(layout.sizes)
     for part, _, _, spans in layout.blocks:
-        with np.errstate(all="ignore"):
-            some = np.abs(here[part] - there[part]) / bound[part]
+        some = np.abs(here[part] - there[part]) / bound[part]
         for tensor, start, stop in spans:
             place = start + int(some[start:stop].argmax())  # the first NaN, where there is one
             ratio = some.item(place)
@@ -157,8 +155,7 @@ def worst_of_all(
     layout = common_layout(scratch, framework, bounds)
     if layout is not None:
         here, there, bound = flat(scratch), flat(framework), flat(bounds)
-        with np.errstate(all="ignore"):
-            ratios = np.abs(here - there) / bound
+        ratios = np.abs(here - there) / bound
         place = int(ratios.argmax())
         if math.isfinite(ratios.item(place)) and are_finite(bounds):
             name, index = layout.at(place)
@@ -188,10 +185,9 @@ def within_tolerance(
     With `exact` the bound is 0, and zeros of different sign are infinitely far apart.
     """
     scratch, framework = scratch.astype(np.float64), framework.astype(np.float64)
-    with np.errstate(all="ignore"):
-        allowed = (tolerance.atol or 0.0) + (tolerance.rtol or 0.0) * np.abs(framework)
-        # However much is allowed, it is a number: else one infinite side would allow the other.
-        allowed = np.minimum(allowed, np.finfo(np.float64).max)
+    allowed = (tolerance.atol or 0.0) + (tolerance.rtol or 0.0) * np.abs(framework)
+    # However much is allowed, it is a number: else one infinite side would allow the other.
+    allowed = np.minimum(allowed, np.finfo(np.float64).max)
     found = worst(name, scratch, framework, allowed)
     signs = np.signbit(scratch) != np.signbit(framework)
     if tolerance.exact and found.ratio == 0 and found.judged and signs.any():
@@ -206,8 +202,7 @@ def drifts(own: Parameters, framework: Parameters) -> dict[str, float]:
     if layout is None:
         return {name: drift(own[name], w) for name, w in framework.items()}
     here, there = flat(own), flat(framework)
-    with np.errstate(all="ignore"):
-        most = layout.reduced(lambda part: np.abs(here[part] - there[part]))
+    most = layout.reduced(lambda part: np.abs(here[part] - there[part]))
     return dict(zip(framework, most.tolist(), strict=True))
 
 
@@ -215,16 +210,14 @@ def greatest_drift(own: Parameters, framework: Parameters) -> float:
     """Return the largest difference of any tensor; NaN where one is not a number."""
     if common_layout(own, framework) is None:
         return float(np.max(list(drifts(own, framework).values())))
-    with np.errstate(all="ignore"):
-        return float(np.abs(flat(own) - flat(framework)).max())
+    return float(np.abs(flat(own) - flat(framework)).max())
 
 
 def drift(scratch: Array, framework: Array) -> float:
     """Return the largest difference of a tensor's entries; NaN where one is not a number."""
     if framework.size == 1:
         return abs(float(scratch.item()) - float(framework.item()))
-    with np.errstate(all="ignore"):
-        return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
+    return float(np.abs(np.subtract(scratch, framework, dtype=np.float64)).max())
 
 
 def greatest(differences: Iterable[Difference]) -> Difference:

@@ -83,25 +83,24 @@ def needed(tolerance: Tolerance, local: Difference, scratch: Array, framework: A
     atol, rtol = tolerance.atol or 0.0, tolerance.rtol or 0.0
     rounding = local.ratio if local.judged else math.inf
     framework = framework.astype(np.float64, copy=False)
-    with np.errstate(all="ignore"):
-        off = np.abs(scratch - framework)
-        size = np.abs(framework)
-        largest = float(off.max())
-        if largest == 0:
-            exact = bool((np.signbit(scratch) == np.signbit(framework)).all())
-            return Needed(rounding, exact=exact)
-        if not math.isfinite(largest):
-            return NOTHING_PASSES._replace(rounding=rounding)
-        # The slack is on the difference: what is left of it may be much smaller than its rounding.
-        share = float(np.where(off > 0, off * SLACK / size, 0.0).max())
-        beside_atol, beside_rtol = share, largest
-        if atol:
-            rest = np.where(off > atol, (off * SLACK - atol) / size, 0.0)
-            beside_atol = float(rest.max())
-        if rtol:
-            allowed = rtol * size
-            rest = np.where(off > allowed, off * SLACK - allowed, 0.0)
-            beside_rtol = float(rest.max())
+    off = np.abs(scratch - framework)
+    size = np.abs(framework)
+    largest = float(off.max())
+    if largest == 0:
+        exact = bool((np.signbit(scratch) == np.signbit(framework)).all())
+        return Needed(rounding, exact=exact)
+    if not math.isfinite(largest):
+        return NOTHING_PASSES._replace(rounding=rounding)
+    # The slack is on the difference: what is left of it may be much smaller than its rounding.
+    share = float(np.where(off > 0, off * SLACK / size, 0.0).max())
+    beside_atol, beside_rtol = share, largest
+    if atol:
+        rest = np.where(off > atol, (off * SLACK - atol) / size, 0.0)
+        beside_atol = float(rest.max())
+    if rtol:
+        allowed = rtol * size
+        rest = np.where(off > allowed, off * SLACK - allowed, 0.0)
+        beside_rtol = float(rest.max())
     return Needed(rounding, beside_atol, beside_rtol, share, largest, exact=False)
 
 
@@ -195,8 +194,8 @@ class DriftMeter:
             off: Array = np.abs(here[part] - there[part]) * SLACK / np.abs(there[part])
             return off
 
-        with np.errstate(all="ignore"):  # 0/0 needs nothing
-            each = zip(framework.after, layout.reduced(shares, np.fmax).tolist(), strict=True)
+        # 0/0 needs nothing
+        each = zip(framework.after, layout.reduced(shares, np.fmax).tolist(), strict=True)
         same = []
         for name, share in each:
             local, before, largest = row.local[name], self.needed.get(name), row.drift[name]

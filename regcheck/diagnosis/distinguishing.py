@@ -31,8 +31,7 @@ def probe_of(torch: Problem, pair: tuple[Explanation, Explanation]) -> str:
     problems = small_problems(torch)
     for name, problem in problems.items():
         scaled = standing_for(torch, problem)
-        with np.errstate(all="ignore"):
-            one, other = (trained(problem, explanation, scaled) for explanation in pair)
+        one, other = (trained(problem, explanation, scaled) for explanation in pair)
         if np.isfinite(one).all() and np.isfinite(other).all():
             differ = np.abs(one - other).max(axis=1) / max(1.0, np.abs(one).max()) > 1e-6
             if differ.any():

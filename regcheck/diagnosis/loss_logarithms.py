@@ -69,9 +69,8 @@ def explain_logarithms(
     """
     if not run.sees_rows or not TORCHS[run.torch.problem.loss].logarithms:
         return None, None
-    with np.errstate(all="ignore"):
-        lost = infinite_logarithm(run)
-        return (None, lost) if lost or explained else floor_of(run, found)
+    lost = infinite_logarithm(run)
+    return (None, lost) if lost or explained else floor_of(run, found)
 
 
 def infinite_logarithm(run: Run) -> Evidence | None:

@@ -102,10 +102,9 @@ class Replay:
             after = self.history.flat(update.step.after)
             longer: Array | float = 1.0
             if not rule.settings.rule.linear:
-                with np.errstate(all="ignore"):
-                    longest = np.fmax(longest, np.abs(after - record.before))
-                    longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
-                    longer = (longest / longest_torch) ** steepness
+                longest = np.fmax(longest, np.abs(after - record.before))
+                longest_torch = np.fmax(longest_torch, np.abs(record.framework - record.before))
+                longer = (longest / longest_torch) ** steepness
             yield self.widened(rule.problem, record, after, longer), after
 
     def widened(
@@ -128,22 +127,21 @@ class Replay:
             longer: how many times longer the rule's longest steps are than torch's, by entry; or
                 how many times more they round for that.
         """
-        with np.errstate(all="ignore"):
-            larger = np.fmax(gain(rule, record.batch), longer) / 4 - 1
-            moved = np.abs(after - record.before)
-            wider = record.bound + 2 * self.u * moved
-            # What swallows the rule's own steps would prove nothing.
-            most = SHARE * moved.max() / self.limits
-            own = rule.scratch_settings.rule.growth(rule.scratch_settings.options, rule.faults)
-            if own:
-                wider += np.minimum(own * self.u * moved.max(), most)
-            if np.any(larger > 0):
-                larger = np.fmax(larger, 0)
-                rest = record.bound - 2 * self.u * np.abs(record.before)
-                more = larger * np.maximum(rest, 0)
-                wider += np.minimum(more, most) if np.ndim(longer) else more
-            if not finite(wider):
-                wider = np.where(np.isfinite(wider), wider, record.bound)
+        larger = np.fmax(gain(rule, record.batch), longer) / 4 - 1
+        moved = np.abs(after - record.before)
+        wider = record.bound + 2 * self.u * moved
+        # What swallows the rule's own steps would prove nothing.
+        most = SHARE * moved.max() / self.limits
+        own = rule.scratch_settings.rule.growth(rule.scratch_settings.options, rule.faults)
+        if own:
+            wider += np.minimum(own * self.u * moved.max(), most)
+        if np.any(larger > 0):
+            larger = np.fmax(larger, 0)
+            rest = record.bound - 2 * self.u * np.abs(record.before)
+            more = larger * np.maximum(rest, 0)
+            wider += np.minimum(more, most) if np.ndim(longer) else more
+        if not finite(wider):
+            wider = np.where(np.isfinite(wider), wider, record.bound)
         return record._replace(bound=wider)
 
     def scaled_pass(self, problem: Problem, record: Record) -> ForwardBackward | None:
@@ -157,13 +155,12 @@ class Replay:
 
     def ratios(self, record: Record, after: Array) -> Array:
         """Return each entry's difference from the scratch side, in limits; 0 where not judged."""
-        with np.errstate(all="ignore"):
-            ratios: Array = np.abs(after - record.scratch) / (record.bound * self.limits)
-            lost = np.isnan(ratios)
-            if lost.any():
-                # Where the range of a dtype is left, or on both sides, nothing is known.
-                one_sided = np.isfinite(record.scratch) != np.isfinite(after)
-                ratios = np.where(lost, np.where(one_sided, math.inf, 0.0), ratios)
+        ratios: Array = np.abs(after - record.scratch) / (record.bound * self.limits)
+        lost = np.isnan(ratios)
+        if lost.any():
+            # Where the range of a dtype is left, or on both sides, nothing is known.
+            one_sided = np.isfinite(record.scratch) != np.isfinite(after)
+            ratios = np.where(lost, np.where(one_sided, math.inf, 0.0), ratios)
         return ratios
 
     def largest(self, steps: Iterable[tuple[Record, Array]]) -> float:

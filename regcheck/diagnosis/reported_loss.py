@@ -130,10 +130,9 @@ def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting 
     slack = slack * max(1.0, abs(base.scale)) + losses.rounding * np.abs(penalty.values)
     inside = ("penalty-in-loss",) if penalty.strengths else ()
     causes = (*base.causes, *inside)
-    with np.errstate(all="ignore"):
-        ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
-        # A limit so wide that it allows torch's own losses too says nothing of a cause.
-        telling = not causes or (abs(losses.scratch - losses.shown.framework) > slack).any()
+    ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
+    # A limit so wide that it allows torch's own losses too says nothing of a cause.
+    telling = not causes or (abs(losses.scratch - losses.shown.framework) > slack).any()
     found = Reporting(causes, penalty.strengths, base.scale)
     return found if telling and (ratios <= 1).all() else None
 
@@ -169,8 +168,8 @@ def data_losses(losses: Losses, rules: Sequence[Problem]) -> Iterator[DataLoss]:
         yield from last_micro_batch(losses)
         history = losses.run.history
         after = losses_of(losses.run.torch, history, history.all("scratch"), batches)
-        with np.errstate(all="ignore"):  # a larger loss rounds by more
-            own = losses.every.limit * np.fmax(1, np.abs(after / every))
+        # a larger loss rounds by more
+        own = losses.every.limit * np.fmax(1, np.abs(after / every))
         yield DataLoss(("loss-after-update",), after[kept], limit=own[kept])
         mean, limit = running_mean(after, epochs)[kept], running_mean(own, epochs)[kept]
         limit = np.maximum(own[kept], limit)
@@ -212,8 +211,7 @@ def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
             values = losses_of(NumpyTrainer(rule), losses.run.history, before, batches)
             if accumulation == "sum":
                 values = values * [float(len(batch.micro_batches)) for batch in batches]
-            with np.errstate(all="ignore"):
-                scale = float(np.nan_to_num(np.abs(values / framework), posinf=1).max())
+            scale = float(np.nan_to_num(np.abs(values / framework), posinf=1).max())
             yield DataLoss((), values, scale)
 
 

@@ -27,29 +27,28 @@ def is_the_specs(probe: TorchTrainer, rule: NumpyTrainer) -> bool:
     """
     batches = islice(probe.problem.schedule.batches(), 1)
     close = math.sqrt(np.finfo(probe.problem.framework_dtype).eps)
-    with np.errstate(all="ignore"):
-        for batch in batches:
-            start = probe.parameters()
-            z = rule.forward_backward(start, batch).outputs
-            far = 2 * max(float(np.abs(one).max()) for one in z) / UNSATURATED
-            if far > 1:
-                probe.place({name: w / far for name, w in start.items()})
-            parameters = probe.parameters()
-            with torch.random.fork_rng(devices=[]), probe.buffers.kept():
-                _, loss = probe.backward(batch)
-                own = probe.gradients()
-            probe.forget_gradients()
-            probe.place(start)
-            there = rule.forward_backward(parameters, batch)
-            # A gradient that nearly cancels is rounded as its rows' terms are.
-            slope = max(float(np.abs(row.dloss_dz).max()) for row in there.rows)
-            term = slope * max(1.0, float(np.abs(probe.problem.X).max()))
-            sizes = {name: max(term, float(np.abs(g).max())) for name, g in there.gradient.items()}
-            off = [float(np.abs(own[name] - there.gradient[name]).max()) for name in sizes]
-            pairs = [
-                (abs(loss - there.loss), abs(there.loss)),
-                *zip(off, sizes.values(), strict=True),
-            ]
-            if any(difference > close * size for difference, size in pairs):
-                return False
+    for batch in batches:
+        start = probe.parameters()
+        z = rule.forward_backward(start, batch).outputs
+        far = 2 * max(float(np.abs(one).max()) for one in z) / UNSATURATED
+        if far > 1:
+            probe.place({name: w / far for name, w in start.items()})
+        parameters = probe.parameters()
+        with torch.random.fork_rng(devices=[]), probe.buffers.kept():
+            _, loss = probe.backward(batch)
+            own = probe.gradients()
+        probe.forget_gradients()
+        probe.place(start)
+        there = rule.forward_backward(parameters, batch)
+        # A gradient that nearly cancels is rounded as its rows' terms are.
+        slope = max(float(np.abs(row.dloss_dz).max()) for row in there.rows)
+        term = slope * max(1.0, float(np.abs(probe.problem.X).max()))
+        sizes = {name: max(term, float(np.abs(g).max())) for name, g in there.gradient.items()}
+        off = [float(np.abs(own[name] - there.gradient[name]).max()) for name in sizes]
+        pairs = [
+            (abs(loss - there.loss), abs(there.loss)),
+            *zip(off, sizes.values(), strict=True),
+        ]
+        if any(difference > close * size for difference, size in pairs):
+            return False
     return True

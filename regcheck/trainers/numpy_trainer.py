@@ -65,35 +65,34 @@ class NumpyTrainer:
             known: the pass over the rows at these parameters, where it is known already.
         """
         # Overflow is an outcome of the training, judged by the comparison.
-        with np.errstate(all="ignore"):
-            before = self.in_dtype(state.parameters)
-            batch = self.rescheduled(batch)
-            there = self.forward_backward(before, batch) if known is None else known
-            if before is not state.parameters:
-                state = state._replace(parameters=before)
-            gradients = self.layout.packed(self.gradients(there, state))
-            decays = self.effective_decays(batch)
-            state = self.optimizer.at_epoch(state, batch)
-            if self.problem.convention.update_order == "bias-first":
-                gradients, updates = self.update_bias_first(state, batch, gradients, decays)
-            else:
-                updates = self.optimizer.update(state, batch, gradients, decays, there.skipped)
-            packed = self.layout.packed
-            step = Step(
-                before=before,
-                outputs=there.outputs,
-                loss=self.reported_loss(there.loss, before, decays),
-                gradient=packed(gradients),
-                penalty=packed(updates.penalty),
-                memory=updates.memory,
-                delta=packed(updates.delta),
-                after=packed(updates.parameter),
-                skipped=there.skipped,
-            )
-            missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
-            unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-            missed = {**state.missed, **missed}
-            state = State(step.after, step.memory, unzeroed, missed, state.steps_before)
+        before = self.in_dtype(state.parameters)
+        batch = self.rescheduled(batch)
+        there = self.forward_backward(before, batch) if known is None else known
+        if before is not state.parameters:
+            state = state._replace(parameters=before)
+        gradients = self.layout.packed(self.gradients(there, state))
+        decays = self.effective_decays(batch)
+        state = self.optimizer.at_epoch(state, batch)
+        if self.problem.convention.update_order == "bias-first":
+            gradients, updates = self.update_bias_first(state, batch, gradients, decays)
+        else:
+            updates = self.optimizer.update(state, batch, gradients, decays, there.skipped)
+        packed = self.layout.packed
+        step = Step(
+            before=before,
+            outputs=there.outputs,
+            loss=self.reported_loss(there.loss, before, decays),
+            gradient=packed(gradients),
+            penalty=packed(updates.penalty),
+            memory=updates.memory,
+            delta=packed(updates.delta),
+            after=packed(updates.parameter),
+            skipped=there.skipped,
+        )
+        missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
+        unzeroed = gradients if self.problem.faults.zeroing == "never" else None
+        missed = {**state.missed, **missed}
+        state = State(step.after, step.memory, unzeroed, missed, state.steps_before)
         return Update(state, step, there)
 
     def rescheduled(self, batch: Batch) -> Batch:

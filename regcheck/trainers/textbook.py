@@ -150,19 +150,18 @@ class FormulaBounds:
             "decoupled_weight_decay": settings.torchs.decay == "decoupled",
         }
         gradient, after = flat(framework.gradient), flat(step.after)
-        with np.errstate(all="ignore"):
-            taken = OptimizerStep(
-                flat(step.before),
-                after,
-                gradient,
-                options,
-                remembered(self.formula, step),
-                batch.step,
-                [w.shape for w in step.before.values()],
-            )
-            noise = np.zeros_like(gradient)
-            found = self.formula.propagate(self.u, taken, noise, self.carried)
-            bound, self.carried = found.after + self.tiny, found.carried
+        taken = OptimizerStep(
+            flat(step.before),
+            after,
+            gradient,
+            options,
+            remembered(self.formula, step),
+            batch.step,
+            [w.shape for w in step.before.values()],
+        )
+        noise = np.zeros_like(gradient)
+        found = self.formula.propagate(self.u, taken, noise, self.carried)
+        bound, self.carried = found.after + self.tiny, found.carried
         if not (finite(gradient) and finite(after)):
             bound = np.full_like(bound, np.nan)  # the rest depends on the order of computation
         if found.lost is not None:

@@ -51,10 +51,9 @@ def clipped_to_norm(replay: Replay) -> Evidence | None:
     """
     moves = Moves(replay)
     whole, gradient = moves.by_torch(), moves.by_gradient()
-    with np.errstate(all="ignore"):
-        slope, target = (x / moves.limits for x in (gradient, moves.scratch - (whole - gradient)))
-        factors = (slope * target).sum(axis=1) / (slope**2).sum(axis=1)
-        off = np.abs(target - factors[:, None] * slope).max(axis=1)
+    slope, target = (x / moves.limits for x in (gradient, moves.scratch - (whole - gradient)))
+    factors = (slope * target).sum(axis=1) / (slope**2).sum(axis=1)
+    off = np.abs(target - factors[:, None] * slope).max(axis=1)
     norms = np.linalg.norm(replay.history.all("gradient")[moves.at], axis=1)
     clipped = factors < 1 - ALIKE
     if not (off <= 1).all() or clipped.sum() < LEAST_CLIPPED or (factors > 1 + ALIKE).any():

@@ -24,16 +24,14 @@ def other_penalty(replay: Replay) -> Evidence | None:
     """
     moves, history = Moves(replay), replay.history
     by_gradient, limits = moves.by_gradient(), moves.limits
-    with np.errstate(all="ignore"):
-        target = (moves.scratch - by_gradient) / limits
-        off = (moves.scratch - moves.by_torch()) / limits
+    target = (moves.scratch - by_gradient) / limits
+    off = (moves.scratch - moves.by_torch()) / limits
     # Some tensors, like the bias, may be free of it, or have torch's own.
     concerned = np.zeros(history.entries, dtype=bool)
     for part in history.slices.values():
         concerned[part] = all(np.abs(rest[:, part]).max() > 1 for rest in (target, off))
     for one, shape in penalties(history).items():
-        with np.errstate(all="ignore"):
-            slope = (moves.by_gradient(shape) - by_gradient) / limits
+        slope = (moves.by_gradient(shape) - by_gradient) / limits
         if not (np.isfinite(slope).all() and np.isfinite(target).all()):
             continue
         here, there = slope[:, concerned], target[:, concerned]

@@ -58,8 +58,7 @@ def is_made_by(replay: Replay, record: Record, state: State, t: int) -> bool:
     rule = replay.by({"counts_from": t - record.batch.step + 1})
     update = rule.step(state, record.batch, replay.scaled_pass(rule.problem, record))
     after = replay.history.flat(update.step.after)
-    with np.errstate(all="ignore"):
-        longer = np.abs(after - record.before) / np.abs(record.framework - record.before)
+    longer = np.abs(after - record.before) / np.abs(record.framework - record.before)
     wider = replay.widened(rule.problem, record, after, np.nan_to_num(longer, posinf=1.0))
     return float(replay.ratios(wider, after).max()) <= 1
 

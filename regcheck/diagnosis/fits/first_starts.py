@@ -99,8 +99,7 @@ def by_second_step(replay: Replay, rule: NumpyTrainer) -> Array:
         (_, _), (_, update) = replay.updates(rule, islice(records, 2), known)
         assert update is not None
         by_rule = replay.history.flat(update.step.after) - second.before
-        with np.errstate(all="ignore"):
-            return float(np.nansum(np.abs(by_rule - moved) / (np.abs(by_rule) + np.abs(moved))))
+        return float(np.nansum(np.abs(by_rule - moved) / (np.abs(by_rule) + np.abs(moved))))
 
     sides = np.ones(len(moved))
     least = left(sides)
@@ -124,18 +123,17 @@ def solved_start(replay: Replay, rule: NumpyTrainer, way: Way, near: Array) -> A
     record = next(replay.history.records())
     after = partial(after_first, replay, rule, record.batch)
     start, least = near.copy(), [math.inf]
-    with np.errstate(all="ignore"):
-        for _ in range(way.times):
-            end = after(start)
-            rest = record.scratch - end
-            if not np.isfinite(rest).all():
-                return None
-            here = replay.widened(rule.problem, record._replace(before=start), end)
-            left = float(np.abs(rest / (here.bound * replay.limits)).max())
-            if left < way.near:
-                return start + rest if way is BY_FIXED_POINT else start
-            least.append(min(left, least[-1]))
-            if len(least) > way.patience and least[-1] > way.slow * least[-1 - way.patience]:
-                return None
-            start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
+    for _ in range(way.times):
+        end = after(start)
+        rest = record.scratch - end
+        if not np.isfinite(rest).all():
+            return None
+        here = replay.widened(rule.problem, record._replace(before=start), end)
+        left = float(np.abs(rest / (here.bound * replay.limits)).max())
+        if left < way.near:
+            return start + rest if way is BY_FIXED_POINT else start
+        least.append(min(left, least[-1]))
+        if len(least) > way.patience and least[-1] > way.slow * least[-1 - way.patience]:
+            return None
+        start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
     return None

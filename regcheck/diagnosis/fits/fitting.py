@@ -219,10 +219,9 @@ def fit_near(
     here, there = (replay.steps(replay.by({**change, key: value})) for value in (factor, other))
     informative, slopes, rests = 0, [], []
     for (record, one), (_, two) in zip(here, there, strict=True):
-        with np.errstate(all="ignore"):
-            bound = record.bound * replay.limits
-            slope = (two - one) / (other - factor) / bound
-            rest = (record.scratch - one) / bound
+        bound = record.bound * replay.limits
+        slope = (two - one) / (other - factor) / bound
+        rest = (record.scratch - one) / bound
         if not (np.isfinite(slope).all() and np.isfinite(rest).all()):
             return None
         slopes.append(slope)

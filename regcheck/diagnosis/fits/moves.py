@@ -34,9 +34,8 @@ class Moves:
         self.replay = replay
         self.at = slice(first, min(first + most, len(history)))
         before, after, bound = (history.all(key)[self.at] for key in ("before", "scratch", "bound"))
-        with np.errstate(all="ignore"):
-            self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
-            self.scratch = before - after
+        self.limits = np.maximum(bound * replay.limits, 2 * replay.u * np.abs(before))
+        self.scratch = before - after
 
     def by(self, rule: NumpyTrainer, added: Callable[[Record], Array] | None = None) -> Array:
         """Return what a rule subtracts; `added` is a function of the step, beside the gradient."""
@@ -58,11 +57,10 @@ class Moves:
         found = []
         rule = self.replay.torch.by(problem)
         try:
-            with np.errstate(all="ignore"):
-                for _, update in islice(self.replay.updates(rule), self.at.stop):
-                    if update is None or update.step.delta is None:
-                        return None
-                    found.append(self.replay.history.flat(update.step.delta))
+            for _, update in islice(self.replay.updates(rule), self.at.stop):
+                if update is None or update.step.delta is None:
+                    return None
+                found.append(self.replay.history.flat(update.step.delta))
         except ArithmeticError:
             return None
         return np.array(found)[self.at]

@@ -198,8 +198,7 @@ def iteration(
     rest, u = moves.scratch - base, moves.replay.u
     if not all(bool(np.isfinite(one).all()) for one in (rest, *columns)):
         return None
-    with np.errstate(all="ignore"):
-        left = np.abs(rest / moves.limits)
+    left = np.abs(rest / moves.limits)
     still = ~np.any(columns, axis=0)
     before, unmoved = (float(some.max(initial=0.0)) for some in (left, left[still]))
     found = fit_columns(columns, rest, moves.limits, u, least=1.0, rcond=1e-9)

@@ -94,8 +94,7 @@ def as_float32(numbers: Array) -> Array:
     """Round numbers to float32; labels are whole."""
     if numbers.dtype.kind == "i":
         return numbers
-    with np.errstate(all="ignore"):
-        return numbers.astype(np.float32).astype(np.float64)
+    return numbers.astype(np.float32).astype(np.float64)
 
 
 def parameters_rounded(replay: Replay) -> Explanation | None:
@@ -156,8 +155,7 @@ def moves_later(replay: Replay) -> bool:
     """Whether torch moves a parameter beyond rounding in some step but the first."""
     history = replay.history
     moved = np.abs(history.all("framework") - history.all("before"))[1:]
-    with np.errstate(all="ignore"):
-        return bool((moved > history.all("bound")[1:] * replay.limits).any())
+    return bool((moved > history.all("bound")[1:] * replay.limits).any())
 
 
 def starts_as_torch(run: Run, start: Parameters) -> bool:

@@ -121,9 +121,8 @@ def rates_of(replay: Replay, least: int = 1) -> Rates | None:
     limits = moves.limits
     if (lrs > 0).any():  # by an lr of 0 torch rounds nothing: the other steps' bounds stand for it
         limits = np.where(lrs > 0, limits, limits.max(axis=0, where=lrs > 0, initial=0.0))
-    with np.errstate(all="ignore"):
-        slope, target = moves.by(replay.by(steady)) / limits, moves.scratch / limits
-        largest = np.maximum(np.abs(slope * (lrs / base)), np.abs(target))
+    slope, target = moves.by(replay.by(steady)) / limits, moves.scratch / limits
+    largest = np.maximum(np.abs(slope * (lrs / base)), np.abs(target))
     if not (np.isfinite(slope).all() and np.isfinite(target).all()):
         return None
     entries = (largest > 1).sum(axis=1)

@@ -183,8 +183,7 @@ def by_entries(replay: Replay) -> Iterator[Explanation]:
     history, torch = replay.history, replay.torch
     moves = Moves(replay, early=True, most=len(history))
     found = (moves.scratch, moves.by_torch(), moves.by_gradient(), moves.by_penalty())
-    with np.errstate(all="ignore"):
-        parts = [one / moves.limits for one in found]
+    parts = [one / moves.limits for one in found]
     if not all(np.isfinite(one).all() for one in parts):
         return
     scratch, whole, gradient, decay = parts

@@ -113,16 +113,15 @@ class RoundingModel:
             dloss_dz: dℓ_i/dz_i of the rows of each micro-batch, at the same parameters.
         """
         u, lr = self.u, batch.lr
-        with np.errstate(all="ignore"):
-            largest = self.largest_sizes(state, batch, step)
-            outputs, loss, gradient = self.pass_bounds(batch, step, dloss_dz, largest.output)
-            decay = self.decay * np.abs(flat(step.before))
-            penalty = (4 * u * lr) * decay + self.floor * (1 + lr)
-            noise = self.clipped(gradient, step)
-            delta, after, state = self.update.bounds(
-                state, batch, step, noise, (largest.direction, largest.velocity)
-            )
-            total = float(np.sum(after)) if self.precision.mixed else 0.0
+        largest = self.largest_sizes(state, batch, step)
+        outputs, loss, gradient = self.pass_bounds(batch, step, dloss_dz, largest.output)
+        decay = self.decay * np.abs(flat(step.before))
+        penalty = (4 * u * lr) * decay + self.floor * (1 + lr)
+        noise = self.clipped(gradient, step)
+        delta, after, state = self.update.bounds(
+            state, batch, step, noise, (largest.direction, largest.velocity)
+        )
+        total = float(np.sum(after)) if self.precision.mixed else 0.0
         tensors = (split(vector, step.before) for vector in (gradient, penalty, delta, after))
         bounds = Bounds(outputs, loss, *tensors)
         if not largest.all < self.precision.finer_top:

@@ -81,16 +81,15 @@ def propagate_adadelta(u: float, step: OptimizerStep, noise: Array, carried: Car
     zero = np.zeros(())
     v, a = step.state["square_avg"], step.state["acc_delta"]
     dv, da = of_squares(u, rho, G, error, v, carried), carried.get("acc_delta", zero)
-    with np.errstate(all="ignore"):
-        N, dN = root_of(carried.get("acc_delta before", zero), da, eps)
-        R, dR = root_of(v, dv, eps)
-        q = N / R
-        dq = (dN + q * dR) / np.maximum(R - dR, math.sqrt(eps)) + 3 * u * q
-        dd = (q + dq) * error + G * dq
-        dd = np.fmin(dd, 2 * (N + dN) / math.sqrt(max(1 - rho, 1e-30)))
-        dd[np.isnan(dd)] = np.inf  # once anything may have become of a
-        da = rho * da + ((1 - rho) * (2 * q * G + dd)) * dd + 3 * u * a
-        da[np.isnan(da)] = np.inf
+    N, dN = root_of(carried.get("acc_delta before", zero), da, eps)
+    R, dR = root_of(v, dv, eps)
+    q = N / R
+    dq = (dN + q * dR) / np.maximum(R - dR, math.sqrt(eps)) + 3 * u * q
+    dd = (q + dq) * error + G * dq
+    dd = np.fmin(dd, 2 * (N + dN) / math.sqrt(max(1 - rho, 1e-30)))
+    dd[np.isnan(dd)] = np.inf  # once anything may have become of a
+    da = rho * da + ((1 - rho) * (2 * q * G + dd)) * dd + 3 * u * a
+    da[np.isnan(da)] = np.inf
     carry = {"square_avg": dv, "acc_delta": da, "acc_delta before": a}
     return Propagated(settled(u, step, step.options["lr"] * dd), carry)
 
@@ -104,8 +103,7 @@ def propagate_adamax(u: float, step: OptimizerStep, noise: Array, carried: Carri
     dm = beta1 * carried.get("exp_avg", zero) + (1 - beta1) * error
     dm = dm + 3 * u * (m + (1 - beta1) * G)
     dn = np.maximum(beta2 * carried.get("exp_inf", zero), error) + 2 * u * n
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ddelta = (dm + m * (dn / n)) / np.maximum(n - dn, step.options["eps"])
+    ddelta = (dm + m * (dn / n)) / np.maximum(n - dn, step.options["eps"])
     ddelta = np.fmin(ddelta, 2 * (1 - beta1) * powers(beta1, beta2, t))
     rate = step.options["lr"] / (1 - beta1**t)
     return Propagated(settled(u, step, rate * ddelta), {"exp_avg": dm, "exp_inf": dn})
@@ -138,5 +136,4 @@ def powers(beta1: float, beta2: float, t: float) -> float:
     if beta2 == 0:
         return 1.0 if beta1 == 0 or t == 1 else math.inf
     ratio = np.float64(beta1 / beta2)
-    with np.errstate(over="ignore"):
-        return float(t if ratio == 1 else (1 - ratio**t) / (1 - ratio))
+    return float(t if ratio == 1 else (1 - ratio**t) / (1 - ratio))

@@ -77,19 +77,18 @@ def quotient(u: float, a: Array, da: Array, v: Array, dv: Array, eps: float) -> 
 
     Where √v is divided by a number c first, a/(√v/c + ε) = c a/(√v + c ε).
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.sqrt(v)
-        droot = dv / root
-        if not (dv < v).all():  # else δv/√v is the smaller one
-            np.fmin(droot, np.sqrt(v + dv), out=droot)
-        D, dD = root, droot
-        D += eps
-        dD += (3 * u) * D
-        bound: Array = dD / D
-        bound *= a
-        bound += da
-        D -= dD
-        bound /= np.maximum(D, eps, out=D)
+    root = np.sqrt(v)
+    droot = dv / root
+    if not (dv < v).all():  # else δv/√v is the smaller one
+        np.fmin(droot, np.sqrt(v + dv), out=droot)
+    D, dD = root, droot
+    D += eps
+    dD += (3 * u) * D
+    bound: Array = dD / D
+    bound *= a
+    bound += da
+    D -= dD
+    bound /= np.maximum(D, eps, out=D)
     return bound if eps else np.where((da == 0) & (a == 0), 0.0, bound)
 
 

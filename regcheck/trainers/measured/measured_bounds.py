@@ -124,19 +124,18 @@ class MeasuredBounds:
         self.carried, self.noise = self.carried_on, None
         for clone in self.clones:
             clone.keep()
-        with np.errstate(all="ignore"):
-            used = self.entries.used
-            for part in self.parts:
-                recent = self.recent[part]
-                np.maximum(recent * RECENT, np.abs(used[part]), out=recent)
-            rms = self.root_mean_squares(used)
-            due = batch.step >= self.next_due or bool((rms < SHRUNK * self.rms).any())
-            if due or self.measured is None:
-                while self.next_due <= batch.step:
-                    self.next_due *= APART
-                return self.measure(batch, steps, SAMPLES)
-            ratio = np.minimum(rms / self.rms, 64.0)
-            return self.put_together(steps, lambda part: self.derived(ratio, part))
+        used = self.entries.used
+        for part in self.parts:
+            recent = self.recent[part]
+            np.maximum(recent * RECENT, np.abs(used[part]), out=recent)
+        rms = self.root_mean_squares(used)
+        due = batch.step >= self.next_due or bool((rms < SHRUNK * self.rms).any())
+        if due or self.measured is None:
+            while self.next_due <= batch.step:
+                self.next_due *= APART
+            return self.measure(batch, steps, SAMPLES)
+        ratio = np.minimum(rms / self.rms, 64.0)
+        return self.put_together(steps, lambda part: self.derived(ratio, part))
 
     def derived(self, ratio: Array, part: slice) -> tuple[Array, Array]:
         """Derive the noise of some entries' gradients from what was measured last."""
@@ -166,8 +165,7 @@ class MeasuredBounds:
             return None
         for clone in self.clones:
             clone.rewind()
-        with np.errstate(all="ignore"):
-            return self.measure(batch, steps, more - count)
+        return self.measure(batch, steps, more - count)
 
     def measure(self, batch: Batch, steps: Steps, samples: int) -> Bounds:
         """Take some more passes with random rounding at a step, and bound it by them."""

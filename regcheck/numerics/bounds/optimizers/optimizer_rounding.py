@@ -169,8 +169,7 @@ class Noise:
 
     def sizes(self) -> list[Array]:
         """Return the noise of the gradients, as they come and, where clipped, as they are used."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            return [
-                np.maximum(most, DEVIATIONS * np.sqrt(square / max(1, self.count)))
-                for most, square in zip(self.largest, self.squares, strict=True)
-            ]
+        return [
+            np.maximum(most, DEVIATIONS * np.sqrt(square / max(1, self.count)))
+            for most, square in zip(self.largest, self.squares, strict=True)
+        ]
