@@ -304,9 +304,36 @@ def test_clipping_of_one_side_alone_is_told(step: Step, spec: Spec, known: str) 
     assert not short.next
 
 
+def by_tensor(at: At) -> tuple[Any, Any]:
+    gw, gb = (g * min(1.0, 0.5 / float(np.linalg.norm(g))) for g in (at.gw, at.gb))
+    return at.along(gw, gb)
+
+
+def with_decay(at: At) -> tuple[Any, Any]:
+    pull, of_bias = at.gw + LAMBDA * at.w, at.gb + LAMBDA * at.b
+    scale = min(1.0, 0.5 / float(np.linalg.norm(np.append(pull, of_bias))))
+    return at.along(scale * pull, scale * of_bias, penalty=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "beside"),
+    [
+        (to_norm, ""),
+        (by_tensor, "clips each tensor by its own norm and "),
+        (with_decay, "adds λ w before clipping and "),
+    ],
+)
+def test_clip_without_torchs_1e_6_is_told_with_what_is_beside_it(step: Step, beside: str) -> None:
+    short = summary(check(BASE | BATCHES | {"clip_norm": 0.5}, scratch=code(step)))
+    clips = "clips by 0.5/‖g‖, where torch has 0.5/(‖g‖ + 1e-6)"
+    assert short.known[0].startswith(f"The scratch side {beside}{clips}: ")
+    assert short.known[0].endswith("add 1e-6 to the norm.")
+    assert not short.next
+
+
 def test_another_clip_is_told_by_its_factors_with_digits_that_differ_from_1() -> None:
     def step(at: At) -> tuple[Any, Any]:
-        scale = min(1, 0.5 / np.sqrt((at.gw**2).sum() + at.gb[0] ** 2))  # without torch's 1e-6
+        scale = min(1, 0.5 / (1e-7 + np.sqrt((at.gw**2).sum() + at.gb[0] ** 2)))
         return at.along(scale * at.gw, scale * at.gb, penalty=0)
 
     spec = BATCHES | {"clip_norm": 0.5, "weight_decay": 0}

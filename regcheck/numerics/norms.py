@@ -103,7 +103,10 @@ def close_pairs(tolerance: float, *tables: Array) -> Array:
 
 
 def clipped(
-    gradients: Mapping[str, Array], clip_norm: float | None, clip_value: float | None
+    gradients: Mapping[str, Array],
+    clip_norm: float | None,
+    clip_value: float | None,
+    epsilon: float = 1e-6,
 ) -> dict[str, Array]:
     """Clip as torch does: g · min(1, C/(‖g‖ + 1e-6)) over all tensors, or each entry to ±C."""
     if clip_value is not None:
@@ -111,5 +114,6 @@ def clipped(
     if clip_norm is None:
         return dict(gradients)
     norm = np.sqrt(sum(np.sum(g * g) for g in gradients.values()))
-    factor = np.minimum(1, clip_norm / (norm + 1e-6))
+    with np.errstate(divide="ignore"):  # a gradient of 0 is not clipped
+        factor = np.minimum(1, clip_norm / (norm + epsilon))
     return {name: g * factor.astype(g.dtype) for name, g in gradients.items()}

@@ -24,6 +24,7 @@ class Faults(NamedTuple):
         lr_shift: how many steps early the schedule is; −1 is one step late.
         lr_schedule: other values of some keys of the lr's schedule, in pairs.
         clip_scope: the norm over all tensors, or each tensor's own.
+        clip_epsilon: torch's 1e-6 beside the norm, or none.
         momentum: kept, or ignored.
         nesterov: as set, or with it or without whatever is set.
         first_step: torch does not dampen the first step's velocity.
@@ -57,6 +58,7 @@ class Faults(NamedTuple):
     lr_shift: int = 0
     lr_schedule: tuple[tuple[str, Any], ...] = ()
     clip_scope: Literal["all", "tensor"] = "all"
+    clip_epsilon: Literal["added", "missing"] = "added"
     momentum: Literal["kept", "ignored"] = "kept"
     nesterov: Literal["as-set", "added", "missing"] = "as-set"
     first_step: Literal["undampened", "dampened"] = "undampened"

@@ -133,10 +133,12 @@ class NumpyOptimizer:
         return decay * w / norm if norm > 0 else 0 * w
 
     def clipped(self, gradients: Parameters) -> Parameters:
-        """Clip over all tensors together; by a fault each tensor by its own norm."""
-        limits = self.problem.clip_norm, self.problem.clip_value
-        if limits == (None, None):
+        """Clip over all tensors together; by a fault each by its own norm, or without the 1e-6."""
+        problem, faults = self.problem, self.problem.faults
+        if problem.clip_norm is None and problem.clip_value is None:
             return gradients
-        if self.problem.faults.clip_scope == "tensor":
+        epsilon = 0.0 if faults.clip_epsilon == "missing" else 1e-6
+        limits = problem.clip_norm, problem.clip_value, epsilon
+        if faults.clip_scope == "tensor":
             return {name: clipped({name: g}, *limits)[name] for name, g in gradients.items()}
         return clipped(gradients, *limits)

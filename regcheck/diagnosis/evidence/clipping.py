@@ -1,4 +1,4 @@
-"""What is known of clipping that no cause explains: one side alone clips its gradients."""
+"""What is known of clipping that no cause explains: of one side alone, or without torch's 1e-6."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.replay import Replay
 from regcheck.problem.problem import Array
+from regcheck.rules.causes.catalogue import CAUSES
+from regcheck.rules.causes.cause import Change
 
 ALIKE = 1e-4
 """The share by which norms may differ after a clip: torch's has 1e-6 beside the norm."""
@@ -35,13 +37,30 @@ def one_clips(replay: Replay) -> Evidence | None:
             yield record._replace(bound=scale * record.bound), after
 
     if replay.largest(wider()) > 1:
-        return None
+        return without_epsilon(replay)
     name = "clip_norm" if problem.clip_value is None else "clip_value"
     return Evidence(
         "The updates are torch's without clipping",
         f": clip the gradient by the spec's `{name}`.",
         "says-next",
     )
+
+
+def without_epsilon(replay: Replay) -> Evidence | None:
+    """Describe steps by C/‖g‖ in the place of torch's C/(‖g‖ + 1e-6), and what is beside it."""
+    norm = replay.torch.problem.clip_norm
+    if norm is None:
+        return None
+    for causes in ((), ("clip-per-tensor",), ("decay-before-clipping",)):
+        change: Change = {"clip_epsilon": "missing"}
+        for cause in causes:
+            change = {**change, **CAUSES[cause].changes[0]}
+        if replay.residual(change) <= 1:
+            clips = f"clips by {norm:g}/‖g‖, where torch has {norm:g}/(‖g‖ + 1e-6)"
+            titles = " and ".join([*(CAUSES[cause].title for cause in causes), clips])
+            fixes = [*(CAUSES[cause].fix for cause in causes), "add 1e-6 to the norm"]
+            return Evidence(f"The scratch side {titles}", f": {'; '.join(fixes)}.", "says-next")
+    return None
 
 
 def clipped_to_norm(replay: Replay) -> Evidence | None:
