@@ -132,15 +132,19 @@ def worst_of_each(
                 return None
             if ratio > ratios[tensor]:
                 places[tensor], ratios[tensor] = part.start + place, ratio
+    each = zip(layout.places, layout.starts, places, ratios, strict=True)
     return {
-        name: difference_of(
+        name: Difference(
             name,
             position(place - start, shape),
-            here.item(place),
-            there.item(place),
+            a := here.item(place),
+            b := there.item(place),
+            abs(a - b),
             bound.item(place),
+            ratio,
+            judged=True,
         )
-        for (name, _, shape), start, place in zip(layout.places, layout.starts, places, strict=True)
+        for (name, _, shape), start, place, ratio in each
     }
 
 
@@ -157,10 +161,10 @@ def worst_of_all(
         here, there, bound = flat(scratch), flat(framework), flat(bounds)
         ratios = np.abs(here - there) / bound
         place = int(ratios.argmax())
-        if math.isfinite(ratios.item(place)) and are_finite(bounds):
-            name, index = layout.at(place)
-            numbers = (here.item(place), there.item(place), bound.item(place))
-            return difference_of(name, index, *numbers)
+        ratio = ratios.item(place)
+        if math.isfinite(ratio) and are_finite(bounds):
+            a, b = here.item(place), there.item(place)
+            return Difference(*layout.at(place), a, b, abs(a - b), bound.item(place), ratio, True)
     return greatest(each(scratch, framework, bounds).values())
 
 

@@ -191,8 +191,10 @@ class DriftMeter:
         here, there = flat(own.after), flat(framework.after)
 
         def shares(part: slice) -> Array:
-            off: Array = np.abs(here[part] - there[part]) * SLACK / np.abs(there[part])
-            return off
+            off: Array = here[part] - there[part]
+            off *= SLACK
+            off /= there[part]
+            return np.abs(off, out=off)
 
         # 0/0 needs nothing
         each = zip(framework.after, layout.reduced(shares, np.fmax).tolist(), strict=True)

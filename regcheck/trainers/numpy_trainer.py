@@ -37,6 +37,7 @@ class NumpyTrainer:
         """Take over a problem's rule."""
         self.problem, self.optimizer = problem, NumpyOptimizer(problem, self.layout)
         self.settings = self.optimizer.settings
+        self.decays: dict[int, Decays] = {}
 
     def by(self, problem: Problem) -> NumpyTrainer:
         """Train on the same data by another rule, that of a problem which differs in no more."""
@@ -165,6 +166,12 @@ class NumpyTrainer:
 
     def effective_decays(self, batch: Batch) -> Decays:
         """Return κ λ of each tensor: the factor on w in the penalty's gradient at this step."""
+        if batch.size not in self.decays:
+            self.decays[batch.size] = self.decays_of(batch)
+        return self.decays[batch.size]
+
+    def decays_of(self, batch: Batch) -> Decays:
+        """Work out κ λ of each tensor, which depends on a step by its number of rows alone."""
         convention = self.problem.convention
         divisor = {"nothing": 1, "batch": batch.size, "dataset": len(self.y)}
         factor = convention.penalty_factor / divisor[convention.divide_penalty_by]
