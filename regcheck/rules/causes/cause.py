@@ -144,3 +144,8 @@ def named_factors(cause: str, training: Training) -> dict[float, Named]:
         found |= {1 - mu: Named("1 − μ"), 1 / (1 - mu): Named("1/(1 − μ)")} if 0 < mu < 1 else {}
     found.pop(1.0, None)
     return found
+
+
+def in_batches(training: Training, convention: Convention) -> bool:
+    """Whether a step sees some of the rows."""
+    return training.batch_rows[0] < training.train_rows

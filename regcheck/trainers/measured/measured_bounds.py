@@ -237,11 +237,9 @@ class MeasuredBounds:
         tensors = layout.split(bound)
         of_stage: Parameters = {}
         if steps.scratch.gradient is not None:
-            rounded = np.abs(self.entries.gradient)
-            rounded *= 4 * self.eps
+            rounded = 4 * self.eps * np.abs(self.entries.gradient)
             rounded += joined(of_gradient)
-            rounded += self.tiny
-            of_stage = layout.split(rounded)
+            of_stage = layout.split(rounded + self.tiny)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
 
     def allow_overflow(self, bound: Array) -> None:
