@@ -19,11 +19,11 @@ from regcheck.checking import check
 from regcheck.trainers.measured.monte_carlo import share_alike
 from tests.conftest import told
 from tests.judged_specs import mismatched_faults, observe
+from tests.random_conventions import different_keys
 from tests.random_optimizers import DRAWN, RARE, chance, power_of_ten, random_decay
 from tests.random_specs import (
     DTYPES,
     Array,
-    different_keys,
     random_batches,
     random_columns,
     random_schedule,
