@@ -380,9 +380,9 @@ NEXT_BY = {
     ("grad", "stage", "clue"),
     [
         (None, "gradient", "weight is updated by no constant combination of torch's gradient"),
-        (own, "optimizer", "Your code's gradient is torch's, to rounding"),
-        (with_penalty, "optimizer", "Your code's gradient is torch's, to rounding"),
-        (flipped, "gradient", "Your code's gradient is not torch's."),
+        (own, "optimizer", "Your code's gradient is torch's at step 1, to"),
+        (with_penalty, "optimizer", "Your code's gradient is torch's at step 1, to"),
+        (flipped, "gradient", "Your code's gradient is not torch's at step 1."),
     ],
     ids=["none", "data gradient", "with the penalty", "wrong"],
 )

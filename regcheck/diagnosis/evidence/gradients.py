@@ -42,6 +42,16 @@ def gradient_agrees(run: Run, replay: Replay, record: Record) -> bool | None:
     return bool((differences <= replay.limits * flat(sample.gradient_bound)).all())
 
 
+def of_gradient(step: int, *, agrees: bool) -> Evidence:
+    """Say whether the scratch side's own gradient is torch's, at the one step that is looked at."""
+    if not agrees:
+        return remark(f"Your code's gradient is not torch's at step {step:,}.")
+    return remark(
+        f"Your code's gradient is torch's at step {step:,}, to rounding: the difference there is "
+        "in the update."
+    )
+
+
 def differing_loss(run: Run) -> Evidence | None:
     """Describe a loss that differs at the very step at which the parameters first do; else None."""
     loss, on_drift = run.comparison.losses.divergence, run.spec.tolerance.of("loss").on_drift

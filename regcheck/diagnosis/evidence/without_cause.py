@@ -10,8 +10,10 @@ from regcheck.diagnosis.evidence.gradients import (
     differing_loss,
     finite_differences,
     gradient_agrees,
+    of_gradient,
     recursion_evidence,
 )
+from regcheck.diagnosis.evidence.look_ahead import looks_ahead
 from regcheck.diagnosis.evidence.lrs import other_rates
 from regcheck.diagnosis.evidence.penalties import other_penalty
 from regcheck.diagnosis.evidence.record import Evidence, remark
@@ -34,12 +36,6 @@ KEEPS_TO_IT = remark(
 )
 
 
-GRADIENT = {
-    True: remark("Your code's gradient is torch's, to rounding: the difference is in the update."),
-    False: remark("Your code's gradient is not torch's."),
-}
-
-
 def without_cause(
     run: Run,
     replay: Replay,
@@ -56,11 +52,12 @@ def without_cause(
         stored = remark(f"Only the first {kept:,} steps are stored and could be replayed.")
         return [*evidence, stored], "update"
     known = not_finite(run, record) or (KEEPS_TO_IT if replay.residual({}) <= 1 else None)
-    if known:
-        return [*evidence, known], "update"
+    ahead = None if known else looks_ahead(run, replay)
+    if known or ahead:
+        return [*evidence, known or ahead], "gradient" if ahead else "update"
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
     if agrees is not None and not run.shares_gradient:
-        evidence.append(GRADIENT[agrees])
+        evidence.append(of_gradient(record.batch.step, agrees=agrees))
     if agrees is not False and not replay.stands:
         for where, describe in descriptions(run):
             known = describe(replay)
