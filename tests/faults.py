@@ -66,6 +66,7 @@ FAULTS: dict[str, Fault] = {
     "adam-epsilon-inside": fault("corrected-root", epsilon="inside"),
     "adam-epsilon-uncorrected": fault("corrected-root", epsilon="uncorrected"),
     "adam-moments-reset": fault("counted epochs", state="set to 0"),
+    "adam-steps-not-counted": fault("counted", counts="nothing"),
     "adam-steps-per-epoch": fault("counted batches", counts="epochs"),
     "adam-steps-per-tensor": fault("counted bias", counts="tensors"),
     "bce-saturated": fault("saturated", slope="plain"),

@@ -115,6 +115,7 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "adam-epsilon-uncorrected": (First(1, 1, "optimizer", ADAM),),
     # Three steps an epoch.
     "adam-moments-reset": (First(4, 4, "optimizer", ADAM, batches=("mini",)),),
+    "adam-steps-not-counted": (First(2, 2, "optimizer", ADAM), First(2, 2, "optimizer", ADAMAX)),
     "adam-steps-per-epoch": (First(2, 2, "optimizer", ADAM, batches=("mini",)),),
     # Of the bias's step 1 t is 2.
     "adam-steps-per-tensor": (First(1, 1, "optimizer", ADAM, "bias"),),

@@ -15,9 +15,9 @@ TOKEN = re.compile(
     r"\s*((?:average|sum)\(mᵢ gᵢ(?:\((?:p−)?[ȳy]\))?\)|gₖ?\((?:p−)?[ȳy]\)|gₖ|clip_[wb]|clip|lr[₊₋]₁"
     r"|lr|½|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|‖[wb]‖|Σ[wb]²|Σℓ|mean ℓᵢⱼ|mean ℓ|Σ|batch_size|mᵢ|mₖ"
     r"|rows|columns|mean|RMS|sign|min|max|abs|[βε][₁₂]|[μη]ₜ(?:₊₁)?|η[₊₋]|Δmin|Δmax|N∞"
-    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτφψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²ᵗʲᵉ^,])"
+    r"|(?:M̂|[A-ZΔ]|[a-zαγδεζκλμνρτφψŜ])(?:₋₁)?|[ᵗʲᵉ]⁺¹|[()+−·/√²¹ᵗʲᵉ^,])"
 )
-POWERS = {"²": "**2"}
+POWERS = {"²": "**2", "¹": "**1"}
 for sign, count in zip("ᵗʲᵉ", "tje", strict=True):
     POWERS |= {sign: f"**values['{count}']", f"{sign}⁺¹": f"**(values['{count}'] + 1)"}
 SIGNS = {"+": "+", "−": "-", "·": "*", "/": "/", ",": ",", "^": "**"} | POWERS

@@ -13,6 +13,7 @@ from numpy.random import Generator
 from tests.faults import FAULTS, OPEN, OTHER_UNIT, OUTSIDE
 from tests.random_needs import NEEDS, Array, random_spec
 from tests.random_optimizers import (
+    NEEDED,
     chance,
     power_of_ten,
     random_optimizer,
@@ -46,6 +47,7 @@ DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
     "adafactor-lr-uncapped": lambda spec: bool(spec["optimizer"]["name"] == "adafactor"),
     "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
     "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
+    "adam-steps-not-counted": lambda spec: NEEDED["counted"](spec["optimizer"]),
 }
 """Causes that take the place of some others, by the specs that can have them.
 

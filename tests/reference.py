@@ -101,6 +101,8 @@ class Training:
         if self.rule.state == "anew":
             step %= self.per_epoch
         if self.optimizer["name"] in COUNTING:
+            if self.rule.counts == "nothing":
+                return 1, 1
             if self.rule.counts == "epochs":
                 step //= self.per_epoch
             if self.rule.counts == "tensors":

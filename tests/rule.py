@@ -46,7 +46,7 @@ class Rule(NamedTuple):
         corrected: both moments, each by its own β, the first alone, the second alone, or each by
             the other's β.
         counted: the number of the first step, for the correction.
-        counts: what is counted for it: steps, updates of tensors, or epochs.
+        counts: what is counted for it: steps, updates of tensors, epochs, or nothing.
         state: what is remembered goes on at a new epoch, is set to 0, or begins anew with t.
         betas: as the spec says, or in each other's place.
         amsgrad: as the spec says, always, or never.
@@ -88,7 +88,7 @@ class Rule(NamedTuple):
     averages: Literal["means", "sums"] = "means"
     corrected: Literal["both", "first", "second", "swapped"] = "both"
     counted: int = 1
-    counts: Literal["steps", "tensors", "epochs"] = "steps"
+    counts: Literal["steps", "tensors", "epochs", "nothing"] = "steps"
     state: Literal["goes on", "set to 0", "anew"] = "goes on"
     betas: Literal["as set", "swapped"] = "as set"
     amsgrad: Literal["as set", "always", "never"] = "as set"

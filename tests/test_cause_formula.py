@@ -63,6 +63,7 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "adam-epsilon-inside": ADAMS,
     "adam-epsilon-uncorrected": ADAMS,
     "adam-moments-reset": ADAMS | {"accumulate": 1},
+    "adam-steps-not-counted": ADAMS,
     "adam-steps-per-epoch": ADAMS | {"accumulate": 1},
     "adam-steps-per-tensor": ADAMS,
     "bce-saturated": {

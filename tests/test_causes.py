@@ -163,8 +163,9 @@ NAMES = """
     adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
     adam-bias-correction-swapped adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset
-    adam-steps-per-epoch adam-steps-per-tensor bce-saturated bias-not-penalized bias-penalized
-    clip-per-tensor dampening-on-first-step decay-after-momentum decay-after-update
+    adam-steps-not-counted adam-steps-per-epoch adam-steps-per-tensor bce-saturated
+    bias-not-penalized bias-penalized clip-per-tensor dampening-on-first-step
+    decay-after-momentum decay-after-update
     decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
     gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
     learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-last-micro-batch

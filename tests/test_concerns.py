@@ -30,7 +30,12 @@ RESET = "optimizer-state-reset"
 MOMENTUM = {"momentum-dampened", "momentum-missing", RESET}
 BIAS = {"bias-not-penalized"}
 COUPLED = {"decay-after-momentum", "penalty-decoupled"}
-OF_COUNT = {"adam-bias-correction-late", "adam-moments-reset", "adam-steps-per-tensor"}
+OF_COUNT = {
+    "adam-bias-correction-late",
+    "adam-moments-reset",
+    "adam-steps-not-counted",
+    "adam-steps-per-tensor",
+}
 OF_CORRECTION = {"adam-bias-correction-compounded", "adam-bias-correction-missing", *OF_COUNT}
 OF_TWO_MOMENTS = {"adam-bias-correction-partial", "adam-bias-correction-swapped"}
 OF_ROOT = {"moments-stale", "root-missing"}

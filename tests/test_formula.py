@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "averages": ("sums",),
     "correction": ("first", "second", "swapped"),
     "counts_from": (2,),
-    "counted": ("tensors", "epochs"),
+    "counted": ("tensors", "epochs", "nothing"),
     "state": ("zeroed", "renewed"),
     "moments": ("stale",),
     "root": ("missing",),

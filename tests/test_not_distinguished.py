@@ -108,6 +108,7 @@ AT_ZERO = PENALTY - {"penalty-constant"}
 PAIRING, ONE_STEP = {"target-broadcast"}, {"gradient-accumulated"}
 OF_EPSILON = {"adam-epsilon-inside", "adam-epsilon-uncorrected"}
 COMPOUNDED = "adam-bias-correction-compounded"
+UNCOUNTED = "adam-steps-not-counted"
 BY_BATCH = {"penalty-divided-by-batch"}
 OF_SCHEDULE = {"schedule-shifted", "momentum-lr-inside"}
 
@@ -209,7 +210,7 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
     "one step of Adam": (
         {"epochs": 1} | ADAM,
         {
-            "one-step": ONE_STEP | {SWAPPED, "adam-amsgrad-added", COMPOUNDED},
+            "one-step": ONE_STEP | {SWAPPED, "adam-amsgrad-added", COMPOUNDED, UNCOUNTED},
             "one-epoch": {RESET, "adam-moments-reset"},
         },
     ),

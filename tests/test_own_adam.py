@@ -175,3 +175,12 @@ def test_reported_adams_diverge_at_once_and_are_named(name: str) -> None:
             assert found == pytest.approx(numbers[at], rel=0, abs=1e-12)
         found_by = told(report.diagnosis)
         assert (found_by.explained, found_by.causes) == (True, (REPORTED[name],)), epochs
+
+
+def test_t_that_stays_at_1_is_named_before_two_causes_that_make_the_same_numbers() -> None:
+    spec = ADAM | {"lr": 0.1, "optimizer": "adam"}
+    found = told(check(spec, scratch=adam(lambda w, m, v, t: torchs(w, m, v, 1))).diagnosis)
+    assert [one.causes for one in found.explanations] == [
+        ("adam-steps-not-counted",),
+        ("adam-bias-correction-missing", "moments-not-averaged"),
+    ]

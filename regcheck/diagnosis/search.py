@@ -113,7 +113,19 @@ def search(
                 singles = [each for each in found if len(each.causes) == 1]
                 found += () if singles else tuple(with_another_schedule(replay))
                 found += tuple(with_other_option(replay)) if none_plain(found, training) else ()
+    found += tuple(with_the_same_numbers(hypotheses, found))
     return listed(nearest(replay, found), training)
+
+
+def with_the_same_numbers(hypotheses: Hypotheses, found: Found) -> Iterator[Explanation]:
+    """Yield what was found with other causes in the place of one that they come to."""
+    for one in found:
+        for cause in one.causes:
+            same = CAUSES[cause].same_as
+            if same and not one.fits and hypotheses.changes.keys() >= set(same):
+                others = tuple(sorted({*one.causes, *same} - {cause}))
+                told = any(others == each.causes for each in found)
+                yield from () if told else filter(None, trials(hypotheses, others, None))
 
 
 def with_another_option(

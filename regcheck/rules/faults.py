@@ -34,7 +34,7 @@ class Faults(NamedTuple):
         averages: what is new in a moment is 1 − β of it, or all.
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
-        counted: steps; updates of tensors, of which a step has several; or epochs.
+        counted: steps; updates of tensors, of which a step has several; epochs; or nothing: t is 1.
         state: at a new epoch it is kept, zeroed while t goes on, or begun anew.
         root: the root of the second moment, or that moment itself.
         centered: as set, or with it or without whatever is set.
@@ -68,7 +68,7 @@ class Faults(NamedTuple):
     averages: Literal["means", "sums"] = "means"
     correction: Literal["both", "first", "second", "swapped"] = "both"
     counts_from: int = 1
-    counted: Literal["steps", "tensors", "epochs"] = "steps"
+    counted: Literal["steps", "tensors", "epochs", "nothing"] = "steps"
     state: Literal["kept", "zeroed", "renewed"] = "kept"
     root: Literal["root", "missing"] = "root"
     centered: Literal["as-set", "added", "missing"] = "as-set"

@@ -49,7 +49,7 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch's moments are means, not sums": faults.averages != "means",
         "torch corrects both moments, each with its own β": faults.correction != "both",
         "torch counts the steps from 1": faults.counts_from != 1,
-        "torch counts steps, not epochs or tensors": faults.counted != "steps",
+        "torch counts each step, not epochs or tensors": faults.counted != "steps",
         "torch keeps the optimizer's state from epoch to epoch": faults.state != "kept",
         "torch divides by the square root": faults.root != "root",
         "torch's lr_decay starts at step 2": faults.lr_decay == "early",

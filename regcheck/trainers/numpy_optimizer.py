@@ -60,6 +60,8 @@ class NumpyOptimizer:
             t = len(places) * (t - 1) + places.index(name) + 1
         elif faults.counted == "epochs":
             t = batch.epoch
+        elif faults.counted == "nothing":
+            return 1
         return t + faults.counts_from - 1
 
     def update(

@@ -108,6 +108,17 @@ ADAM_CAUSES: dict[str, Cause] = {
         hidden_by=("one-epoch", "zero-gradient"),
         rare=True,
     ),
+    "adam-steps-not-counted": Cause(
+        "bias-corrects with t = 1 at every step",
+        changes=({"counted": "nothing"},),
+        concerns=obeys("counts_from"),
+        stage="optimizer",
+        since="from step 2 on",
+        fix="divide by 1 − βᵗ, not by 1 − β: t is 1 at the first step, and one more at each",
+        hidden_by=("one-step", "zero-gradient"),
+        rare=True,
+        same_as=("adam-bias-correction-missing", "moments-not-averaged"),
+    ),
     "adam-steps-per-epoch": Cause(
         "counts epochs, not steps, in the bias correction",
         changes=({"counted": "epochs"},),

@@ -68,6 +68,7 @@ class Cause(NamedTuple):
         hidden_by: what can hide it from a run, of `HIDING`, the plainest first.
         fitted: whether the change is a factor that may be anything, and is fitted.
         rare: whether it seldom comes with others, beside which it is looked for late.
+        same_as: causes that together make the same numbers.
         reports: the reported loss where no change makes it, with {} for torch's.
     """
 
@@ -82,6 +83,7 @@ class Cause(NamedTuple):
     hidden_by: tuple[str, ...] = ()
     fitted: bool = False
     rare: bool = False
+    same_as: tuple[str, ...] = ()
     reports: str = ""
 
     @property

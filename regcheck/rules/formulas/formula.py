@@ -43,7 +43,7 @@ def update_lines(
     # A rule that looks at the tensor itself calls it w.
     *lines, direction = (re.sub(r"(?<!\w)w(?!\w)", w, line) for line in (*before, direction))
     count = COUNTS[faults.counted]
-    if faults.counts_from != 1:
+    if faults.counts_from != 1 and faults.counted != "nothing":
         count += f"{faults.counts_from - 1:+}".translate(SUPERSCRIPTS)
     lines, direction = [one.replace("ᵗ", count) for one in lines], direction.replace("ᵗ", count)
     if faults.state != "kept":
@@ -80,7 +80,7 @@ def joined_gradient(convention: Convention, given: Letters, tensor: str, faults:
     return plus(gradient, penalty) if convention.decay == "gradient" else gradient
 
 
-COUNTS = {"steps": "ᵗ", "tensors": "ʲ", "epochs": "ᵉ"}
+COUNTS = {"steps": "ᵗ", "tensors": "ʲ", "epochs": "ᵉ", "nothing": "¹"}
 """The number in a correction's power, by what is counted."""
 
 EPOCHS = {
