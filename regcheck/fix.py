@@ -70,6 +70,7 @@ def verified_fix(run: Run, found: Diagnosis) -> SpecFix | str:
     if replayed and match is not None and found.start is None:
         own = run.torch.problem
         matched = own.with_settings(match.settings._replace(lr=own.settings.lr))
+        matched = replace(matched, convention=match.settings.torchs)
         matched = matched.with_change({"lr_factor": match.lr_factor})
         replay = Replay(run.history, run.torch.by(matched), run.limits, sees_rows=True)
         if replay.residual({"bce_slope": "plain"} if saturated else {}) > 1:

@@ -111,6 +111,12 @@ LATE = shortest(0.3 / 0.985)
         ),
         ("rmsprop", {"momentum": 0.9}, {"momentum_form": "dampened"}, {"lr": 0.005}),
         ("adagrad", {}, {"accumulator_start": 0.1}, {"initial_accumulator_value": 0.1}),
+        (
+            "adagrad",
+            {"eps": 0.02},
+            {"epsilon": "inside", "accumulator_start": 0.1, "loss_factor": 2.0},
+            {"initial_accumulator_value": 0.03, "eps": 0.0, "weight_decay": 0.15},
+        ),
     ],
 )
 def test_match_by_hand(

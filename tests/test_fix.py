@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from regcheck.checking import check
+from regcheck.diagnosis.records import SpecFix
+from tests.by_hand import BASE, BATCHES, LR, At, code
+from tests.conftest import told
 from tests.fixed_specs import MOMENTUM, SHUFFLED, SPEC, Folder
 
 
@@ -157,3 +162,19 @@ def test_nothing_is_written_where_no_fix_is_known(name: str, folder: Folder) -> 
     assert (done.code, done.err) == (code, "")
     assert f"{fixed}: not written: {text}" in done.out
     assert folder.files() == {"mine.py", "spec.yaml"}
+
+
+def test_adagrads_eps_inside_the_root_is_torchs_start_of_the_sum() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        q, r = (at.memory.get(key, 0) + g**2 for key, g in (("q", at.gw), ("r", at.gb)))
+        at.memory |= {"q": q, "r": r}
+        return at.w - LR * at.gw / np.sqrt(q + 0.1), at.b - LR * at.gb / np.sqrt(r + 0.1)
+
+    own = {"optimizer": {"name": "adagrad", "eps": 0.1}, "weight_decay": 0.0}
+    spec = BASE | BATCHES | own
+    found = told(check(spec, scratch=code(step)).diagnosis)
+    assert found.causes == ("rmsprop-epsilon-inside",)
+    assert isinstance(found.fix, SpecFix)
+    torchs = {"name": "adagrad", "initial_accumulator_value": 0.1, "eps": 0.0}
+    assert found.fix.changes == {"framework": {"optimizer": torchs}}
+    assert check(spec | found.fix.changes, scratch=code(step)).verdict == "equivalent"

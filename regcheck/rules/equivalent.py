@@ -97,7 +97,8 @@ def adaptive_matching(
     """Find the settings for an optimizer that is not linear, as one that divides by g's size.
 
     With c g the gradient, c m/(c √s + ε) is m/(√s + ε/c): ε′ = ε/c, and a coupled λ′ is κλ/c. A
-    sum of squares that starts at q starts at q/c². A decay that is coupled, or decoupled, where
+    sum of squares that starts at q starts at q/c²; with ε inside its root, √(s + ε), that is a
+    start at q + ε, and ε′ = 0. A decay that is coupled, or decoupled, where
     torch's is not, is that of another class of torch's. After the update, (1 − lr κλ)(w − lr d) is
     that before it at lr′ = (1 − lr κλ) lr and λ′ = κλ/(1 − lr κλ), where a step is proportional to
     its lr.
@@ -123,6 +124,9 @@ def adaptive_matching(
     start = settings.rule.start_option
     if start:
         settings = settings.with_options(**{start: convention.accumulator_start})
+        if convention.epsilon == "inside":
+            begun = shortest(convention.accumulator_start + settings.options["eps"])
+            settings = settings.with_options(**{start: begun, "eps": 0.0})
     if c != 1:
         no_options = settings.rule.scaling is None
         refuse({"the gradient is scaled, and no option of torch's compensates for it": no_options})
@@ -136,7 +140,7 @@ def adaptive_matching(
 def forms_that_torch_has_not(convention: Convention, training: Training) -> dict[str, bool]:
     """Return the forms of the step that no option of torch's chooses."""
     rule, torchs = training.settings.rule, training.settings.torchs
-    matched = MATCHED | ({"accumulator_start"} if rule.start_option else set())
+    matched = MATCHED | ({"accumulator_start", "epsilon"} if rule.start_option else set())
     return {
         f"torch.optim.{rule.torch} has no option for {KEYS[key].title}": (
             getattr(convention, key) != getattr(torchs, key)

@@ -124,7 +124,7 @@ class UpdateRule(NamedTuple):
         steepness: the power of how many times longer than torch's a fault's step is by which it
             rounds more.
         resolved: the options with what torch works out for a dtype, by its machine epsilon.
-        start_option: that which torch has for `accumulator_start`; empty where it has none.
+        start_option: torch's for `accumulator_start`, where a sum begins; empty where it has none.
     """
 
     torch: str
