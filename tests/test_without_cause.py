@@ -213,6 +213,16 @@ def test_code_that_never_updates_is_explained_by_no_lr_of_0_and_no_causes_togeth
     assert summary(report).headline == "DIVERGED at step 1: weight and bias are never updated"
 
 
+def test_code_that_updates_in_its_first_steps_alone_is_told_no_lr_of_0() -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        return (at.w, at.b) if at.t > 1 else at.along(at.gw, at.gb)
+
+    short = summary(check(BASE, scratch=code(step)))
+    assert short.headline == "DIVERGED at step 3: nothing is updated from step 3 on"
+    assert len(short.known) == 1
+    assert not short.next
+
+
 def test_loss_that_differs_from_the_same_parameters_is_told_first() -> None:
     def step(at: At) -> tuple[Any, Any]:
         return at.along(*at.mean(at.slope + 0.1 * np.sin(at.y)))

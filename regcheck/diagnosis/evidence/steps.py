@@ -101,6 +101,20 @@ def late_steps(replay: Replay) -> Iterator[tuple[Record, Array]]:
     return afters(replay, replay.torch, late, known)
 
 
+def never_again(replay: Replay) -> Evidence | None:
+    """Say that the first divergence is where the parameters begin to stay; None if they move."""
+    late = slice(replay.first - 1, None)
+    before, after = (replay.history.all(key)[late] for key in ("before", "scratch"))
+    if len(after) < 2 or not np.array_equal(before, after):
+        return None
+    return Evidence(
+        f"Nothing is updated from step {replay.first:,} on",
+        ": look for an update that takes place in the first steps alone, as in the branch of an "
+        "`if` that makes the optimizer's state.",
+        "says-next",
+    )
+
+
 def one_step_alone(run: Run, replay: Replay) -> Evidence | None:
     """Say that one step alone differs, and whether it lacks weight decay; None if others do."""
     records = run.history.records()

@@ -18,7 +18,7 @@ from regcheck.diagnosis.evidence.lrs import other_rates
 from regcheck.diagnosis.evidence.penalties import other_penalty
 from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.evidence.step_counts import other_counts
-from regcheck.diagnosis.evidence.steps import late_evidence, not_finite, one_step_alone
+from regcheck.diagnosis.evidence.steps import late_evidence, never_again, not_finite, one_step_alone
 from regcheck.diagnosis.evidence.tensors import (
     by_batch_size,
     settings_evidence,
@@ -82,6 +82,7 @@ def without_cause(
 
 def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], Evidence | None]]]:
     """Yield what may describe the steps all the same, and the stage at which they differ then."""
+    yield "update", never_again
     yield "optimizer", one_clips
     yield "optimizer", other_rates
     yield "optimizer", other_counts
