@@ -231,6 +231,9 @@ class Planted:
 
 Plant = Callable[[Problem], Planted]
 
+OF_CLASSES = frozenset({"class-weights-not-averaged"})
+"""Causes of models with classes, which `Planted` is none of: `test_class_weights` has them."""
+
 SHIFTED = 1e-6
 """By how much another start is off."""
 

@@ -234,6 +234,8 @@ def gain(rule: Problem, batch: Batch) -> float:
         elif faults.accumulation == "over-rows":
             sizes = weights_of(rule, batch)
             found *= max(sizes) * len(sizes) / sum(sizes)
+        if divides_by_rows(rule):
+            found *= max(mean_weights(rule, batch))
         found *= gain_of_velocity(rule, options)
     return found if math.isfinite(found) else 1.0
 
@@ -277,7 +279,23 @@ def pass_scale(rule: Problem, batch: Batch) -> float | None:
             scale /= rule.schedule.nominal_rows
     if faults.accumulation in {"sum", "over-rows"}:
         scale *= len(batch.micro_batches)
+    if divides_by_rows(rule):
+        means = mean_weights(rule, batch)
+        if len(set(means)) > 1:
+            return None
+        scale *= means[0]
     return scale
+
+
+def divides_by_rows(rule: Problem) -> bool:
+    """Whether a rule's mean is over rows that torch's weights by their classes."""
+    return rule.faults.batch_divisor == "unweighted" and rule.convention.loss_reduction == "mean"
+
+
+def mean_weights(rule: Problem, batch: Batch) -> list[float]:
+    """Return the mean class weight of each micro-batch's rows."""
+    sizes = [len(rule.y[index]) for index in batch.micro_batches]
+    return [weight / n for weight, n in zip(weights_of(rule, batch), sizes, strict=True)]
 
 
 def weights_of(rule: Problem, batch: Batch) -> list[float]:

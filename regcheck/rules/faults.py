@@ -16,7 +16,8 @@ class Faults(NamedTuple):
         bias_decay: the bias's own λ, or the weight's.
         target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
         bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
-        batch_divisor: the rows of the batch, or batch_size for a smaller last batch too.
+        batch_divisor: the rows of the batch, which may be weighted by their classes; batch_size for
+            a smaller last batch too; or the rows, where torch's mean weights them.
         accumulation: the micro-batches' mean, their sum, the mean over all rows of the step, or the
             last micro-batch's gradient alone.
         zeroing: gradients are zeroed at each step, or never.
@@ -50,7 +51,7 @@ class Faults(NamedTuple):
     bias_decay: Literal["own", "of-weight"] = "own"
     target: Literal["row", "batch-mean"] = "row"
     bce_slope: Literal["floored", "plain"] = "floored"
-    batch_divisor: Literal["rows", "batch-size"] = "rows"
+    batch_divisor: Literal["rows", "batch-size", "unweighted"] = "rows"
     accumulation: Literal["mean", "sum", "over-rows", "last"] = "mean"
     zeroing: Literal["each-step", "never"] = "each-step"
     gradient_factor: float = 1.0

@@ -22,8 +22,10 @@ def loss_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
             faults.bce_slope != "floored"
         ),
         "only the smaller batch's or share's gradient differs": (
-            faults.batch_divisor != "rows" and len(training.loss_rows) > 1
+            faults.batch_divisor == "batch-size" and len(training.loss_rows) > 1
         ),
+        "torch divides by the samples' class weights. Use CrossEntropyLoss(weight=.., "
+        "reduction='none'), and its mean": faults.batch_divisor == "unweighted",
         "the steps have different numbers of micro-batches": (
             faults.accumulation == "sum" and uneven
         ),

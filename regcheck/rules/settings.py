@@ -121,6 +121,7 @@ class Training(NamedTuple):
             "m": "samples in a rank's share",
             "mᵢ": "samples in share i",
             "mₖ": "samples in the last share",
+            "Wᵢ": "class weights of the samples in share i, in all",
             "k": "shares in a step",
             "batch_size": "samples in every share except smaller ones",
         }
@@ -164,6 +165,9 @@ def effective_decay(convention: Convention, training: Training, tensor: str) -> 
 UNEVEN = "mᵢ"
 """Rows of a micro-batch where these differ, so that the average runs over products with them."""
 
+WEIGHTS = "Wᵢ"
+"""The class weights of a micro-batch's rows, which differ likewise."""
+
 
 class Letters(NamedTuple):
     """What a formula is written with: letters, or numbers in their places; empty where absent."""
@@ -175,6 +179,7 @@ class Letters(NamedTuple):
     clipped: bool = False
     batch_rows: str = "B"
     loss_rows: str = "B"
+    class_weights: str = ""
     train_rows: str = "n"
     micro_batches: str = "k"
     batch_size: str = "batch_size"
@@ -213,6 +218,7 @@ def symbols(training: Training) -> Letters:
     settings, loss_rows = training.settings, "B"
     if training.micro_rows:
         loss_rows = "m" if len(training.micro_rows) == 1 else UNEVEN
+    weights = (WEIGHTS if training.micro_rows else "W") if training.weighted else ""
     return Letters(
         lr="lr",
         weight_decay={name: "λ" if value else "" for name, value in settings.weight_decay.items()},
@@ -220,6 +226,7 @@ def symbols(training: Training) -> Letters:
         optimizer=settings.optimizer,
         clipped=training.clipped,
         loss_rows=loss_rows,
+        class_weights=weights,
     )
 
 

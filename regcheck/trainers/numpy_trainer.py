@@ -124,7 +124,7 @@ class NumpyTrainer:
             elif self.problem.convention.loss_reduction == "mean":
                 together = faults.accumulation == "over-rows"
                 of = batch.micro_batches if together else (index,)
-                scale /= sum(total_weight(self.y[one], self.problem.loss_options) for one in of)
+                scale /= sum(divisor(self.problem, self.y[one]) for one in of)
             outputs.append(there.outputs)
             rows.append(row)
             losses.append(float(scale * row.values.sum()))
@@ -208,3 +208,10 @@ class NumpyTrainer:
             else:
                 loss += decays[name] * math.sqrt(squares)
         return loss
+
+
+def divisor(rule: Problem, y: Array) -> float:
+    """Return what a rule's mean over some rows divides by: their class weights, or their number."""
+    if rule.faults.batch_divisor == "unweighted":
+        return len(y)
+    return total_weight(y, rule.loss_options)

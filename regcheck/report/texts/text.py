@@ -134,7 +134,7 @@ def code_name(code: object) -> str:
     return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
-LAST_LETTERS = ("j", "lr", "B", "m", "mᵢ", "mₖ")
+LAST_LETTERS = ("j", "lr", "B", "m", "mᵢ", "mₖ", "W", "Wᵢ")
 """Letters whatever the optimizer, which are explained last."""
 
 

@@ -45,6 +45,15 @@ GRADIENT_CAUSES: dict[str, Cause] = {
         "features",
         hidden_by=("never-saturated",),
     ),
+    "class-weights-not-averaged": Cause(
+        "divides the weighted loss by the samples, not by their weights",
+        changes=({"batch_divisor": "unweighted"},),
+        concerns=lambda training, _: training.weighted,
+        stage="gradient",
+        since=AT_ONCE,
+        fix="divide each batch's weighted sum by the sum of its samples' class weights",
+        hidden_by=("zero-gradient",),
+    ),
     "clip-per-tensor": Cause(
         "clips each tensor by its own norm",
         changes=({"clip_scope": "tensor"},),

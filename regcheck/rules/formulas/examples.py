@@ -32,6 +32,7 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(batch_rows=(5,), micro_rows=(3, 2), train_rows=5)
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
+    yield EXAMPLE._replace(loss="cross_entropy", weighted=True)
     momentum = EXAMPLE.settings.with_options(momentum=0.9)
     yield EXAMPLE._replace(settings=momentum)
     yield EXAMPLE._replace(settings=momentum.with_options(dampening=0.1))

@@ -14,7 +14,7 @@ import re
 from regcheck.rules.convention import Convention, is_bias, penalized
 from regcheck.rules.faults import NO_FAULTS, Faults
 from regcheck.rules.optimizers.update_rule import bracketed, plus, times
-from regcheck.rules.settings import SYMBOLIC, UNEVEN, Letters, factor, with_faults
+from regcheck.rules.settings import SYMBOLIC, UNEVEN, WEIGHTS, Letters, factor, with_faults
 
 
 def letter_of(tensor: str) -> str:
@@ -194,9 +194,11 @@ def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FA
     summed = faults.accumulation in {"sum", "over-rows"}
     if faults.accumulation == "last":
         g = f"gₖ{at}"
-        factors += [rows.replace(UNEVEN, "mₖ") + divisor] if rows else []
-    elif rows == UNEVEN:
-        g = f"{'sum' if summed else 'average'}({UNEVEN} gᵢ{at}){divisor}"
+        factors += [rows.replace(UNEVEN, "mₖ").replace(WEIGHTS, "Wₖ") + divisor] if rows else []
+    elif rows in {UNEVEN, WEIGHTS}:
+        # Outside stands what divides each share alike.
+        each, alike = (rows + divisor, "") if divisor == f"/{UNEVEN}" else (rows, divisor)
+        g = f"{'sum' if summed else 'average'}({each} gᵢ{at}){alike}"
     else:
         g = f"g{at}"
         factors += [given.micro_batches] if summed else []
@@ -209,10 +211,13 @@ def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FA
 
 def rows_and_divisor(convention: Convention, given: Letters, faults: Faults) -> tuple[str, str]:
     """Write by how many rows the mean over a loss's rows is multiplied, and what divides that."""
+    rows = given.class_weights or given.loss_rows
     if faults.batch_divisor == "batch-size":
-        return given.loss_rows, f"/{given.batch_size}"
+        return rows, f"/{given.batch_size}"
     if convention.loss_reduction == "sum":
-        return given.loss_rows, ""
+        return rows, ""
+    if faults.batch_divisor == "unweighted":
+        return rows, f"/{given.loss_rows}"
     return (given.loss_rows, f"/{given.batch_rows}") if over_rows(given, faults) else ("", "")
 
 

@@ -31,6 +31,8 @@ GENERAL = {
     "m": "samples in a micro-batch",
     "mᵢ": "samples in micro-batch i",
     "mₖ": "samples in the last micro-batch",
+    "W": "class weights of the batch's samples, in all",
+    "Wᵢ": "class weights of the samples in micro-batch i, in all",
     "k": "micro-batches in the step",
     "batch_size": "samples in every batch except a smaller last one",
     "n": "training samples",
