@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from regcheck.diagnosis.replay import Replay
 from regcheck.numerics.least_squares import fit_columns
 from regcheck.problem.problem import Array
 from regcheck.rules.causes.cause import Stage
+from regcheck.rules.optimizers.update_rule import plus
 
 MOST_PROBED = 12
 """Entries whose derivative is taken by finite differences."""
@@ -74,21 +76,41 @@ def recursion_evidence(replay: Replay, momentum: float) -> tuple[Evidence | None
     and so is the use of the gradient of the step before. What does not fit has another gradient.
     """
     moves = Moves(replay)
-    gradient, before = (replay.history.all(key)[moves.at] for key in ("gradient", "before"))
-    columns = (gradient[1:], gradient[:-1], before[1:], moves.scratch[:-1])
-    rule = fit_columns(columns, moves.scratch[1:], moves.limits[1:], replay.u)
-    if rule.entries < 2 * len(columns) or rule.residual > 100:
+    own = recursion(moves, moves.scratch)
+    if own is None:
         return None, "gradient"
-    now, last, decay, kept = (fit.factor if fit else 0.0 for fit in rule.fits)
-    if abs(now) <= 1e-3 * abs(last):
+    if abs(own["g"]) <= 1e-3 * abs(own["times the previous g"]):
         return (PREVIOUS_VELOCITY, "optimizer") if momentum else (PREVIOUS_GRADIENT, "gradient")
     if not momentum:
         return None, "gradient"
-    terms = {"g": now, "times the previous g": last, "times the previous update": kept, "w": decay}
-    least = 1e-9 * (abs(now) + abs(last))
-    shown = " + ".join(f"{value:.6g} {what}" for what, value in terms.items() if abs(value) > least)
-    text = f"Each update subtracts {shown}; torch's momentum is {momentum:g}."
-    return remark(text), "optimizer"
+    torch = recursion(moves, moves.by_torch())
+    torchs = f"subtracts {written(torch)}" if torch else f"momentum is {momentum:g}"
+    return remark(f"Each update subtracts {written(own)}; torch's {torchs}."), "optimizer"
+
+
+def recursion(moves: Moves, subtracted: Array) -> dict[str, float] | None:
+    """Fit what each update subtracts; gives what each term is multiplied by, None if they fail."""
+    history = moves.replay.history
+    gradient, before = (history.all(key)[moves.at] for key in ("gradient", "before"))
+    columns = {
+        "g": gradient[1:],
+        "times the previous g": gradient[:-1],
+        "times the previous update": subtracted[:-1],
+        "w": before[1:],
+    }
+    terms, limits = tuple(columns.values()), moves.limits[1:]
+    rule = fit_columns(terms, subtracted[1:], limits, moves.replay.u)
+    if rule.entries < 2 * len(columns) or rule.residual > 100:
+        return None
+    factors = (fit.factor if fit else 0.0 for fit in rule.fits)
+    return dict(zip(columns, factors, strict=True))
+
+
+def written(terms: dict[str, float]) -> str:
+    """Write a sum of terms, but for those that come to nothing."""
+    least = 1e-9 * (abs(terms["g"]) + abs(terms["times the previous g"]))
+    shown = [f"{value:.6g} {what}" for what, value in terms.items() if abs(value) > least]
+    return reduce(plus, shown)
 
 
 PREVIOUS_GRADIENT = Evidence(
