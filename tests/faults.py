@@ -231,8 +231,14 @@ class Planted:
 
 Plant = Callable[[Problem], Planted]
 
-OF_CLASSES = frozenset({"class-weights-not-averaged"})
-"""Causes of models with classes, which `Planted` is none of: `test_class_weights` has them."""
+OF_CLASSES = frozenset(
+    {
+        "class-weights-not-averaged",
+        "label-smoothing-missing",
+        "label-smoothing-over-others",
+    }
+)
+"""Causes of models with classes, which `Planted` is none of: `test_class_losses` has them."""
 
 SHIFTED = 1e-6
 """By how much another start is off."""

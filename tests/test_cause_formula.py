@@ -14,7 +14,7 @@ from regcheck.rules.faults import NO_FAULTS
 from regcheck.rules.formulas.formula import loss_text, rule_lines
 from regcheck.rules.settings import letters, symbols
 from tests.every_rule import DATA
-from tests.faults import BUGS
+from tests.faults import BUGS, OF_CLASSES
 from tests.formula_cases import FACTOR, Case, case_of, training
 from tests.formula_reader import agreeing_steps, read_loss
 
@@ -25,8 +25,10 @@ UPDATING = [
     (name, way)
     for name, cause in CAUSES.items()
     for way in range(len(cause.changes))
-    if cause.kind == "update" and name != "muon-bfloat16-missing"  # which `test_muon` reads
+    if cause.kind == "update" and name not in {*OF_CLASSES, "muon-bfloat16-missing"}
 ]
+"""Changes of rules; those of classes are read in `test_class_losses`, and Muon's in `test_muon`."""
+
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
 X = 60 * np.array(DATA["X"])
 

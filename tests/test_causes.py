@@ -167,7 +167,8 @@ NAMES = """
     bias-not-penalized bias-penalized class-weights-not-averaged clip-per-tensor
     dampening-on-first-step decay-after-momentum decay-after-update
     decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside
-    gradient-accumulated gradient-scaled initial-parameters last-batch-divisor
+    gradient-accumulated gradient-scaled initial-parameters label-smoothing-missing
+    label-smoothing-over-others last-batch-divisor
     learning-rate-scaled loss-after-update loss-epoch-mean loss-halved loss-last-micro-batch
     loss-summed
     moments-not-averaged moments-stale momentum-dampened momentum-lr-inside momentum-missing

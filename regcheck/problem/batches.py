@@ -233,6 +233,7 @@ def training_of(spec: Spec, rows: int) -> Training:
         clipped_by_norm=spec.clip_norm is not None,
         loss=spec.loss_name,
         weighted=spec.loss_options.weight is not None,
+        smoothed=spec.loss_options.label_smoothing > 0,
     )
 
 

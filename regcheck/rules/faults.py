@@ -14,7 +14,8 @@ class Faults(NamedTuple):
     Attributes:
         penalty_form: λ times w, or λ itself added.
         bias_decay: the bias's own λ, or the weight's.
-        target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it.
+        target: each row's own, or the mean of the batch's: (n, 1) against (n,) broadcasts to it;
+            the label without its smoothing, or smoothed over the other classes alone.
         bce_slope: BCELoss's with its floor, (p − y) q/max(q, 1e-12) with q = p (1 − p), or p − y.
         batch_divisor: the rows of the batch, which may be weighted by their classes; batch_size for
             a smaller last batch too; or the rows, where torch's mean weights them.
@@ -49,7 +50,7 @@ class Faults(NamedTuple):
 
     penalty_form: Literal["proportional", "constant"] = "proportional"
     bias_decay: Literal["own", "of-weight"] = "own"
-    target: Literal["row", "batch-mean"] = "row"
+    target: Literal["row", "batch-mean", "unsmoothed", "other-classes"] = "row"
     bce_slope: Literal["floored", "plain"] = "floored"
     batch_divisor: Literal["rows", "batch-size", "unweighted"] = "rows"
     accumulation: Literal["mean", "sum", "over-rows", "last"] = "mean"

@@ -16,7 +16,13 @@ def loss_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
     uneven = len(training.batch_rows) > 1
     return {
         "λ itself is no constant multiple of w": faults.penalty_form == "constant",
-        "torch uses each sample's own target": faults.target != "row",
+        "torch uses each sample's own target": faults.target == "batch-mean",
+        "torch smooths over all classes. Use CrossEntropyLoss(label_smoothing=0)": (
+            faults.target == "unsmoothed"
+        ),
+        "torch smooths over all K classes. Use CrossEntropyLoss with label_smoothing ε K/(K − 1)": (
+            faults.target == "other-classes"
+        ),
         "BCELoss has no gradient where p rounds to 0 or 1. Use `loss: bce_with_logits` "
         "(torch.nn.BCEWithLogitsLoss), or scaled features (`standardize: true`)": (
             faults.bce_slope != "floored"

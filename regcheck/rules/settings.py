@@ -66,7 +66,8 @@ class Training(NamedTuple):
     """What formulas, their numbers, and the match with torch are made from.
 
     `batch_rows` holds the distinct numbers of rows that a step sees, the usual one first;
-    `weighted` is whether the mean loss is one weighted by the rows' classes.
+    `weighted` is whether the mean loss is one weighted by the rows' classes, and `smoothed` whether
+    its labels are smoothed.
     `micro_rows` holds those over which one mean loss is taken, where a step's gradient is the
     average of several: of micro-batches, of the shares that `processes` have of a batch, or both;
     else nothing. `averaged` is how many these are in a step of the usual rows, where the rows alone
@@ -82,6 +83,7 @@ class Training(NamedTuple):
     clipped_by_norm: bool = False
     loss: str = ""
     weighted: bool = False
+    smoothed: bool = False
     averaged: int = 0
     processes: int = 1
 

@@ -16,6 +16,7 @@ from regcheck.numerics.packing import Packed, layout_of
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem, Step
 from regcheck.rules.convention import is_bias, penalized
+from regcheck.rules.losses import LossOptions
 from regcheck.rules.models import ONE_LAYER
 from regcheck.trainers.numpy_optimizer import NumpyOptimizer
 from regcheck.trainers.numpy_state import Decays, ForwardBackward, State, Update, Updates
@@ -147,10 +148,11 @@ class NumpyTrainer:
         at the targets' mean ȳ; a squared error (p − y)² has the mean (p − ȳ)² plus y's variance.
         """
         problem = self.problem
-        of = loss_of((problem.architecture or ONE_LAYER).head, problem.loss, problem.loss_options)
+        options = smoothed(problem.loss_options, problem.faults.target, z.shape[-1])
+        of = loss_of((problem.architecture or ONE_LAYER).head, problem.loss, options)
         if problem.faults.bce_slope == "plain" and problem.loss == "bce":
             of = bce_plain
-        if problem.faults.target == "row":
+        if problem.faults.target != "batch-mean":
             return of(z, y)
         row = of(z, np.full_like(y, y.mean()))
         return row._replace(values=row.values + (y.var() if problem.loss == "mse" else 0))
@@ -208,6 +210,15 @@ class NumpyTrainer:
             else:
                 loss += decays[name] * math.sqrt(squares)
         return loss
+
+
+def smoothed(options: LossOptions, target: str, classes: int) -> LossOptions:
+    """Return a loss's options with the smoothing of a rule's targets.
+
+    ε/(K − 1) for each of the other classes is ε K/(K − 1) of torch's, which has ε/K for all.
+    """
+    factors = {"unsmoothed": 0.0, "other-classes": classes / max(1, classes - 1)}
+    return options._replace(label_smoothing=factors.get(target, 1.0) * options.label_smoothing)
 
 
 def divisor(rule: Problem, y: Array) -> float:

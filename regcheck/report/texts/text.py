@@ -134,6 +134,9 @@ def code_name(code: object) -> str:
     return code if isinstance(code, str) else getattr(code, "__qualname__", type(code).__qualname__)
 
 
+FIRST_LETTERS = ("g", "gₖ", "y₀", "ỹ")
+"""Letters of the gradient, which are explained first."""
+
 LAST_LETTERS = ("j", "lr", "B", "m", "mᵢ", "mₖ", "W", "Wᵢ")
 """Letters whatever the optimizer, which are explained last."""
 
@@ -142,9 +145,8 @@ def letter_meanings(report: Report, lines: Sequence[str]) -> list[str]:
     """Say what those letters of some rules mean that a spec has not, with its settings."""
     spec = report.spec
     rules = [one.settings.rule for one in (report.training, report.scratch_training)]
-    unsaid = dict.fromkeys(
-        ["g", "gₖ", *(one for rule in rules for one in rule.meanings), *LAST_LETTERS]
-    )
+    own = [one for rule in rules for one in rule.meanings]
+    unsaid = dict.fromkeys([*FIRST_LETTERS, *own, *LAST_LETTERS])
     found = meanings(lines, unsaid, report.training)
     if spec.lr_schedule is not None:
         keys = spec.lr_schedule.model_dump(exclude_none=True)

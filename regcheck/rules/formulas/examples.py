@@ -33,6 +33,7 @@ def trainings() -> Iterator[Training]:
     yield EXAMPLE._replace(lr_varies=True)
     yield EXAMPLE._replace(loss="bce")
     yield EXAMPLE._replace(loss="cross_entropy", weighted=True)
+    yield EXAMPLE._replace(loss="cross_entropy", smoothed=True)
     momentum = EXAMPLE.settings.with_options(momentum=0.9)
     yield EXAMPLE._replace(settings=momentum)
     yield EXAMPLE._replace(settings=momentum.with_options(dampening=0.1))

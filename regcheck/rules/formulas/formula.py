@@ -178,13 +178,17 @@ def penalty_text(
     return f"{decay} {w}/‖{w}‖" if convention.penalty_norm == "unsquared" else f"{decay} {w}"
 
 
+TARGETS = {"row": "", "batch-mean": "ȳ", "unsmoothed": "y₀", "other-classes": "ỹ"}
+"""By what a rule takes for a sample's target: what stands for it where it is not torch's."""
+
+
 def gradient_text(convention: Convention, given: Letters, faults: Faults = NO_FAULTS) -> str:
     """Write the data gradient in terms of g, the gradient of the mean loss: `0.5 g`, `B g`.
 
     >>> gradient_text(Convention(), SYMBOLIC, Faults(gradient_factor=float("nan")))
     'c g'
     """
-    y = "ȳ" if faults.target == "batch-mean" else ""
+    y = TARGETS[faults.target]
     at = f"({y})" if y else ""
     if faults.bce_slope == "plain":
         at = f"(p−{y or 'y'})"
@@ -250,7 +254,8 @@ def data_loss_text(convention: Convention, given: Letters, faults: Faults) -> st
     if faults.target == "batch-mean":
         data = f"{rows}{divisor} mean ℓᵢⱼ" if rows else "mean ℓᵢⱼ"
     else:
-        data = f"Σℓ{divisor}" if rows else "mean ℓ"
+        at = TARGETS[faults.target] and f"({TARGETS[faults.target]})"
+        data = f"Σℓ{at}{divisor}" if rows else f"mean ℓ{at}"
     if over_rows(given, faults):
         if faults.target == "batch-mean":
             return f"sum({data})"

@@ -16,6 +16,8 @@ GENERAL = {
     "Σg": "sum of the gradients of all steps so far",
     "p−y": "with p − y in place of BCELoss's slope (p−y) q/max(q, 1e-12), q = p (1−p)",
     "ȳ": "mean of the batch's targets, in place of each target",
+    "y₀": "the label as target, without smoothing",
+    "ỹ": "targets that are smoothed over the other K − 1 classes alone",
     "clip": "clipping (by norm: the norm over all tensors)",
     "clip_w": "clipping by the norm of this tensor alone",
     "ℓ": "loss of one sample",

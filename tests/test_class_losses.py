@@ -1,4 +1,4 @@
-"""Cross entropy with class weights: torch divides by their sum, not by the number of samples."""
+"""Cross entropy with class weights or label smoothing: how torch takes them, and code may not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DECAY = 0.01
 BASE: Spec = {
     "data": {"X": X.tolist(), "y": Y.tolist()},
     "model": "softmax",
-    "loss": {"cross_entropy": {"weight": CLASS_WEIGHTS}},
+    "loss": {"cross_entropy": {"weight": CLASS_WEIGHTS, "label_smoothing": 0.1}},
     "init": {"normal": {"std": 0.3, "seed": 1}},
     "weight_decay": DECAY,
     "lr": 0.1,
@@ -47,8 +47,14 @@ UNWEIGHTED = Faults(batch_divisor="unweighted")
 Train = Callable[[UserProblem], Iterator[Spec]]
 
 
-def by_hand(divisor: Callable[[Any], float]) -> Train:
-    """Train softmax by hand, each mean over what divides the weighted losses."""
+def torchs_smoothing(t: Any) -> Any:
+    return 0.9 * t + 0.1 / 3
+
+
+def by_hand(
+    divisor: Callable[[Any], float], targets: Callable[[Any], Any] = torchs_smoothing
+) -> Train:
+    """Train softmax by hand, by what divides the weighted losses and is made of one-hot labels."""
 
     def train(problem: UserProblem) -> Iterator[Spec]:
         W, b = problem.initial["weight"], problem.initial["bias"]
@@ -60,10 +66,12 @@ def by_hand(divisor: Callable[[Any], float]) -> Train:
                 z = problem.X[rows] @ W.T + b
                 p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
                 w = np.array(CLASS_WEIGHTS)[y]
-                slope = (p - np.eye(3)[y]) * w[:, None] / divisor(w) / len(parts)
+                t = targets(np.eye(3)[y]) * np.array(CLASS_WEIGHTS)
+                share = divisor(w) * len(parts)
+                slope = (p * t.sum(axis=1, keepdims=True) - t) / share
                 gradient[0] = gradient[0] + slope.T @ problem.X[rows]
                 gradient[1] = gradient[1] + slope.sum(axis=0)
-                loss -= float((w * np.log(p[range(len(y)), y])).sum() / divisor(w)) / len(parts)
+                loss -= float((t * np.log(p)).sum() / share)
             W = W - problem.lr * (gradient[0] + DECAY * W)
             b = b - problem.lr * (gradient[1] + DECAY * b)
             yield {"weight": W, "bias": b, "loss": loss}
@@ -79,6 +87,29 @@ def test_mean_over_the_samples_is_named(batches: str) -> None:
     assert told(report.diagnosis).explanations[0].causes == ("class-weights-not-averaged",)
     assert "the scratch side reports" in in_one_line(report)
     assert "CrossEntropyLoss(weight=.., reduction='none')" in short_text(report, 200)
+
+
+SMOOTHED: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "label-smoothing-missing": (lambda t: t, 0.0),
+    "label-smoothing-over-others": (lambda t: 0.9 * t + 0.1 / 2 * (1 - t), 0.15),
+}
+"""What code makes of one-hot labels of three classes, and torch's number for the same."""
+
+
+@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize("cause", SMOOTHED)
+def test_other_smoothing_is_named(cause: str, batches: str) -> None:
+    code = by_hand(np.sum, SMOOTHED[cause][0])
+    report = check(BASE | BATCHES[batches], scratch=code)
+    other = {"cross_entropy": {"weight": CLASS_WEIGHTS, "label_smoothing": SMOOTHED[cause][1]}}
+
+    assert told(report.diagnosis).explanations[0].causes == (cause,)
+    assert told(report.diagnosis).reporting is not None
+    text = in_one_line(report)
+    assert "the scratch side reports" in text
+    assert "ε K/(K − 1)" in text if SMOOTHED[cause][1] else "label_smoothing=0" in text
+    # What is offered for torch is the same rule.
+    assert check(BASE | BATCHES[batches] | {"loss": other}, scratch=code).verdict == "equivalent"
 
 
 def test_fix_that_is_offered_for_torch_is_the_mean_over_the_samples() -> None:
@@ -121,6 +152,14 @@ def test_factor_on_torchs_pass_is_the_mean_class_weight(batches: str) -> None:
         (BATCHES["mini"], Convention(), UNWEIGHTED, "W/B g", "Σℓ/B"),
         (BATCHES["micro"], Convention(), UNWEIGHTED, "average(Wᵢ gᵢ)/4", "average(Σℓ/4)"),
         ({}, Convention(loss_reduction="sum"), Faults(), "W g", "Σℓ"),
+        ({}, Convention(), Faults(target="unsmoothed"), "g(y₀)", "mean ℓ(y₀)"),
+        (
+            BATCHES["mini"],
+            Convention(loss_reduction="sum"),
+            Faults(target="other-classes"),
+            "W g(ỹ)",
+            "Σℓ(ỹ)",
+        ),
     ],
 )
 def test_formula_has_the_sum_of_the_class_weights(
