@@ -25,8 +25,9 @@ class Faults(NamedTuple):
         gradient_factor, lr_factor: factors on the gradient, not on the loss, and on every lr.
         lr_shift: how many steps early the schedule is; −1 is one step late.
         lr_schedule: other values of some keys of the lr's schedule, in pairs.
-        clip_scope: the norm over all tensors, or each tensor's own.
-        clip_epsilon: torch's 1e-6 beside the norm, or none.
+        clip_scope: the norm over all tensors, each tensor's own, or that of all weights, which it
+            clips alone.
+        clip_epsilon: what is added to the norm.
         momentum: kept, or ignored.
         nesterov: as set, or with it or without whatever is set.
         first_step: torch does not dampen the first step's velocity.
@@ -59,8 +60,8 @@ class Faults(NamedTuple):
     lr_factor: float = 1.0
     lr_shift: int = 0
     lr_schedule: tuple[tuple[str, Any], ...] = ()
-    clip_scope: Literal["all", "tensor"] = "all"
-    clip_epsilon: Literal["added", "missing"] = "added"
+    clip_scope: Literal["all", "tensor", "weights"] = "all"
+    clip_epsilon: float = 1e-6
     momentum: Literal["kept", "ignored"] = "kept"
     nesterov: Literal["as-set", "added", "missing"] = "as-set"
     first_step: Literal["undampened", "dampened"] = "undampened"

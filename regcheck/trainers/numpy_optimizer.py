@@ -12,6 +12,7 @@ from regcheck.numerics.norms import clipped
 from regcheck.numerics.packing import Layout, Packed
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters, Problem
+from regcheck.rules.convention import is_bias
 from regcheck.rules.optimizers.update import TensorUpdate, update
 from regcheck.rules.optimizers.update_rule import Memory, Own, StepInput
 from regcheck.trainers.numpy_state import Decays, PackedMemory, State, Updates
@@ -135,12 +136,14 @@ class NumpyOptimizer:
         return decay * w / norm if norm > 0 else 0 * w
 
     def clipped(self, gradients: Parameters) -> Parameters:
-        """Clip over all tensors together; by a fault each by its own norm, or without the 1e-6."""
+        """Clip over all tensors together; by a fault each by its own norm, or the weights alone."""
         problem, faults = self.problem, self.problem.faults
         if problem.clip_norm is None and problem.clip_value is None:
             return gradients
-        epsilon = 0.0 if faults.clip_epsilon == "missing" else 1e-6
-        limits = problem.clip_norm, problem.clip_value, epsilon
+        limits = problem.clip_norm, problem.clip_value, faults.clip_epsilon
         if faults.clip_scope == "tensor":
             return {name: clipped({name: g}, *limits)[name] for name, g in gradients.items()}
+        if faults.clip_scope == "weights":
+            weights = {name: g for name, g in gradients.items() if not is_bias(name)}
+            return {**gradients, **clipped(weights, *limits)}
         return clipped(gradients, *limits)

@@ -58,8 +58,8 @@ def without_cause(
     agrees = run.shares_gradient or gradient_agrees(run, replay, record)
     if agrees is not None and not run.shares_gradient:
         evidence.append(of_gradient(record.batch.step, agrees=agrees))
-    if agrees is not False and not replay.stands:
-        for where, describe in descriptions(run):
+    if not replay.stands:
+        for where, describe in descriptions(run, agrees):
             known = describe(replay)
             if known:
                 return [*evidence, known], where
@@ -80,10 +80,17 @@ def without_cause(
     return evidence, stage
 
 
-def descriptions(run: Run) -> Iterator[tuple[Stage, Callable[[Replay], Evidence | None]]]:
-    """Yield what may describe the steps all the same, and the stage at which they differ then."""
-    yield "update", never_again
+def descriptions(
+    run: Run, agrees: bool | None
+) -> Iterator[tuple[Stage, Callable[[Replay], Evidence | None]]]:
+    """Yield what may describe the steps all the same, and the stage at which they differ then.
+
+    `agrees` is whether the gradient is known to be torch's; one that is not may be clipped.
+    """
     yield "optimizer", one_clips
+    if agrees is False:
+        return
+    yield "update", never_again
     yield "optimizer", other_rates
     yield "optimizer", other_counts
     if run.is_linear:

@@ -84,13 +84,16 @@ class Moves:
         return self.by(self.replay.torch.by(rule))
 
 
-def implied_gradient(replay: Replay, record: Record) -> Array | None:
-    """Return the data gradient that would make the scratch side's first diverging step by torch's.
+def implied_gradient(
+    replay: Replay, record: Record, rule: NumpyTrainer | None = None
+) -> Array | None:
+    """Return the data gradient that would make the first step off a rule, torch's by default.
 
     Torch's step is affine in the gradient, w′ = w − lr (a g + ..), so one more step with a changed
     gradient gives a. None where it is not, or where clipping or an lr of 0 hides it.
     """
-    problem, step = replay.torch.problem, record.batch.step
+    rule = rule or replay.torch
+    problem, step = rule.problem, record.batch.step
     clipped = problem.clip_norm is not None or problem.clip_value is not None
     if clipped or not problem.settings.rule.linear:
         return None
@@ -99,7 +102,7 @@ def implied_gradient(replay: Replay, record: Record) -> Array | None:
         def known(one: Record) -> ForwardBackward:
             return replay.pass_with(one, gradient if one.batch.step == step else one.gradient)
 
-        *_, (_, update) = islice(replay.updates(replay.torch, known=known), step)
+        *_, (_, update) = islice(replay.updates(rule, known=known), step)
         assert update is not None
         return replay.history.flat(update.step.after)
 
