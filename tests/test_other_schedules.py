@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
-from regcheck.diagnosis.fits.other_schedules import by_other_unit, lrs_between
+from regcheck.diagnosis.fits.other_schedules import by_other_unit
+from regcheck.diagnosis.fits.rates import lrs_between
 from regcheck.diagnosis.records import SpecFix
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
@@ -19,7 +20,7 @@ from regcheck.report.texts.diagnosis.next_steps import next_steps
 from regcheck.report.texts.headline import headline
 from regcheck.spec.sections.lr_schedule import LrSchedule
 from regcheck.user_code.problem_api import UserProblem
-from tests.by_hand import BASE, LAMBDA, LR, At, Spec, Step, code
+from tests.by_hand import BASE, LAMBDA, LR, MOMENTUM, At, Spec, Step, code
 from tests.conftest import told
 from tests.rule import Rule
 from tests.user_functions import schedule_of
@@ -121,6 +122,46 @@ def test_report_says_what_to_write_on_either_side() -> None:
     call = "torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 5], gamma=0.1)"
     assert call in text
     assert "lr_schedule: {kind: multistep, milestones: [3, 5], factor: 0.1, per: step}" in text
+
+
+def test_other_key_beside_a_cause_is_named_with_it() -> None:
+    keys = {"kind": "cosine", **SCHEDULES["cosine"]}
+    rate = schedule_of({"lr": LR, "lr_schedule": keys | {"steps": 15}}, 2, Rule())
+
+    def step(at: At) -> tuple[Any, Any]:
+        return at.w - rate(at.t) * (at.gw + LAMBDA * at.w), at.b - rate(at.t) * at.gb
+
+    report = check(BASE | TWO | {"lr_schedule": keys}, scratch=code(step))
+    assert told(report.diagnosis).causes == ("bias-not-penalized", "schedule-differs")
+    assert headline(report).endswith(
+        "applies no weight decay to the bias, and uses another value in the lr schedule: steps 15 "
+        "instead of 12"
+    )
+
+
+def lr_inside(at: At) -> tuple[Any, Any]:
+    lr, v = LR / (1 + at.t), at.memory.setdefault("v", [0.0, 0.0])
+    v[0] = 0.9 * v[0] + lr * (at.gw + LAMBDA * at.w)
+    v[1] = 0.9 * v[1] + lr * (at.gb + LAMBDA * at.b)
+    return at.w - v[0], at.b - v[1]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "known"),
+    [
+        (
+            {"lr_schedule": {"kind": "exponential", "factor": 0.9}},
+            lambda at: at.along(at.gw, at.gb),
+            "ignores the momentum, and takes the constant lr 0.05",
+        ),
+        ({}, lr_inside, "includes the lr in the velocity, and takes other lrs"),
+    ],
+)
+def test_other_lrs_beside_a_cause_are_told_with_it(schedule: Spec, step: Step, known: str) -> None:
+    report = check(BASE | TWO | MOMENTUM | schedule, scratch=code(step))
+    assert headline(report) == f"DIVERGED at step 2: the scratch side {known}"
+    assert told(report.diagnosis).stage == "optimizer"
+    assert not next_steps(report)
 
 
 @pytest.mark.slow

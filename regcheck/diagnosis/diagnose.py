@@ -25,7 +25,12 @@ from regcheck.diagnosis.loss_logarithms import explain_logarithms
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, Explanation, Run
 from regcheck.diagnosis.replay import Replay
 from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
-from regcheck.diagnosis.search import search, single_causes, with_another_option
+from regcheck.diagnosis.search import (
+    search,
+    single_causes,
+    with_another_option,
+    with_other_keys_beside,
+)
 from regcheck.problem.problem import Parameters
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Stage
@@ -124,7 +129,8 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         found = (other,) if other else ()
         if other is None or (other.options and len(other.causes) > 1):
             # One number beside a cause is less to choose than several.
-            found = searched(run, replay, with_another_option) or found
+            more = (with_other_keys_beside, with_another_option)
+            found = next(filter(None, (searched(run, replay, how) for how in more)), found)
         found = found or in_wider_limits(run)
         found = found or tuple(by_entries(replay)) or in_some_tensors(run, replay)
     elif found and not any(len(one.causes) < 3 or all_named(one, run.training) for one in found):

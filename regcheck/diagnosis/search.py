@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from regcheck.diagnosis.fits.fitting import with_factor
 from regcheck.diagnosis.fits.other_numbers import with_other_option
-from regcheck.diagnosis.fits.other_schedules import with_another_schedule
+from regcheck.diagnosis.fits.other_schedules import with_another_schedule, with_other_keys
 from regcheck.diagnosis.listing import Found, all_named, listed
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
@@ -143,6 +143,24 @@ def with_another_option(
             for one in with_other_option(replay, causes, change)
         )
     return listed(nearest(replay, found), training)
+
+
+def with_other_keys_beside(
+    replay: Replay, training: Training, convention: Convention, visible: frozenset[str] | None
+) -> Found:
+    """Find one cause that explains a run together with other keys of the lr's schedule."""
+    if replay.torch.problem.schedule.lr_schedule is None:
+        return ()
+    hypotheses = concerning(replay, training, convention, visible)
+    ways = single_ways(hypotheses)
+    found = (with_other_keys(replay, (cause,), change) for cause, change in ways)
+    return listed(nearest(replay, tuple(filter(None, found))), training)
+
+
+def single_ways(hypotheses: Hypotheses) -> Iterator[tuple[str, Change]]:
+    """Yield each cause that the run could show, with each change that it may be."""
+    for cause in sorted(hypotheses.shown):
+        yield from ((cause, change) for change in hypotheses.changes[cause])
 
 
 def nearest(replay: Replay, found: Found) -> Found:

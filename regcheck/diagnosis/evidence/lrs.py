@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from regcheck.diagnosis.evidence.record import Evidence
-from regcheck.diagnosis.fits.other_schedules import Rates, by_other_unit, rates_of
+from regcheck.diagnosis.fits.other_schedules import by_other_unit
+from regcheck.diagnosis.fits.rates import Rates, rates_of
+from regcheck.diagnosis.records import Run
 from regcheck.diagnosis.replay import Replay
+from regcheck.diagnosis.search import concerning, single_ways
 from regcheck.problem.lrs import GOING_ON
 from regcheck.problem.problem import Array
+from regcheck.rules.causes.catalogue import CAUSES
+
+INSIDE = "momentum-lr-inside"
 
 MOST_RATES = 6
 """The lrs that are listed."""
@@ -39,6 +45,32 @@ def other_rates(replay: Replay) -> Evidence | None:
             "other-lrs",
         )
     )
+
+
+def with_a_cause(run: Run, replay: Replay) -> Evidence | None:
+    """Describe steps that are torch's with one cause and another lr in each; None if not.
+
+    With the lr in the velocity, it is a cause only where the spec's own lr varies.
+    """
+    rule, settings = replay.torch.settings.rule, run.training.settings
+    hypotheses = concerning(replay, run.training, run.spec.named_convention(), run.visible)
+    ways = dict(single_ways(hypotheses))
+    if settings.momentum and "momentum_form" in rule.keys:
+        ways = {INSIDE: CAUSES[INSIDE].changes[0], **ways}
+    for cause, change in ways.items():
+        rates = rates_of(replay, 2, change)
+        if rates is None:
+            continue
+        does, fix = CAUSES[cause].title, CAUSES[cause].fix
+        own, torch = apart(rates.own, rates.torch)
+        if rates.constant:
+            does += f", and takes the constant lr {rates.own[0]:.6g}"
+            lrs = f"the lr schedule ({listed(rates.torch, 3)}) is not applied"
+        else:
+            does += ", and takes other lrs"
+            lrs = f"from step {rates.steps[0]:,} on its lrs are {own}, where torch has {torch}"
+        return Evidence(f"The scratch side {does}", f": {fix}; {lrs}.", "says-next")
+    return None
 
 
 def other_clip(replay: Replay, rates: Rates) -> Evidence | None:

@@ -14,7 +14,7 @@ from regcheck.diagnosis.evidence.gradients import (
     recursion_evidence,
 )
 from regcheck.diagnosis.evidence.look_ahead import looks_ahead
-from regcheck.diagnosis.evidence.lrs import other_rates
+from regcheck.diagnosis.evidence.lrs import other_rates, with_a_cause
 from regcheck.diagnosis.evidence.penalties import other_penalty
 from regcheck.diagnosis.evidence.record import Evidence, remark
 from regcheck.diagnosis.evidence.step_counts import other_counts
@@ -96,6 +96,7 @@ def descriptions(
     if run.is_linear:
         yield "penalty", other_penalty
     yield "update", partial(one_step_alone, run)
+    yield "optimizer", partial(with_a_cause, run)
 
 
 def stage_by(run: Run, agrees: bool | None) -> Stage:

@@ -1,13 +1,9 @@
 """Torch's rule with an earlier or later schedule of the lr, or one of its kind with other keys.
 
-The lr of each step is fitted.
-
-S_t = α_t T_t with T_t torch's step at the spec's lr: α_t times that is the lr of step t. (An
-optimizer may take no larger lr than some.) The velocity of torch's momentum does not hold the lr,
-and no optimizer's moments do, so that each step has its own α_t. A schedule explains the steps
-where one other key gives it all those lrs: by epochs in the place of steps, with its whole numbers
-as they are or for epochs too; another whole number, of all there are; another number, where the lr
-of the step that differs most is its own; other milestones, where the lr falls.
+The lr of each step is fitted (`rates`). A schedule explains the steps where one other key gives it
+all those lrs: by epochs in the place of steps, with its whole numbers as they are or for epochs
+too; another whole number, of all there are; another number, where the lr of the step that differs
+most is its own; other milestones, where the lr falls.
 """
 
 from __future__ import annotations
@@ -15,18 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.fits.other_settings import LEAST_SHOWN
+from regcheck.diagnosis.fits.rates import NONE, Rates, rates_of
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each
 from regcheck.problem.batches import Schedule
-from regcheck.problem.problem import Array
+from regcheck.rules.causes.cause import Change
 from regcheck.spec.sections.lr_schedule import LrSchedule
+
+DIFFERS = "schedule-differs"
 
 Keys = tuple[tuple[str, Any], ...]
 """Other values of some keys of a schedule."""
@@ -60,95 +57,6 @@ MOST_SHIFTED = 12
 """Steps, and epochs, by which a schedule may be early or late."""
 
 
-class Rates(NamedTuple):
-    """The lrs of some steps: the scratch side's, as fitted, and torch's.
-
-    Attributes:
-        steps: their numbers, from 1; those whose move shows.
-        own, torch: the lrs, as far as the optimizer takes them.
-        largest: the largest lr that the optimizer takes at each step.
-        slack: how far another lr may be from the scratch side's.
-        earlier: the lrs before the first divergence, which are both sides'.
-        shown: in how many entries' steps the move shows, which must be more than the free numbers.
-        between: the least and the largest lr by which one makes all steps to rounding.
-    """
-
-    steps: list[int]
-    own: Array
-    torch: Array
-    largest: Array
-    slack: Array
-    earlier: Array
-    shown: int
-    between: tuple[float, float]
-
-    @property
-    def constant(self) -> bool:
-        """Whether one lr is the scratch side's in all steps, and not torch's."""
-        lrs = np.append(self.earlier, self.torch)
-        least, most = self.between
-        same = np.all((self.earlier >= least) & (self.earlier <= most))
-        return bool(least <= most and same and (lrs != lrs[0]).any())
-
-    @property
-    def most(self) -> int:
-        """The place of the step whose lrs differ most."""
-        return int(np.argmax(np.abs(self.own - self.torch)))
-
-    def are_of(self, schedule: Schedule) -> bool:
-        """Whether a schedule has the scratch side's lrs; the step that differs most tells first."""
-        places = (self.most, *range(len(self.steps)))
-        return all(self.off(schedule, at) <= self.slack[at] for at in places)
-
-    def off(self, schedule: Schedule, at: int) -> float:
-        """Return how far a schedule's lr of a step is from the scratch side's."""
-        return abs(self.lr_of(schedule, at) - float(self.own[at]))
-
-    def lr_of(self, schedule: Schedule, at: int) -> float:
-        """Return the lr that the optimizer takes of a schedule at a step."""
-        return min(schedule.lr_at(self.steps[at]), float(self.largest[at]))
-
-
-def rates_of(replay: Replay, least: int = 1) -> Rates | None:
-    """Return the lr of each step from the first divergence on; None where some have none.
-
-    `least` is in how many entries a step must show, and how many steps must.
-    """
-    moves, base = Moves(replay), replay.torch.problem.schedule.lr
-    every = [record.batch for record in replay.history.records()]
-    lrs = np.array([batch.lr for batch in every[moves.at]])[:, None]
-    steady = {"lr_schedule": (("kind", "list"), ("values", (base,)))}
-    limits = moves.limits
-    if (lrs > 0).any():  # by an lr of 0 torch rounds nothing: the other steps' bounds stand for it
-        limits = np.where(lrs > 0, limits, limits.max(axis=0, where=lrs > 0, initial=0.0))
-    slope, target = moves.by(replay.by(steady)) / limits, moves.scratch / limits
-    largest = np.maximum(np.abs(slope * (lrs / base)), np.abs(target))
-    if not (np.isfinite(slope).all() and np.isfinite(target).all()):
-        return None
-    entries = (largest > 1).sum(axis=1)
-    shown = entries >= least
-    slope, target = slope[shown], target[shown]
-    alpha, spread = fit_each(slope, target, 1)
-    left = np.abs(target - alpha[:, None] * slope)
-    if shown.sum() < least or left.max() > 1 or (alpha < 0).any() or not slope.any():
-        return None
-    earlier = np.array([batch.lr for batch in every[: moves.at.start]])
-    batches = [batch for batch, seen in zip(every[moves.at], shown, strict=True) if seen]
-    most = np.array([replay.torch.settings.rule.most_lr(batch.step) for batch in batches])
-    torch, at = np.minimum([batch.lr for batch in batches], most), np.minimum(base, most)
-    slack = SLACK * at * np.hypot(spread, ROUNDED * replay.u)
-    steps, count = [batch.step for batch in batches], int(entries[shown].sum())
-    between = lrs_between(slope / at[:, None], target)
-    return Rates(steps, alpha * at, torch, most, slack, earlier, count, between)
-
-
-def lrs_between(slope: Array, target: Array) -> tuple[float, float]:
-    """Return between which two lrs c all |target − c slope| ≤ 1; the first is larger for none."""
-    moves = slope != 0
-    middle, reach = target[moves] / slope[moves], 1 / np.abs(slope[moves])
-    return float((middle - reach).max()), float((middle + reach).min())
-
-
 def with_another_schedule(replay: Replay) -> Iterator[Explanation]:
     """Yield torch's rule with the lr's schedule at other steps, or else with other keys."""
     found = with_shifted_schedule(replay) or with_other_keys(replay)
@@ -173,19 +81,22 @@ def with_shifted_schedule(replay: Replay) -> Explanation | None:
     return None
 
 
-def with_other_keys(replay: Replay) -> Explanation | None:
-    """Return whether the steps are torch's with other keys of the lr's schedule."""
+def with_other_keys(
+    replay: Replay, causes: tuple[str, ...] = (), change: Change = NONE
+) -> Explanation | None:
+    """Return whether the steps are torch's, or causes', with other keys of the lr's schedule."""
     schedule = replay.torch.problem.schedule
     if schedule.lr_schedule is None:
         return None
-    rates = rates_of(replay)
+    rates = rates_of(replay, change=change)
     if rates is None or rates.shown < LEAST_SHOWN or rates.constant:  # which is no schedule
         return None
     for keys in candidates(schedule, rates):
         other = with_keys(schedule, keys)
         if other is not None and rates.are_of(other):
-            change, note = {"lr_schedule": keys}, keys_text(schedule.lr_schedule, keys)
-            found = replay.explanation(("schedule-differs",), change, note=note)
+            names, note = sorted((*causes, DIFFERS)), keys_text(schedule.lr_schedule, keys)
+            together = {**change, "lr_schedule": keys}
+            found = replay.explanation(tuple(names), together, note=note)
             if found is not None:
                 return found
     return None

@@ -53,6 +53,8 @@ def cause_note(report: Report, best: Explanation, cause: str) -> str:
         if cause in DECAYS:
             return text
         text = ""
+    if "lr_schedule" in best.change and cause != "schedule-differs":  # likewise
+        text = ""
     if best.by_entry is not None and cause == "penalty-missing":
         return f"{CAUSES[cause].title} to {'; '.join([*best.by_entry.told, ALL_ELSE])}"
     text = text or in_tensors(best)
