@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from regcheck.checking import check
 from regcheck.report.summary import summary
 from regcheck.user_code.problem_api import UserProblem
 from tests.by_hand import BASE, BATCHES, LAMBDA, LR, MOMENTUM, At, Spec, code, silent
+from tests.conftest import told
 from tests.user_modules import NO_MODEL, with_sgd
 
 
@@ -70,11 +72,15 @@ def test_gradient_of_own_model_at_the_point_ahead_is_told() -> None:
             V = 0.9 * V - LR * (slope @ X / len(rows) + LAMBDA * ahead)
             c = 0.9 * c - LR * (slope.mean() + LAMBDA * of_bias)
             W, b = W + V, b + c
-            yield {"0.weight": W, "0.bias": b}
+            loss = np.mean((slope / 2) ** 2)
+            yield {"0.weight": W, "0.bias": b, "loss": loss}
 
     torch = with_sgd(momentum=0.9, nesterov=True)
     report = check(NO_MODEL | BATCHES, scratch=train, framework=torch)
     assert SAME in summary(report).known[0]
+    evidence = told(report.diagnosis).loss_evidence
+    assert told(evidence).clause == "the scratch side's loss is that at the look-ahead point"
+    assert summary(report).next == ()
 
 
 def test_points_ahead_are_torchs_parameters_by_its_nesterov() -> None:

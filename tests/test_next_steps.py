@@ -28,6 +28,7 @@ from tests.conftest import told
 NEXT = {
     "yielded-early": "put `yield` after the update, and yield with the updated parameters the loss",
     "says-next": "",
+    "look-ahead": "",
     "frozen": "train these tensors in torch too, or leave them as they are",
     "not-given": "give these tensors to torch's optimizer, or leave them as they are",
     "never-updated": "update in each step what is never updated, as all else",

@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 
 from regcheck.diagnosis.distinguishing import distinguishing
+from regcheck.diagnosis.evidence.look_ahead import loss_ahead
 from regcheck.diagnosis.evidence.optimizers import other_settings, unknown_rule
 from regcheck.diagnosis.evidence.steps import yielded_early
 from regcheck.diagnosis.evidence.without_cause import without_cause
@@ -73,6 +74,8 @@ def explained(run: Run) -> Diagnosis:
     if not agree:
         known, stage = without_cause(run, replay, settings, loss_explained=reporting is not None)
         evidence += known
+        if run.loss_diverged and any(one and one.kind == "look-ahead" for one in known):
+            loss_evidence = loss_evidence or loss_ahead(run, replay)
     return Diagnosis(
         explained=agree and (reporting is not None or not run.loss_diverged),
         explanations=found,

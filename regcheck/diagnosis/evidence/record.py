@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal[
     "frozen",
+    "look-ahead",
     "loss-differs",
     "never-updated",
     "not-given",

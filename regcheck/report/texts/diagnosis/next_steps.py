@@ -41,6 +41,7 @@ BY_KIND: dict[Kind, str] = {
     "yielded-early": "put `yield` after the update, and yield with the updated parameters the loss "
     "that was computed before it",
     "says-next": "",
+    "look-ahead": "",
     "frozen": "train these tensors in torch too, or leave them as they are in the scratch code",
     "not-given": "give these tensors to torch's optimizer, or leave them as they are in the "
     "scratch code",
