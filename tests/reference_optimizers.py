@@ -249,7 +249,8 @@ def muon(given: Given) -> tuple[Array, Memory]:
 
     A weight is one row here, whose length is its singular value; a bias that there is not stays.
     """
-    options, g, mu = given.options, given.g, float(given.options["momentum"])
+    options, g = given.options, given.g
+    mu = 0.0 if given.rule.velocity == "none" else float(options["momentum"])
     if g.ndim == 0:
         return g, {}
     v = mu * given.memory.get("momentum_buffer", 0 * g) + (1 - mu) * g
