@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from regcheck.diagnosis.evidence.record import Evidence
+from regcheck.diagnosis.evidence.record import Evidence, Kind
 from regcheck.diagnosis.fits.other_schedules import by_other_unit
 from regcheck.diagnosis.fits.rates import Rates, rates_of
 from regcheck.diagnosis.records import Run
@@ -50,27 +50,37 @@ def other_rates(replay: Replay) -> Evidence | None:
 def with_a_cause(run: Run, replay: Replay) -> Evidence | None:
     """Describe steps that are torch's with one cause and another lr in each; None if not.
 
-    With the lr in the velocity, it is a cause only where the spec's own lr varies.
+    One lr in all steps is plainer than many, above all the spec's own. With the lr in the velocity,
+    which is a cause only where torch's lr varies, many may make up for what else varies.
     """
     rule, settings = replay.torch.settings.rule, run.training.settings
     hypotheses = concerning(replay, run.training, run.spec.named_convention(), run.visible)
-    ways = dict(single_ways(hypotheses))
-    if settings.momentum and "momentum_form" in rule.keys:
-        ways = {INSIDE: CAUSES[INSIDE].changes[0], **ways}
-    for cause, change in ways.items():
-        rates = rates_of(replay, 2, change)
-        if rates is None:
-            continue
-        does, fix = CAUSES[cause].title, CAUSES[cause].fix
-        own, torch = apart(rates.own, rates.torch)
-        if rates.constant:
-            does += f", and takes the constant lr {rates.own[0]:.6g}"
-            lrs = f"the lr schedule ({listed(rates.torch, 3)}) is not applied"
-        else:
-            does += ", and takes other lrs"
-            lrs = f"from step {rates.steps[0]:,} on its lrs are {own}, where torch has {torch}"
-        return Evidence(f"The scratch side {does}", f": {fix}; {lrs}.", "says-next")
-    return None
+    ways = [(cause, way) for cause, way in single_ways(hypotheses) if cause != INSIDE]
+    found = {cause: rates for cause, way in ways if (rates := rates_of(replay, 2, way))}
+    if not found and settings.momentum and "momentum_form" in rule.keys:
+        inside = rates_of(replay, 2, CAUSES[INSIDE].changes[0])
+        found = {INSIDE: inside} if inside else {}
+    base = replay.torch.problem.schedule.lr
+    constant = {cause: one for cause, one in found.items() if one.constant}
+    spec = {cause: one for cause, one in constant.items() if one.is_one(base)}
+    found = spec or constant or found
+    if not found:
+        return None
+    told = (f"{CAUSES[cause].title}, and takes {lrs_of(one)}" for cause, one in found.items())
+    (cause, rates), *others = found.items()
+    own, torch = apart(rates.own, rates.torch)
+    kind: Kind = "schedule-ignored" if rates.constant else "other-lrs"
+    lrs = f"from step {rates.steps[0]:,} on its lrs are {own}, where torch has {torch}"
+    if rates.constant:
+        lrs = f"the lr schedule ({listed(rates.torch, 3)}) is not applied"
+    if not others:
+        lrs, kind = f"{CAUSES[cause].fix}; {lrs}", "says-next"
+    return Evidence(f"The scratch side {'; or it '.join(told)}", f": {lrs}.", kind)
+
+
+def lrs_of(rates: Rates) -> str:
+    """Describe the scratch side's lrs."""
+    return f"the constant lr {rates.own[0]:.6g}" if rates.constant else "other lrs"
 
 
 def other_clip(replay: Replay, rates: Rates) -> Evidence | None:

@@ -47,10 +47,13 @@ class Rates(NamedTuple):
     @property
     def constant(self) -> bool:
         """Whether one lr is the scratch side's in all steps, and not torch's."""
-        lrs = np.append(self.earlier, self.torch)
+        lrs, (least, most) = np.append(self.earlier, self.torch), self.between
+        return least <= most and all(map(self.is_one, self.earlier)) and bool((lrs != lrs[0]).any())
+
+    def is_one(self, lr: float) -> bool:
+        """Whether an lr makes all steps to rounding."""
         least, most = self.between
-        same = np.all((self.earlier >= least) & (self.earlier <= most))
-        return bool(least <= most and same and (lrs != lrs[0]).any())
+        return bool(least <= lr <= most)
 
     @property
     def most(self) -> int:
@@ -134,7 +137,9 @@ def one_by_one(moves: Moves, change: Change, limits: Array) -> tuple[Array, Arra
                 history.flat(rule.step(state, batch._replace(lr=lr), known).step.delta or {})
                 for lr in (0.0, base)
             )
-            slope, target = (moved - still) / limits[at], (moves.scratch[at] - still) / limits[at]
+            wider = replay.widened(rule.problem, record, record.before - moved).bound
+            limit = np.maximum(limits[at], wider * replay.limits)
+            slope, target = (moved - still) / limit, (moves.scratch[at] - still) / limit
             alpha = float(slope @ target) / (float(slope @ slope) or 1.0)
             if not np.abs(target - alpha * slope).max() <= 1:
                 return None
