@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regcheck.checking import check
-from regcheck.diagnosis.replay import gain, pass_scale
+from regcheck.diagnosis.pass_scale import gain, pass_scale
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import build_problem
 from regcheck.report.terminal.short import short_text

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from regcheck.compare.history import History, Record
-from regcheck.diagnosis.replay import Replay, gain, pass_scale, weights_of
+from regcheck.diagnosis.pass_scale import gain, pass_scale, weights_of
+from regcheck.diagnosis.replay import Replay
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Array, Problem, build_problem
 from regcheck.rules.causes.cause import Change

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.loss_inputs import Place, losses_of, places
+from regcheck.diagnosis.pass_scale import pass_scale
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
-from regcheck.diagnosis.replay import pass_scale
 from regcheck.numerics.least_squares import SLACK, Fit, fit_columns
 from regcheck.numerics.losses import running_mean
 from regcheck.problem.problem import Array, Parameters, Problem
