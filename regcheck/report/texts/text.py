@@ -137,7 +137,7 @@ def code_name(code: object) -> str:
 FIRST_LETTERS = ("g", "gₖ", "y₀", "ỹ")
 """Letters of the gradient, which are explained first."""
 
-LAST_LETTERS = ("j", "lr", "B", "m", "mᵢ", "mₖ", "W", "Wᵢ")
+LAST_LETTERS = ("j", "lr", "B", "m", "mᵢ", "mₖ", "W", "Wᵢ", "Wₖ")
 """Letters whatever the optimizer, which are explained last."""
 
 

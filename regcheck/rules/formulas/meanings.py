@@ -35,6 +35,7 @@ GENERAL = {
     "mₖ": "samples in the last micro-batch",
     "W": "class weights of the batch's samples, in all",
     "Wᵢ": "class weights of the samples in micro-batch i, in all",
+    "Wₖ": "class weights of the samples in the last micro-batch, in all",
     "k": "micro-batches in the step",
     "batch_size": "samples in every batch except a smaller last one",
     "n": "training samples",
