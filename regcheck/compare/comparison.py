@@ -230,9 +230,8 @@ class Comparing:
 
     def would_diverge(self, row: Row) -> bool:
         """Whether a row would be the first divergence, of all that is compared or of the losses."""
-        losses = self.losses.with_step(row, self.tolerances)
         first = self.first.divergence is None and suspicious(row, self.tolerances)
-        return first or losses.divergence is not self.losses.divergence
+        return first or self.losses.diverge_in(row, self.tolerances)
 
     def result(self) -> Comparison:
         """Return all that was found, once the last step is taken."""

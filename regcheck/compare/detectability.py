@@ -222,10 +222,10 @@ class PowerMeter:
     def take(self, batch: Batch, steps: Steps, bounds: Bounds, noise: Parameters | None) -> None:
         """Take in a step: torch's, from the reference's parameters."""
         framework = steps.framework
-        for name, after in framework.after.items():
+        for name in framework.after:
             if self.shares.get(name, 1.0) <= SHARE:  # no step can tell more of it
                 continue
-            moved = np.abs(after - framework.before[name])
+            moved = np.abs(framework.after[name] - framework.before[name])
             shown = moved > 0
             if not shown.any():
                 continue

@@ -123,7 +123,8 @@ def no_nan(value: float) -> float:
 def last_digit(tensors: Parameters) -> float:
     """Return the last digit of the largest entry."""
     if isinstance(tensors, Packed):  # without a copy of all sizes
-        return float(np.spacing(max(tensors.vector.max(), -tensors.vector.min())))
+        x = tensors.vector
+        return float(np.spacing(max(np.maximum.reduce(x), -np.minimum.reduce(x))))
     return max(float(np.spacing(np.abs(x).max())) for x in tensors.values())
 
 

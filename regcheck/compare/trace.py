@@ -209,9 +209,9 @@ class FirstDivergence(NamedTuple):
         """Take in one more step."""
         sample = Sample(row.step, steps.scratch, steps.framework, bounds.gradient)
         if self.divergence is not None:
-            return self._replace(sample=self.sample or sample)
+            return self if self.sample else self._replace(sample=sample)
         if not diverges(row, tolerances):
-            return self._replace(sample=self.sample or sample, previous=sample)
+            return FirstDivergence(None, self.sample or sample, sample)
         divergence = locate(row, steps.scratch, steps.framework, bounds, tolerances)
         return FirstDivergence(divergence, sample, self.previous)
 
@@ -236,12 +236,18 @@ class Losses(NamedTuple):
     divergence: LossDivergence | None = None
     first_unjudged: int | None = None
 
+    def diverge_in(self, row: Row, tolerances: Tolerances) -> bool:
+        """Whether a step is the first whose loss does not keep its tolerance."""
+        if self.divergence is not None or row.loss is None:
+            return False
+        return in_limits(row.judged["loss"], tolerances) > 1
+
     def with_step(self, row: Row, tolerances: Tolerances) -> Losses:
         """Take in one more step."""
         if row.loss is None:
             return self
         at, divergence, unjudged = row.judged["loss"], self.divergence, self.first_unjudged
-        if divergence is None and in_limits(at, tolerances) > 1:
+        if self.diverge_in(row, tolerances):
             divergence = LossDivergence(row.step, at)
         if unjudged is None and not at.judged:
             unjudged = row.step

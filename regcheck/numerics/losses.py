@@ -110,26 +110,28 @@ def cross_entropy(z: Array, y: Array, options: LossOptions = NO_OPTIONS) -> RowL
     tⱼ = (1 − ε) wⱼ [j = y] + ε wⱼ/K with the classes' weights w, for labels y from 0 to K − 1
     (aten/native/LossNLL.cpp, `cross_entropy_loss_label_smoothing`).
     """
-    t = class_targets(z, y, options)
-    log_p = log_softmax(z)
-    return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * t.sum(axis=1, keepdims=True) - t)
+    targets, totals = targets_by_label(z.shape[1], options, z.dtype)
+    t, log_p = targets[y], log_softmax(z)
+    return RowLosses(-(t * log_p).sum(axis=1), np.exp(log_p) * totals[y] - t)
 
 
 def class_targets(z: Array, y: Array, options: LossOptions) -> Array:
     """Return tⱼ of `cross_entropy`, (B, K), in z's dtype."""
-    t: Array = targets_by_label(z.shape[1], options, z.dtype)[y]
+    t: Array = targets_by_label(z.shape[1], options, z.dtype)[0][y]
     return t
 
 
 @lru_cache
-def targets_by_label(classes: int, options: LossOptions, dtype: np.dtype[np.floating]) -> Array:
-    """Return tⱼ of `cross_entropy` for each label in turn, (K, K)."""
+def targets_by_label(
+    classes: int, options: LossOptions, dtype: np.dtype[np.floating]
+) -> tuple[Array, Array]:
+    """Return tⱼ of `cross_entropy` for each label in turn, (K, K), and Σⱼ tⱼ, (K, 1)."""
     t: Array = np.eye(classes, dtype=dtype)
     if options.label_smoothing:
         t = (1 - options.label_smoothing) * t + options.label_smoothing / classes
     if options.weight is not None:
         t = t * np.array(options.weight, dtype)
-    return t
+    return t, t.sum(axis=1, keepdims=True)
 
 
 def total_weight(y: Array, options: LossOptions) -> float:

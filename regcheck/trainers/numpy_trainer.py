@@ -91,9 +91,10 @@ class NumpyTrainer:
             after=packed(updates.parameter),
             skipped=there.skipped,
         )
-        missed = {name: state.missed.get(name, 0) + 1 for name in there.skipped}
         unzeroed = gradients if self.problem.faults.zeroing == "never" else None
-        missed = {**state.missed, **missed}
+        missed = state.missed
+        if there.skipped:
+            missed = {**missed, **{name: missed.get(name, 0) + 1 for name in there.skipped}}
         state = State(step.after, step.memory, unzeroed, missed, state.steps_before)
         return Update(state, step, there)
 

@@ -42,7 +42,8 @@ def update(rule: UpdateRule, at: StepInput, penalize: Callable[[Array], Array]) 
     g = -at.g if at.options.get("maximize", False) else at.g
     if at.convention.decay == "gradient":
         g = g + decay
-    at = at._replace(g=g)
+    if g is not at.g:
+        at = at._replace(g=g)
     step, memory = rule.step(at)
     if at.faults.decay_rate == "corrected" and rule.correction is not None:
         lr *= rule.correction(at.options, at.t)

@@ -59,12 +59,13 @@ class TorchTrainer:
             self.schedulers = GroupSchedulers(problem.schedule, lrs)
         # Of SGD's steps, penalty and delta are known; another optimizer's are known as a whole.
         self.groups = self.module.groups()
+        self.group_of = [self.groups.get(name, {}) for name in self.tensors]
         self.left_out = [x for name, x in self.tensors.items() if name not in self.groups]
         self.sgd_groups = self.groups if self.module.is_plain_sgd() else {}
         self.loss_checked = module is None
         self.used: Parameters = {}
         self.placed: Parameters | None = None  # what is known to be there, exactly
-        self.has_gradient = dict.fromkeys(self.tensors, True)
+        self.skipped: frozenset[str] = frozenset()  # tensors without a gradient, at the last step
         self.buffers = Buffers(self.module.model)
         self.buffers_before: dict[str, torch.Tensor] = {}
         self.views = ParameterViews(self.tensors)
@@ -126,19 +127,21 @@ class TorchTrainer:
         before = self.parameters() if self.placed is None else self.placed
         self.buffers_before = self.buffers.copy()
         taken = self.take(batch)
-        self.has_gradient = {name: name not in taken.skipped for name in self.tensors}
-        self.used = taken.used
+        self.used, self.skipped = taken.used, taken.skipped
         after = self.placed = self.parameters()
-        step = Step(before, *taken[:3], None, self.memory(), None, after, taken.skipped)
-        if self.sgd_groups:
-            return self.with_parts(step)
-        if not self.module.outputs_are_z:
-            return step
-        groups, layout = self.groups.items(), self.layout
-        decay = {
-            name: float(one["lr"]) * float(one.get("weight_decay", 0.0)) for name, one in groups
+        penalty = delta = None
+        if self.module.outputs_are_z and not self.sgd_groups:
+            penalty = self.layout.scaled(self.decays(), before)
+            delta = self.layout.less(before, after)
+        step = Step(before, *taken[:3], penalty, self.memory(), delta, after, taken.skipped)
+        return self.with_parts(step) if self.sgd_groups else step
+
+    def decays(self) -> dict[str, float]:
+        """Return each tensor's lr λ."""
+        return {
+            name: float(group["lr"]) * float(group.get("weight_decay", 0.0))
+            for name, group in self.groups.items()
         }
-        return step._replace(penalty=layout.scaled(decay, before), delta=layout.less(before, after))
 
     def take(self, batch: Batch) -> Taken:
         """Move the parameters by one update."""
@@ -206,15 +209,14 @@ class TorchTrainer:
 
     def gradients(self) -> Parameters:
         """Copy the parameters' gradients; 0 where there is none."""
-        views = self.views.now()
         return self.layout.join(
-            np.zeros_like(views[name]) if (g := x.grad) is None else dense(name, g)
+            np.zeros_like(x.detach().numpy()) if (g := x.grad) is None else dense(name, g)
             for name, x in self.tensors.items()
         )
 
     def given_gradients(self) -> dict[str, Array | None]:
         """Return what the optimizer was given at the last step; None for tensors without one."""
-        return {name: g if self.has_gradient[name] else None for name, g in self.used.items()}
+        return {name: None if name in self.skipped else g for name, g in self.used.items()}
 
     def optimizer_options(self) -> dict[str, Any]:
         """Return the optimizer's options; a list of each tensor's lr and weight decay, or 0.
@@ -223,8 +225,8 @@ class TorchTrainer:
         """
         found = {key: x for key, x in next(iter(self.groups.values())).items() if key != "params"}
         for key in ("lr", "weight_decay"):
-            found[key] = [float(self.groups.get(name, {}).get(key, 0)) for name in self.tensors]
-        found["of_tensors"] = [self.groups.get(name, found) for name in self.tensors]
+            found[key] = [float(group.get(key, 0)) for group in self.group_of]
+        found["of_tensors"] = [group or found for group in self.group_of]
         return found
 
     def optimizer_state(self, keys: Iterable[str]) -> tuple[dict[str, list[Array]], float]:

@@ -99,7 +99,7 @@ class MeasuredBounds:
         self.entries: Entries
         self.recent: Array = np.zeros(self.layout.count)
         self.measured: tuple[Array, Array] | None = None
-        self.share: Array = np.zeros(tensors)
+        self.share: Array = np.zeros(self.layout.count)
         self.rms: Array = np.ones(tensors)
         self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
@@ -141,7 +141,7 @@ class MeasuredBounds:
         """Derive the noise of some entries' gradients from what was measured last."""
         assert self.measured is not None
         r = self.of_entries(ratio, part)
-        typical = self.of_entries(self.share, part) * self.recent[part]
+        typical = self.share[part] * self.recent[part]
         of_used = np.maximum(typical, r * self.measured[1][part])
         if not self.clips:
             return of_used, of_used
@@ -171,13 +171,14 @@ class MeasuredBounds:
         """Take some more passes with random rounding at a step, and bound it by them."""
         before, entries, mixed = steps.framework.before, self.entries, self.mixed
         if self.noise is None:
-            plain = sample(self.trainer, before, batch, None, mixed=mixed)
+            assert steps.framework.loss is not None
             # A pass that does not come out again is random; the first batch alone may hide it.
             # (A built-in model's never is, and processes add its gradients in another order.)
-            again = plain.gradient.tobytes() == entries.gradient.tobytes()
-            self.random_model |= self.trainer.problem.architecture is None and not again
+            if self.trainer.problem.architecture is None:
+                again = sample(self.trainer, before, batch, None, mixed=mixed)
+                self.random_model |= again.gradient.tobytes() != entries.gradient.tobytes()
             gradients = [entries.gradient, entries.used] if self.clips else [entries.gradient]
-            self.noise = Noise(plain.loss, gradients)
+            self.noise = Noise(steps.framework.loss, gradients)
         for _ in range(samples):
             rounding = RandomRounding(self.u, self.random, alike=not mixed)
             found = sample(self.trainer, before, batch, rounding, mixed=mixed)
@@ -186,10 +187,10 @@ class MeasuredBounds:
         # Kept for the steps after it:
         self.measured = sizes[0], np.maximum(sizes[-1], self.eps * np.abs(entries.used))
         self.rms = self.root_mean_squares(entries.used)
-        for place, (_, part, _) in enumerate(self.layout.places):
+        for _, part, _ in self.layout.places:
             shares = sizes[-1][part] / self.recent[part]
             shares = shares[np.isfinite(shares)]
-            self.share[place] = np.median(shares) if len(shares) else 0.0
+            self.share[part] = np.median(shares) if len(shares) else 0.0
         if self.noise.loss:
             self.loss_share = max(self.noise.loss_error / abs(self.noise.loss), 4 * self.eps)
         return self.put_together(steps, lambda part: (sizes[0][part], sizes[-1][part]))
@@ -211,46 +212,53 @@ class MeasuredBounds:
         through in blocks which stay in the processor's cache.
         """
         framework, layout = steps.framework, self.layout
-        trained = list(self.trainer.has_gradient.values())
+        skipped = self.trainer.skipped
+        trained = np.array([name not in skipped for name in layout.shapes])
         propagate = self.by_clones(framework.before) if self.formula is None else self.by_formula()
         of_gradient, of_used, bounds = [], [], []
         for part in self.parts:
             coming, used = noise(part)
-            if not all(trained):
-                used = used * self.of_entries(np.array(trained), part)
+            if skipped:
+                used = used * self.of_entries(trained, part)
             of_gradient.append(coming)
             of_used.append(used)
             bounds.append(propagate(part, used))
         carried = [each.carried for each in bounds]
         self.carried_on = {key: joined([each[key] for each in carried]) for key in carried[0]}
         self.noise_used = joined(of_used)
-        bound = joined([each.after for each in bounds]) + self.tiny
-        self.allow_overflow(bound)
+        bound = joined([each.after for each in bounds])
+        bound += self.tiny
+        tensors = layout.split(bound)
+        if not (tensors.is_finite and self.is_finite()):
+            tensors = layout.split(self.allowing_overflow(bound))
         if bounds[0].lost is not None:
             lost = joined([each.lost for each in bounds if each.lost is not None])
             scratch = flat({name: steps.scratch.after[name] for name in framework.after})
-            bound = allowed(bound, lost, scratch, self.entries.after)
+            tensors = layout.split(allowed(tensors.vector, lost, scratch, self.entries.after))
         assert framework.loss is not None
         loss = self.loss_share * abs(framework.loss) + self.tiny
         if self.noise is not None:
             loss = max(self.noise.loss_error, 4 * self.eps * abs(framework.loss)) + self.tiny
-        tensors = layout.split(bound)
         of_stage: Parameters = {}
         if steps.scratch.gradient is not None:
             rounded = 4 * self.eps * np.abs(self.entries.gradient)
             rounded += joined(of_gradient)
-            of_stage = layout.split(rounded + self.tiny)
+            rounded += self.tiny
+            of_stage = layout.split(rounded)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
 
-    def allow_overflow(self, bound: Array) -> None:
-        """Put inf or NaN, in place, where a bound is no number or the step's numbers overflow."""
-        if not np.isfinite(np.add.reduce(bound)):
-            bound[np.isnan(bound)] = np.inf
-            if self.mixed:  # a side that overflows alone does so by its dtype: no rounding
-                bound[np.isinf(bound)] = np.nan
-        if not (finite(self.entries.gradient) and finite(self.entries.after)):
+    def is_finite(self) -> bool:
+        """Whether the step's numbers are finite."""
+        return finite(self.entries.gradient) and finite(self.entries.after)
+
+    def allowing_overflow(self, bound: Array) -> Array:
+        """Return inf or NaN where a bound is no number or the step's numbers overflow."""
+        # A side that overflows alone does so by its dtype where there are two: no rounding.
+        allowed = np.where(np.isfinite(bound), bound, np.nan if self.mixed else np.inf)
+        if not self.is_finite():
             # Once numbers have overflowed, the rest depends on the order of computation.
-            bound[np.isfinite(bound)] = np.nan
+            allowed[np.isfinite(allowed)] = np.nan
+        return allowed
 
     def by_formula(self) -> Propagate:
         """Return the propagation by the formula of the optimizer, as it is after the step."""
