@@ -238,3 +238,24 @@ def test_start_that_a_long_step_leaves_behind_is_told_by_step_2() -> None:
 
     assert diagnosis.causes == ("initial-parameters",)
     assert told(diagnosis.start)["weight"] == pytest.approx(0.5)
+
+
+def test_start_is_found_where_its_last_digits_are_more_than_torchs_first_step_rounds() -> None:
+    random = np.random.default_rng(3)
+    X, y = random.normal(size=(200, 10)), (random.random(200) < 0.5).astype(float)
+    weight, bias = random.normal(size=10), random.normal()
+
+    def train(problem: UserProblem) -> Iterator[Spec]:
+        w, b = weight, bias
+        for rows in problem.batches:
+            r = 1 / (1 + np.exp(-(X[rows] @ w + b))) - y[rows]
+            w = w - problem.lr * (X[rows].T @ r / len(r) + LAMBDA * w)
+            b = b - problem.lr * (r.mean() + LAMBDA * b)
+            yield {"weight": w, "bias": b}
+
+    labels = {"data": {"X": X.tolist(), "y": y.tolist()}, "model": "logistic", "loss": "bce"}
+    spec = labels | {"lr": 0.01, "weight_decay": LAMBDA, "epochs": 5}
+    found = told(check(spec, scratch=train).diagnosis)
+
+    assert found.causes == ("initial-parameters",)
+    assert told(found.start)["weight"].ravel() == pytest.approx(weight)

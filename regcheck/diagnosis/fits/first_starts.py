@@ -46,6 +46,9 @@ class Way(NamedTuple):
     slow: float
 
 
+BY_ROUNDING = 0.5
+"""The share of a limit that may be left where an iteration no longer leaves less: last digits."""
+
 BY_FIXED_POINT, BY_NEWTON = Way(500, 0.01, 25, 0.7), Way(30, 0.05, 4, 0.5)
 
 
@@ -75,12 +78,18 @@ def from_start(
 ) -> tuple[Iterator[Record], Callable[[Record], ForwardBackward | None]]:
     """Return the steps, the first of them from a start, and the passes over their rows."""
     records = replay.history.records()
-    first = next(records)._replace(before=start)
+    first = from_place(replay, next(records), start)
 
     def known(record: Record) -> ForwardBackward | None:
         return None if record.batch.step == 1 else replay.scaled_pass(rule.problem, record)
 
     return chain([first], records), known
+
+
+def from_place(replay: Replay, record: Record, start: Array) -> Record:
+    """Return a step from another place: what is rounded of larger parameters is more."""
+    larger = np.maximum(np.abs(start) - np.abs(record.before), 0)
+    return record._replace(before=start, bound=record.bound + 2 * replay.u * larger)
 
 
 def by_second_step(replay: Replay, rule: NumpyTrainer) -> Array:
@@ -128,12 +137,12 @@ def solved_start(replay: Replay, rule: NumpyTrainer, way: Way, near: Array) -> A
         rest = record.scratch - end
         if not np.isfinite(rest).all():
             return None
-        here = replay.widened(rule.problem, record._replace(before=start), end)
+        here = replay.widened(rule.problem, from_place(replay, record, start), end)
         left = float(np.abs(rest / (here.bound * replay.limits)).max())
         if left < way.near:
             return start + rest if way is BY_FIXED_POINT else start
         least.append(min(left, least[-1]))
         if len(least) > way.patience and least[-1] > way.slow * least[-1 - way.patience]:
-            return None
+            return start if left < BY_ROUNDING else None
         start = start + (rest if way is BY_FIXED_POINT else newton(after, start, end, rest))
     return None
