@@ -56,6 +56,7 @@ FAULTS: dict[str, Fault] = {
     "adagrad-lr-decay-early": fault("lr-decay", lr_decay="this too"),
     "adagrad-lr-decay-missing": fault("lr-decay", lr_decay="none"),
     "adam-amsgrad-added": fault("no-amsgrad", amsgrad="always"),
+    "adam-amsgrad-corrected": fault("amsgrad", amsgrad="of corrected"),
     "adam-amsgrad-missing": fault("amsgrad", amsgrad="never"),
     "adam-betas-swapped": fault("betas", betas="swapped"),
     "adam-bias-correction-compounded": fault("corrected", correction="kept"),

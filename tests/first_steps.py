@@ -96,6 +96,7 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "adagrad-lr-decay-missing": (First(2, 2, "optimizer", ADAGRAD),),
     # Of two steps with ever smaller gradients, the second's moment is the smaller one.
     "adam-amsgrad-added": (First(2, 2, "optimizer", ADAM),),
+    "adam-amsgrad-corrected": (First(2, 2, "optimizer", AMSGRAD),),
     "adam-amsgrad-missing": (First(2, 2, "optimizer", AMSGRAD),),
     # At step 1 the corrected moments are g and g², whatever the betas and whatever is kept.
     "adam-betas-swapped": (First(2, 2, "optimizer", ADAM), First(2, 2, "optimizer", ADAMAX)),

@@ -47,6 +47,7 @@ DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
     "adafactor-lr-uncapped": lambda spec: bool(spec["optimizer"]["name"] == "adafactor"),
     "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
     "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
+    "adam-amsgrad-corrected": lambda spec: NEEDED["amsgrad"](spec["optimizer"]),
     "adam-steps-not-counted": lambda spec: NEEDED["counted"](spec["optimizer"]),
 }
 """Causes that take the place of some others, by the specs that can have them.

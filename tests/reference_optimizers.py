@@ -76,7 +76,7 @@ def adam(given: Given) -> tuple[Array, Memory]:
     """
     rule, options, old = given.rule, given.options, given.memory
     b1, b2 = given.betas
-    largest = options["amsgrad"] if rule.amsgrad == "as set" else rule.amsgrad == "always"
+    largest = options["amsgrad"] if rule.amsgrad == "as set" else rule.amsgrad != "never"
     c1, c2 = 1 - b1**given.t, 1 - b2**given.t
     if rule.corrected == "swapped":
         c1, c2 = c2, c1
@@ -91,6 +91,8 @@ def adam(given: Given) -> tuple[Array, Memory]:
     if rule.correction == "kept":
         m, v = m / c1, v / c2
     new = {"exp_avg": m, "exp_avg_sq": v}
+    if rule.amsgrad == "of corrected" and rule.correction == "torch":
+        v, c2 = v / c2, 1.0
     if largest:
         new["max_exp_avg_sq"] = np.maximum(old.get("max_exp_avg_sq", zero), v)
     taken = new if rule.moments == "new" else old

@@ -49,7 +49,7 @@ class Rule(NamedTuple):
         counts: what is counted for it: steps, updates of tensors, epochs, or nothing.
         state: what is remembered goes on at a new epoch, is set to 0, or begins anew with t.
         betas: as the spec says, or in each other's place.
-        amsgrad: as the spec says, always, or never.
+        amsgrad: as the spec says, always, never, or always and of corrected moments.
         moments: the step is taken by those of this step, or by the old ones.
         root: whether the root of the second moment is taken.
         centered: as the spec says, always, or never.
@@ -91,7 +91,7 @@ class Rule(NamedTuple):
     counts: Literal["steps", "tensors", "epochs", "nothing"] = "steps"
     state: Literal["goes on", "set to 0", "anew"] = "goes on"
     betas: Literal["as set", "swapped"] = "as set"
-    amsgrad: Literal["as set", "always", "never"] = "as set"
+    amsgrad: Literal["as set", "always", "never", "of corrected"] = "as set"
     moments: Literal["new", "old"] = "new"
     root: bool = True
     centered: Literal["as set", "always", "never"] = "as set"

@@ -55,6 +55,7 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "adagrad-lr-decay-early": ADAGRAD,
     "adagrad-lr-decay-missing": ADAGRAD,
     "adam-amsgrad-added": ADAMS,
+    "adam-amsgrad-corrected": {"optimizer": ADAM | {"amsgrad": True}},
     "adam-amsgrad-missing": {"optimizer": ADAM | {"amsgrad": True}},
     "adam-betas-swapped": ADAMS,
     "adam-bias-correction-compounded": ADAMS,

@@ -160,7 +160,8 @@ NAMES = """
     accumulation-last-only accumulation-not-averaged accumulation-over-rows
     adadelta-lr-inside adafactor-lr-uncapped adagrad-accumulator-initial adagrad-lr-decay-early
     adagrad-lr-decay-missing
-    adam-amsgrad-added adam-amsgrad-missing adam-betas-swapped adam-bias-correction-compounded
+    adam-amsgrad-added adam-amsgrad-corrected adam-amsgrad-missing adam-betas-swapped
+    adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
     adam-bias-correction-swapped adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset
     adam-steps-not-counted adam-steps-per-epoch adam-steps-per-tensor bce-saturated
@@ -286,6 +287,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "once the weights are not 0 (with plain momentum one step later)": {(2, 1), (3, 2)},
     "where a gradient is clipped": {(1, 1)},
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
+    "once a bias-corrected second moment decreases": {(2, 2)},
     "once a second moment decreases": {(2, 2)},
     "at the first step whose lr differs": {(2, 2)},
     "where the lr changes": {(4, 4), (5, 5)},

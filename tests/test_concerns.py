@@ -46,7 +46,8 @@ SWAPPED = "adam-betas-swapped"
 UNCORRECTED = "adam-epsilon-uncorrected"
 OF_BETAS = OF_ROOT | OF_CORRECTION | {"adam-epsilon-inside", UNCORRECTED, SWAPPED, RESET}
 OF_ADAM = OF_BETAS | OF_TWO_MOMENTS | AVERAGED | {"adam-amsgrad-added"}
-OF_AMSGRAD = OF_BETAS | OF_TWO_MOMENTS | AVERAGED | {"adam-amsgrad-missing"}
+OF_MAXIMUM = {"adam-amsgrad-corrected", "adam-amsgrad-missing"}
+OF_AMSGRAD = OF_BETAS | OF_TWO_MOMENTS | AVERAGED | OF_MAXIMUM
 DECOUPLED = {"decay-bias-corrected", "penalty-coupled"}
 
 NO_DECAY: Spec = {"weight_decay": 0}

@@ -67,7 +67,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "nesterov": ("added", "missing"),
     "first_step": ("dampened",),
     "betas": ("swapped",),
-    "amsgrad": ("added", "missing"),
+    "amsgrad": ("added", "missing", "corrected"),
     "averages": ("sums",),
     "correction": ("first", "second", "swapped"),
     "counts_from": (2,),

@@ -32,7 +32,7 @@ class Faults(NamedTuple):
         nesterov: as set, or with it or without whatever is set.
         first_step: torch does not dampen the first step's velocity.
         betas: as set, or β₁ and β₂ in each other's place.
-        amsgrad: as set, or with it or without whatever is set.
+        amsgrad: as set, or with it or without whatever is set, or with it, of corrected moments.
         moments: those of this step, or those of the step before it.
         averages: what is new in a moment is 1 − β of it, or all.
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
@@ -66,7 +66,7 @@ class Faults(NamedTuple):
     nesterov: Literal["as-set", "added", "missing"] = "as-set"
     first_step: Literal["undampened", "dampened"] = "undampened"
     betas: Literal["as-set", "swapped"] = "as-set"
-    amsgrad: Literal["as-set", "added", "missing"] = "as-set"
+    amsgrad: Literal["as-set", "added", "missing", "corrected"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
     averages: Literal["means", "sums"] = "means"
     correction: Literal["both", "first", "second", "swapped"] = "both"

@@ -53,6 +53,7 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "the lr schedules differ": bool(faults.lr_schedule),
         "the lr schedule runs early or late": faults.lr_shift != 0 and training.lr_varies,
         "torch clips all tensors by one norm": faults.clip_scope != "all",
+        "torch takes amsgrad's maximum before the bias correction": faults.amsgrad == "corrected",
         "torch uses the moments of the current step": faults.moments != "fresh",
         "torch's moments are means, not sums": faults.averages != "means",
         "torch corrects both moments, each with its own β": faults.correction != "both",

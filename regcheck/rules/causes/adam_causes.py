@@ -15,6 +15,15 @@ ADAM_CAUSES: dict[str, Cause] = {
         fix="divide by the root of the current second moment, without a maximum (amsgrad=False)",
         hidden_by=("one-step", "zero-gradient"),
     ),
+    "adam-amsgrad-corrected": Cause(
+        "takes amsgrad's maximum after the bias correction; torch takes it before",
+        changes=({"amsgrad": "corrected"},),
+        concerns=has(amsgrad=True),
+        stage="optimizer",
+        since="once a bias-corrected second moment decreases",
+        fix="keep the maximum of the uncorrected S, and divide that by 1 − β₂ᵗ in the step",
+        hidden_by=("one-step", "zero-gradient"),
+    ),
     "adam-amsgrad-missing": Cause(
         "does not use amsgrad (the largest second moment so far)",
         changes=({"amsgrad": "missing"},),

@@ -55,6 +55,8 @@ def step(at: StepInput) -> tuple[Array, Memory]:
         m, s, first, second = m / first, s / second, 1.0, 1.0
     memory = {FIRST: m, SECOND: s}
     if at.options["amsgrad"]:
+        if at.faults.amsgrad == "corrected":
+            s, second = s / second, 1.0
         s = memory[LARGEST] = xp.maximum(at.memory[LARGEST], s)
     if at.faults.moments == "stale":
         m, s = at.memory[FIRST], at.memory[LARGEST if at.options["amsgrad"] else SECOND]
@@ -109,7 +111,9 @@ def written(
         lines += [f"M ← {of_first}", f"S ← {of_second}"]
     m, s = "M", "S"
     if options["amsgrad"]:
-        lines, s = [*lines, "A ← max(A, S)"], "A"
+        if faults.amsgrad == "corrected" and form is True:
+            s, by_second = corrected(s, by_second), ""
+        lines, s = [*lines, f"A ← max(A, {s})"], "A"
     if faults.moments == "stale":
         m, s = f"{m}₋₁", f"{s}₋₁"
     if form is True and convention.epsilon != "uncorrected":

@@ -13,7 +13,7 @@ def faulty(options: Options, faults: Faults) -> Options:
     changed: dict[str, Any] = {}
     for flag in ("amsgrad", "centered", "nesterov"):
         if getattr(faults, flag) != "as-set":
-            changed[flag] = getattr(faults, flag) == "added"
+            changed[flag] = getattr(faults, flag) != "missing"
     if faults.momentum == "ignored" and "momentum" in options:
         none = type(options["momentum"])()
         changed |= {"momentum": none, "dampening": none, "nesterov": False}
