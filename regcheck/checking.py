@@ -152,7 +152,7 @@ def check_problem(
         row_shape=problem.X.shape[1:],
         classes=problem.classes,
         dtypes=(problem.scratch_dtype, problem.framework_dtype),
-        plain_sgd=sides.torch is not None,
+        rule_is_known=sides.torch is not None,
         comparison=comparison,
         verdict=verdict,
         reason=reason,

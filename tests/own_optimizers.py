@@ -120,3 +120,27 @@ def build(
         return own, nn.MSELoss(), kind(own.parameters(), **{"lr": problem.lr} | options)
 
     return made
+
+
+class MuonByHand(Own):
+    """Muon as people write it, each operation in bfloat16 rounded by itself."""
+
+    def move(self, w: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Move one tensor."""
+        v = state.setdefault("v", torch.zeros_like(w)).lerp_(g, 0.05)
+        E = orthogonal_by_hand(g.lerp(v, 0.95))
+        w.mul_(1 - (1.0 if self.mistake else group["lr"]) * group["weight_decay"])
+        w.sub_(group["lr"] * max(1, w.shape[0] / w.shape[1]) ** 0.5 * E)
+
+
+def orthogonal_by_hand(Z: Tensor) -> Tensor:
+    """Return E, in Z's dtype."""
+    X = Z.bfloat16()
+    X = X.mT if Z.shape[0] > Z.shape[1] else X
+    X = X / (X.norm() + 1e-7)
+    for _ in range(5):
+        A = X @ X.mT
+        B = -4.7750 * A + 2.0315 * A @ A
+        X = 3.4445 * X + B @ X
+    found: Tensor = (X.mT if Z.shape[0] > Z.shape[1] else X).to(Z.dtype)
+    return found

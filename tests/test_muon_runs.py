@@ -22,6 +22,7 @@ from regcheck.rules.optimizers.muon import MUON
 from regcheck.rules.settings import Settings, Training, letters
 from regcheck.trainers.numpy_trainer import NumpyTrainer
 from tests.conftest import Spec, in_one_line
+from tests.own_optimizers import MuonByHand
 
 Array = NDArray[np.floating]
 
@@ -281,6 +282,18 @@ def test_muon_without_bfloat16_is_another_rule() -> None:
     report = run_beside_the_textbook(Exact, bias=False, all_of_it=True)
     assert report.comparison.first_divergence.step == 1
     assert named(report) == [(("muon-bfloat16-missing",), {"cast": "missing"})]
+
+
+def test_rounding_of_each_operation_in_bfloat16_is_no_difference() -> None:
+    by_hand = partial(MuonByHand, lr=0.02, weight_decay=0.1)
+    right = run_beside_the_textbook(by_hand, bias=False, all_of_it=True)
+    assert (right.verdict, right.comparison.compared) == ("inconclusive", 24)
+    assert right.reason.startswith("rounding may be as large as")
+
+    wrong = run_beside_the_textbook(
+        partial(by_hand, mistake="decay without lr"), bias=False, all_of_it=True
+    )
+    assert named(wrong)[0] == (("decay-not-scaled-by-lr",), {"decay": "decoupled-unscaled"})
 
 
 def test_textbook_rule_refuses_what_is_no_matrix() -> None:

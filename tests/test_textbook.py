@@ -16,6 +16,7 @@ from regcheck.checking import check
 from regcheck.diagnosis.evidence.step_counts import told
 from regcheck.problem.batches import Schedule
 from regcheck.report.result import Report
+from regcheck.report.summary import summary
 from regcheck.report.terminal.details import print_report
 from regcheck.report.terminal.short import short_text
 from regcheck.report.texts.diagnosis.next_steps import BY_STAGE, next_steps
@@ -232,6 +233,15 @@ def test_mistake_of_an_optimizer_is_named(mistake: str) -> None:
 )
 def test_mistake_of_a_momentum_is_named(mistake: str, cause: str) -> None:
     assert (cause,) in explanations(sgd(mistake))
+
+
+def test_rule_of_ones_own_optimizer_is_written_with_its_cause_and_not_as_the_textbooks() -> None:
+    found = {rule.side: rule.lines for rule in summary(adamw("decay late")).rules}
+
+    assert found["textbook"][-1].startswith("w ← w − 0.03·0.1 w − 0.03 M̂/")
+    assert found["yours"][-1].startswith("w ← w − 0.03·0.1 w")
+    assert found["yours"][-2].startswith("w ← w − 0.03 M̂/")
+    assert found["yours"][:-2] == found["textbook"][:-1]
 
 
 @pytest.mark.parametrize("mistake", ["coupled", "no correction", "eps first"])

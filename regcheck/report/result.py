@@ -29,7 +29,7 @@ class Report:
         features, row_shape: of the data.
         classes: the names of the targets' classes, from label 0 on, where they are labels.
         dtypes: of the scratch and the framework side.
-        plain_sgd: whether the framework side's rule is that of torch.optim.SGD.
+        rule_is_known: whether the rule of the framework side's optimizer has a formula here.
         reason: of the verdict, where it is not plain from the rest.
         golden: the recording whose steps torch's are, if the spec names one.
     """
@@ -42,7 +42,7 @@ class Report:
     row_shape: tuple[int, ...]
     classes: tuple[str, ...]
     dtypes: tuple[str, str]
-    plain_sgd: bool
+    rule_is_known: bool
     comparison: Comparison
     verdict: Verdict
     reason: str

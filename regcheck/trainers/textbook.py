@@ -11,9 +11,12 @@ allowed for: what an optimizer's formula makes of it (`optimizer_rounding`), wit
 from __future__ import annotations
 
 import math
+from collections.abc import Set
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from regcheck.errors import UserCodeError
 from regcheck.numerics.bounds.optimizers.optimizer_rounding import FORMULAS, Formula
@@ -25,6 +28,8 @@ from regcheck.problem.problem import Array, Parameters, Problem, Step
 from regcheck.rules.convention import is_bias
 from regcheck.rules.faults import NO_FAULTS
 from regcheck.spec import Spec
+from regcheck.trainers.framework.dtypes import Dtypes
+from regcheck.trainers.framework.torch_model import optimizer_class
 from regcheck.trainers.framework.torch_trainer import TorchTrainer
 from regcheck.trainers.lockstep import Lockstep, Steps
 from regcheck.trainers.measured.measured_bounds import MeasuredBounds
@@ -63,10 +68,13 @@ class FormulaBesideTorch:
         if rule.settings.rule.matrices:
             refuse_all_but_matrices(rule, framework)
         self.rule, self.framework, self.passes = Lockstep(rule), framework, passes
+        self.dtypes = Dtypes()
 
     def advance(self, batch: Batch) -> Steps:
         """Take the next step of both."""
-        framework = self.framework.step(batch)
+        watched = batch.step == 1 and self.rule.trainer.settings.rule.matrices
+        with self.dtypes if watched else nullcontext():
+            framework = self.framework.step(batch)
         framework = framework._replace(gradient=self.framework.used)  # what both take
         there = self.passes.pass_at(self.rule.own.parameters, batch)
         own = self.rule.step_own(batch, known_pass(there))
@@ -79,7 +87,8 @@ class FormulaBesideTorch:
         formula = FORMULAS.get(rule.settings.rule.torch)
         if formula is None:
             return MeasuredBounds(self.framework, problem.scratch_dtype, problem.framework_dtype)
-        return FormulaBounds(rule, formula)
+        own = optimizer_class(self.framework.optimizer).__module__.partition(".")[0] != "torch"
+        return FormulaBounds(rule, formula, self.dtypes.seen if own else set())
 
     def recorded(self, steps: Steps) -> Steps:
         """Return a step as the diagnosis reads it: it is the user's optimizer to be explained."""
@@ -124,14 +133,19 @@ class FormulaBounds:
 
     random_model = False
 
-    def __init__(self, rule: NumpyTrainer, formula: Formula) -> None:
-        """Take the rule before its first step, and how rounding propagates through it."""
-        self.rule, self.formula = rule, formula
-        dtypes = (rule.problem.scratch_dtype, rule.problem.framework_dtype)
-        coarser = max(map(np.finfo, dtypes), key=lambda info: float(info.eps))
+    def __init__(self, rule: NumpyTrainer, formula: Formula, dtypes: Set[torch.dtype]) -> None:
+        """Take the rule before its first step, and how rounding propagates through it.
+
+        `dtypes` are those that a user's own optimizer computes in, noted at its first step.
+        """
+        self.rule, self.formula, self.dtypes = rule, formula, dtypes
+        sides = (rule.problem.scratch_dtype, rule.problem.framework_dtype)
+        coarser = max(map(np.finfo, sides), key=lambda info: float(info.eps))
         self.u, self.tiny = float(coarser.eps) / 2, float(coarser.tiny)
-        self.mixed = len(set(dtypes)) > 1
         self.carried: Carried = {}
+        self.carried_on: Carried = {}
+        self.taken: OptimizerStep
+        self.each_rounds = False
         decays, shapes = rule.problem.weight_decay, rule.problem.initial
         self.decay = flat({name: np.full(w.shape, decays[name]) for name, w in shapes.items()})
 
@@ -149,19 +163,26 @@ class FormulaBounds:
             "weight_decay": self.decay,
             "decoupled_weight_decay": settings.torchs.decay == "decoupled",
         }
-        gradient, after = flat(framework.gradient), flat(step.after)
-        taken = OptimizerStep(
+        self.carried = self.carried_on
+        self.taken = OptimizerStep(
             flat(step.before),
-            after,
-            gradient,
+            flat(step.after),
+            flat(framework.gradient),
             options,
             remembered(self.formula, step),
             batch.step,
             [w.shape for w in step.before.values()],
+            self.each_rounds,
         )
+        return self.propagated(steps)
+
+    def propagated(self, steps: Steps) -> Bounds:
+        """Bound the step that was taken."""
+        step, framework = steps.scratch, steps.framework
+        gradient, after = self.taken.gradient, self.taken.after
         noise = np.zeros_like(gradient)
-        found = self.formula.propagate(self.u, taken, noise, self.carried)
-        bound, self.carried = found.after + self.tiny, found.carried
+        found = self.formula.propagate(self.u, self.taken, noise, self.carried)
+        bound, self.carried_on = found.after + self.tiny, found.carried
         if not (finite(gradient) and finite(after)):
             bound = np.full_like(bound, np.nan)  # the rest depends on the order of computation
         if found.lost is not None:
@@ -175,8 +196,15 @@ class FormulaBounds:
         loss = self.tiny
         return Bounds((), loss, {}, tensors, tensors, tensors)
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
-        """Return None: these are final."""
+    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
+        """Bound this step, and all later ones, with each operation in bfloat16 rounded.
+
+        None where there are no such operations, or that is done.
+        """
+        if torch.bfloat16 not in self.dtypes or self.each_rounds:
+            return None
+        self.each_rounds, self.taken = True, self.taken._replace(each_rounds=True)
+        return self.propagated(steps)
 
     def gradient_noise(self) -> Parameters:
         """Return no noise: both sides take the very same gradient."""

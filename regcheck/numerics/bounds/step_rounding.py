@@ -23,6 +23,7 @@ class OptimizerStep(NamedTuple):
         state: what it remembers after the step, by torch's names.
         t: the number of the step, from 1.
         shapes: of the tensors, in turn, where they are known.
+        each_rounds: whether operations that torch's optimizer takes as one may be rounded each.
     """
 
     before: Array
@@ -32,6 +33,7 @@ class OptimizerStep(NamedTuple):
     state: Mapping[str, Array]
     t: float
     shapes: Sequence[tuple[int, ...]] = ()
+    each_rounds: bool = False
 
 
 class Propagated(NamedTuple):

@@ -125,7 +125,9 @@ def framework_side(report: Report) -> Side:
     if report.spec.own_framework is None:
         return Side("torch", call, rule, loss_text(given.torchs, given))
     title = f"{code_name(report.spec.own_framework)}, your model, loss and optimizer"
-    known = report.plain_sgd and report.spec.model is not None
+    known = report.rule_is_known and report.spec.model is not None
+    if report.spec.textbook is not None and report.diagnosis is not None:
+        known = False  # its rule is not the textbook's: what it is, the diagnosis says
     return Side("torch", title, [call, *rule] if known else [], "your loss")
 
 

@@ -52,8 +52,11 @@ MOST_STEPS = 99
 SUBNORMAL, UNIT, OVER = 2.0**-126, 2.0**-133, 2.0**128
 """float32's and bfloat16's smallest normal number, bfloat16's smallest, and where both end."""
 
-Summed = Callable[[Array, Callable[[], Array], int], Array]
-"""Rounds sums to bfloat16: their exact values, the sums of their terms' sizes, and the terms."""
+Sizes = Callable[[], Array]
+Summed = Callable[[Array, int, Sizes, Sizes], Array]
+"""Rounds sums to bfloat16: their exact values, how many terms, and the sums of the terms' sizes and
+of the sizes of those numbers that are rounded on the way where each operation is taken by itself.
+"""
 
 
 def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
@@ -104,7 +107,7 @@ def in_float32(exact: Array) -> Array:
     return xp.asarray(xp.asarray(exact, dtype=xp.float32), dtype=xp.float64)
 
 
-def once(exact: Array, size: Callable[[], Array], terms: int) -> Array:
+def once(exact: Array, *_: object) -> Array:
     """Round sums as if they had been exact."""
     return bfloat16(exact)
 
@@ -131,8 +134,11 @@ def orthogonal(
             terms = xp.matmul(xp.abs(left), xp.abs(right))
             return abs(factor) * xp.abs(start) + abs(times) * terms
 
-        exact = factor * start + times * xp.matmul(left, right)
-        return summed(exact, size, left.shape[-1])
+        def each() -> Array:
+            return xp.abs(factor * start) + 2 * xp.abs(of_matrices)
+
+        of_matrices = times * xp.matmul(left, right)
+        return summed(factor * start + of_matrices, left.shape[-1], size, each)
 
     E = cast(xp.asarray(Z, dtype=xp.float64))
     tall = E.shape[-2] > E.shape[-1]
@@ -140,7 +146,7 @@ def orthogonal(
         E = xp.matrix_transpose(E)
     squares = in_float32(E * E) if cast is bfloat16 else E * E
     norm = xp.sqrt(xp.sum(squares, axis=(-2, -1), keepdims=True))
-    norm = summed(norm, lambda: norm, E.shape[-2] * E.shape[-1])
+    norm = summed(norm, E.shape[-2] * E.shape[-1], lambda: norm, lambda: norm)
     E = cast(E / xp.maximum(norm, cast(xp.full_like(norm, options["eps"]))))
     for _ in range(options["ns_steps"]):
         K = product(E, xp.matrix_transpose(E), 1.0, xp.zeros_like(norm), 0.0)
