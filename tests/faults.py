@@ -70,6 +70,7 @@ FAULTS: dict[str, Fault] = {
     "adam-steps-not-counted": fault("counted", counts="nothing"),
     "adam-steps-per-epoch": fault("counted batches", counts="epochs"),
     "adam-steps-per-tensor": fault("counted bias", counts="tensors"),
+    "adamax-norm-stale": fault("norm", norm="old"),
     "bce-saturated": fault("saturated", slope="plain"),
     "bias-not-penalized": fault("bias-decay", bias="none"),
     "bias-penalized": fault("bias-free", bias="of weight"),

@@ -120,6 +120,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
     "adam-steps-per-epoch": (First(2, 2, "optimizer", ADAM, batches=("mini",)),),
     # Of the bias's step 1 t is 2.
     "adam-steps-per-tensor": (First(1, 1, "optimizer", ADAM, "bias"),),
+    # The old one is 0 at step 1.
+    "adamax-norm-stale": (First(1, 1, "optimizer", ADAMAX),),
     # Of rows as large all outputs are saturated, once the weights are not 0.
     "bce-saturated": (First(2, 1, "gradient", SATURATED),),
     "bias-not-penalized": (PENALTY._replace(tensor="bias"),),

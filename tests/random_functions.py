@@ -48,6 +48,10 @@ DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
     "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
     "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
     "adam-amsgrad-corrected": lambda spec: NEEDED["amsgrad"](spec["optimizer"]),
+    # Its first step is by 1/ε, after which a tiny ε leaves nothing to compare.
+    "adamax-norm-stale": lambda spec: bool(
+        NEEDED["norm"](spec["optimizer"]) and spec["optimizer"]["eps"] > 1e-4
+    ),
     "adam-steps-not-counted": lambda spec: NEEDED["counted"](spec["optimizer"]),
 }
 """Causes that take the place of some others, by the specs that can have them.

@@ -216,6 +216,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "momentum": lambda options: options.get("momentum", 0) > 0,
     "nesterov": lambda options: options.get("nesterov") is True,
     "no-amsgrad": lambda options: options.get("amsgrad") is False,
+    "norm": lambda options: options["name"] == "adamax",
     "not-centered": lambda options: options.get("centered") is False,
     "plain-momentum": lambda options: (
         options.get("momentum", 0) > 0 and options.get("nesterov") is False

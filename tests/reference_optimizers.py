@@ -151,7 +151,8 @@ def adamax(given: Given) -> tuple[Array, Memory]:
     """Divide by the largest size so far, which fades (Kingma and Ba, 2015, algorithm 2)."""
     rule, options, old = given.rule, given.options, given.memory
     b1, b2 = given.betas
-    eps, zero, inside = float(options["eps"]), 0 * given.g, rule.epsilon in ("torch", "inside")
+    eps, zero, stale = float(options["eps"]), 0 * given.g, rule.norm == "old"
+    inside = rule.epsilon in ("torch", "inside") and not stale
     c1 = 1 - b1**given.t
     m = b1 * old.get("exp_avg", zero) + (1 - b1) * given.g
     if rule.correction == "kept":
@@ -159,7 +160,8 @@ def adamax(given: Given) -> tuple[Array, Memory]:
     size = np.abs(given.g) + (eps if inside else 0)
     largest = np.maximum(b2 * old.get("exp_inf", zero), size)
     corrected = m / c1 if rule.correction == "torch" else m
-    delta = given.lr * corrected / (largest if inside else largest + eps)
+    below = old.get("exp_inf", zero) if stale else largest
+    delta = given.lr * corrected / (below if inside else below + eps)
     return delta, {"exp_avg": m, "exp_inf": largest}
 
 

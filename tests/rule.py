@@ -51,6 +51,7 @@ class Rule(NamedTuple):
         betas: as the spec says, or in each other's place.
         amsgrad: as the spec says, always, never, or always and of corrected moments.
         moments: the step is taken by those of this step, or by the old ones.
+        norm: Adamax's step is by the maximum of this step, or by the old one plus ε.
         root: whether the root of the second moment is taken.
         centered: as the spec says, always, or never.
         lr_decay: Adagrad's counts the steps before, this one too, or none.
@@ -93,6 +94,7 @@ class Rule(NamedTuple):
     betas: Literal["as set", "swapped"] = "as set"
     amsgrad: Literal["as set", "always", "never", "of corrected"] = "as set"
     moments: Literal["new", "old"] = "new"
+    norm: Literal["new", "old"] = "new"
     root: bool = True
     centered: Literal["as set", "always", "never"] = "as set"
     lr_decay: Literal["before", "this too", "none"] = "before"

@@ -69,6 +69,7 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "adam-steps-not-counted": ADAMS,
     "adam-steps-per-epoch": ADAMS | {"accumulate": 1},
     "adam-steps-per-tensor": ADAMS,
+    "adamax-norm-stale": {"optimizer": ADAM | {"name": "adamax"}},
     "bce-saturated": {
         "data": {"X": X.tolist(), "y": (X[:, 0] < 0).astype(int).tolist()},
         "model": "logistic",

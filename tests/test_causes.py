@@ -164,7 +164,8 @@ NAMES = """
     adam-bias-correction-compounded
     adam-bias-correction-late adam-bias-correction-missing adam-bias-correction-partial
     adam-bias-correction-swapped adam-epsilon-inside adam-epsilon-uncorrected adam-moments-reset
-    adam-steps-not-counted adam-steps-per-epoch adam-steps-per-tensor bce-saturated
+    adam-steps-not-counted adam-steps-per-epoch adam-steps-per-tensor adamax-norm-stale
+    bce-saturated
     bias-not-penalized bias-penalized class-weights-not-averaged clip-per-tensor
     dampening-on-first-step decay-after-momentum decay-after-update
     decay-before-clipping decay-bias-corrected decay-not-scaled-by-lr epsilon-outside

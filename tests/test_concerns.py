@@ -104,7 +104,7 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
     (NO_DECAY | {"optimizer": "adadelta"}, {"epsilon-outside", "adadelta-lr-inside", RESET}),
     (
         NO_DECAY | {"optimizer": "adamax"},
-        {"epsilon-outside", SWAPPED, RESET, *OF_CORRECTION},
+        {"adamax-norm-stale", "epsilon-outside", SWAPPED, RESET, *OF_CORRECTION},
     ),
     (NO_DECAY | {"optimizer": "nadam"}, OF_BETAS - OF_COUNT),
     (NO_DECAY | {"optimizer": "radam"}, OF_BETAS - OF_COUNT - {UNCORRECTED} | {"epsilon-outside"}),

@@ -74,6 +74,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "counted": ("tensors", "epochs", "nothing"),
     "state": ("zeroed", "renewed"),
     "moments": ("stale",),
+    "norm": ("stale",),
     "root": ("missing",),
     "centered": ("added", "missing"),
     "decay_rate": ("corrected",),

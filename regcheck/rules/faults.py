@@ -34,6 +34,7 @@ class Faults(NamedTuple):
         betas: as set, or β₁ and β₂ in each other's place.
         amsgrad: as set, or with it or without whatever is set, or with it, of corrected moments.
         moments: those of this step, or those of the step before it.
+        norm: Adamax divides by the U of this step, or by that of the step before it, plus ε.
         averages: what is new in a moment is 1 − β of it, or all.
         correction: of both moments, each by its own β; of one of them; or each by the other's β.
         counts_from: the number of the first step, as the moments' correction takes it.
@@ -68,6 +69,7 @@ class Faults(NamedTuple):
     betas: Literal["as-set", "swapped"] = "as-set"
     amsgrad: Literal["as-set", "added", "missing", "corrected"] = "as-set"
     moments: Literal["fresh", "stale"] = "fresh"
+    norm: Literal["fresh", "stale"] = "fresh"
     averages: Literal["means", "sums"] = "means"
     correction: Literal["both", "first", "second", "swapped"] = "both"
     counts_from: int = 1

@@ -55,6 +55,7 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch clips all tensors by one norm": faults.clip_scope != "all",
         "torch takes amsgrad's maximum before the bias correction": faults.amsgrad == "corrected",
         "torch uses the moments of the current step": faults.moments != "fresh",
+        "torch divides by the U of the current step": faults.norm != "fresh",
         "torch's moments are means, not sums": faults.averages != "means",
         "torch corrects both moments, each with its own β": faults.correction != "both",
         "torch counts the steps from 1": faults.counts_from != 1,

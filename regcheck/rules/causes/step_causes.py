@@ -102,6 +102,15 @@ STEP_CAUSES: dict[str, Cause] = {
         fix="divide the lr by 1 + (t − 1) δ, with t = 1 at the first step",
         hidden_by=("one-step", "zero-gradient"),
     ),
+    "adamax-norm-stale": Cause(
+        "divides by the infinity norm U of the previous step, plus ε",
+        changes=({"norm": "stale"},),
+        concerns=obeys("norm"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="first update U to max(β₂ U, |g| + ε) with this step's gradient, then divide by U",
+        hidden_by=("zero-gradient",),
+    ),
     "dampening-on-first-step": Cause(
         "applies the dampening at the first step too",
         changes=({"first_step": "dampened"},),

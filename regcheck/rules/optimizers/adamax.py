@@ -38,14 +38,20 @@ def init(options: Options, convention: Convention, faults: Faults, w: Array) -> 
 def step(at: StepInput) -> tuple[Array, Memory]:
     """Return lr/(1 − β₁ᵗ) M/U, the moment and the maximum."""
     xp, (beta1, beta2), eps = namespace(at.g), at.options["betas"], at.options["eps"]
-    form, inside = at.convention.bias_correction, at.convention.epsilon == "inside"
+    form, inside = at.convention.bias_correction, epsilon_inside(at.convention, at.faults)
     first = 1 - beta1**at.t if form else 1.0
     m = beta1 * at.memory[FIRST] + (1 - beta1) * at.g
     if form == "compounded":
         m, first = m / first, 1.0
     size = xp.abs(at.g) + eps if inside else xp.abs(at.g)
     u = xp.maximum(beta2 * at.memory[LARGEST], size)
-    return (at.lr / first) * m / (u if inside else u + eps), {FIRST: m, LARGEST: u}
+    norm = at.memory[LARGEST] if at.faults.norm == "stale" else u
+    return (at.lr / first) * m / (norm if inside else norm + eps), {FIRST: m, LARGEST: u}
+
+
+def epsilon_inside(convention: Convention, faults: Faults) -> bool:
+    """Return whether ε is in the maximum; a stale U is 0 at step 1, where ε must be added to it."""
+    return convention.epsilon == "inside" and faults.norm == "fresh"
 
 
 def written(
@@ -54,14 +60,15 @@ def written(
     """Write the moment and the maximum, and the direction in terms of them."""
     (beta1, beta2), eps, form = options["betas"], options["eps"], convention.bias_correction
     lines, g = named_gradient(gradient)
-    inside = convention.epsilon == "inside"
+    inside = epsilon_inside(convention, faults)
     first, m = f"(1 − {beta1}ᵗ)", averaged(beta1, "M", g)
     corrected = bool(form and beta1)
     if form == "compounded" and corrected:
         m = f"{bracketed(m)}/{first}"
     size = plus(f"|{g}|", eps) if inside else f"|{g}|"
     lines += [f"M ← {m}", f"U ← max({beta2} U, {size})" if beta2 else f"U ← {size}"]
-    divisor = "U" if inside else bracketed(plus("U", eps))
+    norm = "U₋₁" if faults.norm == "stale" else "U"
+    divisor = norm if inside else bracketed(plus(norm, eps))
     if form is True and corrected:
         divisor = f"({first} {divisor})"
     return Written(lines, f"M/{divisor}")
@@ -88,5 +95,5 @@ ADAMAX = UpdateRule(
     },
     examples={"plain": {}},
     torchs=lambda _: {"epsilon": "inside"},
-    keys=frozenset({"bias_correction", "counts_from", "epsilon"}),
+    keys=frozenset({"bias_correction", "counts_from", "epsilon", "norm"}),
 )
