@@ -60,13 +60,6 @@ def half_nesterov(at: At) -> tuple[Any, Any]:
     return at.w - LR * (at.gw + 0.5 * v), at.b - LR * (at.gb + 0.5 * c)
 
 
-def absolute(at: At) -> tuple[Any, Any]:
-    return (
-        at.w - LR * (at.gw + LAMBDA * np.sign(at.w)),
-        at.b - LR * (at.gb + LAMBDA * np.sign(at.b)),
-    )
-
-
 def wrong_derivative(at: At) -> tuple[Any, Any]:
     return at.along(*at.mean(np.abs(at.slope)))
 
@@ -145,13 +138,6 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
             "weight is updated by torch's rule.",
             "bias is updated by 1/B times torch's gradient, B being each batch's own size, without",
         ],
-    ),
-    "an L1 penalty": (
-        absolute,
-        {},
-        1,
-        "penalty",
-        ["The updates are torch's with weight decay whose gradient is 0.1 sign(w), as of an L1"],
     ),
 }
 

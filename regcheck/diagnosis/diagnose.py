@@ -11,6 +11,7 @@ import numpy as np
 
 from regcheck.diagnosis.distinguishing import distinguishing
 from regcheck.diagnosis.evidence.look_ahead import loss_ahead
+from regcheck.diagnosis.evidence.loss_penalties import l1_penalty, torchs_penalty
 from regcheck.diagnosis.evidence.optimizers import other_settings, unknown_rule
 from regcheck.diagnosis.evidence.steps import yielded_early
 from regcheck.diagnosis.evidence.without_cause import without_cause
@@ -25,7 +26,7 @@ from regcheck.diagnosis.listing import all_named
 from regcheck.diagnosis.loss_logarithms import explain_logarithms
 from regcheck.diagnosis.records import FLOAT32, Diagnosis, Explanation, Run
 from regcheck.diagnosis.replay import Replay
-from regcheck.diagnosis.reported_loss import explain_losses, torchs_penalty
+from regcheck.diagnosis.reported_loss import explain_losses
 from regcheck.diagnosis.search import (
     search,
     single_causes,
@@ -67,7 +68,7 @@ def explained(run: Run) -> Diagnosis:
         term, loss_evidence = explain_logarithms(run, found, explained=reporting is not None)
         reporting = reporting or term
         if reporting is None:
-            loss_evidence = loss_evidence or torchs_penalty(run)
+            loss_evidence = loss_evidence or torchs_penalty(run) or l1_penalty(run)
     stages = [CAUSES[cause].stage for cause in found[0].causes] if found else []
     evidence = [other_settings(run)]
     stage = min(stages, key=get_args(Stage).index, default=None)

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from regcheck.diagnosis.evidence.record import Evidence
 from regcheck.diagnosis.fits.loss_inputs import Place, losses_of, places
 from regcheck.diagnosis.pass_scale import pass_scale
 from regcheck.diagnosis.records import FLOAT32, Explanation, Reporting, Run
@@ -58,6 +57,11 @@ class Losses(NamedTuple):
         slices = self.run.history.slices.items()
         squares = {name: (self.shown.before[:, part] ** 2).sum(axis=1) for name, part in slices}
         return {name: one / 2 if squared else np.sqrt(one) for name, one in squares.items()}
+
+    def absolutes(self) -> dict[str, Array]:
+        """Return Σ|w| of each tensor, which an L1 penalty multiplies by c: (steps,)."""
+        slices = self.run.history.slices.items()
+        return {name: np.abs(self.shown.before[:, part]).sum(axis=1) for name, part in slices}
 
 
 class DataLoss(NamedTuple):
@@ -244,12 +248,15 @@ def penalty_of(strengths: Mapping[str, Array], terms: Mapping[str, Array]) -> It
         yield Penalty(np.asarray(values), fits)
 
 
-def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
+def fitted_penalty(
+    losses: Losses, rest: Array, terms: Mapping[str, Array] | None = None
+) -> Penalty | None:
     """Fit κ of each tensor to what is left of the loss; None where it cannot be known.
 
-    A penalty is no reward: κ is not negative.
+    A penalty is no reward: κ is not negative. `terms` are what it multiplies, by default ‖w‖²/2.
     """
-    terms = {name: half for name, half in losses.penalties().items() if half.any()}
+    terms = losses.penalties() if terms is None else terms
+    terms = {name: one for name, one in terms.items() if one.any()}
     if len(rest) <= len(terms) or not terms:
         return None
     solution = fit_columns(list(terms.values()), rest, losses.shown.limit, 0.0)
@@ -259,25 +266,3 @@ def fitted_penalty(losses: Losses, rest: Array) -> Penalty | None:
     values = np.asarray(np.sum([fit.factor * terms[name] for name, fit in fits.items()], axis=0))
     telling = int((np.abs(values) > losses.shown.limit).sum())  # as many numbers fit any steps
     return Penalty(values, fits) if telling > len(fits) else None
-
-
-def torchs_penalty(run: Run) -> Evidence | None:
-    """Say by which penalty torch's loss is larger than the scratch side's; None where it is not.
-
-    So it is where a user's own loss function has it: ℓ_torch = ℓ_scratch + κ/2 ‖w‖².
-    """
-    losses = reported_at(run, next(places(run, (), None)))
-    torchs = losses.shown.framework
-    penalty = fitted_penalty(losses, torchs - losses.scratch)
-    if penalty is None:
-        return None
-    less = penalty._replace(values=-penalty.values)
-    if reporting_of(losses, DataLoss((), torchs), less) is None:
-        return None
-    fits = {name: fit.plain((0.0,)).factor for name, fit in penalty.strengths.items()}
-    terms = [f"½·{kappa:.6g} Σ{name}²" for name, kappa in fits.items() if kappa]
-    return Evidence(
-        f"torch's loss is the scratch side's + {' + '.join(terms)}",
-        f", in all {len(torchs):,} steps: look for a weight-decay term in torch's loss function "
-        "that the other loss has not.",
-    )

@@ -66,7 +66,6 @@ def penalties(history: History) -> dict[Evidence, Callable[[Record], Array]]:
     )
     by_each = ": multiply λ by each weight, not by their sum."
     return {
-        Evidence(shape % "sign(w), as of an L1 term λ Σ|w|"): lambda record: np.sign(record.before),
         Evidence(shape % "w³"): lambda record: record.before**3,
         Evidence(shape % "|w|"): lambda record: np.abs(record.before),
         Evidence(number % "Σw", by_each): sums(weights, by_row=False),

@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal[
     "frozen",
+    "l1-penalty",
     "look-ahead",
     "loss-differs",
     "never-updated",

@@ -13,10 +13,11 @@ from regcheck.diagnosis.evidence.gradients import (
     of_gradient,
     recursion_evidence,
 )
+from regcheck.diagnosis.evidence.l1_penalties import l1_penalties
 from regcheck.diagnosis.evidence.look_ahead import looks_ahead
 from regcheck.diagnosis.evidence.lrs import other_rates, with_a_cause
 from regcheck.diagnosis.evidence.penalties import other_penalty
-from regcheck.diagnosis.evidence.record import Evidence, remark
+from regcheck.diagnosis.evidence.record import Evidence, Kind, remark
 from regcheck.diagnosis.evidence.step_counts import other_counts
 from regcheck.diagnosis.evidence.steps import late_evidence, never_again, not_finite, one_step_alone
 from regcheck.diagnosis.evidence.tensors import (
@@ -34,6 +35,14 @@ KEEPS_TO_IT = remark(
     "constraint, tied weights.",
     "says-next",
 )
+
+STAGES: Mapping[Kind, Stage] = {
+    "never-updated": "update",
+    "frozen": "update",
+    "not-given": "update",
+    "l1-penalty": "penalty",
+}
+"""The stage at which the sides differ, where it is known how the first tensor to differ goes."""
 
 
 def without_cause(
@@ -63,14 +72,15 @@ def without_cause(
             known = describe(replay)
             if known:
                 return [*evidence, known], where
-    torchs_gradient = agrees or all(one.fits for one in settings.values())
+    with_l1 = l1_penalties(replay, settings)
+    torchs_gradient = agrees or all(one.fits or name in with_l1 for name, one in settings.items())
     differing = None if torchs_gradient or loss_explained else differing_loss(run)
-    one_sided = updated_by_one_side(run)
-    by_tensor = by_batch_size(replay, settings) | one_sided
+    by_tensor = by_batch_size(replay, settings) | with_l1 | updated_by_one_side(run)
     evidence += [differing, *settings_evidence(settings, run.training, by_tensor)]
     first = run.comparison.first_divergence
-    if first is not None and first.at.tensor in one_sided:
-        return evidence, "update"
+    known = by_tensor.get(first.at.tensor) if first is not None else None
+    if known and known.kind in STAGES:
+        return evidence, STAGES[known.kind]
     stage = "gradient" if differing else stage_by(run, agrees)
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
         known, stage = recursion_evidence(replay, run.training.settings.momentum)

@@ -45,6 +45,9 @@ BY_KIND: dict[Kind, str] = {
     "frozen": "train these tensors in torch too, or leave them as they are in the scratch code",
     "not-given": "give these tensors to torch's optimizer, or leave them as they are in the "
     "scratch code",
+    "l1-penalty": "take λ w, torch's weight decay, in the place of c sign(w); or give torch the "
+    "L1 term too, whose gradient at 0 is 0: a loss function with c * w.abs().sum() in it, from a "
+    "function of your own (`framework: model.py:build`)",
     "never-updated": "update in each step what is never updated, as all else",
     "other-t": "let t be 1 at the first step, and one more at each, in all epochs alike",
     "schedule-goes-on": "let the lr stay as it is at the end of the schedule",
