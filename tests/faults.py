@@ -112,6 +112,8 @@ FAULTS: dict[str, Fault] = {
     "rmsprop-centered-added": fault("not-centered", centered="always"),
     "rmsprop-centered-missing": fault("centered", centered="never"),
     "rmsprop-epsilon-inside": fault("uncorrected-root", epsilon="inside"),
+    "rprop-sign-change-stepped": fault("reversal", reversal="step"),
+    "rprop-step-taken-back": fault("reversal", reversal="undo"),
     "root-missing": fault("root", root=False),
     "schedule-shifted": fault("schedule", early=1),
     "target-broadcast": fault("", target="broadcast"),
@@ -271,6 +273,9 @@ BUGS: dict[str, tuple[Plant, ...]] = {
     ),
     "schedule-differs": (partial(Planted, rule=OTHER_UNIT),),
     "schedule-shifted": tuple(partial(Planted, rule=Rule(early=early)) for early in (1, -1)),
+    "rprop-sign-change-stepped": tuple(
+        partial(Planted, rule=Rule(reversal=which)) for which in ("step", "step once")
+    ),
     "adagrad-accumulator-initial": tuple(
         partial(Planted, rule=Rule(start=start)) for start in (0.1, 1.0, 0.0)
     ),

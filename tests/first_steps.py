@@ -45,6 +45,8 @@ ADAFACTOR: Spec = {"optimizer": {"name": "adafactor", "eps": [1e-12, 0.1]}, "lr"
 MUON: Spec = {"optimizer": {"name": "muon"}, "bias": False, "init": {"weight": [0.5, -0.3, 0.8]}}
 ADADELTA: Spec = {"optimizer": {"name": "adadelta", "rho": 0.8, "eps": 0.01}}
 ADAMAX: Spec = {"optimizer": {"name": "adamax", "betas": [0.9, 0.95], "eps": 0.01}}
+# A first step so large that each entry goes past its best value.
+RPROP: Spec = {"optimizer": {"name": "rprop"}, "lr": 20.0, "weight_decay": 0}
 FALLING_LR: Spec = {"lr_schedule": {"kind": "exponential", "factor": 0.8}}
 NEW_LR_AT_5: Spec = {"lr_schedule": {"kind": "step", "every": 4, "factor": 0.5}}
 SATURATED: Spec = {
@@ -222,6 +224,8 @@ FIRSTS: dict[str, tuple[First, ...]] = {
         First(1, 1, "optimizer", CENTERED),
         First(1, 1, "optimizer", ADAGRAD),
     ),
+    "rprop-sign-change-stepped": (First(2, 2, "optimizer", RPROP),) * 2,
+    "rprop-step-taken-back": (First(2, 2, "optimizer", RPROP),),
     "row-order": (STEP_1._replace(batches=("mini",)),),  # a full batch holds all rows in any order
     # By epochs of several steps, the lr falls later than at step 2.
     "schedule-differs": (First(2, 2, "penalty", FALLING_LR, batches=("mini",)),),

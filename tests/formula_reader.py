@@ -38,6 +38,7 @@ REMEMBERED: dict[str, tuple[str, ...]] = {
     "U": ("exp_inf",),
     "V": ("variance",),
     "h": ("prev",),
+    "u": ("moved",),
     "v": ("momentum_buffer",),
     "Δ": ("step_size",),
 }

@@ -46,6 +46,8 @@ NOT_OF_MUON = BIASED | {"decay-bias-corrected", "gradient-scaled"}
 DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
     "adafactor-lr-uncapped": lambda spec: bool(spec["optimizer"]["name"] == "adafactor"),
     "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
+    "rprop-sign-change-stepped": lambda spec: NEEDED["reversal"](spec["optimizer"]),
+    "rprop-step-taken-back": lambda spec: NEEDED["reversal"](spec["optimizer"]),
     "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
     "adam-amsgrad-corrected": lambda spec: NEEDED["amsgrad"](spec["optimizer"]),
     # Its first step is by 1/ε, after which a tiny ε leaves nothing to compare.

@@ -227,6 +227,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
         and options["name"] != "rprop"
         and (options["name"] != "sgd" or options["momentum"] > 0)
     ),
+    "reversal": lambda options: options["name"] == "rprop",
     "root": lambda options: options["name"] in ("adagrad", "adam", "adamw", "rmsprop"),
     "sgd": lambda options: options["name"] == "sgd",
     "squares": lambda options: options["name"] in ("adagrad", "rmsprop"),

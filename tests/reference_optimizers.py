@@ -284,14 +284,19 @@ def in_bfloat16(x: Array) -> Array:
 
 def rprop(given: Given) -> tuple[Array, Memory]:
     """Move by sizes that grow while a gradient keeps its sign (Riedmiller and Braun, 1993)."""
-    options, old, g = given.options, given.memory, given.g
+    options, old, g, reversal = given.options, given.memory, given.g, given.rule.reversal
     shorter, longer = options["etas"]
     agree = np.sign(g * old.get("prev", 0 * g))
     size = old.get("step_size", given.lr + 0 * g)
     size = size * np.select([agree > 0, agree < 0], [longer, shorter], 1.0).astype(g.dtype)
     size = np.clip(size, *options["step_sizes"])
-    g = np.where(agree < 0, 0 * g, g)
-    return size * np.sign(g), {"prev": g, "step_size": size}
+    moved = size * np.sign(g)
+    if reversal in ("skip", "undo"):
+        undone = -old.get("moved", 0 * g) if reversal == "undo" else 0 * g
+        moved = np.where(agree < 0, undone, moved)
+    if reversal != "step":
+        g = np.where(agree < 0, 0 * g, g)
+    return moved, {"prev": g, "step_size": size, "moved": moved}
 
 
 def divisor(given: Given, v: Array, correction: float = 1.0) -> Array:

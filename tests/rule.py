@@ -54,6 +54,8 @@ class Rule(NamedTuple):
         norm: Adamax's step is by the maximum of this step, or by the old one plus ε.
         root: whether the root of the second moment is taken.
         centered: as the spec says, always, or never.
+        reversal: where a gradient's sign changed, Rprop skips the step and remembers 0, steps and
+            remembers the gradient, steps and remembers 0, or undoes the last step.
         lr_decay: Adagrad's counts the steps before, this one too, or none.
         average: Adadelta's is of the steps, or of the steps times lr.
         capped: whether Adafactor's lr is at most 1/√t.
@@ -97,6 +99,7 @@ class Rule(NamedTuple):
     norm: Literal["new", "old"] = "new"
     root: bool = True
     centered: Literal["as set", "always", "never"] = "as set"
+    reversal: Literal["skip", "step", "step once", "undo"] = "skip"
     lr_decay: Literal["before", "this too", "none"] = "before"
     average: Literal["d", "lr d"] = "d"
     capped: bool = True

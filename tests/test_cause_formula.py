@@ -45,6 +45,8 @@ ADAFACTOR: dict[str, Any] = {
     "lr": 1.5,
 }
 
+RPROP: dict[str, Any] = {"optimizer": "rprop", "weight_decay": 0, "lr": 2.0, "epochs": 6}
+
 CONCERNED: dict[str, dict[str, Any]] = {
     "adadelta-lr-inside": ADADELTA,
     "adafactor-lr-uncapped": ADAFACTOR,
@@ -87,6 +89,8 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "rmsprop-centered-missing": {"optimizer": RMSPROP | {"centered": True}},
     "rmsprop-epsilon-inside": {"optimizer": RMSPROP},
     "root-missing": ADAMS,
+    "rprop-sign-change-stepped": RPROP,
+    "rprop-step-taken-back": RPROP,
 }
 """What a training must have for some causes, or ways, beside what concerns the others."""
 
@@ -112,7 +116,7 @@ def concerned_case(name: str, way: int) -> Case:
     return case
 
 
-ASSIGNED = ("G", "R", "V", "Y", "φ", "M", "S", "A", "Q", "U", "M̂", "Ŝ", "d", "D", "v", "w")
+ASSIGNED = [*"GRVYφΔuhMSAQU", "M̂", "Ŝ", *"dDvw"]
 """What a step assigns to, in its order."""
 
 

@@ -64,6 +64,8 @@ def a_training(random: Generator) -> tuple[Problem, Training]:
     }
     if spec["optimizer"]["name"] == "adafactor":
         spec["lr"] = 0.9  # which 1/√t falls below
+    if spec["optimizer"]["name"] == "rprop":
+        spec |= {"weight_decay": 0, "lr": 1.0}  # by which signs change
     if spec["optimizer"]["name"] == "muon":
         spec = without_bias(spec)
     loaded = from_mapping(spec)
@@ -91,6 +93,7 @@ OPTIMIZERS: tuple[Spec, ...] = (
     {"name": "adamax", "betas": [0.8, 0.3], "eps": 1e-3},
     {"name": "adafactor", "eps": [1e-9, 1e-3]},
     {"name": "muon"},
+    {"name": "rprop"},
 )
 SCHEDULES: tuple[Spec, ...] = (
     {},
@@ -179,7 +182,8 @@ NAMES = """
     penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
     penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
     penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
-    rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order schedule-differs
+    rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order
+    rprop-sign-change-stepped rprop-step-taken-back schedule-differs
     schedule-shifted target-broadcast update-sequential
 """
 """Those that users, scripts and CI jobs rely on."""
@@ -290,6 +294,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
     "once a bias-corrected second moment decreases": {(2, 2)},
     "once a second moment decreases": {(2, 2)},
+    "once a gradient changes its sign": {(2, 2)},
     "at the first step whose lr differs": {(2, 2)},
     "where the lr changes": {(4, 4), (5, 5)},
     "where p is within 1e-12 of 0 or 1 (z beyond ±27.6; in float32 from z = 17.3 on)": {(2, 1)},

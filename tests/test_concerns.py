@@ -121,7 +121,10 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         NO_DECAY | {"optimizer": "muon", "bias": False, "init": {"weight": [1.0, 2.0]}},
         MOMENTUM - {"momentum-dampened"} | {"muon-bfloat16-missing", "nesterov-missing"},
     ),
-    (NO_DECAY | {"optimizer": "rprop"}, {RESET}),
+    (
+        NO_DECAY | {"optimizer": "rprop"},
+        {RESET, "rprop-sign-change-stepped", "rprop-step-taken-back"},
+    ),
     # What the spec's convention says of a coupled penalty is not torch's own.
     (
         NO_DECAY | {"optimizer": "adamw", "convention": {"decay": "gradient"}},

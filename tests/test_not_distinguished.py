@@ -28,6 +28,7 @@ from tests.first_steps import (
     MUON,
     NESTEROV,
     NEW_LR_AT_5,
+    RPROP,
     SATURATED,
     STARTED,
     ZEROS,
@@ -75,7 +76,7 @@ def test_run_in_which_everything_acts_could_have_shown_every_cause(
 
 def test_every_cause_and_what_may_hide_it_is_in_some_run() -> None:
     concerned = set()
-    for changes in (MOMENTUM | FREE, *OPTIMIZERS.values(), ADAFACTOR, MUON, SATURATED):
+    for changes in (MOMENTUM | FREE, *OPTIMIZERS.values(), ADAFACTOR, MUON, RPROP, SATURATED):
         loaded = from_mapping(ACTING | changes)
         training, convention = training_of(loaded.spec, 11), loaded.spec.named_convention()
         concerned |= {name for name, one in CAUSES.items() if one.concerns(training, convention)}

@@ -46,6 +46,8 @@ class Faults(NamedTuple):
         lr_in_average: Adadelta's average of d², or of the squares of lr d.
         lr_cap: Adafactor's lr is at most 1/√t, or the lr itself.
         cast: Muon rounds to bfloat16, or not.
+        reversal: where a gradient's sign changed, Rprop takes no step and remembers a gradient of
+            0; takes one and remembers the gradient, or that 0; or takes the last step back.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
         options: other values of some of the optimizer's options, in pairs.
     """
@@ -81,6 +83,7 @@ class Faults(NamedTuple):
     lr_in_average: Literal["outside", "inside"] = "outside"
     lr_cap: Literal["capped", "missing"] = "capped"
     cast: Literal["bfloat16", "missing"] = "bfloat16"
+    reversal: Literal["skipped", "stepped", "stepped-once", "taken-back"] = "skipped"
     decay_rate: Literal["lr", "corrected"] = "lr"
     options: tuple[tuple[str, Any], ...] = ()
 

@@ -66,6 +66,7 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch averages the squared steps without the lr": faults.lr_in_average != "outside",
         "torch's Adafactor has an lr of at most 1/√t": faults.lr_cap != "capped",
         "torch's Muon rounds to bfloat16": faults.cast != "bfloat16",
+        "torch's Rprop takes no step where a gradient's sign changed": faults.reversal != "skipped",
         "torch's weight decay has no bias correction": faults.decay_rate != "lr",
         "torch does not dampen the first step": faults.first_step != "undampened",
         "torch has no Nesterov momentum with dampening": (

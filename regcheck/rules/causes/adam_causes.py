@@ -153,4 +153,13 @@ ADAM_CAUSES: dict[str, Cause] = {
         hidden_by=("zero-gradient",),
         rare=True,
     ),
+    "adamax-norm-stale": Cause(
+        "divides by the infinity norm U of the previous step, plus ε",
+        changes=({"norm": "stale"},),
+        concerns=obeys("norm"),
+        stage="optimizer",
+        since=AT_ONCE,
+        fix="first update U to max(β₂ U, |g| + ε) with this step's gradient, then divide by U",
+        hidden_by=("zero-gradient",),
+    ),
 }

@@ -5,7 +5,10 @@
     h ← 0 where g h < 0, else g                     the last gradient, 0 before step 1
     w ← w − Δ sign(h)
 
-Only the gradient's signs count, and the lr of the first step. Torch's class takes no weight decay.
+This is iRprop⁻ of Igel and Hüsken (2000). `reversal`, where g h < 0, stepped: h ← g, their Rprop⁻;
+stepped-once: h ← 0, but w ← w − Δ sign(g); taken-back: h ← 0, and the last step is undone, as in
+Rprop⁺ (Riedmiller and Braun, 1993). Only the gradient's signs count, and the lr of the first step.
+Torch's class takes no weight decay.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ from regcheck.rules.optimizers.update_rule import (
     namespace,
 )
 
-LAST, SIZE = "prev", "step_size"
+LAST, SIZE, MOVED = "prev", "step_size", "moved"
+
+
+STEPPED = ("stepped", "stepped-once")
+"""The faults by which a step is taken where a gradient's sign changed."""
 
 
 def init(options: Options, convention: Convention, faults: Faults, w: Array) -> Memory:
-    """Return a last gradient of 0; the sizes start at the first step's lr."""
-    return {LAST: namespace(w).zeros_like(w)}
+    """Return a last gradient of 0, and a last step; the sizes start at the first step's lr."""
+    names = (LAST, MOVED) if faults.reversal == "taken-back" else (LAST,)
+    return {name: namespace(w).zeros_like(w) for name in names}
 
 
 def step(at: StepInput) -> tuple[Array, Memory]:
@@ -41,7 +49,11 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     size = xp.where(turned > 0, size * grow, xp.where(turned < 0, size * shrink, size))
     size = xp.minimum(xp.maximum(size, xp.full_like(size, least)), xp.full_like(size, most))
     last = xp.where(turned < 0, xp.zeros_like(at.g), at.g)
-    return size * xp.sign(last), {LAST: last, SIZE: size}
+    memory = {LAST: at.g if at.faults.reversal == "stepped" else last, SIZE: size}
+    delta = size * xp.sign(at.g if at.faults.reversal in STEPPED else last)
+    if at.faults.reversal == "taken-back":
+        delta = memory[MOVED] = xp.where(turned < 0, -at.memory[MOVED], delta)
+    return delta, memory
 
 
 def written(
@@ -54,9 +66,12 @@ def written(
     lines += [
         f"Δ ← {grow} Δ where {g} h > 0, {shrink} Δ where {g} h < 0, from {lr} on",
         f"Δ ← min(max(Δ, {least}), {most})",
-        f"h ← 0 where {g} h < 0, else {g}",
     ]
-    return Written(lines, "Δ sign(h)", lr_inside=True)
+    way = f"Δ sign({g})" if faults.reversal == "stepped-once" else "Δ sign(h)"
+    if faults.reversal == "taken-back":
+        lines, way = [*lines, f"u ← −u where {g} h < 0, else Δ sign({g})"], "u"
+    lines.append(f"h ← {g}" if faults.reversal == "stepped" else f"h ← 0 where {g} h < 0, else {g}")
+    return Written(lines, way, lr_inside=True)
 
 
 def errors(options: Options) -> dict[str, str]:
@@ -79,7 +94,8 @@ RPROP = UpdateRule(
     written=written,
     meanings={
         "G": "gradient after any clipping and coupled weight decay",
-        "h": "previous gradient, 0 before step 1 and after a change of sign",
+        "h": "previous gradient, 0 before step 1",
+        "u": "step of each entry, 0 before step 1",
         "Δ": "step size of each entry",
         "η₋": "etas[0]",
         "η₊": "etas[1]",
@@ -89,6 +105,7 @@ RPROP = UpdateRule(
     examples={"plain": {}},
     notes=("Only the signs of the gradient and the lr of step 1 act: a schedule changes nothing.",),
     errors=errors,
+    keys=frozenset({"reversal"}),
     weight_decay=False,
     proportional=False,
     scaling={},
