@@ -41,6 +41,12 @@ TOLD: dict[str, tuple[Spec, Change, Change, str]] = {
     ),
     "the schedule": ({}, {}, {"lr_shift": 1}, "an lr schedule"),
     "momentum": ({}, {}, {"momentum": "ignored"}, "momentum"),
+    "another momentum": (
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "dampening": 0.9}},
+        {"first_step": "dampened"},
+        {"momentum_form": "dampened"},
+        "another momentum",
+    ),
     "both": (
         {},
         {},
@@ -73,7 +79,7 @@ def test_first_circumstance_under_which_two_rules_differ_is_named(name: str) -> 
 def test_decay_tells_where_there_is_none() -> None:
     problem = build_problem(from_mapping(BASE | {"weight_decay": 0}))
     explanations = [Explanation((), change, 0.0) for change in ({}, {"penalty_factor": 2.0})]
-    assert distinguishing(problem, explanations) == ("", "another weight_decay")
+    assert distinguishing(problem, explanations) == ("", "weight_decay")
 
 
 def test_changes_of_one_key_or_of_one_divisor_do_not_go_together() -> None:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from regcheck.problem.batches import training_of
 from regcheck.problem.problem import Array, build_problem, with_torch_settings
+from regcheck.rules.causes.cause import Change
 from regcheck.rules.convention import TORCH, Convention, Decay, MomentumForm
 from regcheck.rules.equivalent import Matching, NoMatchError, matching
 from regcheck.rules.faults import NO_FAULTS, Faults
@@ -48,7 +50,7 @@ def match_of(spec: LoadedSpec) -> Matching:
     return matching(spec.spec.named_convention(), training_of(spec.spec, 8))
 
 
-def difference(spec: LoadedSpec, match: Matching) -> float:
+def difference(spec: LoadedSpec, match: Matching, change: Change = MappingProxyType({})) -> float:
     """Return how far torch with the matched settings is from NumPy, relative to order 1.
 
     The largest difference after any step.
@@ -59,7 +61,10 @@ def difference(spec: LoadedSpec, match: Matching) -> float:
         weight_decay=WeightDecay(**match.settings.weight_decay),
         optimizer=Optimizer.of(match.settings.optimizer, **match.settings.options),
     )
-    torch, scratch = TorchTrainer(with_torch_settings(problem, matched)), NumpyTrainer(problem)
+    torch, scratch = (
+        TorchTrainer(with_torch_settings(problem, matched)),
+        NumpyTrainer(problem.with_change(change)),
+    )
     state, worst = scratch.start(), 0.0
     for batch in problem.schedule.batches():
         state, after = scratch.step(state, batch).state, torch.step(batch).after
@@ -211,6 +216,15 @@ def test_other_settings_of_momentum_are_matched_by_themselves() -> None:
     assert matching(TORCH, training(**added._asdict()), Faults(nesterov="missing")).settings == (
         training(momentum=0.9).settings
     )
+
+
+def test_dampening_from_the_first_step_on_is_an_lr() -> None:
+    dampened = {"name": "sgd", "momentum": 0.9, "dampening": 0.3}
+    spec = loaded_spec({"optimizer": dampened, "weight_decay": 0.1, "epochs": 6})
+    match = matching(TORCH, training_of(spec.spec, 8), Faults(first_step="dampened"))
+
+    assert [match.settings.lr, match.settings.dampening] == pytest.approx([0.035, 0.0])
+    assert difference(spec, match, {"first_step": "dampened"}) < 1e-14
 
 
 def test_changing_lr_is_matched_by_a_factor_on_each() -> None:

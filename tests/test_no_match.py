@@ -69,7 +69,6 @@ def test_refusal_names_its_reason_and_nothing_would_match(
         ("zeroes the gradients", {}, Faults(zeroing="never")),
         ("early or late", {"lr_varies": True}, Faults(lr_shift=1)),
         ("by one norm", {}, Faults(clip_scope="tensor")),
-        ("does not dampen", {}, Faults(first_step="dampened")),
         ("no Nesterov momentum with dampening", {"dampening": 0.5}, Faults(nesterov="added")),
         ("clipping acts", {"clipped": True}, Faults(gradient_factor=2.0)),
         ("clipping acts", {"clipped": True, "micro_rows": (4,)}, Faults(accumulation="sum")),

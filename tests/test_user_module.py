@@ -39,6 +39,7 @@ def scheduled(problem: UserProblem, model: nn.Module) -> torch.optim.SGD:
 
 
 RETURNS = "it must return (model, loss_function, optimizer)"
+CALL = 'call `super().__init__(params, {"lr": lr})`, with all options that it has'
 
 BAD: dict[str, tuple[Any, list[str]]] = {
     "nothing": (giving(None), ["returned None; " + RETURNS]),
@@ -62,6 +63,14 @@ BAD: dict[str, tuple[Any, list[str]]] = {
     "an optimizer not made": (
         giving(torch.optim.SGD, place=2),
         ["returned the class SGD as the optimizer; return an instance: SGD(..)"],
+    ),
+    "an optimizer of no class of torch's": (
+        giving(type("Plain", (), {"step": print})(), place=2),
+        ["class Plain is none of torch's: let it be `class Plain(torch.optim.Optimizer)`", CALL],
+    ),
+    "an optimizer that is not initialized": (
+        giving(type("Bare", (torch.optim.Optimizer,), {"__init__": lambda _: None})(), place=2),
+        ["the optimizer Bare has no param_groups: let its __init__ " + CALL],
     ),
     "another model's optimizer": (
         user(optimizer=lambda problem, _: sgd(problem, line(problem))),

@@ -220,10 +220,13 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
     base = small_problem(problem)
     own = base.schedule
     lr_schedule = LrSchedule(kind="step", every=2, factor=0.5, per="step")
-    momentum = base
-    if "momentum" in base.optimizer.options:
-        momentum = replace(base, optimizer=Optimizer.of(base.optimizer.name, momentum=0.9))
+    momentum, options = base, base.optimizer.options
+    own_momentum = options.get("momentum", 0.0)
+    if "momentum" in options:
+        other = {**options, "momentum": 0.5 * own_momentum} if own_momentum else {"momentum": 0.9}
+        momentum = replace(base, optimizer=Optimizer.of(base.optimizer.name, **other))
     decays = base.weight_decay
+    another = "another " if any(decays.values()) else ""
     if base.settings.rule.weight_decay:
         decays = {name: 1.7 * (decay or 0.1) for name, decay in decays.items()}
     varying = replace(own, lr_schedule=lr_schedule)
@@ -232,10 +235,10 @@ def small_problems(problem: Problem) -> dict[str, Problem]:
         "mini-batches": replace(base, schedule=replace(own, batch_size=4)),
         "mini-batches with a smaller last one": replace(base, schedule=replace(own, batch_size=5)),
         "another lr": replace(base, schedule=replace(own, lr=0.7 * own.lr)),
-        "another weight_decay": replace(base, weight_decay=decays),
+        f"{another}weight_decay": replace(base, weight_decay=decays),
         "an lr schedule": replace(base, schedule=varying),
-        "momentum": momentum,
-        "momentum and an lr schedule": replace(momentum, schedule=varying),
+        (name := "another momentum" if own_momentum else "momentum"): momentum,
+        f"{name} and an lr schedule": replace(momentum, schedule=varying),
     }
 
 

@@ -174,6 +174,9 @@ def with_torch_settings(training: Training, faults: Faults) -> Training:
     if faults.bias_decay == "of-weight":
         decays = dict.fromkeys(decays, max(decays.values()))
     lr = settings.lr if faults.lr_factor == 1 else shortest(settings.lr * faults.lr_factor)
+    if faults.first_step == "dampened":  # the whole velocity is that without dampening, times 1 − d
+        lr = shortest(lr * (1 - settings.dampening))
+        settings = settings.with_options(dampening=0.0)
     return training._replace(settings=settings._replace(lr=lr, weight_decay=decays))
 
 

@@ -68,7 +68,6 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch's Muon rounds to bfloat16": faults.cast != "bfloat16",
         "torch's Rprop takes no step where a gradient's sign changed": faults.reversal != "skipped",
         "torch's weight decay has no bias correction": faults.decay_rate != "lr",
-        "torch does not dampen the first step": faults.first_step != "undampened",
         "torch has no Nesterov momentum with dampening": (
             faults.nesterov == "added" and training.settings.dampening != 0
         ),

@@ -66,23 +66,25 @@ def differing_loss(run: Run) -> Evidence | None:
     )
 
 
-def recursion_evidence(replay: Replay, momentum: float) -> tuple[Evidence | None, Stage]:
+def recursion_evidence(
+    replay: Replay, momentum: float
+) -> tuple[Evidence, Stage] | tuple[None, None]:
     """Describe steps that are made from torch's gradients all the same; and the stage.
 
     All forms of momentum at a constant lr are recursions over all tensors' entries,
 
         S_t ≈ now g_t + last g_(t−1) + decay w_(t−1) + kept S_(t−1)
 
-    and so is the use of the gradient of the step before. What does not fit has another gradient.
+    and so is the use of the gradient of the step before. Of what does not fit nothing is known.
     """
     moves = Moves(replay)
     own = recursion(moves, moves.scratch)
     if own is None:
-        return None, "gradient"
+        return None, None
     if abs(own["g"]) <= 1e-3 * abs(own["times the previous g"]):
         return (PREVIOUS_VELOCITY, "optimizer") if momentum else (PREVIOUS_GRADIENT, "gradient")
     if not momentum:
-        return None, "gradient"
+        return None, None
     torch = recursion(moves, moves.by_torch())
     torchs = f"subtracts {written(torch)}" if torch else f"momentum is {momentum:g}"
     return remark(f"Each update subtracts {written(own)}; torch's {torchs}."), "optimizer"

@@ -81,11 +81,13 @@ def without_cause(
     known = by_tensor.get(first.at.tensor) if first is not None else None
     if known and known.kind in STAGES:
         return evidence, STAGES[known.kind]
-    stage = "gradient" if differing else stage_by(run, agrees)
+    stage: Stage = "update" if agrees is None else "optimizer" if agrees else "gradient"
+    stage = "gradient" if differing else stage
     if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
-        known, stage = recursion_evidence(replay, run.training.settings.momentum)
+        known, by_steps = recursion_evidence(replay, run.training.settings.momentum)
         evidence.append(known)
-    if stage == "gradient":
+        stage = by_steps or stage
+    if stage == "gradient" or (stage == "update" and agrees is None and run.is_linear):
         evidence.append(finite_differences(run, replay, record))
     return evidence, stage
 
@@ -107,13 +109,3 @@ def descriptions(
         yield "penalty", other_penalty
     yield "update", partial(one_step_alone, run)
     yield "optimizer", partial(with_a_cause, run)
-
-
-def stage_by(run: Run, agrees: bool | None) -> Stage:
-    """Return the stage by whether the gradient agrees; where that is not known, by the steps.
-
-    Those of an optimizer that divides by the gradient's size do not tell their gradient.
-    """
-    if agrees is None:
-        return "gradient" if run.is_linear else "update"
-    return "optimizer" if agrees else "gradient"

@@ -114,12 +114,12 @@ STEP_CAUSES: dict[str, Cause] = {
         hidden_by=("zero-gradient",),
     ),
     "epsilon-outside": Cause(
-        "adds ε to the square root or maximum; torch does not",
+        "adds ε last, to the whole divisor; torch adds it to a part of it",
         changes=({"epsilon": "outside"},),
         concerns=lambda training, _: training.settings.torchs.epsilon != "outside",
         stage="optimizer",
         since="from step 1 on (with Adamax from step 2 on)",
-        fix="add ε where torch does: inside Adadelta's roots, in Adamax's maximum, to RAdam's √S",
+        fix="add ε where torch does: in Adadelta's roots, Adamax's maximum, RAdam's uncorrected √S",
         hidden_by=("zero-gradient",),
     ),
     "moments-not-averaged": Cause(

@@ -42,6 +42,7 @@ def wrap_user_module(
         found = f"{len(made)} things" if isinstance(made, tuple | list) else kind_of(made)
         raise UserCodeError(f"{label}: returned {found}; {returns}")
     model, loss, optimizer = made
+    check_own_class(optimizer, label)
     wanted = {
         "model": ("a torch.nn.Module", isinstance(model, nn.Module)),
         "loss_function": ("which is called with predictions and targets", callable(loss)),
@@ -57,6 +58,25 @@ def wrap_user_module(
     tensors = named_tensors(model, label, problem)
     check_tensors(tensors, optimizer, label)
     return Module(model, loss, optimizer, tensors, False, guard, outputs_are_z=False)
+
+
+def check_own_class(optimizer: object, label: str) -> None:
+    """Refuse an optimizer of a user's own class that is not made as torch's are.
+
+    Raises:
+        UserCodeError: it is not.
+    """
+    name, steps = type(optimizer).__name__, callable(getattr(optimizer, "step", None))
+    call = '`super().__init__(params, {"lr": lr})`, with all options that it has'
+    if steps and not isinstance(optimizer, Optimizer | type):
+        raise UserCodeError(
+            f"{label}: the optimizer's class {name} is none of torch's: let it be `class {name}"
+            f"(torch.optim.Optimizer)`, and its __init__ call {call}"
+        )
+    if isinstance(optimizer, Optimizer) and not hasattr(optimizer, "param_groups"):
+        raise UserCodeError(
+            f"{label}: the optimizer {name} has no param_groups: let its __init__ call {call}"
+        )
 
 
 def named_tensors(model: nn.Module, label: str, problem: Problem) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from regcheck.report.texts.diagnosis.cause_text import (
     sums_over_all,
     undecayed,
 )
-from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS
+from regcheck.report.texts.diagnosis.loss_text import TORCHS_LOSS, reported_formula
 from regcheck.report.texts.roles import roles_of
 from regcheck.report.texts.text import written
 from regcheck.rules.causes.catalogue import CAUSES
@@ -126,7 +126,11 @@ def scratch_fixes(report: Report, found: Diagnosis) -> list[str]:
     """Say what to change in the scratch code, a sentence for each cause."""
     if report.spec.recording:
         return [RENEW]
-    return list(dict.fromkeys(fix_of(report, cause) for cause in found.causes))
+    lines = list(dict.fromkeys(fix_of(report, cause) for cause in found.causes))
+    if found.loss_diverged and found.reporting is not None and not found.reporting.causes:
+        reports = reported_formula(report, found.reporting, found.best)
+        lines += [f"report {TORCHS_LOSS}, not {reports}"] if reports != TORCHS_LOSS else []
+    return lines
 
 
 def fixed_rule(report: Report, found: Diagnosis) -> list[str]:

@@ -65,7 +65,7 @@ def reported_formula(report: Report, reporting: Reporting, best: Explanation | N
         scale = half + named.text if named else scale
     if scale == "1" and "reported-loss-scaled" in reporting.causes:
         scale = "c"  # another at each step
-    between = "·" if scale[-1].isdigit() else " "
+    between = "·" if scale[-1].isdigit() else " " if scale == "½" else " times "
     formula = f"{scale}{between}{TORCHS_LOSS}".removeprefix("1·")
     if best is not None and not reporting.causes and is_no_multiple(report, best.change):
         convention, faults = put_in(best.change, report.training.settings.torchs, NO_FAULTS)
