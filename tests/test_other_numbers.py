@@ -137,6 +137,21 @@ def test_other_value_of_an_option_is_named(
     assert_fix_makes_the_sides_agree(report, train, spec)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"name": "adadelta", "rho": 0.95, "eps": 1e-8},
+        {"name": "rmsprop", "alpha": 0.9, "eps": 1e-3, "momentum": 0.9},
+    ],
+)
+def test_defaults_of_other_libraries_are_named_though_too_far_off_to_be_fitted(own: Spec) -> None:
+    spec = BASE | {"optimizer": own, "epochs": 4, "weight_decay": 0}
+    report = check(spec | {"framework": {"optimizer": own["name"]}})
+    assert best_of(report).causes == OPTION
+    assert {"name": own["name"], **found_options(report)} == own
+    assert report.to_dict()["diagnosis"]["matching"].items() >= found_options(report).items()
+
+
 def assert_fix_makes_the_sides_agree(report: Report, train: Train, spec: Spec) -> None:
     """Run with the change of the spec that the report names."""
     changes = report.to_dict()["diagnosis"]["fixed_spec"]

@@ -16,7 +16,7 @@ from regcheck.diagnosis.evidence.optimizers import other_settings, unknown_rule
 from regcheck.diagnosis.evidence.steps import yielded_early
 from regcheck.diagnosis.evidence.without_cause import without_cause
 from regcheck.diagnosis.fits.other_inputs import from_other_inputs, from_rounded
-from regcheck.diagnosis.fits.other_numbers import with_other_numbers
+from regcheck.diagnosis.fits.other_numbers import with_other_numbers, with_usual_options
 from regcheck.diagnosis.fits.other_settings import (
     by_entries,
     effective_settings_of,
@@ -128,7 +128,7 @@ def explain_updates(run: Run, replay: Replay) -> tuple[Found, Replay, Parameters
         return () if replay.framework_diverges() else (own,), replay, None
     found, within = known_causes(run, replay)
     if not found and not replay.stands:
-        ways = (with_effective_settings, with_other_numbers)
+        ways = (with_effective_settings, with_other_numbers, with_usual_options)
         other = next((one for one in (way(replay) for way in ways) if one), None)
         found = (other,) if other else ()
         if other is None or (other.options and len(other.causes) > 1):

@@ -2,14 +2,16 @@
 
 Newton's method looks for one option alone first, and then for all numbers together, of which those
 that come out as torch's own are no difference. The others are proved by replaying all steps, and
-must be fewer than the entries' steps that differ. Where a step jumps with the options, as Muon's
-does that is rounded to bfloat16, the values that they usually have are tried instead.
+must be fewer than the entries' steps that differ. Where several options are too far off for it, as
+ε is by powers of ten, the defaults of other libraries are tried together; where a step jumps with
+the options, as Muon's does that is rounded to bfloat16, the values that they usually have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -37,6 +39,20 @@ OFF = ("ignored", "missing")
 
 MOST_NUMBERS = 16
 """Numbers up to which all are sought together."""
+
+USUAL: Mapping[str, tuple[float, ...]] = {
+    "alpha": (0.9, 0.95, 0.99),
+    "betas[0]": (0.5, 0.9, 0.95),
+    "betas[1]": (0.95, 0.98, 0.99, 0.999),
+    "eps": (1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10),
+    "initial_accumulator_value": (0.0, 0.1),
+    "momentum": (0.0, 0.9),
+    "rho": (0.9, 0.95, 0.99),
+}
+"""The defaults of options in torch, Keras, TensorFlow, optax and the papers, which people copy."""
+
+EARLY = 16
+"""The step of the first divergence up to which these are tried: several options show early."""
 
 
 class Number(NamedTuple):
@@ -233,6 +249,21 @@ def with_other_numbers(replay: Replay) -> Explanation | None:
     if not others:
         return None
     return torch.explanation(torch.solved(others) or {})
+
+
+def with_usual_options(replay: Replay) -> Explanation | None:
+    """Return whether several options, each of a usual value, make all steps; few before more."""
+    torch = Torch(replay)
+    if replay.first > EARLY or not torch.rule.smooth:
+        return None
+    own = {name: torch.of(Number("option", name)) for name in torch.rule.numbers if name in USUAL}
+    values = (dict.fromkeys((own[name], *USUAL[name])) for name in own)
+    ways = [
+        {Number("option", name): Fit(value, 0.0) for name, value in way if value != own[name]}
+        for way in (zip(own, one, strict=True) for one in product(*values))
+    ]
+    found = (torch.explained(way) for way in sorted(ways, key=len) if len(way) > 1)
+    return next((one for one in found if one and is_told(replay, one.change)), None)
 
 
 def shown(replay: Replay) -> int:
