@@ -109,6 +109,7 @@ FAULTS: dict[str, Fault] = {
     "penalty-norm-not-squared": fault("decay", shape="unit"),
     "penalty-scaled": fault("decay", "penalty"),
     "penalty-sign-flipped": fault("decay", penalty=-1.0),
+    "radam-rectified-early": fault("rectified", rectified=4),
     "rmsprop-centered-added": fault("not-centered", centered="always"),
     "rmsprop-centered-missing": fault("centered", centered="never"),
     "rmsprop-epsilon-inside": fault("uncorrected-root", epsilon="inside"),

@@ -48,6 +48,7 @@ DRAWN_APART: dict[str, Callable[[SpecDict], bool]] = {
     "muon-bfloat16-missing": lambda spec: bool(spec["optimizer"]["name"] == "muon"),
     "rprop-sign-change-stepped": lambda spec: NEEDED["reversal"](spec["optimizer"]),
     "rprop-step-taken-back": lambda spec: NEEDED["reversal"](spec["optimizer"]),
+    "radam-rectified-early": lambda spec: NEEDED["rectified"](spec["optimizer"]),
     "accumulation-last-only": lambda spec: bool(spec["accumulate"] > 1),
     "adam-amsgrad-corrected": lambda spec: NEEDED["amsgrad"](spec["optimizer"]),
     # Its first step is by 1/ε, after which a tiny ε leaves nothing to compare.

@@ -221,6 +221,7 @@ NEEDED: dict[str, Callable[[Options], bool]] = {
     "plain-momentum": lambda options: (
         options.get("momentum", 0) > 0 and options.get("nesterov") is False
     ),
+    "rectified": lambda options: options["name"] == "radam",
     "remembering": lambda options: options["name"] != "sgd" or options["momentum"] > 0,
     "remembered": lambda options: (
         not is_decoupled(options)

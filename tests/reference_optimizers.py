@@ -208,7 +208,7 @@ def radam(given: Given) -> tuple[Array, Memory]:
     known = most - 2 * t * b2**t / (1 - b2**t)
     if rule.correction != "torch":
         c1 = c2 = 1.0
-    if known <= 5:
+    if known <= rule.rectified:
         return given.lr * (m / c1), new
     r = math.sqrt((known - 4) * (known - 2) * most / ((most - 4) * (most - 2) * known))
     return given.lr * r * (m / c1) / divisor(given, v, c2), new

@@ -56,6 +56,7 @@ class Rule(NamedTuple):
         centered: as the spec says, always, or never.
         reversal: where a gradient's sign changed, Rprop skips the step and remembers 0, steps and
             remembers the gradient, steps and remembers 0, or undoes the last step.
+        rectified: the N of RAdam above which it divides.
         lr_decay: Adagrad's counts the steps before, this one too, or none.
         average: Adadelta's is of the steps, or of the steps times lr.
         capped: whether Adafactor's lr is at most 1/√t.
@@ -100,6 +101,7 @@ class Rule(NamedTuple):
     root: bool = True
     centered: Literal["as set", "always", "never"] = "as set"
     reversal: Literal["skip", "step", "step once", "undo"] = "skip"
+    rectified: Literal[5, 4] = 5
     lr_decay: Literal["before", "this too", "none"] = "before"
     average: Literal["d", "lr d"] = "d"
     capped: bool = True

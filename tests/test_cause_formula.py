@@ -88,6 +88,10 @@ CONCERNED: dict[str, dict[str, Any]] = {
     "rmsprop-centered-added": {"optimizer": RMSPROP},
     "rmsprop-centered-missing": {"optimizer": RMSPROP | {"centered": True}},
     "rmsprop-epsilon-inside": {"optimizer": RMSPROP},
+    "radam-rectified-early": {
+        "optimizer": ADAM | {"name": "radam", "betas": [0.8, 0.95]},
+        "epochs": 6,
+    },
     "root-missing": ADAMS,
     "rprop-sign-change-stepped": RPROP,
     "rprop-step-taken-back": RPROP,
@@ -116,7 +120,7 @@ def concerned_case(name: str, way: int) -> Case:
     return case
 
 
-ASSIGNED = [*"GRVYφΔuhMSAQU", "M̂", "Ŝ", *"dDvw"]
+ASSIGNED = [*"GRVYφΔuhMSAQU", "M̂", "Ŝ", *"NrdDvw"]
 """What a step assigns to, in its order."""
 
 

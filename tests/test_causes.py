@@ -94,6 +94,7 @@ OPTIMIZERS: tuple[Spec, ...] = (
     {"name": "adafactor", "eps": [1e-9, 1e-3]},
     {"name": "muon"},
     {"name": "rprop"},
+    {"name": "radam", "betas": [0.8, 0.95], "eps": 1e-3},
 )
 SCHEDULES: tuple[Spec, ...] = (
     {},
@@ -181,7 +182,8 @@ NAMES = """
     penalty-constant
     penalty-coupled penalty-decoupled penalty-divided-by-batch penalty-divided-by-dataset
     penalty-doubled penalty-halved penalty-in-loss penalty-missing penalty-norm-not-squared
-    penalty-scaled penalty-sign-flipped precision reported-loss-scaled rmsprop-centered-added
+    penalty-scaled penalty-sign-flipped precision radam-rectified-early reported-loss-scaled
+    rmsprop-centered-added
     rmsprop-centered-missing rmsprop-epsilon-inside root-missing row-order
     rprop-sign-change-stepped rprop-step-taken-back schedule-differs
     schedule-shifted target-broadcast update-sequential
@@ -294,6 +296,7 @@ SINCE: dict[str, set[tuple[int, int]]] = {
     "where a gradient is clipped, once the weights are not 0": {(2, 1)},
     "once a bias-corrected second moment decreases": {(2, 2)},
     "once a second moment decreases": {(2, 2)},
+    "where N is above 4 and at most 5 (with β₂ = 0.999 at step 5)": {(5, 5)},
     "once a gradient changes its sign": {(2, 2)},
     "at the first step whose lr differs": {(2, 2)},
     "where the lr changes": {(4, 4), (5, 5)},

@@ -107,7 +107,10 @@ CONCERNED: list[tuple[Spec, set[str]]] = [
         {"adamax-norm-stale", "epsilon-outside", SWAPPED, RESET, *OF_CORRECTION},
     ),
     (NO_DECAY | {"optimizer": "nadam"}, OF_BETAS - OF_COUNT),
-    (NO_DECAY | {"optimizer": "radam"}, OF_BETAS - OF_COUNT - {UNCORRECTED} | {"epsilon-outside"}),
+    (
+        NO_DECAY | {"optimizer": "radam"},
+        OF_BETAS - OF_COUNT - {UNCORRECTED} | {"epsilon-outside", "radam-rectified-early"},
+    ),
     (
         {"optimizer": {"name": "nadam", "decoupled_weight_decay": True}},
         OF_BETAS - OF_COUNT | PENALTY | BIAS | DECOUPLED,

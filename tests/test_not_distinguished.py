@@ -28,6 +28,7 @@ from tests.first_steps import (
     MUON,
     NESTEROV,
     NEW_LR_AT_5,
+    RADAM,
     RPROP,
     SATURATED,
     STARTED,
@@ -60,6 +61,7 @@ OPTIMIZERS = {
     "adagrad": STARTED,
     "adadelta": ADADELTA,
     "adamax": ADAMAX,
+    "radam": RADAM,
 }
 
 
@@ -235,6 +237,14 @@ HIDDEN: dict[str, tuple[Spec, dict[str, set[str]]]] = {
         {"optimizer": ADAFACTOR["optimizer"]},
         # A factor on the gradient is one on its size, by which it is divided.
         {"lr-below-cap": {"adafactor-lr-uncapped"}, "small": {"gradient-scaled"}},
+    ),
+    # No root divides as yet.
+    "four steps of RAdam": (
+        {"epochs": 4} | RADAM,
+        {
+            "no-step-between": {"radam-rectified-early"},
+            "small": {"adam-epsilon-inside", "epsilon-outside", "root-missing"},
+        },
     ),
     "no gradient of AdamW's": (
         NOTHING_TO_LEARN | ADAMW,

@@ -22,6 +22,7 @@ from regcheck.problem.problem import Array, Problem, Step
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import HIDING, Change
 from regcheck.rules.convention import is_bias
+from regcheck.rules.optimizers.radam import FEWEST, lengths
 from regcheck.rules.settings import Training
 from regcheck.spec import Spec
 from regcheck.trainers.lockstep import Lockstep, Steps
@@ -83,6 +84,9 @@ HIDES: dict[str, Callable[[Problem, Batch, Step], bool]] = {
     ),
     "no-bias-decay": lambda problem, _, __: not any(biases(problem.weight_decay)),
     "no-decay": lambda problem, _, __: not any(problem.weight_decay.values()),
+    "no-step-between": lambda problem, batch, _: (
+        not 4 < lengths(problem.settings.options["betas"][1], batch.step)[0] <= FEWEST
+    ),
     "one-micro-batch": lambda _, batch, __: len(batch.micro_batches) == 1,
     "one-epoch": lambda _, batch, __: batch.epoch == 1,
     "one-plain-step": lambda problem, batch, _: batch.step == 1 and not problem.settings.nesterov,

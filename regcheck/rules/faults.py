@@ -48,6 +48,7 @@ class Faults(NamedTuple):
         cast: Muon rounds to bfloat16, or not.
         reversal: where a gradient's sign changed, Rprop takes no step and remembers a gradient of
             0; takes one and remembers the gradient, or that 0; or takes the last step back.
+        rectified_above: RAdam's step is divided by √S where its N is above 5, or above 4.
         decay_rate: a decoupled decay times the lr, or times the lr with Adam's bias correction.
         options: other values of some of the optimizer's options, in pairs.
     """
@@ -84,6 +85,7 @@ class Faults(NamedTuple):
     lr_cap: Literal["capped", "missing"] = "capped"
     cast: Literal["bfloat16", "missing"] = "bfloat16"
     reversal: Literal["skipped", "stepped", "stepped-once", "taken-back"] = "skipped"
+    rectified_above: Literal[5, 4] = 5
     decay_rate: Literal["lr", "corrected"] = "lr"
     options: tuple[tuple[str, Any], ...] = ()
 

@@ -67,6 +67,7 @@ def step_obstacles(training: Training, faults: Faults) -> dict[str, bool]:
         "torch's Adafactor has an lr of at most 1/√t": faults.lr_cap != "capped",
         "torch's Muon rounds to bfloat16": faults.cast != "bfloat16",
         "torch's Rprop takes no step where a gradient's sign changed": faults.reversal != "skipped",
+        "torch's RAdam rectifies where N > 5": faults.rectified_above != 5,
         "torch's weight decay has no bias correction": faults.decay_rate != "lr",
         "torch has no Nesterov momentum with dampening": (
             faults.nesterov == "added" and training.settings.dampening != 0

@@ -162,4 +162,13 @@ ADAM_CAUSES: dict[str, Cause] = {
         fix="first update U to max(β₂ U, |g| + ε) with this step's gradient, then divide by U",
         hidden_by=("zero-gradient",),
     ),
+    "radam-rectified-early": Cause(
+        "rectifies the step where N > 4, not only where N > 5 as torch",
+        changes=({"rectified_above": 4},),
+        concerns=obeys("rectified_above"),
+        stage="optimizer",
+        since="where N is above 4 and at most 5 (with β₂ = 0.999 at step 5)",
+        fix="rectify and divide by √S only where N > 5, torch's threshold (the paper has N > 4)",
+        hidden_by=("no-step-between", "zero-gradient"),
+    ),
 }

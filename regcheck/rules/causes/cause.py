@@ -29,6 +29,7 @@ HIDING: dict[str, str] = {
     "never-saturated": "no output saturates",
     "no-bias-decay": "the bias has no weight_decay",
     "no-decay": "weight_decay is 0",
+    "no-step-between": "no step has 4 < N ≤ 5",
     "one-epoch": "only one epoch is compared",
     "one-micro-batch": "each step has one micro-batch",
     "one-plain-step": "only one step is compared, in which the velocity is the gradient",

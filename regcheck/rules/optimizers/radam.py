@@ -8,7 +8,8 @@
     w ← w − lr d
 
 `epsilon` outside: √Ŝ + ε with Ŝ = S/(1 − β₂ᵗ), as in Adam; inside: √(Ŝ + ε). `bias_correction`
-false: M and S in the places of M̂ and Ŝ; compounded: M̂ and Ŝ are what is remembered.
+false: M and S in the places of M̂ and Ŝ; compounded: M̂ and Ŝ are what is remembered. The paper (Liu
+and others, 2020) has N > 4.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def lengths(beta2: float, t: int) -> tuple[float, float]:
     return most - 2 * t * (beta2**t) / (1 - beta2**t), most
 
 
-def rectification(beta2: float, t: int) -> float | None:
-    """Return r, √((N − 4)(N − 2) N∞/((N∞ − 4)(N∞ − 2) N)); None where N ≤ 5."""
+def rectification(beta2: float, t: int, above: float = FEWEST) -> float | None:
+    """Return r, √((N − 4)(N − 2) N∞/((N∞ − 4)(N∞ − 2) N)); None where N is not above 5."""
     n, most = lengths(beta2, t)
-    if n <= FEWEST:
+    if n <= above:
         return None
     return float(((n - 4) * (n - 2) * most / ((most - 4) * (most - 2) * n)) ** 0.5)
 
@@ -73,7 +74,7 @@ def step(at: StepInput) -> tuple[Array, Memory]:
     memory = {FIRST: m, SECOND: s}
     if at.faults.moments == "stale":
         m, s = at.memory[FIRST], at.memory[SECOND]
-    r = rectification(beta2, at.t)
+    r = rectification(beta2, at.t, at.faults.rectified_above)
     if r is None:
         return (at.lr / first) * m, memory
     return (at.lr * r / first) * m / divisor(at, s, second), memory
@@ -101,7 +102,7 @@ def written(
     lines += [
         f"N ← N∞ − 2 t {beta2 or '0'}ᵗ{second}",
         "r ← √((N − 4) (N − 2) N∞/((N∞ − 4) (N∞ − 2) N))",
-        f"d ← r {m}{scale}/{below} where N > {FEWEST:g}, else {m}",
+        f"d ← r {m}{scale}/{below} where N > {faults.rectified_above}, else {m}",
     ]
     return Written(lines, "d")
 
@@ -129,7 +130,7 @@ RADAM = UpdateRule(
         {"epsilon": "uncorrected"}
         | ({"decay": "decoupled"} if options["decoupled_weight_decay"] else {})
     ),
-    keys=frozenset({"bias_correction", "epsilon", "moments", "root"}),
+    keys=frozenset({"bias_correction", "epsilon", "moments", "rectified_above", "root"}),
     correction=correction,
     written_correction=written_correction,
     scaling=None,
