@@ -21,6 +21,7 @@ from tests.by_hand import (
     TORCHS,
     At,
     Spec,
+    Train,
     causes_of,
     code,
     descent,
@@ -120,6 +121,38 @@ def test_penalty_in_the_loss_has_its_strength(strengths: tuple[float, float], wr
     # Fitted to twelve losses near 5 that are rounded at some 1e-15.
     assert measured == pytest.approx(strengths, abs=1e-10)
     assert written in report_text(report)
+
+
+def norms(at: At) -> float:
+    """Report the term λ/(2n) ‖w‖, whose norm somebody forgot to square."""
+    return float(at.loss + LAMBDA / (2 * ROWS) * np.sqrt(squares(at)[0]))
+
+
+@pytest.mark.parametrize(
+    ("scratch", "convention", "written"),
+    [
+        (code(TORCHS, norms), {}, "torch's loss + 0.00125 ‖w‖"),
+        (
+            None,
+            {"penalty_in_loss": True, "penalty_norm": "unsquared"},
+            "torch's loss + 0.1 ‖w‖ + 0.1 ‖b‖",
+        ),
+    ],
+    ids=["by hand", "built in"],
+)
+def test_penalty_in_the_loss_whose_norm_is_not_squared_is_told_so(
+    scratch: Train | None, convention: Spec, written: str
+) -> None:
+    spec = {"convention": convention} if convention else {}
+    report = check(BASE | {"epochs": 4} | spec, scratch=scratch)
+    text = " ".join(short_text(report).split())
+    *_, cause = report.to_dict()["diagnosis"]["causes"]
+    assert f"penalty-in-loss: the scratch side reports {written} " in text
+    assert (cause["id"], cause["scratch_formula"]) == (
+        "penalty-in-loss",
+        "reports  mean ℓ + 0.1 ‖w‖ + 0.1 ‖b‖",
+    )
+    assert "the weight-decay term, whose norm would have to be squared, ½ λ ‖w‖²; keep" in text
 
 
 def test_training_and_reporting_that_differ_are_told_apart() -> None:

@@ -106,7 +106,7 @@ def floor_of(run: Run, found: Sequence[Explanation]) -> tuple[Reporting | None, 
         for penalty in named_penalties(losses, 1.0, rules):
             left = forms_left(losses, penalty, close, known)
             if left:
-                term = Reporting(("penalty-in-loss",), penalty.strengths, 1.0)
+                term = Reporting(("penalty-in-loss",), penalty.strengths, 1.0, penalty.squared)
                 return (term if penalty.strengths else None), said_of(run, losses, left)
     return None, None
 

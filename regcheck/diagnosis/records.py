@@ -189,11 +189,13 @@ class Reporting(NamedTuple):
         causes: of kind reporting; empty where the loss is that of the rule it trains by.
         strengths: κ of each tensor in the loss, where the penalty is in it.
         scale: c, the factor on the data loss.
+        squared: whether the penalty is κ/2 ‖w‖², and not κ ‖w‖.
     """
 
     causes: tuple[str, ...]
     strengths: Mapping[str, Fit]
     scale: float
+    squared: bool = True
 
 
 class SpecFix(NamedTuple):

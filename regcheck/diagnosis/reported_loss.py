@@ -4,6 +4,7 @@ At the same parameters, torch reports the data loss ℓ. The scratch side may re
 trains by,
 
     ℓ + κ_w/2 ‖w‖² + κ_b/2 b²        the penalty, of the strength it trains by, or any other
+    ℓ + κ_w ‖w‖ + κ_b |b|            the same whose norm is not squared
     c ℓ                              another reduction, or half the loss
     ℓ at the parameters after        the loss after the update
     mean of ℓ over the epoch so far  the mean of batch means
@@ -74,10 +75,11 @@ class DataLoss(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """A penalty that may be in a reported loss: its values, and κ of each tensor."""
+    """A penalty that may be in a reported loss: its values, and κ, of each ‖w‖²/2 or ‖w‖."""
 
     values: Array
     strengths: Mapping[str, Fit]
+    squared: bool = True
 
 
 def explain_losses(
@@ -137,7 +139,7 @@ def reporting_of(losses: Losses, base: DataLoss, penalty: Penalty) -> Reporting 
     ratios = np.abs(losses.scratch - base.values - penalty.values) / slack
     # A limit so wide that it allows torch's own losses too says nothing of a cause.
     telling = not causes or (abs(losses.scratch - losses.shown.framework) > slack).any()
-    found = Reporting(causes, penalty.strengths, base.scale)
+    found = Reporting(causes, penalty.strengths, base.scale, penalty.squared)
     return found if telling and (ratios <= 1).all() else None
 
 
@@ -222,30 +224,33 @@ def own_losses(losses: Losses, rule: Problem) -> Iterator[DataLoss]:
 def named_penalties(losses: Losses, scale: float, rules: Sequence[Problem]) -> Iterator[Penalty]:
     """Yield the penalties that may be in a reported loss: none, a rule's own, or of a plain λ."""
     yield Penalty(np.zeros_like(losses.scratch), {})
-    squared = losses.penalties()
+    terms = {squared: losses.penalties(squared=squared) for squared in (True, False)}
     for rule in rules:
-        trainer = NumpyTrainer(rule)
+        trainer, squared = NumpyTrainer(rule), rule.convention.penalty_norm == "squared"
         decays = [trainer.effective_decays(batch) for batch in losses.shown.batches]
         own = {name: np.array([one[name] for one in decays]) for name in decays[0]}
-        terms = losses.penalties(squared=rule.convention.penalty_norm == "squared")
         for factor in dict.fromkeys((1.0, scale)):
-            yield from penalty_of({name: factor * kappa for name, kappa in own.items()}, terms)
+            of_it = {name: factor * kappa for name, kappa in own.items()}
+            yield from penalty_of(of_it, terms[squared], squared=squared)
     problem, rows = rules[-1], losses.shown.rows
-    of_all = {name: problem.weight_decay[name] for name in problem.weight_decay if name in squared}
+    of_all = {name: one for name, one in problem.weight_decay.items() if name in terms[True]}
     of_weights = {name: 0.0 if is_bias(name) else decay for name, decay in of_all.items()}
     divisors = (np.ones_like(rows), rows, np.full_like(rows, len(problem.y)))
-    for tensors, divisor, share in product((of_all, of_weights), divisors, NAMED_SHARES):
+    ways = product(terms, (of_all, of_weights), divisors, NAMED_SHARES)
+    for squared, tensors, divisor, share in ways:
         plain = {name: share * (decay / divisor) for name, decay in tensors.items()}
-        yield from penalty_of(plain, squared)
+        yield from penalty_of(plain, terms[squared], squared=squared)
 
 
-def penalty_of(strengths: Mapping[str, Array], terms: Mapping[str, Array]) -> Iterator[Penalty]:
+def penalty_of(
+    strengths: Mapping[str, Array], terms: Mapping[str, Array], *, squared: bool
+) -> Iterator[Penalty]:
     """Yield a penalty, with its κ at the first step, unless there is none."""
     shown = {name: kappa for name, kappa in strengths.items() if kappa.any()}
     if shown:
         values = sum((kappa * terms[name] for name, kappa in shown.items()), 0.0)
         fits = {name: Fit(float(kappa[0]), 0.0) for name, kappa in shown.items()}
-        yield Penalty(np.asarray(values), fits)
+        yield Penalty(np.asarray(values), fits, squared)
 
 
 def fitted_penalty(

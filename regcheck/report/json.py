@@ -189,6 +189,8 @@ def cause_dict(report: Report, cause: str) -> dict[str, Any]:
     change: Change | None = None
     if best and cause == "option-differs":
         change = {"options": best.change["options"]}
+    if cause == "penalty-in-loss" and reporting and not reporting.squared:
+        change = {"penalty_in_loss": True, "penalty_norm": "unsquared"}
     if own is not None:
         formula = "; ".join(rule_lines(own.settings.torchs, letters(own)))
     else:

@@ -33,7 +33,10 @@ RENEW = "renew the recording: `regcheck run SPEC --record FILE`"
 
 def fix_of(report: Report, cause: str) -> str:
     """Say what fixes a cause, with the factor that was fitted in the place of c."""
-    return roles_of(report.spec).worded(plain_fix(report, cause))
+    fix, reporting = plain_fix(report, cause), report.diagnosis and report.diagnosis.reporting
+    if cause == "penalty-in-loss" and reporting and not reporting.squared:
+        fix = fix.replace("term;", "term, whose norm would have to be squared, ½ λ ‖w‖²;")
+    return roles_of(report.spec).worded(fix)
 
 
 def plain_fix(report: Report, cause: str) -> str:

@@ -76,7 +76,8 @@ def reported_formula(report: Report, reporting: Reporting, best: Explanation | N
     for name, fit in reporting.strengths.items():
         if fit.factor:
             letter = {"weight": "w", "bias": "b"}.get(name, name)
-            formula += f" + ½·{fit.factor:.6g} Σ{letter}²"
+            squares = f" + ½·{fit.factor:.6g} Σ{letter}²"
+            formula += squares if reporting.squared else f" + {fit.factor:.6g} ‖{letter}‖"
     return formula
 
 
