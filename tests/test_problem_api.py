@@ -71,6 +71,14 @@ def test_scratch_start_fits_the_formula_and_framework_start_fits_torch() -> None
     assert framework.initial["bias"].tolist() == [0.25]
 
 
+def test_weight_of_several_outputs_keeps_torchs_shape() -> None:
+    loaded = loaded_spec()
+    tensors: Parameters = {"weight": np.ones((3, 2)), "bias": np.ones(3)}
+    problem = dataclasses.replace(build_problem(loaded), architecture=None, initial=tensors)
+    start = user_problem(problem, loaded.spec, framework=False).initial
+    assert start["weight"].shape == (3, 2)
+
+
 def test_tensors_of_other_names_keep_their_shapes() -> None:
     loaded = loaded_spec()
     tensors: Parameters = {"0.weight": np.ones((1, 2)), "1.weight": np.ones((3, 4))}

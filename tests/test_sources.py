@@ -134,3 +134,11 @@ def test_load_rows_synthetic_targets_follow_the_model() -> None:
     _, residual, *_ = np.linalg.lstsq(design, linear.y, rcond=None)
     # The noise has a standard deviation of 0.1; 200 rows estimate it to within a fifth.
     assert np.sqrt(residual[0] / 197) == pytest.approx(0.1, rel=0.2)
+
+
+def test_target_of_words_is_refused_once_where_numbers_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"holds labels \(cat, dog\); number them in the file"
+    ) as it:
+        from_csv(tmp_path, "a,y\n1,cat\n2,dog\n")
+    assert len(str(it.value).splitlines()) == 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from regcheck.checking import check
-from regcheck.report.texts.step_table import chosen
+from regcheck.compare.trace import TensorTrace
+from regcheck.report.texts.step_table import chosen, step_cells
 from tests.conftest import told
 from tests.printed import Spec, printed
 
@@ -40,6 +41,16 @@ def test_chosen_rows_hold_the_divergence_of_the_loss(small: Spec) -> None:
     )
     assert told(report.first_loss_divergence).step == 2
     assert chosen(report, 1) == [1]
+
+
+def test_row_of_tensors_that_all_agree_shows_the_one_that_is_farthest_apart(small: Spec) -> None:
+    report = check(small)
+    agrees = TensorTrace(drift=0.0, local=0.0, bound=1.0, ratio=0.0, judged=0.0)
+    tensors = {"weight": agrees, "bias": agrees._replace(drift=0.5)}
+    row = report.comparison.trace[0]._replace(tensors=tensors)
+
+    (cells,) = step_cells(report, row, worst_alone=True)
+    assert "bias" in cells.texts
 
 
 def test_final_entries_listed_are_those_that_differ_most(small: Spec) -> None:

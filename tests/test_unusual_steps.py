@@ -75,3 +75,23 @@ def test_first_step_alone_asks_for_the_start_unless_its_loss_is_torchs() -> None
     for loss, said in ((silent, "Is the start `problem.initial`? Else look"), (told_loss, "Look")):
         short = summary(check(spec, scratch=code(step, loss)))
         assert f"are torch's. {said} for what step 1 does otherwise" in short.known[0]
+
+
+def norm(at: At) -> float:
+    return float(np.linalg.norm(np.append(at.gw, at.gb)))
+
+
+def root(at: At) -> float:
+    return float(2 * np.sqrt(at.loss))
+
+
+@pytest.mark.parametrize(("divisor", "said"), [(norm, "its norm"), (root, "2 √loss")])
+def test_gradient_that_is_divided_by_a_number_of_each_step_is_told(divisor: Any, said: str) -> None:
+    def step(at: At) -> tuple[Any, Any]:
+        x = 1e-3 * divisor(at)  # with an lr of its own, which makes much longer steps than torch's
+        return at.along(at.gw / x, at.gb / x, penalty=0)
+
+    report = check(BASE | {"weight_decay": 0}, scratch=code(step, silent))
+    headline = f"DIVERGED at step 1: the updates are torch's with the gradient divided by {said}"
+    assert summary(report).headline.startswith(headline)
+    assert "each step's lr is 50/" in " ".join(summary(report).known)

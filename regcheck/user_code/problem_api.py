@@ -116,15 +116,16 @@ class UserProblem:
 def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProblem:
     """Make what one side's function is given; every call makes fresh copies.
 
-    The scratch side's one-layer weight is a vector (d,), so that `X @ w + b` is (n,); the
-    framework's tensors keep torch's shapes.
+    The scratch side's one-layer weight of one output is a vector (d,), so that `X @ w + b` is (n,);
+    the framework's tensors keep torch's shapes.
     """
     schedule = problem.schedule
     dtype = problem.framework_dtype if framework else problem.scratch_dtype
     initial = {name: tensor.astype(dtype) for name, tensor in problem.initial.items()}
     one_vector = problem.architecture is None or problem.architecture.is_one_vector
     if not framework and one_vector and initial.keys() <= {"weight", "bias"}:
-        initial["weight"] = initial["weight"].reshape(-1)
+        w = initial["weight"]
+        initial["weight"] = w[0] if w.ndim == 2 and len(w) == 1 else w
     return UserProblem(
         X=copied(problem.X, dtype),
         y=copied(problem.y, dtype),

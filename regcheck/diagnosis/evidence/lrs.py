@@ -19,6 +19,9 @@ INSIDE = "momentum-lr-inside"
 MOST_RATES = 6
 """The lrs that are listed."""
 
+ROOT_SLACK = 1e-6
+"""The share by which a norm or a loss that code takes of its own may be another than torch's."""
+
 DIGITS = (6, 9, 17)
 """How many digits a lr is listed with: the fewest by which it differs from torch's."""
 
@@ -39,6 +42,7 @@ def other_rates(replay: Replay) -> Evidence | None:
     return (
         past_the_end(replay, rates)
         or other_clip(replay, rates)
+        or divided(replay, rates)
         or Evidence(
             "The updates are torch's with other lrs",
             f": from step {first:,} on {own_text}, where torch has {torch_text}.",
@@ -98,6 +102,27 @@ def other_clip(replay: Replay, rates: Rates) -> Evidence | None:
         "and then the lr.",
         "says-next",
     )
+
+
+DIVIDED = {
+    "its norm": "{c}/‖g‖, with ‖g‖ over all tensors: do not divide by it",
+    "2 √loss": "{c}/(2 √loss), which is the gradient of √loss: do not take the root",
+}
+"""By what a gradient is divided: what its steps' lrs are then, and what to do."""
+
+
+def divided(replay: Replay, rates: Rates) -> Evidence | None:
+    """Describe lrs c/x, with x a number of each step's by which code may divide its gradient."""
+    history, at = replay.history, np.array(rates.steps) - 1
+    norms = np.linalg.norm(history.all("gradient")[at], axis=1)
+    for text, x in zip(DIVIDED, (norms, 2 * np.sqrt(history.loss("framework")[at])), strict=True):
+        c = rates.own * x
+        middle = float(np.median(c))
+        if len(at) > 2 and (np.abs(c - middle) <= rates.slack * x + ROOT_SLACK * middle).all():
+            rest = DIVIDED[text].format(c=f"{middle:.6g}")
+            clause = f"The updates are torch's with the gradient divided by {text}"
+            return Evidence(clause, f": each step's lr is {rest}.", "says-next")
+    return None
 
 
 def past_the_end(replay: Replay, rates: Rates) -> Evidence | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from regcheck.diagnosis.fits.moves import Moves
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each
+from regcheck.numerics.least_squares import ROUNDED, SLACK, fit_each, longer
 from regcheck.problem.batches import Schedule
 from regcheck.problem.problem import Array
 from regcheck.rules.causes.cause import Change
@@ -101,7 +101,8 @@ def rates_of(replay: Replay, least: int = 1, change: Change = NONE) -> Rates | N
     shown = entries >= least
     slope, target = slope[shown], target[shown]
     alpha, spread = fit_each(slope, target, 1)
-    left = np.abs(target - alpha[:, None] * slope)
+    times = np.divide(alpha * base, lrs[shown, 0], out=np.ones_like(alpha), where=lrs[shown, 0] > 0)
+    left = np.abs(target - alpha[:, None] * slope) / longer(times[:, None], slope)
     if shown.sum() < least or left.max() > 1 or (alpha < 0).any() or not slope.any():
         return None
     earlier = np.array([batch.lr for batch in every[: moves.at.start]])

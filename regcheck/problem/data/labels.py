@@ -29,11 +29,13 @@ def labels(loaded: LoadedSpec, columns: Columns, index: int, positive: str | Non
     path, head = columns.path, head_of(loaded)
     column: Numbers = columns.values[:, index].copy()
     if positive is None:
-        if head == "logistic" and columns.is_text(index):
+        if columns.is_text(index):
             present = sorted(one for one in labels_in(path, index) if not is_missing(one))
             some = ", ".join(map(in_yaml, present[:5])) + (", .." if len(present) > 5 else "")
-            text = f"holds labels ({some}); name the one that is 1 with `positive: LABEL`"
-            raise loaded.error(("data", "target"), text)
+            remedy = "number them in the file, from 0 on, or set `model: softmax`"
+            if head == "logistic":
+                remedy = "name the one that is 1 with `positive: LABEL`"
+            raise loaded.error(("data", "target"), f"holds labels ({some}); {remedy}")
         return column
     if head != "logistic":
         model = loaded.spec.model

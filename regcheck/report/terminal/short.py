@@ -42,13 +42,14 @@ WIDE = 120
 class Extent(NamedTuple):
     """How much is shown: steps of the table, lines that both rules share, remarks, end values.
 
-    None stands for all steps.
+    None stands for all steps; `formulas` is whether the rules' own lines are shown.
     """
 
     steps: int | None
     shared: int
     remarks: int
     ends: int
+    formulas: bool = True
 
 
 EXTENTS = (
@@ -60,7 +61,8 @@ EXTENTS = (
     Extent(steps=2, shared=0, remarks=2, ends=4),
     Extent(steps=2, shared=0, remarks=1, ends=3),
     Extent(steps=2, shared=0, remarks=1, ends=0),
-    Extent(steps=0, shared=0, remarks=0, ends=0),
+    Extent(steps=0, shared=0, remarks=1, ends=0),
+    Extent(steps=0, shared=0, remarks=1, ends=0, formulas=False),
 )
 """From the most to the least; the first that fits is taken."""
 
@@ -104,7 +106,7 @@ def sections(
     if found.expectation:
         yield Text(found.expectation, "bold green" if report.expected else "bold red")
     yield ""
-    yield from rules(found, width, extent.shared)
+    yield from rules(found if extent.formulas else without_lines(found), width, extent.shared)
     if extent.steps != 0 and len(report.comparison.trace):
         yield ""
         for line in table_lines(report, extent.steps, width, worst_alone=worst_alone):
@@ -150,6 +152,11 @@ def rules(found: Summary, width: int, shared: int) -> Iterator[RenderableType]:
         yield grid
     if shared or width >= WIDE or any(one.lines not in ((), known[0].lines) for one in known):
         yield from (Text(f" {letter}", "dim") for letter in found.letters[: max(1, shared)])
+
+
+def without_lines(found: Summary) -> Summary:
+    """Return a summary with the titles of its rules alone."""
+    return replace(found, rules=tuple(rule._replace(lines=()) for rule in found.rules), letters=())
 
 
 def labelled_rule(rule: Rule, width: int) -> Iterator[tuple[Text, Text]]:

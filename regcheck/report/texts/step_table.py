@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from regcheck.compare.drift import no_nan
 from regcheck.compare.trace import TensorTrace, TraceRow
 from regcheck.report.result import Report
 from regcheck.report.texts.numbers import power
@@ -146,7 +147,8 @@ def step_cells(report: Report, row: TraceRow, worst_alone: bool) -> list[Cells]:
     of_loss = "red" if beyond else ""
     tensors = list(row.tensors.items())
     if worst_alone:
-        tensors = [max(tensors, key=lambda one: excess(report, *one))]
+        # Where all agree, the one that earlier steps put farthest apart.
+        tensors = [max(tensors, key=lambda one: (excess(report, *one), no_nan(one[1].drift)))]
     lines = []
     for place, (name, tensor) in enumerate(tensors):
         exceeds = tensor.judged > report.spec.tolerance.of(name).limit
