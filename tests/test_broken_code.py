@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from regcheck import cli
+from regcheck.rules.words import all_of
+from regcheck.user_code.problem_api import UserProblem
 from tests.conftest import ROOT, run_of, runs_of
 from tests.user_files import SPEC, YIELD, Done, loop, run_here, write_spec
 
@@ -171,6 +174,16 @@ REFUSED: dict[str, tuple[str, ...]] = {
         loop("problem.X = 2 * problem.X"),
         AT_1 + "raised dataclasses.FrozenInstanceError",
         "The problem's fields cannot be changed: use variables of your own",
+    ),
+    "asks for what the problem has not": (
+        loop("problem.learning_rate"),
+        AT_1 + "raised AttributeError: 'UserProblem' object has no attribute 'learning_rate'",
+        f"The problem has {all_of([one.name for one in fields(UserProblem)])}.",
+    ),
+    "asks for another tensor": (
+        loop("problem.initial['W1']"),
+        AT_1 + "raised KeyError: 'W1; the start has weight and bias'",
+        "`problem.initial` holds the start by torch's names",
     ),
     "deletes from the problem": (
         loop("del problem.y"),

@@ -178,3 +178,14 @@ def test_adagrads_eps_inside_the_root_is_torchs_start_of_the_sum() -> None:
     torchs = {"name": "adagrad", "initial_accumulator_value": 0.1, "eps": 0.0}
     assert found.fix.changes == {"framework": {"optimizer": torchs}}
     assert check(spec | found.fix.changes, scratch=code(step)).verdict == "equivalent"
+
+
+def test_lr_of_a_seventh_is_torchs_to_the_last_digit() -> None:
+    zeros = BASE | {"weight_decay": 0, "init": "zeros", "lr": 0.07, "epochs": 3}
+
+    def step(at: At) -> tuple[Any, Any]:
+        return at.along(at.gw / 7, at.gb / 7, penalty=0, lr=0.07)
+
+    found = told(check(zeros, scratch=code(step)).diagnosis)
+    assert isinstance(found.fix, SpecFix)
+    assert found.fix.changes == {"framework": {"lr": 0.01}}

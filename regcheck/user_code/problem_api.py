@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from regcheck.problem.batches import Schedule
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.convention import is_bias
+from regcheck.rules.words import all_of
 from regcheck.spec import Spec
 
 Rows = NDArray[np.intp]
@@ -75,6 +76,13 @@ def joined(micro_batches: list[Rows]) -> Rows:
     return micro_batches[0] if len(micro_batches) == 1 else np.concatenate(micro_batches)
 
 
+class Start(dict[str, Array]):
+    """The tensors that a training starts from."""
+
+    def __missing__(self, name: str) -> Array:
+        raise KeyError(f"{name}; the start has {all_of(self)}")
+
+
 @dataclass(frozen=True, eq=False)
 class UserProblem:
     """One training, as a user's function sees it.
@@ -121,7 +129,7 @@ def user_problem(problem: Problem, spec: Spec, *, framework: bool) -> UserProble
     """
     schedule = problem.schedule
     dtype = problem.framework_dtype if framework else problem.scratch_dtype
-    initial = {name: tensor.astype(dtype) for name, tensor in problem.initial.items()}
+    initial = Start({name: tensor.astype(dtype) for name, tensor in problem.initial.items()})
     one_vector = problem.architecture is None or problem.architecture.is_one_vector
     if not framework and one_vector and initial.keys() <= {"weight", "bias"}:
         w = initial["weight"]

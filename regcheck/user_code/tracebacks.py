@@ -61,6 +61,17 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
         "to field '",
         "The problem's fields cannot be changed: use variables of your own: `X = 2 * problem.X`.",
     ),
+    (
+        AttributeError,
+        "'UserProblem' object has no attribute",
+        "The problem has X, y, batches, micro_batches, initial, lr, lrs, weight_decay, epochs, "
+        "batch_size, steps, optimizer, clip_norm, clip_value, model and loss.",
+    ),
+    (
+        KeyError,
+        "the start has ",
+        "`problem.initial` holds the start by torch's names: take these.",
+    ),
     (AttributeError, "delete field '", "The problem's fields cannot be deleted: remove that line."),
     (
         ModuleNotFoundError,

@@ -19,7 +19,7 @@ import numpy as np
 from regcheck.diagnosis.fits.newton import Open, misses, solve
 from regcheck.diagnosis.records import Explanation
 from regcheck.diagnosis.replay import Replay
-from regcheck.numerics.least_squares import Fit, fit_all, rounded
+from regcheck.numerics.least_squares import SLACK, Fit, fit_all, rounded
 from regcheck.problem.problem import Array, Problem
 from regcheck.rules.causes.catalogue import CAUSES
 from regcheck.rules.causes.cause import Change, named_factors
@@ -80,7 +80,12 @@ def with_factor(
     key, named = CAUSES[cause].factor_key, named_factors(cause, training)
     assert key is not None
     plainest: Explanation | None = None
-    for near in dict.fromkeys((fit.plain(named), fit.plain(named, slack=1.0), fit)):
+    # With the lr that matches, torch's steps are as much smaller, and so is their rounding.
+    share = 1.0 if key == "penalty_factor" else min(1.0, abs(fit.factor))
+    parts = round(1 / abs(fit.factor)) if 0 < abs(fit.factor) < 1 else 1  # 1/7 is no short decimal
+    among = (*named, math.copysign(1 / parts, fit.factor)) if parts > 1 else named
+    plain = (fit.plain(among, slack=slack * share) for slack in (SLACK, 1.0))
+    for near in dict.fromkeys((*plain, fit)):
         found = replay.explanation(names, {**change, key: near.factor}, {cause: near})
         if found is not None and replay.unwidened(found.change) <= 1:
             return found
