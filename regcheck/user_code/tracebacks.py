@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sysconfig
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 from regcheck.errors import one_line, shortened
+from regcheck.rules.words import all_of
+from regcheck.user_code.problem_api import UserProblem
 
 PACKAGE = str(Path(__file__).parent.parent)
 """Where regcheck's own code is."""
@@ -64,8 +67,7 @@ HINTS: tuple[tuple[type[BaseException], str, str], ...] = (
     (
         AttributeError,
         "'UserProblem' object has no attribute",
-        "The problem has X, y, batches, micro_batches, initial, lr, lrs, weight_decay, epochs, "
-        "batch_size, steps, optimizer, clip_norm, clip_value, model and loss.",
+        f"The problem has {all_of([one.name for one in fields(UserProblem)])}.",
     ),
     (
         KeyError,
