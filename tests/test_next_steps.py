@@ -31,6 +31,7 @@ NEXT = {
     "look-ahead": "",
     "frozen": "train these tensors in torch too, or leave them as they are",
     "not-given": "give these tensors to torch's optimizer, or leave them as they are",
+    "float32": "compute all of it in float64: look for `.astype(np.float32)`",
     "l1-penalty": "take λ w, torch's weight decay, in the place of c sign(w); or give torch the L1",
     "never-updated": "update in each step what is never updated, as all else",
     "other-t": "let t be 1 at the first step, and one more at each, in all epochs alike",

@@ -1,4 +1,4 @@
-"""Inputs of another kind: data or parameters in float32, batches and schedules early or late."""
+"""Inputs of another kind: numbers kept in float32, batches and schedules early or late."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regcheck.problem.batches import Schedule
 from regcheck.problem.row_orders import other_orders
 from regcheck.report.terminal.details import report_text
 from regcheck.user_code.problem_api import UserProblem
-from tests.by_hand import BASE, LAMBDA, LR, TORCHS, At, Spec, Step, code, same, silent
+from tests.by_hand import BASE, LAMBDA, LR, MOMENTUM, TORCHS, At, Spec, Step, code, same, silent
 from tests.conftest import told
 
 BATCHES: Spec = {"batch_size": 16, "shuffle": {"seed": 3}, "epochs": 6}  # 16, 16 and 8 rows
@@ -76,6 +76,40 @@ def test_part_that_is_rounded_to_float32_is_named(name: str) -> None:
 
     assert (found.explained, found.causes) == (True, ("precision",))
     assert told(found.best).note == note
+
+
+def test_gradient_in_float32_is_named() -> None:
+    found = found_in(lambda at: at.along(single(at.gw), single(at.gb)))
+    assert (found.explained, found.causes) == (True, ("precision",))
+    assert told(found.best).note == "the gradient is rounded to float32"
+
+
+def velocity(keep: Callable[[Any], Any]) -> Step:
+    """Keep the velocity rounded, and step by what is kept."""
+
+    def step(at: At) -> tuple[Any, Any]:
+        v = keep(0.9 * at.memory.get("v", 0) + at.gw + LAMBDA * at.w)
+        u = keep(0.9 * at.memory.get("u", 0) + at.gb + LAMBDA * at.b)
+        at.memory |= {"v": v, "u": u}
+        return at.w - LR * v, at.b - LR * u
+
+    return step
+
+
+def test_velocity_in_float32_is_told_by_the_size_of_the_difference() -> None:
+    found = found_in(velocity(single), **MOMENTUM)
+    (evidence,) = found.evidence
+    assert (evidence.kind, found.stage, found.causes) == ("float32", "update", ())
+    clause = "The updates are torch's to 1.1e-07 of their size, about the rounding of float32"
+    assert evidence.clause == clause
+
+
+@pytest.mark.parametrize("digits", [4, 10])
+def test_velocity_that_is_rounded_more_or_less_is_not_told_so(digits: int) -> None:
+    def keep(values: Any) -> Any:
+        return np.array([float(f"{value:.{digits}g}") for value in values])
+
+    assert not any(one.kind == "float32" for one in found_in(velocity(keep), **MOMENTUM).evidence)
 
 
 @pytest.mark.slow

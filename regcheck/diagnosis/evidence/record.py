@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal[
+    "float32",
     "frozen",
     "l1-penalty",
     "look-ahead",

@@ -20,6 +20,14 @@ from regcheck.trainers.numpy_state import ForwardBackward
 LEAST_STEPS = 3
 """Steps of which one may differ from all others."""
 
+FLOAT32_ROUNDOFF = 2.0**-24
+"""The largest share of a number that rounding it to float32 changes."""
+
+FLOAT32_UNITS = (0.25, 64.0)
+"""How many times as much a step may be changed by what is kept in float32 over many steps."""
+
+LEAST = 1e-300
+"""What a step that is 0 is divided by."""
 
 YIELDED_EARLY = Evidence(
     "Your code yields its parameters before their update",
@@ -136,4 +144,29 @@ def one_step_alone(run: Run, replay: Replay) -> Evidence | None:
         f": the other {len(run.history) - 1:,} steps are torch's. "
         f"{look} for what step {step:,} does otherwise, such as the branch of an `if`.",
         "says-next",
+    )
+
+
+def rounded_to_float32(replay: Replay) -> Evidence | None:
+    """Describe steps in float64 that are torch's to about float32's rounding; None if they are not.
+
+    What an optimizer remembers in float32 is off by some units of its roundoff, and so is a step
+    by it: of the entry's longest so far, as one that is nearly 0 by cancellation has no less.
+    """
+    problem, longest, most = replay.torch.problem, np.zeros(replay.history.entries), 0.0
+    if problem.scratch_dtype != "float64" or problem.framework_dtype != "float64":
+        return None
+    for record, after in replay.steps(replay.torch):
+        longest = np.maximum(longest, np.abs(after - record.before))
+        off = np.maximum(np.abs(after - record.scratch) - record.bound * replay.limits, 0)
+        most = max(float((off / np.maximum(longest, LEAST)).max()), most)  # NaN stays
+        if not most <= FLOAT32_UNITS[1] * FLOAT32_ROUNDOFF:
+            return None
+    if most < FLOAT32_UNITS[0] * FLOAT32_ROUNDOFF:
+        return None
+    return Evidence(
+        f"The updates are torch's to {most:.1e} of their size, about the rounding of float32",
+        ", as where the moments, the velocity or the gradient are kept in float32, or where the "
+        "gradient is taken by finite differences.",
+        "float32",
     )

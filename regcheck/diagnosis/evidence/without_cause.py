@@ -19,7 +19,13 @@ from regcheck.diagnosis.evidence.lrs import other_rates, with_a_cause
 from regcheck.diagnosis.evidence.penalties import other_penalty
 from regcheck.diagnosis.evidence.record import Evidence, Kind, remark
 from regcheck.diagnosis.evidence.step_counts import other_counts
-from regcheck.diagnosis.evidence.steps import late_evidence, never_again, not_finite, one_step_alone
+from regcheck.diagnosis.evidence.steps import (
+    late_evidence,
+    never_again,
+    not_finite,
+    one_step_alone,
+    rounded_to_float32,
+)
 from regcheck.diagnosis.evidence.tensors import (
     by_batch_size,
     settings_evidence,
@@ -99,6 +105,7 @@ def descriptions(
 
     `agrees` is whether the gradient is known to be torch's; one that is not may be clipped.
     """
+    yield "update", rounded_to_float32
     yield "optimizer", one_clips
     if agrees is False:
         return

@@ -1,8 +1,8 @@
 """Whether a user's code follows a rule from other inputs: another start, other rows, or rounded.
 
-Data or parameters that are kept in float32, in a computation that else is in float64, are known by
-what a step comes to from them: from rounded data all of it, to the rounding of float64; from
-rounded parameters it is within half a unit in the last place of float32.
+Data, gradients or parameters that are kept in float32, in a computation that else is in float64,
+are known by what a step comes to from them: from rounded data or gradients all of it, to the
+rounding of float64; from rounded parameters it is within half a unit in the last place of float32.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def afters(
 
 
 def from_rounded(run: Run, replay: Replay) -> Explanation | None:
-    """Find data, or parameters, that are rounded to float32 where torch computes in float64."""
+    """Find data, parameters or gradients in float32 where torch computes in float64."""
     problem = run.torch.problem
     if problem.scratch_dtype != "float64" or problem.framework_dtype != "float64":
         return None
     if not np.isfinite(replay.history.all("scratch")).all():  # no number is rounded to NaN
         return None
-    found = parameters_rounded(replay)
+    found = parameters_rounded(replay) or gradient_rounded(replay)
     if found is not None or not run.sees_rows or not run.scratch_is_reference:
         return found
     X, y = as_float32(problem.X), as_float32(problem.y)
@@ -95,6 +95,17 @@ def as_float32(numbers: Array) -> Array:
     if numbers.dtype.kind == "i":
         return numbers
     return numbers.astype(np.float32).astype(np.float64)
+
+
+def gradient_rounded(replay: Replay) -> Explanation | None:
+    """Return whether the steps are torch's from a gradient that is rounded to float32."""
+
+    def known(record: Record) -> ForwardBackward:
+        return replay.pass_with(record, as_float32(record.gradient))
+
+    residual = replay.largest(afters(replay, replay.torch, known=known))
+    note = "the gradient is rounded to float32"
+    return Explanation(("precision",), {}, residual, note=note) if residual <= 1 else None
 
 
 def parameters_rounded(replay: Replay) -> Explanation | None:

@@ -45,6 +45,8 @@ BY_KIND: dict[Kind, str] = {
     "frozen": "train these tensors in torch too, or leave them as they are in the scratch code",
     "not-given": "give these tensors to torch's optimizer, or leave them as they are in the "
     "scratch code",
+    "float32": "compute all of it in float64: look for `.astype(np.float32)` and "
+    "`dtype=np.float32`; or allow for it, by a `tolerance` of rtol and atol",
     "l1-penalty": "take λ w, torch's weight decay, in the place of c sign(w); or give torch the "
     "L1 term too, whose gradient at 0 is 0: a loss function with c * w.abs().sum() in it, from a "
     "function of your own (`framework: model.py:build`)",
