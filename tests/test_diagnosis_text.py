@@ -206,11 +206,11 @@ LOSSES: dict[str, tuple[Train, Spec, str, str]] = {
         "½ torch's loss + ½·0.1 Σw²",
         "0.5 mean ℓ + ½·0.1 Σw² + ½·0.1 Σb²",
     ),
-    "sum": (trained(reported=float), MINI, "B torch's loss", "Σℓ"),
+    "sum": (trained(reported=float), MINI, "B times torch's loss", "Σℓ"),
     "half the sum": (
         trained(reported=lambda rows: rows / 2),
         MINI,
-        "½ B torch's loss",
+        "½ B times torch's loss",
         "0.5 Σℓ",
     ),
     "odd": (trained(reported=lambda rows: 0.3), {}, "0.3·torch's loss", "0.3 mean ℓ"),

@@ -41,6 +41,8 @@ NEXT = {
 }
 """What is next by the kind of evidence, of several kinds by the first."""
 
+OF_GRADIENT = "compare the gradient at step 1 with torch's, tensor by tensor"
+
 WORDS = (
     "The updates are never updated, though frozen in torch (requires_grad is False), without "
     "clipping: look for the constant lr."
@@ -76,7 +78,7 @@ def test_each_kind_says_what_is_next(kind: Kind) -> None:
 def test_kinds_that_say_nothing_of_what_is_next_leave_it_to_the_stage() -> None:
     assert [*NEXT] == [*BY_KIND]
     for kind in {*get_args(Kind)} - NEXT.keys():
-        assert short(remark(WORDS, kind)).next[0].startswith(IN_ORDER.format(step="step 1"))
+        assert short(remark(WORDS, kind)).next[0].startswith(OF_GRADIENT)
     assert short(remark(WORDS, "loss-differs"), of_loss=remark(".")).next == (LOSSES_ALIKE,)
 
 
@@ -132,7 +134,7 @@ def test_clause_is_in_the_headline(evidence: Evidence, said: str) -> None:
     ids=["remark", "another tensor", "too long"],
 )
 def test_what_is_not_for_the_headline_is_not_in_it(evidence: Evidence) -> None:
-    assert short(evidence).headline.endswith("in the update; no known cause explains it")
+    assert short(evidence).headline.endswith("in the gradient; no known cause explains it")
 
 
 def test_loss_that_differs_already_is_in_the_headline_with_its_reason() -> None:

@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         wrong_sign_of_bias,
         {},
         1,
-        "update",
+        "gradient",
         [
             "weight is updated by torch's rule.",
             "bias is updated by a wrong sign: −1 times torch's gradient.",
@@ -79,8 +79,8 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         uphill,
         {},
         1,
-        "update",
-        ["weight and bias are updated by −1 times torch's update: a sign is wrong."],
+        "gradient",
+        ["weight and bias are updated by −1 times torch's update: subtract it, do not add it."],
     ),
     "the gradient of the step before": (
         stale,
@@ -100,7 +100,7 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         wrong_derivative,
         {},
         1,
-        "update",
+        "gradient",
         ["Finite differences of the loss confirm torch's gradient: at step 1 they differ from it"],
     ),
     "another form of Nesterov momentum": (
@@ -126,14 +126,14 @@ WRONG: dict[str, tuple[Step, Spec, int, str, list[str]]] = {
         lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * (ROWS * at.gb)),
         {},
         1,
-        "update",
+        "gradient",
         ["weight is updated by torch's rule.", "bias is updated by 40 times torch's gradient"],
     ),
     "a mean of a mean in one tensor": (
         lambda at: (at.w - LR * (at.gw + LAMBDA * at.w), at.b - LR * at.gb / len(at.y)),
         BATCHES,
         1,
-        "update",
+        "gradient",
         [
             "weight is updated by torch's rule.",
             "bias is updated by 1/B times torch's gradient, B being each batch's own size, without",
@@ -169,7 +169,7 @@ def test_derivative_of_tanh_from_the_wrong_side_of_it_is_told_by_its_tensors() -
     first, found = wrong.first_divergence, wrong.diagnosis
     assert first is not None
     assert found is not None
-    assert (first.step, first.stage, found.explained) == (1, "update", False)
+    assert (first.step, first.stage, found.explained) == (1, "gradient", False)
     told = " ".join(one.text for one in found.evidence)
     assert "0.weight and 0.bias are updated by no constant combination of torch's gradient" in told
     assert "2.weight and 2.bias are updated by torch's rule." in told

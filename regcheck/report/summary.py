@@ -121,7 +121,7 @@ def explanation(report: Report) -> dict[str, Any]:
         known = [one.text for one in found.evidence]
         if report.spec.recording:
             known = [ALTERED, *known[:1]]
-        known += [one.text for one in fitted_lines(report, found)]
+        known += [f"{one.text[0].upper()}{one.text[1:]}." for one in fitted_lines(report, found)]
     return {
         "verified": worded(f"{verified(report, found, best)}.") if best else "",
         "ambiguous": tuple(map(worded, alternatives(report, found))),

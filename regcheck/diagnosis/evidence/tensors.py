@@ -70,7 +70,8 @@ def rule_of(one: EffectiveSettings, weight_decay: float, gradient: str = "") -> 
     if alpha.is_near(1.0) and own:
         return Evidence("updated by " + (gradient or "torch's rule") + ".")
     if alpha.is_near(-1.0) and (decay is None or decay.is_near(-weight_decay)):
-        return Evidence("updated by −1 times torch's update", ": a sign is wrong.")
+        rest = ": subtract it, do not add it."
+        return Evidence("updated by −1 times torch's update", rest, "says-next")
     penalty = ""
     if decay is not None and not own:
         penalty = f" and a weight decay of {decay.factor:.6g} w"

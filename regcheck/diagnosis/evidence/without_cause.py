@@ -87,15 +87,25 @@ def without_cause(
     known = by_tensor.get(first.at.tensor) if first is not None else None
     if known and known.kind in STAGES:
         return evidence, STAGES[known.kind]
-    stage: Stage = "update" if agrees is None else "optimizer" if agrees else "gradient"
-    stage = "gradient" if differing else stage
-    if agrees is None and run.is_linear and not any(one.fits for one in settings.values()):
+    by_rule = any(one.fits for one in settings.values())
+    stage = "gradient" if differing else stage_by(agrees, by_rule=run.is_linear and by_rule)
+    if agrees is None and run.is_linear and not by_rule:
         known, by_steps = recursion_evidence(replay, run.training.settings.momentum)
         evidence.append(known)
         stage = by_steps or stage
     if stage == "gradient" or (stage == "update" and agrees is None and run.is_linear):
         evidence.append(finite_differences(run, replay, record))
     return evidence, stage
+
+
+def stage_by(agrees: bool | None, *, by_rule: bool) -> Stage:
+    """Return the stage by whether the gradient agrees.
+
+    Where that is not known, some tensors may go `by_rule`: then it is the others' gradient.
+    """
+    if agrees is None:
+        return "gradient" if by_rule else "update"
+    return "optimizer" if agrees else "gradient"
 
 
 def descriptions(
