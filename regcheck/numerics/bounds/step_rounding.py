@@ -56,6 +56,19 @@ def allowed(bound: Array, lost: NDArray[np.bool_], *sides: Array) -> Array:
     return np.where(lost & ~numbers, np.inf, bound)
 
 
+def overflowing(bound: Array, *, all_finite: bool, mixed: bool) -> Array:
+    """Return the bound, inf or NaN where it is no number, or where not all of a step's are finite.
+
+    `mixed` is whether the sides' dtypes differ.
+    """
+    # A side that overflows alone does so by its dtype where there are two: no rounding.
+    found = np.where(np.isfinite(bound), bound, np.nan if mixed else np.inf)
+    if not all_finite:
+        # Once numbers have overflowed, the rest depends on the order of computation.
+        found[np.isfinite(found)] = np.nan
+    return found
+
+
 def some(option: Any) -> bool:
     """Whether an option is other than 0 for any entry; for one number, np.any is not asked."""
     return bool(np.any(option)) if isinstance(option, np.ndarray) else bool(option)

@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 
 from regcheck.numerics.bounds.optimizers.optimizer_rounding import Noise, formula_of
 from regcheck.numerics.bounds.rounding import Bounds
-from regcheck.numerics.bounds.step_rounding import Carried, OptimizerStep, Propagated, allowed
+from regcheck.numerics.bounds.step_rounding import (
+    Carried,
+    OptimizerStep,
+    Propagated,
+    allowed,
+    overflowing,
+)
 from regcheck.numerics.packing import finite, flat, joined
 from regcheck.problem.batches import Batch
 from regcheck.problem.problem import Parameters
@@ -184,7 +190,6 @@ class MeasuredBounds:
             found = sample(self.trainer, before, batch, rounding, mixed=mixed)
             self.noise.add(found.loss, [found.gradient, found.used][: len(self.noise.gradients)])
         sizes = self.noise.sizes()
-        # Kept for the steps after it:
         self.measured = sizes[0], np.maximum(sizes[-1], self.eps * np.abs(entries.used))
         self.rms = self.root_mean_squares(entries.used)
         for _, part, _ in self.layout.places:
@@ -211,8 +216,7 @@ class MeasuredBounds:
         Entry by entry the formulas do not look at each other, so that a large model is worked
         through in blocks which stay in the processor's cache.
         """
-        framework, layout = steps.framework, self.layout
-        skipped = self.trainer.skipped
+        framework, layout, skipped = steps.framework, self.layout, self.trainer.skipped
         trained = np.array([name not in skipped for name in layout.shapes])
         propagate = self.by_clones(framework.before) if self.formula is None else self.by_formula()
         of_gradient, of_used, bounds = [], [], []
@@ -229,8 +233,9 @@ class MeasuredBounds:
         bound = joined([each.after for each in bounds])
         bound += self.tiny
         tensors = layout.split(bound)
-        if not (tensors.is_finite and self.is_finite()):
-            tensors = layout.split(self.allowing_overflow(bound))
+        all_finite = finite(self.entries.gradient) and finite(self.entries.after)
+        if not (tensors.is_finite and all_finite):
+            tensors = layout.split(overflowing(bound, all_finite=all_finite, mixed=self.mixed))
         if bounds[0].lost is not None:
             lost = joined([each.lost for each in bounds if each.lost is not None])
             scratch = flat({name: steps.scratch.after[name] for name in framework.after})
@@ -246,19 +251,6 @@ class MeasuredBounds:
             rounded += self.tiny
             of_stage = layout.split(rounded)
         return Bounds((), loss, of_stage, tensors, tensors, tensors)
-
-    def is_finite(self) -> bool:
-        """Whether the step's numbers are finite."""
-        return finite(self.entries.gradient) and finite(self.entries.after)
-
-    def allowing_overflow(self, bound: Array) -> Array:
-        """Return inf or NaN where a bound is no number or the step's numbers overflow."""
-        # A side that overflows alone does so by its dtype where there are two: no rounding.
-        allowed = np.where(np.isfinite(bound), bound, np.nan if self.mixed else np.inf)
-        if not self.is_finite():
-            # Once numbers have overflowed, the rest depends on the order of computation.
-            allowed[np.isfinite(allowed)] = np.nan
-        return allowed
 
     def by_formula(self) -> Propagate:
         """Return the propagation by the formula of the optimizer, as it is after the step."""
