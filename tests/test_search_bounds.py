@@ -57,20 +57,20 @@ def test_what_only_wider_bounds_allow_is_left_out(
     assert nearest(stub, explanations(*left)) == explanations(*kept)
 
 
-FIT = Fit(0.123456, 0.0001)
-"""Within 8 deviations of 0.123, within one of 0.1234 and 0.1235; 0.12 is farther."""
+FIT = Fit(1.23456, 0.001)
+"""Within 8 deviations of 1.23, within one of 1.234 and 1.235; 1.2 is farther."""
 
 
 @pytest.mark.parametrize(
     ("left", "refused", "told"),
     [
-        ({0.123: 0.9, 0.1235: 0.1, 0.123456: 0.1}, set(), 0.123),
-        ({0.123: 1.1, 0.1235: 0.9, 0.123456: 0.1}, set(), 0.1235),
-        ({0.123: 5.0, 0.1235: 1.1, 0.123456: 0.1}, set(), 0.123456),
+        ({1.23: 0.9, 1.235: 0.1, 1.23456: 0.1}, set(), 1.23),
+        ({1.23: 1.1, 1.235: 0.9, 1.23456: 0.1}, set(), 1.235),
+        ({1.23: 5.0, 1.235: 1.1, 1.23456: 0.1}, set(), 1.23456),
         # Where all need wider bounds, the plainest.
-        ({0.123: 5.0, 0.1235: 4.0, 0.123456: 3.0}, set(), 0.123),
-        ({0.123: 5.0, 0.1235: 4.0, 0.123456: 3.0}, {0.123}, 0.1235),
-        ({0.123: 0.1, 0.1235: 0.1, 0.123456: 0.1}, {0.123, 0.1235, 0.123456}, None),
+        ({1.23: 5.0, 1.235: 4.0, 1.23456: 3.0}, set(), 1.23),
+        ({1.23: 5.0, 1.235: 4.0, 1.23456: 3.0}, {1.23}, 1.235),
+        ({1.23: 0.1, 1.235: 0.1, 1.23456: 0.1}, {1.23, 1.235, 1.23456}, None),
     ],
 )
 def test_plainest_factor_that_needs_no_wider_bounds_is_told(

@@ -115,9 +115,9 @@ def descriptions(
 
     `agrees` is whether the gradient is known to be torch's; one that is not may be clipped.
     """
-    yield "update", rounded_to_float32
     yield "optimizer", one_clips
     if agrees is False:
+        yield "update", rounded_to_float32
         return
     yield "update", never_again
     yield "optimizer", other_rates
@@ -125,4 +125,5 @@ def descriptions(
     if run.is_linear:
         yield "penalty", other_penalty
     yield "update", partial(one_step_alone, run)
+    yield "update", rounded_to_float32
     yield "optimizer", partial(with_a_cause, run)
