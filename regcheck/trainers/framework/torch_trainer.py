@@ -119,7 +119,7 @@ class TorchTrainer:
     def without_gradient(self) -> frozenset[str]:
         """Return the tensors that have no gradient, or that the optimizer does not have."""
         return frozenset(
-            name for name, x in self.tensors.items() if name not in self.groups or x.grad is None
+            [name for name, x in self.tensors.items() if x.grad is None or name not in self.groups]
         )
 
     def step(self, batch: Batch) -> Step:

@@ -217,12 +217,12 @@ class MeasuredBounds:
         through in blocks which stay in the processor's cache.
         """
         framework, layout, skipped = steps.framework, self.layout, self.trainer.skipped
-        trained = np.array([name not in skipped for name in layout.shapes])
         propagate = self.by_clones(framework.before) if self.formula is None else self.by_formula()
         of_gradient, of_used, bounds = [], [], []
         for part in self.parts:
             coming, used = noise(part)
             if skipped:
+                trained = np.array([name not in skipped for name in layout.shapes])
                 used = used * self.of_entries(trained, part)
             of_gradient.append(coming)
             of_used.append(used)
