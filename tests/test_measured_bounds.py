@@ -184,6 +184,23 @@ def bounds_along(trainer: TorchTrainer) -> tuple[list[int], list[Array]]:
     return steps, found
 
 
+@pytest.mark.parametrize("scratch", ["float64", "float32"])
+def test_gradient_of_0_in_float32_may_be_one_that_underflows_beside_float64(scratch: str) -> None:
+    # Rprop would step by its sign.
+    dtype = {"scratch": scratch, "framework": "float32"}
+    data = {"X": [[0.0], [0.0]], "y": [0, 1]}
+    spec = {"data": data, "model": "softmax", "optimizer": "rprop", "lr": 0.01, "dtype": dtype}
+    problem = build_problem(from_mapping(spec))
+    framework = TorchTrainer(problem)
+    measured = MeasuredBounds(framework, *dtype.values())
+    for batch in problem.schedule.batches():
+        step = framework.step(batch)
+        measured.bounds(batch, Steps(step, step, step, step, None), None)
+
+    noise = measured.gradient_noise()["weight"]
+    assert (noise == (np.finfo(np.float32).tiny if scratch == "float64" else 0)).all()
+
+
 @pytest.mark.parametrize("model", [mlp, Frozen, Shared])
 def test_steps_1_4_16_and_64_are_measured(model: Callable[[], nn.Module]) -> None:
     # A tensor without a gradient makes no more of them.

@@ -221,14 +221,16 @@ class MeasuredBounds:
         of_gradient, of_used, bounds = [], [], []
         for part in self.parts:
             coming, used = noise(part)
+            if self.mixed:  # what underflows on one side is a gradient on the other
+                used = np.maximum(used, self.tiny)
             if skipped:
                 trained = np.array([name not in skipped for name in layout.shapes])
                 used = used * self.of_entries(trained, part)
             of_gradient.append(coming)
             of_used.append(used)
             bounds.append(propagate(part, used))
-        carried = [each.carried for each in bounds]
-        self.carried_on = {key: joined([each[key] for each in carried]) for key in carried[0]}
+        keys = bounds[0].carried
+        self.carried_on = {key: joined([each.carried[key] for each in bounds]) for key in keys}
         self.noise_used = joined(of_used)
         bound = joined([each.after for each in bounds])
         bound += self.tiny
