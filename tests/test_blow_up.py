@@ -6,9 +6,11 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.numerics.bounds.step_rounding import overflowing
 from tests.conftest import SMALL, Spec, in_one_line, step_of, told
 from tests.test_outcomes import F32_FIRST, X, data, diverges_at, mixed_dtypes, single_dtype
 
@@ -97,3 +99,20 @@ def test_blow_up_of_float32_alone_is_a_divergence_at_that_step(name: str, dtype:
     assert all(tensor.ratio < 8 for row in before for tensor in row.tensors.values())
     side = "scratch" if dtype is F32_FIRST else "torch"
     assert f"float32 ends at 3.4e+38: the {side} side overflows" in in_one_line(report)
+
+
+@pytest.mark.parametrize(
+    ("all_finite", "mixed", "expected"),
+    [
+        (True, False, [1.0, np.inf, np.inf]),
+        (True, True, [1.0, np.nan, np.nan]),
+        (False, False, [np.nan, np.inf, np.inf]),
+        (False, True, [np.nan] * 3),
+    ],
+)
+def test_bound_of_numbers_that_overflow_allows_or_judges_nothing(
+    all_finite: bool, mixed: bool, expected: list[float]
+) -> None:
+    bound = np.array([1.0, np.inf, np.nan])
+    found = overflowing(bound, all_finite=all_finite, mixed=mixed)
+    np.testing.assert_array_equal(found, expected)

@@ -256,13 +256,13 @@ def test_a_step_near_the_limit_is_measured_with_more_samples(
 def test_a_loss_that_differs_is_looked_at_closely_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each closer look takes dozens of passes; what has diverged needs no more of them.
     looks = []
-    closer = MeasuredBounds.closer
+    other_bounds = MeasuredBounds.other_bounds
 
     def counted(self: MeasuredBounds, batch: Batch, steps: Steps) -> Bounds | None:
         looks.append(batch.step)
-        return closer(self, batch, steps)
+        return other_bounds(self, batch, steps)
 
-    monkeypatch.setattr(MeasuredBounds, "closer", counted)
+    monkeypatch.setattr(MeasuredBounds, "other_bounds", counted)
     report = check(MLP | {"convention": {"penalty_in_loss": True}})
 
     assert report.first_divergence is None

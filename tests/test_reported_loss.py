@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from regcheck.checking import check
+from regcheck.report.summary import summary
 from regcheck.report.terminal.details import report_text
 from regcheck.report.terminal.short import short_text
 from regcheck.user_code.problem_api import UserProblem
@@ -173,7 +174,9 @@ def test_training_and_reporting_that_differ_are_told_apart() -> None:
 def test_loss_that_its_own_rule_makes_is_no_further_cause() -> None:
     # The sum is trained by and reported: one cause.
     train = code(descent(LAMBDA, by=ROWS, lr=LR), lambda at: at.loss * ROWS)
-    report = check(BASE | {"epochs": 3}, scratch=train).to_dict()
+    checked = check(BASE | {"epochs": 3}, scratch=train)
+    assert summary(checked).fixes["scratch"][-1] == "report torch's loss, not B times torch's loss"
+    report = checked.to_dict()
     assert causes_of(report["diagnosis"]) == ["loss-summed"]
     assert report["first_loss_divergence"]["step"] == 1
     assert report["diagnosis"]["explained"]

@@ -36,6 +36,21 @@ class Wide:
         return None if refused else Explanation(causes, change, 0.5, fits)
 
 
+class Anything(Wide):
+    """Leaves nothing by any factor."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def unwidened(self, change: Change) -> float:
+        return 0.0
+
+    def explanation(
+        self, causes: tuple[str, ...], change: Change, fits: Mapping[str, Fit]
+    ) -> Explanation | None:
+        return Explanation(causes, change, 0.5, fits)
+
+
 def explanations(*factors: float) -> Found:
     return tuple(Explanation((f"by {one}",), {"lr_factor": one}, 0.5) for one in factors)
 
@@ -81,6 +96,18 @@ def test_plainest_factor_that_needs_no_wider_bounds_is_told(
     found = with_factor(replay, (cause,), {}, cause, FIT, training({}))
 
     assert (found and found.fits[cause].factor) == told
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"), [("learning-rate-scaled", 0.1235), ("penalty-scaled", 0.123)]
+)
+def test_factor_that_makes_shorter_steps_is_to_be_as_much_nearer(cause: str, told: float) -> None:
+    # What is rounded in torch's own steps by the lr that matches is as much less.
+    replay: Any = Anything()
+    found = with_factor(replay, (cause,), {}, cause, Fit(0.123456, 0.0001), training({}))
+
+    assert found
+    assert found.fits[cause].factor == told
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -12,7 +12,8 @@ from pytest_regressions.file_regression import FileRegressionFixture
 from rich.console import Console
 
 from regcheck import check
-from regcheck.report.terminal.short import print_short, short_text
+from regcheck.report.terminal.short import MOST_LINES, print_short, short_text
+from tests.by_hand import BASE, TORCHS, code
 from tests.conftest import ROOT, SMALL, Spec
 
 ROUNDING = re.compile(
@@ -90,3 +91,16 @@ def test_long_names_are_not_lost(tmp_path: Path) -> None:
         text = short_text(check(spec), width)
         assert name in text
         assert max(map(len, text.splitlines())) <= width
+
+
+def test_what_a_run_cannot_distinguish_is_kept_before_any_formula(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = check(BASE | {"batch_size": "full"}, scratch=code(TORCHS))
+    assert report.verdict == "equivalent"
+    assert "←" in short_text(report)
+    monkeypatch.setitem(MOST_LINES, "equivalent", 9)
+    least = short_text(report)
+
+    assert " Note " in least
+    assert "←" not in least

@@ -217,15 +217,15 @@ class Comparing:
     def judge(
         self, batch: Batch, steps: Steps, rows_pass: ForwardBackward | None
     ) -> tuple[Row, Bounds]:
-        """Compare a step by its bounds, and by closer ones where they make it a divergence."""
+        """Compare a step by its bounds, and by other ones where they make it a divergence."""
         bounder = self.sides.bounder
         bounds = bounder.bounds(batch, steps, rows_pass)
         row = compare_step(batch, steps, bounds, self.tolerances)
         while self.would_diverge(row):
-            closer = bounder.closer(batch, steps)
-            if closer is None:
+            other = bounder.other_bounds(batch, steps)
+            if other is None:
                 break
-            bounds, row = closer, compare_step(batch, steps, closer, self.tolerances)
+            bounds, row = other, compare_step(batch, steps, other, self.tolerances)
         return row, bounds
 
     def would_diverge(self, row: Row) -> bool:

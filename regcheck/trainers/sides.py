@@ -141,7 +141,7 @@ class ClosedBounds:
         bounds, self.state = self.model.bounds(self.state, batch, framework, dloss_dz)
         return allowing(bounds, self.state, steps.scratch.after, framework.after)
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
+    def other_bounds(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Return None: these are final."""
 
     def gradient_noise(self) -> None:

@@ -196,7 +196,7 @@ class FormulaBounds:
         loss = self.tiny
         return Bounds((), loss, {}, tensors, tensors, tensors)
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
+    def other_bounds(self, batch: Batch, steps: Steps) -> Bounds | None:  # noqa: ARG002
         """Bound this step, and all later ones, with each operation in bfloat16 rounded.
 
         None where there are no such operations, or that is done.

@@ -54,7 +54,9 @@ def l1_penalties(replay: Replay, settings: Mapping[str, EffectiveSettings]) -> d
             fitted = fitted_signs(replay, [*fitted], sign, len(replay.history))
         if fitted:
             decays = replay.torch.problem.weight_decay
-            return {name: told(sign, decays.get(name, 0.0), *one) for name, one in fitted.items()}
+            return {
+                name: described(sign, decays.get(name, 0.0), *one) for name, one in fitted.items()
+            }
     return {}
 
 
@@ -91,7 +93,7 @@ def fitted_signs(
     return {name: one for name, one in found.items() if any(map(one[1].is_near, both))}
 
 
-def told(sign: Sign, weight_decay: float, one: EffectiveSettings, c: Fit) -> Evidence:
+def described(sign: Sign, weight_decay: float, one: EffectiveSettings, c: Fit) -> Evidence:
     """Say by which gradient, weight decay and c sign(w) a tensor goes."""
     assert one.gradient is not None
     own = one.decay is None or one.decay.is_near(weight_decay)

@@ -88,7 +88,7 @@ class MeasuredBounds:
         self.trainer, self.layout, self.mixed = trainer, trainer.layout, len(set(dtypes)) > 1
         coarser = max(map(np.finfo, dtypes), key=lambda info: float(info.eps))
         self.eps, self.tiny = float(coarser.eps), float(coarser.tiny)
-        self.u = self.eps / 2
+        self.u, self.loss_share = self.eps / 2, 8 * self.eps
         self.clips = trainer.problem.clip_norm is not None or trainer.problem.clip_value is not None
         self.random = torch.Generator().manual_seed(0)
         groups = trainer.optimizer.param_groups
@@ -107,7 +107,6 @@ class MeasuredBounds:
         self.measured: tuple[Array, Array] | None = None
         self.share: Array = np.zeros(self.layout.count)
         self.rms: Array = np.ones(tensors)
-        self.loss_share = 8 * self.eps
         self.noise: Noise | None = None
         self.random_model = False
         self.noise_used: Array = np.zeros(0)
@@ -163,7 +162,7 @@ class MeasuredBounds:
         found: Array = values[first] if first == last else values[self.tensor_of[part]]
         return found
 
-    def closer(self, batch: Batch, steps: Steps) -> Bounds | None:
+    def other_bounds(self, batch: Batch, steps: Steps) -> Bounds | None:
         """Measure the step at hand, or measure it better; None where that has been done."""
         count = self.noise.count if self.noise is not None else 0
         more = next((number for number in MORE if number > count), None)
@@ -232,12 +231,11 @@ class MeasuredBounds:
         keys = bounds[0].carried
         self.carried_on = {key: joined([each.carried[key] for each in bounds]) for key in keys}
         self.noise_used = joined(of_used)
-        bound = joined([each.after for each in bounds])
-        bound += self.tiny
-        tensors = layout.split(bound)
+        tensors = layout.split(joined([each.after for each in bounds]) + self.tiny)
         all_finite = finite(self.entries.gradient) and finite(self.entries.after)
         if not (tensors.is_finite and all_finite):
-            tensors = layout.split(overflowing(bound, all_finite=all_finite, mixed=self.mixed))
+            bound = overflowing(tensors.vector, all_finite=all_finite, mixed=self.mixed)
+            tensors = layout.split(bound)
         if bounds[0].lost is not None:
             lost = joined([each.lost for each in bounds if each.lost is not None])
             scratch = flat({name: steps.scratch.after[name] for name in framework.after})
